@@ -1,0 +1,47 @@
+"""Runtimes that compute a model's probabilities, behind one method.
+
+`open_backend` imports the runtime that is asked for and no other.
+"""
+
+from typing import Literal, Protocol
+
+from app.contract import Artifact, Images, Probabilities
+
+BackendName = Literal["onnx-cpu", "torch-cpu", "torch-cuda"]
+
+
+class Backend(Protocol):
+    """Anything that classifies a batch."""
+
+    def predict(self, images: Images) -> Probabilities:
+        """Return float32 probabilities `[N,classes]` for uint8 RGB images `[N,H,W,3]`.
+
+        Raises:
+            BackendFailed: the runtime could not compute them.
+        """
+        ...
+
+
+def open_backend(artifact: Artifact, name: BackendName, threads: int = 1) -> Backend:
+    """Load an artifact's graph and prove that it answers here as it did at export.
+
+    Args:
+        artifact: the model directory.
+        name: the runtime: `onnx-cpu`, or torch on the processor or the GPU.
+        threads: how many processor threads one batch may use.
+
+    Raises:
+        ArtifactError: a file differs from its record, the graph does not load, or its
+            probabilities for the golden images differ by more than the tolerance.
+    """
+    backend: Backend
+    if name == "onnx-cpu":
+        from app.backends.onnx_cpu import OnnxBackend
+
+        backend = OnnxBackend(artifact, threads)
+    else:
+        from app.backends.torch_cuda import TorchBackend
+
+        backend = TorchBackend(artifact, name.removeprefix("torch-"), threads)
+    artifact.check_golden(name, backend.predict)
+    return backend
