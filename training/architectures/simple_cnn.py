@@ -1,0 +1,34 @@
+"""The exercise's convolutional network: two convolutions and two fully connected layers."""
+
+from collections import OrderedDict
+
+from torch import nn
+
+
+class SimpleCNN(nn.Sequential):
+    """Conv(3→32) BN ReLU MaxPool, Conv(32→64) BN ReLU MaxPool, FC(4096→256) ReLU, FC(256→classes).
+
+    Convolutions are 3×3 and keep the size. Float `[N,3,32,32]` to logits `[N,classes]`;
+    1,070,986 parameters with ten classes. Dropout (Srivastava et al. 2014), which the exercise
+    does not have, acts before each fully connected layer.
+    """
+
+    def __init__(self, classes: int = 10, dropout: float = 0.0) -> None:
+        super().__init__(
+            OrderedDict(
+                conv1=nn.Conv2d(3, 32, kernel_size=3, padding="same"),
+                bn1=nn.BatchNorm2d(32),
+                relu1=nn.ReLU(inplace=True),
+                pool1=nn.MaxPool2d(2),
+                conv2=nn.Conv2d(32, 64, kernel_size=3, padding="same"),
+                bn2=nn.BatchNorm2d(64),
+                relu2=nn.ReLU(inplace=True),
+                pool2=nn.MaxPool2d(2),
+                flatten=nn.Flatten(),
+                dropout1=nn.Dropout(dropout),
+                fc1=nn.Linear(64 * 8 * 8, 256),
+                relu3=nn.ReLU(inplace=True),
+                dropout2=nn.Dropout(dropout),
+                fc2=nn.Linear(256, classes),
+            )
+        )

@@ -1,0 +1,204 @@
+"""A run's directory: its checkpoints, written whole or not at all.
+
+    runs/<run>/
+        epoch-0007/           the newest finished epoch; older ones are removed
+            network.safetensors
+            optimizer.safetensors
+            state.json        recipe, data, history: all that is not a tensor
+        history.json          the epochs so far, for who wants to plot them
+        learning_curve.png    when the run has ended
+
+A process that is killed at any moment leaves the last whole checkpoint. Nothing is pickled.
+"""
+
+import json
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from training import durable
+from training.errors import RecipeError, RunError
+from training.recipes import Recipe
+
+NETWORK = "network.safetensors"
+OPTIMIZER = "optimizer.safetensors"
+STATE = "state.json"
+HISTORY = "history.json"
+
+
+@dataclass(frozen=True)
+class EpochFigures:
+    """What one epoch gave; accuracies are 0 to 1, the held-out one is None without a holdout."""
+
+    epoch: int
+    loss: float
+    train_accuracy: float
+    heldout_accuracy: float | None
+    images_per_second: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class RunState:
+    """All of a run that is not a tensor.
+
+    Attributes:
+        recipe: with `precision` resolved to what the hardware computed in.
+        data_name: the data set's name.
+        data_sha256: its hash.
+        classes: names by label.
+        mean: of each channel over the images trained on, scaled to 0..1.
+        deviation: likewise.
+        hardware: the processor or GPU.
+        libraries: versions of what computed the weights.
+        history: one record a finished epoch.
+    """
+
+    recipe: Recipe
+    data_name: str
+    data_sha256: str
+    classes: tuple[str, ...]
+    mean: list[float]
+    deviation: list[float]
+    hardware: str
+    libraries: dict[str, str]
+    history: tuple[EpochFigures, ...] = field(default=())
+
+    @property
+    def epoch(self) -> int:
+        """How many epochs have been finished."""
+        return len(self.history)
+
+    @property
+    def training_seconds(self) -> float:
+        """Time spent in finished epochs."""
+        return sum(figures.seconds for figures in self.history)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A finished epoch as it is on disk."""
+
+    path: Path
+    state: RunState
+
+    def load_network(self, network: nn.Module) -> None:
+        """Put the checkpoint's weights into a network of the same architecture.
+
+        Raises:
+            RunError: the file is damaged or holds other tensors than the network.
+        """
+        try:
+            network.load_state_dict(load_file(self.path / NETWORK))
+        except (OSError, SafetensorError, RuntimeError) as exc:
+            raise RunError(f"{self.path / NETWORK}: {exc}") from exc
+
+    def load_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        """Put the checkpoint's state into an optimizer of the same network.
+
+        Raises:
+            RunError: the file is damaged.
+        """
+        try:
+            tensors = load_file(self.path / OPTIMIZER)
+        except (OSError, SafetensorError) as exc:
+            raise RunError(f"{self.path / OPTIMIZER}: {exc}") from exc
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, tensor in tensors.items():
+            index, _, name = key.partition(".")
+            state.setdefault(int(index), {})[name] = tensor
+        groups = optimizer.state_dict()["param_groups"]
+        optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def save(run: Path, state: RunState, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Write a checkpoint of the finished epoch, then remove the older ones.
+
+    Raises:
+        RunError: it could not be written; the older checkpoints stand as they were.
+    """
+    final = run / f"epoch-{state.epoch:04d}"
+    try:
+        with durable.new_directory(final) as partial:
+            save_file(_contiguous(network.state_dict()), partial / NETWORK)
+            save_file(_optimizer_tensors(optimizer), partial / OPTIMIZER)
+            (partial / STATE).write_text(_to_json(state))
+        history = [asdict(figures) for figures in state.history]
+        durable.write_text(run / HISTORY, json.dumps(history, indent=1))
+    except (OSError, SafetensorError) as exc:
+        raise RunError(f"{final}: cannot be written: {exc}") from exc
+    for older in run.glob("epoch-*"):
+        if older != final:
+            shutil.rmtree(older)
+
+
+def newest(run: Path) -> Checkpoint | None:
+    """Return a run's newest checkpoint, or None when it has none.
+
+    Raises:
+        RunError: there is one, but its state cannot be read.
+    """
+    paths = sorted(run.glob("epoch-*"))
+    if not paths:
+        return None
+    path = paths[-1] / STATE
+    try:
+        values = json.loads(path.read_text())
+        values["recipe"] = Recipe.from_dict(values["recipe"])
+        values["classes"] = tuple(values["classes"])
+        values["history"] = tuple(EpochFigures(**figures) for figures in values["history"])
+        return Checkpoint(paths[-1], RunState(**values))
+    except (OSError, ValueError, KeyError, TypeError, RecipeError) as exc:
+        raise RunError(f"{path}: not the state of a run: {exc}") from exc
+
+
+def open_run(run: Path) -> Checkpoint:
+    """Return the newest checkpoint of a run that must have one.
+
+    Raises:
+        RunError: it has none, or its state cannot be read.
+    """
+    checkpoint = newest(run)
+    if checkpoint is None:
+        raise RunError(f"{run}: holds no checkpoint")
+    return checkpoint
+
+
+def parse_history(text: str) -> tuple[EpochFigures, ...]:
+    """Read the content of a `history.json`.
+
+    Raises:
+        RunError: it is not a history.
+    """
+    try:
+        return tuple(EpochFigures(**figures) for figures in json.loads(text))
+    except (ValueError, TypeError) as exc:
+        raise RunError(f"{HISTORY}: not the history of a run: {exc}") from exc
+
+
+def _to_json(state: RunState) -> str:
+    values: dict[str, Any] = {**vars(state)}
+    values["recipe"] = state.recipe.as_dict()
+    values["history"] = [asdict(figures) for figures in state.history]
+    return json.dumps(values, indent=1)
+
+
+def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    state = optimizer.state_dict()["state"]
+    return _contiguous(
+        {
+            f"{index}.{name}": value
+            for index, values in state.items()
+            for name, value in values.items()
+        }
+    )
+
+
+def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}

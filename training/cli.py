@@ -1,0 +1,181 @@
+"""`convscope-train`: data, train, evaluate, export, compare, describe.
+
+Only reads arguments and prints; every error of `training.errors` ends as one line and exit code 1.
+"""
+
+import sys
+from collections.abc import Callable
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import click
+from rich.console import Console
+
+from training import checkpoint as checkpoints
+from training import data, evaluate, report
+from training.architectures import ARCHITECTURES
+from training.compare import compare as compare_models
+from training.describe import describe as describe_architecture
+from training.errors import TrainingError
+from training.export import Export, next_version
+from training.export import export as export_artifact
+from training.progress import watch
+from training.recipes import RECIPES, Recipe, find_recipe
+from training.train import DeviceName, choose_device
+from training.train import train as run_training
+
+Command = Callable[..., Any]
+
+console = Console()
+data_dir_option = click.option(
+    "--data-dir",
+    type=click.Path(path_type=Path),
+    help=f"Where to look before ${data.DATA_DIR_VARIABLE} and ./{data.DEFAULT_DATA_DIR}.",
+)
+device_option = click.option(
+    "--device", type=click.Choice(get_args(DeviceName)), default="auto", show_default=True
+)
+store_option = click.option(
+    "--store",
+    type=click.Path(path_type=Path),
+    default=Path("models_store"),
+    show_default=True,
+    help="The folder of the artifacts.",
+)
+run_argument = click.argument("run", type=click.Path(path_type=Path))
+
+
+def recipe_options(command: Command) -> Command:
+    """Add an option for every field of a recipe; those that are given override the recipe's."""
+    hints = get_type_hints(Recipe)
+    for field in reversed(fields(Recipe)):
+        kind, choices = hints[field.name], get_args(hints[field.name])
+        flag = "--" + field.name.replace("_", "-")
+        if kind is bool:
+            option = click.option(f"{flag}/--no-{flag[2:]}", default=None)
+        else:
+            option = click.option(flag, type=click.Choice(choices) if choices else kind)
+        command = option(command)
+    return command
+
+
+class OneLineErrors(click.Group):
+    """A group whose commands end with one line instead of a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command, and turn its errors into click's."""
+        try:
+            return super().invoke(ctx)
+        except TrainingError as exc:
+            raise click.ClickException(str(exc)) from exc
+
+
+@click.group(cls=OneLineErrors, context_settings={"max_content_width": 100})
+def main() -> None:
+    """Train CIFAR-10 classifiers, measure them and export them for serving."""
+
+
+@main.command("data")
+@data_dir_option
+def data_command(data_dir: Path | None) -> None:
+    """Find the images and verify every file; download CIFAR-10 if there are none."""
+    source = data.find(data_dir)
+    images = source.load_train()
+    console.print(f"{source.name} in {source.place}, sha256 {source.sha256}", soft_wrap=True)
+    console.print(f"{len(images):,} training images in {len(source.classes)} classes:", end=" ")
+    console.print(", ".join(source.classes))
+
+
+@main.command()
+@click.argument("name", metavar="NAME")
+@data_dir_option
+@device_option
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="The run's folder.  [default: runs/NAME-seedN]"
+)
+@click.option("--resume", is_flag=True, help="Go on from the newest checkpoint.")
+@recipe_options
+def train(
+    name: str,
+    data_dir: Path | None,
+    device: DeviceName,
+    out: Path | None,
+    resume: bool,
+    **overrides: Any,
+) -> None:
+    """Train by the recipe NAME, any of whose fields an option overrides."""
+    given = {field: value for field, value in overrides.items() if value is not None}
+    recipe = replace(find_recipe(name), **given)
+    run = out or Path("runs") / f"{name}-seed{recipe.seed}"
+    source = data.find(data_dir)
+    console.print(f"{name} on {source.name} in {source.place} → {run}", soft_wrap=True)
+    with watch(console) as reporter:
+        last = run_training(recipe, source, run, reporter, device=device, resume=resume)
+    report.draw_learning_curve(last.state.history, run / report.LEARNING_CURVE)
+    console.print(f"done: {last.path}", soft_wrap=True)
+
+
+@main.command("evaluate")
+@run_argument
+@data_dir_option
+@device_option
+def evaluate_command(run: Path, data_dir: Path | None, device: DeviceName) -> None:
+    """Measure the run RUN on the test images."""
+    last = checkpoints.open_run(run)
+    found = evaluate.evaluate(last, data.find(data_dir), choose_device(device))
+    evaluate.save_evaluation(run, found)
+    for table in report.evaluation_tables(found):
+        console.print(table)
+
+
+@main.command()
+@run_argument
+@data_dir_option
+@store_option
+@click.option("--name", help="The model's name.  [default: the architecture's]")
+@click.option("--version", help="The model's version.  [default: the next number]")
+def export(
+    run: Path, data_dir: Path | None, store: Path, name: str | None, version: str | None
+) -> None:
+    """Export the run RUN as an artifact that the service can load, and prove it."""
+    last = checkpoints.open_run(run)
+    source = data.find(data_dir)
+    name = name or last.state.recipe.architecture
+    version = version or next_version(store, name)
+    found = evaluate.read_evaluation(run)
+    if found is None:
+        found = evaluate.evaluate(last, source, choose_device("cpu"))
+        evaluate.save_evaluation(run, found)
+    artifact = export_artifact(Export(last, found, source, name, version), store)
+    console.print(f"exported: {artifact.path} ({found.test.accuracy:.2%})", soft_wrap=True)
+
+
+@main.command("compare")
+@store_option
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("comparison"),
+    show_default=True,
+    help="The folder for comparison.json, comparison.md and the plots.",
+)
+def compare_command(store: Path, out: Path) -> None:
+    """Put every artifact of the store side by side."""
+    models = compare_models(store)
+    report.write_comparison(models, out)
+    console.print(report.comparison_table(models))
+    console.print(f"written: {out}", soft_wrap=True)
+
+
+@main.command("describe")
+@click.argument("name", metavar="NAME")
+def describe_command(name: str) -> None:
+    """Print the layers of the architecture NAME with their arithmetic."""
+    console.print(report.description_table(describe_architecture(name)))
+
+
+main.epilog = f"Recipes: {', '.join(RECIPES)}. Architectures: {', '.join(ARCHITECTURES)}."
+
+if __name__ == "__main__":
+    sys.exit(main())

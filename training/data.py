@@ -1,0 +1,257 @@
+"""Images in memory: find them, verify them, split them, cut them into augmented batches.
+
+CIFAR-10 is read from either of its official layouts, every file checked against its known hash
+before its content is looked at; a folder in ImageFolder layout (`{train,test}/<class>/*`) serves
+as well. Batches are cut and augmented as whole tensors on the device that trains. Only
+`training.evaluate` may call `Source.load_test`. Nothing here knows of networks.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from app.errors import ImageError
+from app.images import decode
+from training import cifar10
+from training.errors import DataError
+
+DATA_DIR_VARIABLE = "CONVSCOPE_DATA_DIR"
+DEFAULT_DATA_DIR = Path("data")
+IMAGE_SIZE = (32, 32)
+MAX_PIXELS = 100_000_000
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images uint8 `[N,32,32,3]` RGB and labels int64 `[N]`, on one device."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: Tensor) -> "Split":
+        return Split(self.images[index], self.labels[index])
+
+    def to(self, device: torch.device) -> "Split":
+        """Return the same images on another device."""
+        return Split(self.images.to(device), self.labels.to(device))
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set that has been found and verified, its images not yet in memory.
+
+    Attributes:
+        name: `cifar-10`, or the folder's name.
+        place: the folder that it was found in.
+        classes: the names of the classes, by label.
+        sha256: over the digests of all its files, in order.
+        load_train: reads the training split.
+        load_test: reads the test split; for `training.evaluate` alone.
+    """
+
+    name: str
+    place: Path
+    classes: tuple[str, ...]
+    sha256: str
+    load_train: Callable[[], Split]
+    load_test: Callable[[], Split]
+
+
+def find(data_dir: Path | None) -> Source:
+    """Find a data set in `data_dir`, in `CONVSCOPE_DATA_DIR` or in `./data`, in this order.
+
+    Where none of them holds one, CIFAR-10 is downloaded into the first.
+
+    Raises:
+        DataError: a file differs from its known hash, or nothing is found and the download fails;
+            the message names every place looked in.
+    """
+    variable = os.environ.get(DATA_DIR_VARIABLE)
+    named = [data_dir, Path(variable) if variable else None]
+    places = [*filter(None, named), DEFAULT_DATA_DIR]
+    try:
+        source = next(filter(None, map(_open, places)), None)
+        if source is None:
+            cifar10.download(places[0])
+            source = _open_cifar10(places[0] / cifar10.BINARY.folder, cifar10.BINARY)
+    except DataError as exc:
+        raise DataError(f"{exc} (looked in: {', '.join(map(str, places))})") from exc
+    return source
+
+
+def split_holdout(labels: Tensor, holdout: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Choose images to hold out, the same part of every class.
+
+    Args:
+        labels: int64 `[N]`.
+        holdout: part of each class, 0 to below 1, rounded to whole images.
+        seed: of the choice.
+
+    Returns:
+        Indices of the images to train on and of those held out, int64, both ascending.
+
+    Raises:
+        DataError: a class is left with no image to train on, or nothing is held out although
+            `holdout` is above zero.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    held = []
+    for label in labels.unique().tolist():
+        members = (labels == label).nonzero().squeeze(1)
+        count = round(holdout * len(members))
+        if count == len(members):
+            raise DataError(
+                f"holdout {holdout} leaves class {label} none of its {len(members)} images"
+            )
+        held.append(members[torch.randperm(len(members), generator=generator)[:count]])
+    heldout = torch.cat(held).sort().values
+    if holdout > 0 and len(heldout) == 0:
+        raise DataError(f"holdout {holdout} of {len(labels)} images holds out none")
+    mask = torch.ones(len(labels), dtype=torch.bool)
+    mask[heldout] = False
+    return mask.nonzero().squeeze(1), heldout
+
+
+def channel_statistics(images: Tensor) -> tuple[list[float], list[float]]:
+    """Return each channel's mean and standard deviation over uint8 `[N,H,W,3]`, scaled to 0..1."""
+    levels = torch.arange(256, dtype=torch.float64) / 255
+    means, deviations = [], []
+    for channel in range(3):
+        counts = torch.bincount(images[..., channel].flatten(), minlength=256).double().cpu()
+        mean = (counts * levels).sum() / counts.sum()
+        variance = (counts * (levels - mean) ** 2).sum() / counts.sum()
+        means.append(mean.item())
+        deviations.append(variance.sqrt().item())
+    return means, deviations
+
+
+def epoch_batches(
+    split: Split, batch_size: int, generator: torch.Generator, *, flip: bool, translate: int
+) -> Iterator[Split]:
+    """Yield every image once, in random order, augmented, uint8 batches `[B,32,32,3]`.
+
+    Flip and translation are one gather: each image has its own row and column indices, mirrored
+    or shifted, and reflected back where they leave the image.
+
+    Args:
+        split: the images, already on the device that trains.
+        batch_size: images a batch; the last may be smaller.
+        generator: on the processor; it alone decides order and augmentation.
+        flip: mirror each image with probability one half.
+        translate: shift by up to this many pixels in each direction.
+    """
+    count, device = len(split), split.images.device
+    order = torch.randperm(count, generator=generator)
+    rows = _shifted(split.images.shape[1], count, translate, generator)
+    columns = _shifted(split.images.shape[2], count, translate, generator)
+    if flip:
+        mirrored = torch.rand(count, generator=generator) < 0.5
+        columns = torch.where(mirrored[:, None], columns.flip(1), columns)
+    order, rows, columns = order.to(device), rows.to(device), columns.to(device)
+    for start in range(0, count, batch_size):
+        chosen = slice(start, start + batch_size)
+        index = order[chosen]
+        if flip or translate:
+            images = split.images[
+                index[:, None, None], rows[chosen, :, None], columns[chosen, None, :]
+            ]
+        else:
+            images = split.images[index]
+        yield Split(images, split.labels[index])
+
+
+def normalize(images: Tensor, mean: list[float], deviation: list[float]) -> Tensor:
+    """Return float32 `[N,3,H,W]` (channels last in memory) from uint8 `[N,H,W,3]`.
+
+    `(x / 255 - mean) / deviation` for each channel.
+    """
+    scale = 1 / (255 * torch.tensor(deviation, device=images.device))
+    shift = torch.tensor(mean, device=images.device) / torch.tensor(deviation, device=images.device)
+    return (images * scale - shift).permute(0, 3, 1, 2)
+
+
+def _shifted(size: int, count: int, limit: int, generator: torch.Generator) -> Tensor:
+    """Return int64 `[count,size]`: 0..size-1 shifted at random, reflected at both borders."""
+    shifts = torch.randint(-limit, limit + 1, (count, 1), generator=generator)
+    index = (torch.arange(size) + shifts).abs()
+    return torch.where(index >= size, 2 * (size - 1) - index, index)
+
+
+def _open(place: Path) -> Source | None:
+    for layout in (cifar10.BINARY, cifar10.PYTHON):
+        for folder in (place / layout.folder, place):
+            if folder.name == layout.folder and folder.is_dir():
+                return _open_cifar10(folder, layout)
+    if (place / "train").is_dir() and (place / "test").is_dir():
+        return _open_image_folder(place)
+    return None
+
+
+def _open_cifar10(folder: Path, layout: cifar10.Layout) -> Source:
+    digest = layout.verify(folder)
+
+    def load(files: tuple[str, ...]) -> Split:
+        images, labels = layout.read(folder, files)
+        return Split(torch.from_numpy(images), torch.from_numpy(labels))
+
+    return Source(
+        name="cifar-10",
+        place=folder,
+        classes=cifar10.CLASSES,
+        sha256=digest,
+        load_train=partial(load, layout.train),
+        load_test=partial(load, layout.test),
+    )
+
+
+def _open_image_folder(place: Path) -> Source:
+    classes = _class_folders(place / "train")
+    if len(classes) < 2:
+        raise DataError(f"{place / 'train'}: holds {len(classes)} classes; at least 2 are needed")
+    if (found := _class_folders(place / "test")) != classes:
+        raise DataError(
+            f"{place / 'test'}: holds the classes {', '.join(found)}; "
+            f"train has {', '.join(classes)}"
+        )
+    digest = hashlib.sha256()
+    for path in sorted(path for path in place.glob("*/*/*") if path.is_file()):
+        digest.update(str(path.relative_to(place)).encode())
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return Source(
+        name=place.resolve().name,
+        place=place,
+        classes=classes,
+        sha256=digest.hexdigest(),
+        load_train=partial(_read_image_folder, place / "train", classes),
+        load_test=partial(_read_image_folder, place / "test", classes),
+    )
+
+
+def _class_folders(place: Path) -> tuple[str, ...]:
+    return tuple(sorted(path.name for path in place.iterdir() if path.is_dir()))
+
+
+def _read_image_folder(place: Path, classes: tuple[str, ...]) -> Split:
+    """Decode every picture as the service would, so that training and serving see the same."""
+    images, labels = [], []
+    for label, name in enumerate(classes):
+        paths = sorted(path for path in (place / name).iterdir() if path.is_file())
+        if not paths:
+            raise DataError(f"{place / name}: holds no images")
+        for path in paths:
+            try:
+                images.append(decode(path.read_bytes(), IMAGE_SIZE, MAX_PIXELS))
+            except ImageError as exc:
+                raise DataError(f"{path}: {exc}") from exc
+            labels.append(label)
+    return Split(torch.from_numpy(np.stack(images)), torch.tensor(labels))

@@ -1,0 +1,158 @@
+"""The arithmetic of a network: output shape, parameters, multiply-accumulates, receptive field.
+
+A network is traced symbolically and run on shapes alone (torch's meta device), so VGG-16 takes no
+memory. Convolutions and fully connected layers are counted as multiply-accumulates; biases,
+normalisation, activations and pooling are not, as is usual.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from training.architectures import find_architecture
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer of a network, for one image.
+
+    Attributes:
+        name: its place in the network, such as `features.0`.
+        kind: such as `Conv2d 3→64, 3×3`.
+        output: the output's shape without the batch.
+        weights: how many numbers its kernel or matrix holds.
+        parameters: those and its biases.
+        macs: multiply-accumulates.
+        receptive_field: side in pixels of the square of the input that one output value sees;
+            None where it sees the whole image.
+    """
+
+    name: str
+    kind: str
+    output: tuple[int, ...]
+    weights: int
+    parameters: int
+    macs: int
+    receptive_field: int | None
+
+
+@dataclass(frozen=True)
+class Description:
+    """A network's layers in the order in which they run."""
+
+    name: str
+    input: tuple[int, ...]
+    layers: tuple[Layer, ...]
+
+    @property
+    def parameters(self) -> int:
+        """Learned numbers of all layers."""
+        return sum(layer.parameters for layer in self.layers)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates for one image."""
+        return sum(layer.macs for layer in self.layers)
+
+
+def describe(name: str, classes: int | None = None) -> Description:
+    """Describe the architecture of this name.
+
+    Args:
+        name: in `training.architectures`.
+        classes: the number of classes, if not that of the data set it is known for.
+
+    Raises:
+        RecipeError: there is no such architecture.
+    """
+    architecture = find_architecture(name)
+    with torch.device("meta"):
+        network = architecture.build(classes or architecture.classes, 0.0).eval()
+        image = torch.empty(1, 3, *architecture.image_size)
+    tracer = _LayerRecorder(fx.symbolic_trace(network))
+    tracer.run(image)
+    return Description(name, tuple(image.shape[1:]), tuple(tracer.layers))
+
+
+@dataclass(frozen=True)
+class _Window:
+    """What one value of a tensor sees: `field` pixels a side, neighbours `jump` pixels apart."""
+
+    field: float = 1
+    jump: int = 1
+
+
+class _LayerRecorder(fx.Interpreter):
+    """Runs a traced network and writes down each module that it calls.
+
+    Receptive fields follow Araujo et al. 2019: a window of k steps of size d and stride s widens
+    the field by (k - 1) d times the distance of neighbouring values, and multiplies that
+    distance by s. Where branches meet, the wider one counts.
+    """
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.layers: list[Layer] = []
+        self._windows: dict[fx.Node, _Window] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        before = [self._windows[node] for node in n.all_input_nodes]
+        window = max(before, key=lambda seen: seen.field, default=_Window())
+        if n.op == "call_module":
+            module = self.fetch_attr(str(n.target))
+            window = _widen(window, module)
+            self.layers.append(_layer(str(n.target), module, result, window))
+        self._windows[n] = window
+        return result
+
+
+def _widen(window: _Window, module: nn.Module) -> _Window:
+    pools_all = isinstance(module, nn.AdaptiveAvgPool2d) and _side(module.output_size) == 1
+    if isinstance(module, nn.Linear) or pools_all:
+        return _Window(math.inf, window.jump)
+    if isinstance(module, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d):
+        kernel, stride = _side(module.kernel_size), _side(module.stride)
+        dilation = 1 if isinstance(module, nn.AvgPool2d) else _side(module.dilation)
+        field = window.field + (kernel - 1) * dilation * window.jump
+        return _Window(field, window.jump * stride)
+    return window
+
+
+def _layer(name: str, module: nn.Module, output: Tensor, window: _Window) -> Layer:
+    shape = tuple(output.shape[1:])
+    weight = getattr(module, "weight", None)
+    macs = 0
+    if isinstance(module, nn.Conv2d):
+        macs = module.weight[0].numel() * output[0].numel()
+    elif isinstance(module, nn.Linear):
+        macs = module.weight.numel() * math.prod(shape[:-1])
+    return Layer(
+        name=name,
+        kind=_kind(module),
+        output=shape,
+        weights=0 if weight is None or weight.ndim < 2 else weight.numel(),
+        parameters=sum(parameter.numel() for parameter in module.parameters()),
+        macs=macs,
+        receptive_field=None if math.isinf(window.field) else int(window.field),
+    )
+
+
+def _kind(module: nn.Module) -> str:
+    kind = type(module).__name__
+    if isinstance(module, nn.Conv2d):
+        side = _side(module.kernel_size)
+        stride = f", stride {_side(module.stride)}" if _side(module.stride) > 1 else ""
+        return f"{kind} {module.in_channels}→{module.out_channels}, {side}×{side}{stride}"
+    if isinstance(module, nn.Linear):
+        return f"{kind} {module.in_features}→{module.out_features}"
+    if isinstance(module, nn.MaxPool2d | nn.AvgPool2d):
+        return f"{kind} {_side(module.kernel_size)}×{_side(module.kernel_size)}"
+    return kind
+
+
+def _side(value: Any) -> int:
+    return int(value if isinstance(value, int) else value[0])

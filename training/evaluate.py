@@ -1,0 +1,242 @@
+"""Figures of a trained network, and the only reader of the test split.
+
+The temperature is fitted on the held-out images; the test split is read once, after that. The
+arithmetic of the metrics is torchmetrics'. Nothing here writes an artifact.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - the name that the field uses
+
+from app.contract import (
+    EVALUATION,
+    ClassFigures,
+    Confusion,
+    Evaluation,
+    Images,
+    Mistake,
+    Probabilities,
+    TestFigures,
+)
+from training import data, durable
+from training.architectures import find_architecture
+from training.checkpoint import Checkpoint
+from training.errors import DataError, RunError
+from training.train import compute_logits
+from training.vision import import_torchvision
+
+CALIBRATION_BINS = 15
+TOP_CONFUSIONS = 10
+CONFIDENT_MISTAKES = 20
+
+
+def load_network(checkpoint: Checkpoint) -> nn.Module:
+    """Return the checkpoint's network, float32, on the processor, in evaluation mode."""
+    state = checkpoint.state
+    build = find_architecture(state.recipe.architecture).build
+    network = build(len(state.classes), state.recipe.dropout)
+    checkpoint.load_network(network)
+    return network.eval()
+
+
+def evaluate(checkpoint: Checkpoint, source: data.Source, device: torch.device) -> Evaluation:
+    """Fit the temperature on the held-out images, then measure on the test split.
+
+    Args:
+        checkpoint: of a run; a run without a holdout keeps the temperature 1.
+        source: the data set that it was trained on.
+        device: what computes the logits, in float32.
+
+    Raises:
+        DataError: `source` is not the data set that the run was trained on.
+        RunError: the weights cannot be read.
+    """
+    state = checkpoint.state
+    check_source(checkpoint, source)
+    network = load_network(checkpoint).to(device)
+
+    def logits_of(split: data.Split) -> Tensor:
+        return compute_logits(network, split.images, state.mean, state.deviation, device)
+
+    temperature = 1.0
+    heldout = load_heldout(checkpoint, source)
+    if len(heldout) > 0:
+        temperature = fit_temperature(logits_of(heldout), heldout.labels)
+    test = source.load_test()
+    return _measure(logits_of(test), test.labels, temperature, state.classes)
+
+
+def check_source(checkpoint: Checkpoint, source: data.Source) -> None:
+    """Raise DataError unless `source` is the data set that the run was trained on."""
+    if source.sha256 != checkpoint.state.data_sha256:
+        raise DataError(
+            f"{source.place}: data with sha256 {source.sha256}; "
+            f"{checkpoint.path} was trained on {checkpoint.state.data_sha256}"
+        )
+
+
+def load_heldout(checkpoint: Checkpoint, source: data.Source) -> data.Split:
+    """Return the images that the run held out; none if its recipe held out none."""
+    train = source.load_train()
+    recipe = checkpoint.state.recipe
+    _, heldout = data.split_holdout(train.labels, recipe.holdout, recipe.split_seed)
+    return train[heldout]
+
+
+def fit_temperature(logits: Tensor, labels: Tensor) -> float:
+    """Return the temperature T for which softmax(logits / T) has the least cross-entropy.
+
+    Temperature scaling (Guo et al. 2017), found by L-BFGS on log T in double precision.
+
+    Args:
+        logits: float `[N,classes]`.
+        labels: int64 `[N]`.
+    """
+    logits = logits.double()
+    log_temperature = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([log_temperature], max_iter=100, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(logits / log_temperature.exp(), labels)
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    return log_temperature.exp().item()
+
+
+def test_agreement(
+    source: data.Source,
+    reference: Callable[[Images], Probabilities],
+    others: dict[str, Callable[[Images], Probabilities]],
+) -> dict[str, float]:
+    """Return for each of `others` the part of all test images that it classifies as `reference`."""
+    images = source.load_test().images.numpy()
+    expected = _predictions(reference, images)
+    return {
+        name: float(np.mean(_predictions(predict, images) == expected))
+        for name, predict in others.items()
+    }
+
+
+def save_evaluation(run: Path, evaluation: Evaluation) -> None:
+    """Write `evaluation.json` into a run's directory.
+
+    Raises:
+        RunError: it cannot be written.
+    """
+    try:
+        durable.write_text(run / EVALUATION, evaluation.model_dump_json(indent=1))
+    except OSError as exc:
+        raise RunError(f"{run / EVALUATION}: cannot be written: {exc}") from exc
+
+
+def read_evaluation(run: Path) -> Evaluation | None:
+    """Return what `save_evaluation` wrote, or None if nothing stands there.
+
+    Raises:
+        RunError: the file is not an evaluation.
+    """
+    try:
+        return Evaluation.model_validate_json((run / EVALUATION).read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValidationError) as exc:
+        raise RunError(f"{run / EVALUATION}: not an evaluation: {exc}") from exc
+
+
+def _predictions(predict: Callable[[Images], Probabilities], images: Images) -> Images:
+    parts = range(0, len(images), 500)
+    return np.concatenate([predict(images[start : start + 500]).argmax(1) for start in parts])
+
+
+def _metrics() -> ModuleType:
+    """Return torchmetrics' classification metrics; it imports torchvision where it finds it."""
+    import_torchvision()
+    from torchmetrics.functional import classification
+
+    return classification
+
+
+def _measure(
+    logits: Tensor, labels: Tensor, temperature: float, classes: tuple[str, ...]
+) -> Evaluation:
+    calibrated = logits / temperature
+    probabilities = calibrated.softmax(1)
+    count = len(classes)
+    metrics = _metrics()
+    matrix = metrics.multiclass_confusion_matrix(probabilities, labels, count)
+    return Evaluation(
+        classes=classes,
+        images=len(labels),
+        temperature=temperature,
+        test=TestFigures(
+            accuracy=metrics.multiclass_accuracy(
+                probabilities, labels, count, average="micro"
+            ).item(),
+            cross_entropy_raw=F.cross_entropy(logits, labels).item(),
+            cross_entropy_calibrated=F.cross_entropy(calibrated, labels).item(),
+            ece_raw=_calibration_error(logits.softmax(1), labels),
+            ece_calibrated=_calibration_error(probabilities, labels),
+        ),
+        confusion_matrix=tuple(tuple(row) for row in matrix.tolist()),
+        per_class=tuple(_class_figures(probabilities, labels, classes)),
+        top_confusions=tuple(_top_confusions(matrix, classes)),
+        confident_mistakes=tuple(_confident_mistakes(probabilities, labels, classes)),
+    )
+
+
+def _calibration_error(probabilities: Tensor, labels: Tensor) -> float:
+    error: Tensor = _metrics().multiclass_calibration_error(
+        probabilities, labels, probabilities.shape[1], n_bins=CALIBRATION_BINS, norm="l1"
+    )
+    return error.item()
+
+
+def _class_figures(
+    probabilities: Tensor, labels: Tensor, classes: tuple[str, ...]
+) -> Iterator[ClassFigures]:
+    count, metrics = len(classes), _metrics()
+    figures = [
+        metric(probabilities, labels, count, average="none").tolist()
+        for metric in (
+            metrics.multiclass_precision,
+            metrics.multiclass_recall,
+            metrics.multiclass_f1_score,
+        )
+    ]
+    support = torch.bincount(labels, minlength=count).tolist()
+    for label, precision, recall, f1, images in zip(classes, *figures, support, strict=True):
+        yield ClassFigures(label=label, precision=precision, recall=recall, f1=f1, support=images)
+
+
+def _top_confusions(matrix: Tensor, classes: tuple[str, ...]) -> Iterator[Confusion]:
+    wrong = matrix.clone().fill_diagonal_(0).flatten()
+    for index in wrong.argsort(descending=True, stable=True)[:TOP_CONFUSIONS].tolist():
+        true, predicted = divmod(index, len(classes))
+        if wrong[index] > 0:
+            yield Confusion(
+                true=classes[true], predicted=classes[predicted], count=int(wrong[index])
+            )
+
+
+def _confident_mistakes(
+    probabilities: Tensor, labels: Tensor, classes: tuple[str, ...]
+) -> Iterator[Mistake]:
+    confidence, predicted = probabilities.max(1)
+    wrong = (predicted != labels).nonzero().squeeze(1)
+    order = confidence[wrong].argsort(descending=True, stable=True)[:CONFIDENT_MISTAKES]
+    for index in wrong[order].tolist():
+        yield Mistake(
+            index=index,
+            true=classes[labels[index]],
+            predicted=classes[predicted[index]],
+            confidence=confidence[index].item(),
+        )

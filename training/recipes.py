@@ -1,0 +1,129 @@
+"""Every number that a training run depends on, as frozen records.
+
+A recipe knows nothing of data or of the loop. The named ones are what `convscope-train train NAME`
+runs; each field can be overridden on the command line.
+"""
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, Self, get_args
+
+from training.errors import RecipeError
+
+Optimizer = Literal["adam", "adamw"]
+Schedule = Literal["constant", "one-cycle"]
+Precision = Literal["auto", "float32", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One training run.
+
+    Attributes:
+        architecture: a name in `training.architectures`.
+        epochs: passes over the training images.
+        batch_size: images a step; the last, smaller batch of an epoch is used too.
+        optimizer: `adam` (Kingma & Ba 2015) or `adamw` (Loshchilov & Hutter 2019).
+        learning_rate: the constant rate, or the peak of the one-cycle schedule.
+        weight_decay: the optimizer's own; not applied to biases and normalisation layers.
+        schedule: `constant`, or `one-cycle` (Smith & Topin 2018; 30% cosine warm-up from
+            peak/25, then cosine to zero).
+        label_smoothing: weight of the uniform distribution in the target (Szegedy et al. 2016).
+        dropout: probability at the architecture's dropout places.
+        flip: mirror each training image left to right with probability one half.
+        translate: shift each training image by up to this many pixels both ways, the border
+            filled by reflection.
+        holdout: part of the training images held out, by class, for selection and calibration.
+        split_seed: which images are held out; apart from `seed`, so that runs compare.
+        seed: initial weights, order of the images, augmentation and dropout.
+        precision: of convolutions and matrix products; `auto` is bfloat16 where the hardware
+            computes in it, else float32. Weights and the loss are always float32.
+    """
+
+    architecture: str
+    epochs: int = 30
+    batch_size: int = 128
+    optimizer: Optimizer = "adam"
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.0
+    schedule: Schedule = "constant"
+    label_smoothing: float = 0.0
+    dropout: float = 0.0
+    flip: bool = False
+    translate: int = 0
+    holdout: float = 0.1
+    split_seed: int = 0
+    seed: int = 0
+    precision: Precision = "auto"
+
+    def __post_init__(self) -> None:
+        _check("epochs", self.epochs, 1, 10_000)
+        _check("batch_size", self.batch_size, 1, 65_536)
+        _check("learning_rate", self.learning_rate, 1e-9, 100)
+        _check("weight_decay", self.weight_decay, 0, 10)
+        _check("label_smoothing", self.label_smoothing, 0, 0.99)
+        _check("dropout", self.dropout, 0, 0.99)
+        _check("translate", self.translate, 0, 31)
+        _check("holdout", self.holdout, 0, 0.9)
+        _check("split_seed", self.split_seed, 0, 2**31 - 1)
+        _check("seed", self.seed, 0, 2**31 - 1)
+        for name, kind in (
+            ("optimizer", Optimizer),
+            ("schedule", Schedule),
+            ("precision", Precision),
+        ):
+            if getattr(self, name) not in get_args(kind):
+                raise RecipeError(
+                    f"{name} is {getattr(self, name)!r}; it can be {' or '.join(get_args(kind))}"
+                )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields as plain values, for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Return the recipe with these fields.
+
+        Raises:
+            RecipeError: a field is missing, unknown, or holds a value that is not allowed.
+        """
+        known = {field.name for field in fields(cls)}
+        if values.keys() != known:
+            raise RecipeError(f"not the fields of a recipe: {sorted(values.keys() ^ known)}")
+        return cls(**values)
+
+
+def _check(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise RecipeError(f"{name} is {value}; it can be {low} to {high}")
+
+
+RECIPES: dict[str, Recipe] = {
+    "simple-cnn": Recipe("simple-cnn"),
+    "fc": Recipe("fc"),
+    "simple-cnn-augmented": Recipe(
+        "simple-cnn",
+        epochs=60,
+        batch_size=256,
+        optimizer="adamw",
+        learning_rate=4e-3,
+        weight_decay=0.05,
+        schedule="one-cycle",
+        label_smoothing=0.05,
+        dropout=0.3,
+        flip=True,
+        translate=4,
+    ),
+}
+
+
+def find_recipe(name: str) -> Recipe:
+    """Return the recipe of this name.
+
+    Raises:
+        RecipeError: there is none; the message lists those that there are.
+    """
+    try:
+        return RECIPES[name]
+    except KeyError:
+        raise RecipeError(f"no recipe {name!r}; there are {', '.join(RECIPES)}") from None
