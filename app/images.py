@@ -1,0 +1,340 @@
+"""Bytes of an image file to the pixels that a model takes: uint8 `[H,W,3]`, RGB.
+
+PNG, JPEG (MPO included), WebP, GIF and other animations (first frame), BMP, TIFF and, where
+Pillow was built with it, AVIF. The bytes come from strangers: everything that Pillow raises is
+translated here, sizes are checked from the header before anything is decoded, and metadata that
+can cost more than the pixels never reaches Pillow.
+
+This module knows nothing of HTTP. It does not manage colour: samples are taken as sRGB, as they
+are in training, and embedded profiles are not applied.
+"""
+
+import io
+import re
+import struct
+import warnings
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from PIL.AvifImagePlugin import SUPPORTED as AVIF_SUPPORTED
+from PIL.AvifImagePlugin import AvifImageFile
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.ExifTags import Base as ExifTag
+from PIL.GifImagePlugin import GifImageFile
+from PIL.ImageFile import ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+
+from app.errors import DamagedImage, ImageError, NotAnImage, TooManyPixels, UnsupportedImage
+
+MAX_PIECES = 20_000
+"""How many reads a decoder may ask for: segments, chunks, blocks, tags, strips, pieces of data."""
+
+MAX_TIFF_VALUES = 10_000
+"""How many strips or tiles a TIFF may have: Pillow makes a Python object of each."""
+
+MAX_TIFF_TAGS = 1_000
+"""Some tens are usual."""
+
+MAX_JPEG_SCANS = 50
+"""A progressive JPEG has about ten; each goes over all pixels again, whatever its length."""
+
+MAX_EXIF_BYTES = 65_536
+"""What fits into the one segment that JPEG has for EXIF."""
+
+_SIGNATURE = re.compile(
+    rb"(?P<PNG>\x89PNG\r\n\x1a\n)|(?P<JPEG>\xff\xd8\xff)|(?P<WebP>RIFF.{4}WEBP)"
+    rb"|(?P<GIF>GIF8[79]a)|(?P<BMP>BM)|(?P<TIFF>II[*+]\0|MM\0[*+])"
+    rb"|(?P<AVIF>.{4}ftyp(?:avif|avis|mif1|msf1))|(?P<HEIC>.{4}ftyp(?:hei|hev))",
+    re.DOTALL,
+)
+
+_TILE_WIDTH, _TILE_LENGTH, _TIFF_XMP, _TIFF_ASCII = 322, 323, 700, 2
+_PNG_CHUNKS = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"eXIf", b"IEND"})
+
+# Everything else has no meaning in 8 bits that all writers agree on ("F", "I", "LAB").
+_CONVERSIONS = {
+    "1": "L",
+    "P": "RGB",
+    "PA": "RGBA",
+    "La": "LA",
+    "RGBa": "RGBA",
+    "CMYK": "RGB",
+    "YCbCr": "RGB",
+}
+
+_TRANSPOSES = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+# As `warnings` keeps the filter that `_ignore_pillow_warnings` adds.
+_PILLOW_WARNINGS = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
+
+
+class _Source(io.BytesIO):
+    """Ends a decoder that asks too often: Pillow walks headers in Python, a record at a time."""
+
+    reads = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self.reads += 1
+        if self.reads > MAX_PIECES:
+            raise DamagedImage(f"image is made of more than {MAX_PIECES} pieces")
+        return super().read(size)
+
+
+class _JpegReader(JpegImageFile):
+    """Leaves out the resolution, for which Pillow reads all of the EXIF, however long."""
+
+    def _read_dpi_from_exif(self) -> None:
+        pass
+
+
+# Opened by class and not through Image.open: that one applies limits of its own, process-wide,
+# and raises before it says how large the image is.
+_READERS: dict[str, type[ImageFile]] = {
+    "PNG": PngImageFile,
+    "JPEG": _JpegReader,
+    "WebP": WebPImageFile,
+    "GIF": GifImageFile,
+    "BMP": BmpImageFile,
+    "TIFF": TiffImageFile,
+} | ({"AVIF": AvifImageFile} if AVIF_SUPPORTED else {})
+
+
+def decode(
+    data: bytes, size: tuple[int, int], max_pixels: int, *, max_pixels_whole: int | None = None
+) -> NDArray[np.uint8]:
+    """Decode an image file to the size that a model takes.
+
+    The image is turned as its EXIF orientation says, the largest centred part with the model's
+    aspect ratio is kept, and that part is resampled with an antialiased bicubic filter (as
+    torchvision's presets crop and timm's resample). Transparency is composited over white; 16-bit
+    samples keep their upper 8 bits. An image that has the model's size already keeps its pixels
+    exactly.
+
+    Args:
+        data: the file's bytes.
+        size: height and width in pixels of the result.
+        max_pixels: how many pixels the header may announce.
+        max_pixels_whole: the same for what cannot be reduced while it is decoded, so that every
+            pixel has to be held: anything but a sequential JPEG. `max_pixels` unless given.
+
+    Returns:
+        Read-only uint8 `[H,W,3]`, RGB.
+
+    Raises:
+        NotAnImage: no known format starts like this.
+        DamagedImage: the data are cut short, broken, or made of absurdly many pieces.
+        UnsupportedImage: HEIC, or samples without a meaning in 8 bits, such as floats.
+        TooManyPixels: the header announces more than the limit; nothing was decoded.
+    """
+    match = _SIGNATURE.match(data)
+    kind = match.lastgroup if match else None
+    if kind is None:
+        raise NotAnImage(f"not an image in a format that is read: {', '.join(_READERS)}")
+    if kind not in _READERS:
+        raise UnsupportedImage(f"{kind} is not read; send {', '.join(_READERS)}")
+    try:
+        return _decode(kind, data, size, max_pixels, max_pixels_whole or max_pixels)
+    except ImageError:
+        raise
+    except Image.DecompressionBombError as exc:  # raised before Pillow says how large it is
+        limit = _megapixels(max_pixels_whole or max_pixels)
+        raise TooManyPixels(f"{kind} image is far over the limit of {limit}") from exc
+    except Exception as exc:  # Pillow documents no list of what its decoders raise
+        raise DamagedImage(f"{kind} image is damaged: {exc or type(exc).__name__}") from exc
+
+
+def _decode(
+    kind: str, data: bytes, size: tuple[int, int], max_pixels: int, max_pixels_whole: int
+) -> NDArray[np.uint8]:
+    _ignore_pillow_warnings()
+    if kind == "PNG":
+        data = _without_png_metadata(data)
+    elif kind == "TIFF":
+        _check_tiff_tags(data)
+    source = _Source(data)
+    image = _READERS[kind](source)
+    if isinstance(image, JpegImageFile) and _is_sequential(image, data[: source.tell()]):
+        _check_pixels(image, max_pixels)
+    else:
+        what = " for progressive JPEG" if kind == "JPEG" else f" for {kind}"
+        _check_pixels(image, max_pixels_whole, what if max_pixels_whole < max_pixels else "")
+        _check_passes(image, data, max_pixels_whole)
+    # Twice the target leaves the filter enough to work on: libjpeg reduces with a box.
+    image.draft(None, (2 * max(size), 2 * max(size)))
+    image.load()
+    picture = _eight_bit(image, data)
+    # Pillow turns a TIFF when it loads it, and leaves no EXIF in `info`.
+    orientation = _orientation(image.info["exif"]) if "exif" in image.info else 1
+    return _fit(picture, size, orientation)
+
+
+def _ignore_pillow_warnings() -> None:
+    """Keep what Pillow thinks of metadata that is not used here off stderr.
+
+    With a filter that stays, because `warnings.catch_warnings` is not safe between threads.
+    """
+    if _PILLOW_WARNINGS not in warnings.filters:
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+def _is_sequential(image: JpegImageFile, before_scan: bytes) -> bool:
+    """Whether one scan holds all of the image, so that libjpeg need not keep its coefficients."""
+    header = struct.pack(">HB", 6 + 2 * image.layers, image.layers)
+    return "progressive" not in image.info and before_scan[-6 - 2 * image.layers :][:3] == header
+
+
+def _check_pixels(image: ImageFile, limit: int, what: str = "") -> None:
+    width, height = image.size
+    if width * height > limit:
+        raise TooManyPixels(
+            f"image is {width}x{height} pixels; the limit is {_megapixels(limit)}{what}"
+        )
+
+
+def _megapixels(pixels: int) -> str:
+    return f"{pixels / 1e6:.4g} megapixels"
+
+
+def _check_passes(image: ImageFile, data: bytes, max_pixels: int) -> None:
+    """Refuse what makes a decoder go over far more pixels than the image has."""
+    if isinstance(image, JpegImageFile):
+        scans = data.count(b"\xff\xda")
+        if scans > MAX_JPEG_SCANS:
+            raise DamagedImage(f"JPEG image has {scans} scans; the limit is {MAX_JPEG_SCANS}")
+    elif isinstance(image, TiffImageFile):
+        width, height = image.tag_v2.get(_TILE_WIDTH, 0), image.tag_v2.get(_TILE_LENGTH, 0)
+        # A tag may hold bytes where a number belongs, and those would be repeated.
+        if not isinstance(width, int) or not isinstance(height, int):
+            raise DamagedImage("TIFF image has tiles whose size is not a number")
+        if width * height > max_pixels:
+            raise DamagedImage(
+                f"TIFF image has tiles of {width}x{height} pixels; "
+                f"the limit is {_megapixels(max_pixels)}"
+            )
+
+
+def _check_tiff_tags(data: bytes) -> None:
+    """Refuse a first directory with more tags or values than Pillow can list in short time."""
+    order, big = "<" if data[:1] == b"I" else ">", b"+" in data[2:4]
+    (start,) = struct.unpack_from(order + ("Q" if big else "I"), data, 8 if big else 4)
+    (tags,) = struct.unpack_from(order + ("Q" if big else "H"), data, start)
+    if tags > MAX_TIFF_TAGS:
+        raise DamagedImage(f"TIFF image has {tags} tags; the limit is {MAX_TIFF_TAGS}")
+    entry = struct.Struct(order + ("HHQQ" if big else "HHII"))
+    for index in range(tags):
+        tag, kind, values, _ = entry.unpack_from(
+            data, start + (8 if big else 2) + index * entry.size
+        )
+        if tag < _TIFF_XMP and kind != _TIFF_ASCII and values > MAX_TIFF_VALUES:
+            raise DamagedImage(
+                f"TIFF tag {tag} has {values} values; the limit is {MAX_TIFF_VALUES}"
+            )
+
+
+def _without_png_metadata(data: bytes) -> bytes:
+    """Drop the chunks that hold no pixels: Pillow inflates text and profiles when it opens a PNG.
+
+    Animation chunks go too, which leaves the default image.
+    """
+    kept = [data[:8]]
+    position, end, dropped = 8, len(data), False
+    for _ in range(MAX_PIECES):
+        if position + 8 > end:
+            break
+        length, kind = struct.unpack_from(">I4s", data, position)
+        after = position + 12 + length
+        if kind in _PNG_CHUNKS:
+            kept.append(data[position:after])
+        else:
+            dropped = True
+        if kind == b"IEND":
+            break
+        position = after
+    else:
+        raise DamagedImage(f"PNG image is made of more than {MAX_PIECES} chunks")
+    return b"".join(kept) if dropped else data
+
+
+def _eight_bit(image: ImageFile, data: bytes) -> Image.Image:
+    """Return the image as "L", "LA", "RGB" or "RGBA", with any transparency in the alpha band."""
+    if image.mode.startswith("I;16"):
+        return _eight_bit_from_sixteen(image)
+    if isinstance(image, PngImageFile) and image.mode in {"L", "RGB"}:
+        _scale_png_transparency(image, depth=data[24])
+    if "transparency" in image.info:
+        return image.convert("RGBA")
+    if image.mode in {"L", "LA", "RGB", "RGBA"}:
+        return image
+    if image.mode not in _CONVERSIONS:
+        raise UnsupportedImage(f"{image.format} image of mode {image.mode} is not read")
+    return image.convert(_CONVERSIONS[image.mode])
+
+
+def _eight_bit_from_sixteen(image: ImageFile) -> Image.Image:
+    samples = np.asarray(image)
+    # Pillow leaves 12-bit samples as they are, in the lower bits.
+    bits = image.tag_v2.get(ExifTag.BitsPerSample) if isinstance(image, TiffImageFile) else None
+    grey = Image.fromarray((samples >> (4 if bits in {12, (12,)} else 8)).astype(np.uint8))
+    if "transparency" in image.info:
+        opaque = samples != image.info["transparency"]
+        grey.putalpha(Image.fromarray(opaque.astype(np.uint8) * 255))
+    return grey
+
+
+def _scale_png_transparency(image: PngImageFile, depth: int) -> None:
+    """Bring the transparent colour of a tRNS chunk to the 8 bits that Pillow gives the samples."""
+    colour = image.info.get("transparency")
+    if isinstance(colour, int):
+        image.info["transparency"] = {2: colour * 85, 4: colour * 17}.get(depth, colour) & 255
+    elif isinstance(colour, tuple):
+        shift = 8 if depth == 16 else 0
+        image.info["transparency"] = tuple(sample >> shift & 255 for sample in colour)
+
+
+def _orientation(exif: bytes) -> int:
+    tags = Image.Exif()
+    try:
+        tags.load(exif[:MAX_EXIF_BYTES])
+        orientation = tags.get(ExifTag.Orientation)
+    except Exception:  # noqa: BLE001 -- a sound picture is not refused for what is said about it
+        return 1
+    return orientation if orientation in _TRANSPOSES else 1
+
+
+def _fit(image: Image.Image, size: tuple[int, int], orientation: int) -> NDArray[np.uint8]:
+    """Crop, resample, composite over white and turn: uint8 `[H,W,3]`."""
+    height, width = size
+    stored = (height, width) if orientation >= 5 else (width, height)
+    if image.size != stored:
+        image = image.resize(
+            stored, Image.Resampling.BICUBIC, box=_centre(image.size, stored), reducing_gap=3.0
+        )
+    if image.mode in {"LA", "RGBA"}:
+        white = Image.new("RGB", stored, "white")
+        white.paste(image.convert("RGB"), mask=image.getchannel("A"))
+        image = white
+    if orientation in _TRANSPOSES:
+        image = image.transpose(_TRANSPOSES[orientation])
+    if image.mode != "RGB":
+        image = image.convert("RGB")
+    return np.frombuffer(image.tobytes(), np.uint8).reshape(height, width, 3)
+
+
+def _centre(size: tuple[int, int], target: tuple[int, int]) -> tuple[float, float, float, float]:
+    """The largest centred box of the target's aspect ratio: left, upper, right, lower."""
+    scale = min(size[0] / target[0], size[1] / target[1])
+    left, upper = (size[0] - target[0] * scale) / 2, (size[1] - target[1] * scale) / 2
+    return left, upper, size[0] - left, size[1] - upper
