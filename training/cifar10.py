@@ -132,8 +132,11 @@ def _parse_binary(data: bytes) -> Arrays:
 
 
 def _parse_python(data: bytes) -> Arrays:
-    content = _ArrayUnpickler(io.BytesIO(data), encoding="bytes").load()
-    return content[b"data"], np.array(content[b"labels"], np.int64)
+    try:
+        content = _ArrayUnpickler(io.BytesIO(data), encoding="bytes").load()
+        return content[b"data"], np.array(content[b"labels"], np.int64)
+    except (pickle.UnpicklingError, KeyError, TypeError, ValueError) as exc:
+        raise DataError(f"not a CIFAR-10 batch: {exc}") from exc
 
 
 BINARY = Layout(

@@ -146,7 +146,7 @@ def _write_files(what: Export, network: nn.Module, served: ServedNetwork, folder
     weights = first_filters_and_kernels(network, data.IMAGE_SIZE)
     np.savez_compressed(folder / FILTERS, allow_pickle=False, **weights)
     _, first = next(iter(weights.items()))
-    (folder / FILTERS_PLOT).write_bytes(drawing.filter_grid(first, scale=12, columns=8))
+    (folder / FILTERS_PLOT).write_bytes(_filters_plot(first))
     (folder / EVALUATION).write_text(what.evaluation.model_dump_json(indent=1))
     (folder / CONFUSION_MATRIX_PLOT).write_bytes(
         drawing.confusion_matrix(
@@ -179,6 +179,12 @@ def first_filters_and_kernels(
         elif index == 0:
             weights[name] = kernels.reshape(len(kernels), 3, *image_size).numpy()
     return weights
+
+
+def _filters_plot(weights: NDArray[np.float32]) -> bytes:
+    """Draw small filters enlarged and in few columns, pictures of the input closer together."""
+    scale = max(2, 36 // weights.shape[-1])
+    return drawing.filter_grid(weights, scale, columns=8 if len(weights) <= 64 else 16)
 
 
 def _golden_images(what: Export) -> Images:

@@ -1,0 +1,243 @@
+import hashlib
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests import sample
+from training import cifar10, data
+from training.errors import DataError
+
+
+@pytest.fixture
+def small_cifar10(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder in each official layout, made of the sample, with the hashes to match."""
+    images, labels = sample.read("train")
+    parts = np.array_split(np.arange(len(labels)), 5)
+    for layout, to_bytes in (
+        (cifar10.BINARY, sample.binary_records),
+        (cifar10.PYTHON, sample.pickled_batch),
+    ):
+        folder = tmp_path / layout.folder
+        folder.mkdir()
+        for name, part in zip(layout.train, parts, strict=True):
+            (folder / name).write_bytes(to_bytes(images[part], labels[part]))
+        (folder / layout.test[0]).write_bytes(to_bytes(*sample.read("test")))
+        digests = {
+            path.name: hashlib.new(layout.algorithm, path.read_bytes()).hexdigest()
+            for path in folder.iterdir()
+        }
+        name = "BINARY" if layout is cifar10.BINARY else "PYTHON"
+        monkeypatch.setattr(cifar10, name, replace(layout, digests=digests))
+    return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with no data, no data in the environment, and no way to download."""
+    monkeypatch.delenv(data.DATA_DIR_VARIABLE, raising=False)
+    monkeypatch.setattr(cifar10, "ARCHIVE_URL", "http://127.0.0.1:9/cifar-10-binary.tar.gz")
+    place = tmp_path_factory.mktemp("elsewhere")
+    monkeypatch.chdir(place)
+    return place
+
+
+@pytest.mark.parametrize("layout", ["cifar-10-batches-bin", "cifar-10-batches-py"])
+def test_both_official_layouts_give_the_same_images(small_cifar10: Path, layout: str) -> None:
+    source = data.find(small_cifar10 / layout)
+    images, labels = sample.read("train")
+    train, test = source.load_train(), source.load_test()
+    assert np.array_equal(train.images.numpy(), images)
+    assert np.array_equal(train.labels.numpy(), labels)
+    assert np.array_equal(test.images.numpy(), sample.read("test")[0])
+    assert list(source.classes) == sample.class_names()
+
+
+def test_the_named_folder_comes_before_the_variable_and_that_before_the_default(
+    small_cifar10: Path, image_folder: Path, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(image_folder, elsewhere / "data")
+    assert data.find(None).place == Path("data")
+    monkeypatch.setenv(data.DATA_DIR_VARIABLE, str(small_cifar10))
+    assert data.find(None).place == small_cifar10 / "cifar-10-batches-bin"
+    assert data.find(image_folder).place == image_folder
+
+
+def test_a_place_without_data_is_passed_over(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(data.DATA_DIR_VARIABLE, str(image_folder))
+    assert data.find(tmp_path / "nothing").place == image_folder
+
+
+@pytest.mark.parametrize("damage", ["changed", "short", "missing"])
+@pytest.mark.parametrize("layout", [cifar10.BINARY, cifar10.PYTHON])
+def test_a_damaged_file_is_named_with_both_hashes(
+    small_cifar10: Path, layout: cifar10.Layout, damage: str
+) -> None:
+    path = small_cifar10 / layout.folder / layout.train[2]
+    content = path.read_bytes()
+    if damage == "missing":
+        path.unlink()
+    else:
+        changed = bytes([content[0] ^ 1]) + content[1:]
+        path.write_bytes(changed if damage == "changed" else content[:-1])
+    current = cifar10.BINARY if layout.folder == cifar10.BINARY.folder else cifar10.PYTHON
+    with pytest.raises(DataError) as caught:
+        data.find(small_cifar10 / layout.folder)
+    message = str(caught.value)
+    assert str(path) in message
+    assert current.digests[path.name] in message
+    assert f"looked in: {small_cifar10}" in message
+    if damage != "missing":
+        found = hashlib.new(layout.algorithm, path.read_bytes()).hexdigest()
+        assert found in message
+
+
+def test_offline_the_error_names_every_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(data.DATA_DIR_VARIABLE, str(tmp_path / "second"))
+    with pytest.raises(DataError) as caught:
+        data.find(tmp_path / "first")
+    message = str(caught.value)
+    assert "cannot be downloaded" in message
+    assert f"{tmp_path / 'first'}, {tmp_path / 'second'}, data" in message
+
+
+def test_a_pickle_that_builds_anything_else_is_refused() -> None:
+    with pytest.raises(DataError, match="not allowed"):
+        cifar10.PYTHON.parse(b"cposix\nsystem\n(S'true'\ntR.")
+
+
+def test_the_known_hashes_are_those_of_the_real_files(real_cifar10: data.Source) -> None:
+    train = real_cifar10.load_train()
+    chosen, held = data.split_holdout(train.labels, 0.1, seed=0)
+    assert (len(chosen), len(held)) == (45_000, 5_000)
+    assert torch.bincount(train.labels[held]).tolist() == [500] * 10
+    mean, deviation = data.channel_statistics(train.images)
+    assert [round(value, 4) for value in mean] == [0.4914, 0.4822, 0.4465]
+    assert [round(value, 4) for value in deviation] == [0.2470, 0.2435, 0.2616]
+
+
+def test_an_image_folder_brings_its_own_classes_and_any_size(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        for name, level in (("dark", 10), ("light", 240)):
+            path = tmp_path / split / name / "a.png"
+            path.parent.mkdir(parents=True)
+            Image.new("L", (50, 40), level).save(path)
+    source = data.find(tmp_path)
+    train = source.load_train()
+    assert source.classes == ("dark", "light")
+    assert train.images.shape == (2, 32, 32, 3)
+    assert train.images[:, 5, 5, 0].tolist() == [10, 240]
+    assert train.labels.tolist() == [0, 1]
+
+
+def test_a_file_that_is_no_image_is_named(image_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(image_folder, folder)
+    bad = folder / "train" / "cat" / "zz.png"
+    bad.write_bytes(b"no image")
+    with pytest.raises(DataError, match=str(bad)):
+        data.find(folder).load_train()
+
+
+def test_splits_with_other_classes_are_refused(image_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(image_folder, folder)
+    (folder / "test" / "cat").rename(folder / "test" / "lynx")
+    with pytest.raises(DataError, match="lynx"):
+        data.find(folder)
+
+
+def test_the_holdout_takes_the_same_part_of_every_class() -> None:
+    labels = torch.tensor([0] * 100 + [1] * 50 + [2] * 10)
+    chosen, held = data.split_holdout(labels, 0.2, seed=1)
+    assert torch.bincount(labels[held]).tolist() == [20, 10, 2]
+    assert sorted([*chosen.tolist(), *held.tolist()]) == list(range(160))
+
+
+def test_the_seed_alone_decides_what_is_held_out() -> None:
+    labels = torch.arange(10).repeat(50)
+    first, again, other = (data.split_holdout(labels, 0.1, seed)[1] for seed in (3, 3, 4))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_no_holdout_trains_on_all() -> None:
+    chosen, held = data.split_holdout(torch.arange(10).repeat(5), 0.0, seed=0)
+    assert (len(chosen), len(held)) == (50, 0)
+
+
+@pytest.mark.parametrize(("holdout", "message"), [(0.01, "holds out none"), (0.9, "none of its")])
+def test_a_holdout_that_does_not_fit_is_refused(holdout: float, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        data.split_holdout(torch.arange(10).repeat(3), holdout, seed=0)
+
+
+def _batches(*, flip: bool = False, translate: int = 0, size: int = 64) -> list[data.Split]:
+    images, labels = sample.read("train")
+    split = data.Split(torch.from_numpy(images), torch.arange(len(labels)))
+    generator = torch.Generator().manual_seed(5)
+    return list(data.epoch_batches(split, size, generator, flip=flip, translate=translate))
+
+
+def test_an_epoch_holds_every_image_once_and_the_last_batch_is_smaller() -> None:
+    batches = _batches()
+    assert [len(batch) for batch in batches] == [64, 64, 64, 48]
+    order = torch.cat([batch.labels for batch in batches])
+    assert sorted(order.tolist()) == list(range(240))
+    assert order.tolist() != list(range(240))
+    images, _ = sample.read("train")
+    assert np.array_equal(torch.cat([batch.images for batch in batches]), images[order])
+
+
+def test_about_half_of_the_images_are_mirrored_and_the_rest_untouched() -> None:
+    images, _ = sample.read("train")
+    mirrored = 0
+    for batch in _batches(flip=True):
+        for image, index in zip(batch.images.numpy(), batch.labels.tolist(), strict=True):
+            if not np.array_equal(image, images[index]):
+                assert np.array_equal(image, images[index][:, ::-1])
+                mirrored += 1
+    assert 90 < mirrored < 150
+
+
+def test_a_translated_image_is_a_crop_of_the_reflected_one() -> None:
+    images, _ = sample.read("train")
+    seen = set()
+    for batch in _batches(translate=3):
+        for image, index in zip(batch.images.numpy(), batch.labels.tolist(), strict=True):
+            padded = np.pad(images[index], ((3, 3), (3, 3), (0, 0)), mode="reflect")
+            places = [
+                (row, column)
+                for row in range(7)
+                for column in range(7)
+                if np.array_equal(padded[row : row + 32, column : column + 32], image)
+            ]
+            assert places
+            seen.add(places[0])
+    assert len(seen) > 40
+
+
+def test_channel_statistics_are_numpys() -> None:
+    images, _ = sample.read("train")
+    mean, deviation = data.channel_statistics(torch.from_numpy(images))
+    scaled = images.reshape(-1, 3) / 255
+    assert np.allclose(mean, scaled.mean(0), atol=1e-12)
+    assert np.allclose(deviation, scaled.std(0), atol=1e-12)
+
+
+def test_normalized_images_have_mean_zero_and_deviation_one() -> None:
+    images = torch.from_numpy(sample.read("train")[0])
+    normalized = data.normalize(images, *data.channel_statistics(images))
+    assert normalized.shape == (240, 3, 32, 32)
+    assert normalized.dtype == torch.float32
+    assert normalized.is_contiguous(memory_format=torch.channels_last)
+    assert torch.allclose(normalized.mean((0, 2, 3)), torch.zeros(3), atol=1e-4)
+    assert torch.allclose(normalized.std((0, 2, 3)), torch.ones(3), atol=1e-4)

@@ -1,0 +1,141 @@
+"""The whole line on real images: train, evaluate, export and compare by command, serve, ask."""
+
+import csv
+import io
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from app.contract import FILTERS, Artifact, read_artifact
+from tests import sample
+
+
+def _training(*arguments: str | Path) -> str:
+    command = [sys.executable, "-m", "training.cli", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def artifact(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    place = tmp_path_factory.mktemp("line")
+    run, store = place / "run", place / "store"
+    options = ["--epochs", "6", "--batch-size", "16", "--learning-rate", "0.0005"]
+    _training("train", "simple-cnn", "--data-dir", image_folder, "--out", run, *options)
+    _training("evaluate", run, "--data-dir", image_folder)
+    _training("export", run, "--data-dir", image_folder, "--store", store, "--name", "sampled")
+    return read_artifact(store / "sampled" / "1")
+
+
+@pytest.fixture(scope="module")
+def client(artifact: Artifact) -> Iterator[httpx.Client]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = os.environ | {
+        "CONVSCOPE_STORE": str(artifact.path.parent.parent),
+        "CONVSCOPE_DEFAULT_MODEL": "sampled",
+    }
+    server = subprocess.Popen(
+        [Path(sys.executable).with_name("convscope"), "serve", "--port", str(port)],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as connected:
+            _wait_until_ready(connected, server)
+            yield connected
+    finally:
+        server.terminate()
+        assert server.wait(20) == 0
+
+
+def _wait_until_ready(client: httpx.Client, server: subprocess.Popen[bytes]) -> None:
+    for _ in range(300):
+        assert server.poll() is None
+        try:
+            if client.get("/health/ready").status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.1)
+    pytest.fail("the server was not ready after 30 seconds")
+
+
+def _png(image: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_the_service_gives_the_accuracy_that_was_measured(
+    client: httpx.Client, artifact: Artifact
+) -> None:
+    images, labels = sample.read("test")
+    right = 0
+    for start in range(0, len(images), 40):
+        parts = [("file", (f"{i}.png", _png(images[i]))) for i in range(start, start + 40)]
+        answer = client.post("/predict", files=parts, params={"top_k": 1}).raise_for_status()
+        for prediction in answer.json()["predictions"]:
+            right += prediction["class_id"] == labels[int(prediction["filename"][:-4])]
+    assert right / len(images) == pytest.approx(artifact.manifest.test.accuracy)
+    assert right / len(images) > 0.2
+
+
+def test_one_image_is_answered_with_the_artifacts_probabilities(
+    client: httpx.Client, artifact: Artifact
+) -> None:
+    golden = artifact.arrays("golden.npz")
+    for image, expected in zip(golden["images"], golden["probabilities"], strict=True):
+        answer = client.post("/predict", content=_png(image), params={"top_k": 10})
+        content = answer.raise_for_status().json()
+        assert (content["model"], content["version"]) == ("sampled", "1")
+        (prediction,) = content["predictions"]
+        found = [prediction["probabilities"][label] for label in artifact.manifest.classes]
+        assert found == pytest.approx(expected.tolist(), abs=1e-4)
+
+
+def test_the_filters_are_the_first_layers_weights(client: httpx.Client, artifact: Artifact) -> None:
+    weights = artifact.arrays(FILTERS)["conv1"]
+    content = client.get("/filters", params={"format": "json"}).raise_for_status().json()
+    assert np.allclose(content["weights"], weights, atol=1e-6)
+    picture = client.get("/filters/3", params={"scale": 1}).raise_for_status().content
+    pixels = np.asarray(Image.open(io.BytesIO(picture)), float)
+    kernel = weights[3].transpose(1, 2, 0)
+    scaled = 255 * (kernel - kernel.min()) / (kernel.max() - kernel.min())
+    assert np.abs(pixels - scaled).max() <= 1
+
+
+def test_the_confusion_matrix_is_the_evaluations(client: httpx.Client, artifact: Artifact) -> None:
+    expected = np.array(artifact.evaluation().confusion_matrix)
+    text = client.get("/confusion-matrix", params={"format": "csv"}).raise_for_status().text
+    header, *rows = csv.reader(io.StringIO(text))
+    assert header[1:] == [row[0] for row in rows] == sample.class_names()
+    assert np.array_equal([[int(cell) for cell in row[1:]] for row in rows], expected)
+
+
+def test_compare_puts_the_store_side_by_side(artifact: Artifact, tmp_path: Path) -> None:
+    out = tmp_path / "comparison"
+    printed = _training("compare", "--store", artifact.path.parent.parent, "--out", out)
+    assert "sampled/1" in printed
+    (row,) = json.loads((out / "comparison.json").read_text())
+    assert row["accuracy"] == artifact.manifest.test.accuracy
+    assert row["latency_ms"] > 0
+    assert "1,070,986" in (out / "comparison.md").read_text()
+    assert {path.name for path in out.glob("*.png")} == {
+        "accuracy_and_cost.png",
+        "accuracy_by_class.png",
+        "learning_curves.png",
+    }

@@ -1,0 +1,171 @@
+import hashlib
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from app.backends import BackendName, open_backend
+from app.contract import FILTERS, GOLDEN, MANIFEST, ONNX_GRAPH, Artifact
+from tests import sample
+from training import data, export
+from training.checkpoint import Checkpoint
+from training.errors import DataError, ExportError
+from training.evaluate import load_network, read_evaluation
+from training.export import Export
+
+
+@pytest.fixture
+def what(trained: Checkpoint, source: data.Source) -> Export:
+    found = read_evaluation(trained.path.parent)
+    assert found is not None
+    return Export(trained, found, source, "tiny", "1")
+
+
+def test_every_file_is_listed_with_its_size_and_hash(exported: Artifact) -> None:
+    manifest = json.loads((exported.path / MANIFEST).read_text())
+    on_disk = {path.name for path in exported.path.iterdir()} - {MANIFEST}
+    assert on_disk == manifest["files"].keys()
+    for name, record in manifest["files"].items():
+        content = (exported.path / name).read_bytes()
+        assert record == {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def test_the_manifest_says_where_the_model_comes_from(
+    exported: Artifact, trained: Checkpoint, source: data.Source
+) -> None:
+    manifest = exported.manifest
+    assert manifest.recipe == trained.state.recipe.as_dict()
+    assert (manifest.data.train, manifest.data.heldout, manifest.data.test) == (220, 20, 80)
+    assert manifest.data.sha256 == source.sha256
+    assert (manifest.parameters, manifest.macs) == (1_070_986, 6_654_464)
+    assert manifest.classes == tuple(sample.class_names())
+    assert manifest.libraries["torch"] == torch.__version__
+
+
+def test_the_graph_takes_bytes_and_gives_logits_and_probabilities(exported: Artifact) -> None:
+    graph = onnx.load_from_string((exported.path / ONNX_GRAPH).read_bytes()).graph
+    shapes = {
+        value.name: [
+            dimension.dim_param or dimension.dim_value
+            for dimension in value.type.tensor_type.shape.dim
+        ]
+        for value in (*graph.input, *graph.output)
+    }
+    assert shapes == {
+        "image": ["N", 32, 32, 3],
+        "logits": ["N", 10],
+        "probabilities": ["N", 10],
+    }
+    assert graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.UINT8
+
+
+@pytest.mark.parametrize("backend", ["onnx-cpu", "torch-cpu"])
+@pytest.mark.parametrize("count", [1, 7, 80])
+def test_both_graphs_answer_as_the_network_with_its_temperature(
+    exported: Artifact, trained: Checkpoint, backend: BackendName, count: int
+) -> None:
+    images = sample.read("test")[0][:count]
+    state = trained.state
+    batch = data.normalize(torch.from_numpy(images), state.mean, state.deviation)
+    with torch.inference_mode():
+        logits = load_network(trained)(batch) / exported.manifest.temperature
+    found = open_backend(exported, backend).predict(images)
+    assert found.dtype == np.float32
+    assert np.abs(found - logits.softmax(1).numpy()).max() < 1e-4
+
+
+def test_golden_images_are_held_out_images(
+    exported: Artifact, trained: Checkpoint, source: data.Source
+) -> None:
+    images = exported.arrays(GOLDEN)["images"]
+    recipe = trained.state.recipe
+    train = source.load_train()
+    _, held = data.split_holdout(train.labels, recipe.holdout, recipe.split_seed)
+    known = {image.tobytes() for image in train.images[held].numpy()}
+    assert len(images) == 16
+    assert {image.tobytes() for image in images} <= known
+
+
+def test_filters_hold_every_convolutions_weights_in_order(
+    exported: Artifact, trained: Checkpoint
+) -> None:
+    filters = exported.arrays(FILTERS)
+    network = load_network(trained)
+    assert list(filters) == ["conv1", "conv2"]
+    for name, weights in filters.items():
+        expected = network.get_parameter(f"{name}.weight").detach().numpy()
+        assert np.array_equal(weights, expected)
+
+
+def test_a_fully_connected_first_layer_is_kept_as_pictures_of_the_input() -> None:
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 5))
+    weights = export.first_filters_and_kernels(network, (32, 32))
+    assert list(weights) == ["1"]
+    assert weights["1"].shape == (5, 3, 32, 32)
+    linear = network[1]
+    assert isinstance(linear, torch.nn.Linear)
+    assert weights["1"][2, 1, 4, 7] == linear.weight[2, 1 * 1024 + 4 * 32 + 7]
+
+
+@pytest.mark.parametrize("plot", ["confusion_matrix.png", "filters.png", "learning_curve.png"])
+def test_the_plots_stand_beside_the_figures(exported: Artifact, plot: str) -> None:
+    assert (exported.path / plot).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_place_that_is_taken_is_not_touched(exported: Artifact, what: Export) -> None:
+    store = exported.path.parent.parent
+    before = (exported.path / MANIFEST).read_bytes()
+    with pytest.raises(ExportError, match="exists already"):
+        export.export(what, store)
+    assert (exported.path / MANIFEST).read_bytes() == before
+
+
+def test_the_next_version_follows_the_highest(exported: Artifact, tmp_path: Path) -> None:
+    assert export.next_version(exported.path.parent.parent, "tiny") == "2"
+    assert export.next_version(tmp_path, "tiny") == "1"
+
+
+def test_graphs_that_disagree_with_the_network_are_not_exported(
+    what: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export, "_onnx_graph", _graph_of_another_temperature)
+    with pytest.raises(ExportError, match="differs from the golden probabilities"):
+        export.export(what, tmp_path)
+    assert list(tmp_path.rglob("*.*")) == []
+
+
+def _graph_of_another_temperature(served: export.ServedNetwork, images: np.ndarray) -> bytes:
+    other = export.ServedNetwork(served.network, [0.5] * 3, [0.25] * 3, served.temperature * 2)
+    return _real_onnx_graph(other.eval(), images)
+
+
+_real_onnx_graph = export._onnx_graph
+
+
+def test_too_many_other_predictions_on_the_test_images_are_not_exported(
+    what: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export, "LEAST_AGREEMENT", 1.01)
+    with pytest.raises(ExportError, match="of the test images; the limit is"):
+        export.export(what, tmp_path)
+    assert list(tmp_path.rglob("*.*")) == []
+
+
+@pytest.mark.parametrize("change", [{"name": "../tiny"}, {"name": "Tiny"}, {"version": "v1"}])
+def test_a_name_that_is_not_allowed_is_refused(
+    what: Export, tmp_path: Path, change: dict[str, str]
+) -> None:
+    store = tmp_path / "store"
+    with pytest.raises(ExportError):
+        export.export(replace(what, **change), store)  # type: ignore[arg-type]
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_other_data_than_the_runs_are_refused(what: Export, tmp_path: Path) -> None:
+    other = replace(what, source=replace(what.source, sha256="0" * 64))
+    with pytest.raises(DataError):
+        export.export(other, tmp_path)

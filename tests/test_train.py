@@ -1,0 +1,173 @@
+import resource
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from tests.training_fixtures import TINY, train_quietly
+from training import checkpoint, data
+from training.checkpoint import Checkpoint
+from training.errors import Diverged, RecipeError, RunError
+
+
+def _weights(last: Checkpoint) -> dict[str, Tensor]:
+    return load_file(last.path / checkpoint.NETWORK)
+
+
+def _equal(first: Checkpoint, second: Checkpoint) -> bool:
+    a, b = _weights(first), _weights(second)
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_run_learns(trained: Checkpoint) -> None:
+    first, last = trained.state.history
+    assert last.loss < first.loss
+    assert last.train_accuracy > 0.2
+
+
+def test_the_same_seed_gives_the_same_weights_bit_for_bit(
+    trained: Checkpoint, source: data.Source, tmp_path: Path
+) -> None:
+    assert _equal(train_quietly(TINY, source, tmp_path), trained)
+
+
+def test_another_seed_gives_other_weights(
+    trained: Checkpoint, source: data.Source, tmp_path: Path
+) -> None:
+    assert not _equal(train_quietly(replace(TINY, seed=1), source, tmp_path), trained)
+
+
+@pytest.mark.parametrize("architecture", ["simple-cnn", "fc"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_everything_that_augments_and_regularises_is_the_same_twice(
+    source: data.Source, tmp_path: Path, architecture: str, precision: str
+) -> None:
+    recipe = replace(
+        TINY,
+        architecture=architecture,
+        precision=precision,
+        epochs=1,
+        optimizer="adamw",
+        schedule="one-cycle",
+        weight_decay=0.05,
+        label_smoothing=0.1,
+        dropout=0.2,
+        flip=True,
+        translate=4,
+    )
+    runs = [train_quietly(recipe, source, tmp_path / name) for name in ("a", "b")]
+    assert _equal(*runs)
+    assert _weights(runs[0])["fc1.weight"].dtype == torch.float32
+
+
+def test_the_test_split_is_not_read(source: data.Source, tmp_path: Path) -> None:
+    def refuse() -> data.Split:
+        raise AssertionError("the test split was read")
+
+    train_quietly(replace(TINY, epochs=1), replace(source, load_test=refuse), tmp_path)
+
+
+def test_training_on_all_images_has_no_heldout_accuracy(
+    source: data.Source, tmp_path: Path
+) -> None:
+    last = train_quietly(replace(TINY, epochs=1, holdout=0.0), source, tmp_path)
+    assert last.state.history[0].heldout_accuracy is None
+
+
+def _command(image_folder: Path, run: Path, *more: str) -> list[str]:
+    options = ["--epochs", "4", "--batch-size", "8", "--precision", "float32", "--dropout", "0.2"]
+    places = ["--data-dir", str(image_folder), "--out", str(run), "--device", "cpu"]
+    return [sys.executable, "-m", "training.cli", "train", "fc", *options, *places, *more]
+
+
+@pytest.mark.parametrize("moment", ["before the first checkpoint", "after it"])
+def test_a_killed_run_ends_with_the_weights_of_an_undisturbed_one(
+    image_folder: Path, tmp_path: Path, moment: str
+) -> None:
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    subprocess.run(_command(image_folder, undisturbed), check=True, capture_output=True)
+    process = subprocess.Popen(_command(image_folder, killed), stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    waited_for = b"fc on" if moment.startswith("before") else b"epoch 2/4"
+    while waited_for not in process.stdout.readline():
+        assert process.poll() is None
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    process.stdout.close()
+    resumed = subprocess.run(
+        _command(image_folder, killed, "--resume"), check=True, capture_output=True, text=True
+    )
+    assert ("epoch 1/4" in resumed.stdout) == moment.startswith("before")
+    assert _equal(checkpoint.open_run(killed), checkpoint.open_run(undisturbed))
+
+
+def test_a_run_in_the_way_is_not_touched(trained: Checkpoint, source: data.Source) -> None:
+    run = trained.path.parent
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    with pytest.raises(RunError, match="--resume"):
+        train_quietly(TINY, source, run)
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_a_checkpoint_of_another_recipe_is_refused_by_its_differences(
+    trained: Checkpoint, source: data.Source
+) -> None:
+    other = replace(TINY, learning_rate=0.01, epochs=5)
+    with pytest.raises(RunError, match=r"epochs 2 \(now 5\), learning_rate 0.001 \(now 0.01\)"):
+        train_quietly(other, source, trained.path.parent, resume=True)
+
+
+def test_a_checkpoint_of_other_data_is_refused(trained: Checkpoint, source: data.Source) -> None:
+    other = replace(source, sha256="0" * 64)
+    with pytest.raises(RunError, match="0" * 64):
+        train_quietly(TINY, other, trained.path.parent, resume=True)
+
+
+def test_a_finished_run_is_resumed_to_itself(trained: Checkpoint, source: data.Source) -> None:
+    assert train_quietly(TINY, source, trained.path.parent, resume=True) == trained
+
+
+def test_an_infinite_loss_stops_the_run_and_the_last_checkpoint_stands(
+    source: data.Source, tmp_path: Path
+) -> None:
+    last = train_quietly(replace(TINY, epochs=1), source, tmp_path)
+    state = (last.path / checkpoint.STATE).read_text()
+    (last.path / checkpoint.STATE).write_text(state.replace('"epochs": 1', '"epochs": 2'))
+    weights = {name: tensor.clone() for name, tensor in _weights(last).items()}
+    weights["fc2.weight"].fill_(float("nan"))
+    save_file(weights, last.path / checkpoint.NETWORK)
+    with pytest.raises(Diverged, match="the loss is nan in epoch 2"):
+        train_quietly(TINY, source, tmp_path, resume=True)
+    assert [path.name for path in tmp_path.glob("*epoch*")] == ["epoch-0001"]
+
+
+def test_no_space_left_stops_the_run_and_leaves_nothing_half_written(
+    source: data.Source, tmp_path: Path
+) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, hard))
+    try:
+        with pytest.raises(RunError, match="cannot be written"):
+            train_quietly(TINY, source, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_architecture_for_other_images_is_refused(source: data.Source, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="vgg16-imagenet takes images of"):
+        train_quietly(replace(TINY, architecture="vgg16-imagenet"), source, tmp_path)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_cuda_without_a_gpu_is_refused() -> None:
+    from training.train import choose_device
+
+    with pytest.raises(RecipeError, match="no CUDA device"):
+        choose_device("cuda")

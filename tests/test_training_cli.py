@@ -1,0 +1,105 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from training.checkpoint import Checkpoint, EpochFigures, open_run
+from training.cli import main
+from training.progress import watch
+
+
+def _run(*arguments: str | Path) -> str:
+    result = CliRunner().invoke(main, list(map(str, arguments)))
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def _fail(*arguments: str | Path) -> str:
+    """Run a command that must fail as a user would see it; return its one line."""
+    command = [sys.executable, "-m", "training.cli", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1, done.stderr
+    return lines[0]
+
+
+def test_data_says_what_was_found(image_folder: Path) -> None:
+    output = _run("data", "--data-dir", image_folder)
+    assert "240 training images in 10 classes: airplane" in output.replace("\n", " ")
+
+
+def test_every_field_of_a_recipe_is_an_option(image_folder: Path, tmp_path: Path) -> None:
+    given = {
+        "architecture": "simple-cnn",
+        "epochs": 1,
+        "batch-size": 60,
+        "optimizer": "adamw",
+        "learning-rate": 0.01,
+        "weight-decay": 0.1,
+        "schedule": "one-cycle",
+        "label-smoothing": 0.2,
+        "dropout": 0.3,
+        "translate": 2,
+        "holdout": 0.2,
+        "split-seed": 5,
+        "seed": 7,
+        "precision": "float32",
+    }
+    options = [word for name, value in given.items() for word in (f"--{name}", str(value))]
+    output = _run("train", "fc", "--data-dir", image_folder, "--out", tmp_path, "--flip", *options)
+    assert "epoch 1/1  loss" in output
+    recipe = open_run(tmp_path).state.recipe
+    values = {name.replace("_", "-"): value for name, value in recipe.as_dict().items()}
+    assert values == given | {"flip": True}
+
+
+def test_a_run_leaves_its_history_and_its_learning_curve(trained: Checkpoint) -> None:
+    run = trained.path.parent
+    assert {"history.json", "learning_curve.png"} <= {path.name for path in run.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "resnet99"], "Error: no recipe 'resnet99'; there are simple-cnn, fc"),
+        (["describe", "lenet"], "Error: no architecture 'lenet'; there are simple-cnn, fc"),
+        (["train", "fc", "--epochs", "0"], "Error: epochs is 0; it can be 1 to 10000"),
+        (["evaluate", "nowhere"], "Error: nowhere: holds no checkpoint"),
+        (["export", "nowhere"], "Error: nowhere: holds no checkpoint"),
+        (["compare", "--store", "nowhere"], "Error: nowhere: holds no artifact"),
+    ],
+)
+def test_an_error_is_one_line(arguments: list[str], message: str) -> None:
+    assert _fail(*arguments).startswith(message)
+
+
+def test_a_run_in_the_way_is_said_in_one_line(trained: Checkpoint, image_folder: Path) -> None:
+    run = trained.path.parent
+    line = _fail("train", "fc", "--data-dir", image_folder, "--out", run)
+    assert line == f"Error: {run}: holds a run already; go on with --resume or choose another --out"
+
+
+def test_describe_prints_the_layers_and_their_sum() -> None:
+    output = _run("describe", "fc")
+    assert "Linear 3072→256" in output
+    assert "820,874" in output
+
+
+def test_on_a_terminal_a_bar_shows_the_epoch_and_leaves_a_line() -> None:
+    from rich.console import Console
+
+    with (Path(os.devnull)).open("w") as nowhere:
+        console = Console(file=nowhere, force_terminal=True, width=120, record=True)
+        with watch(console) as reporter:
+            reporter.epoch_started(2, 3, 1000)
+            reporter.progressed(500, 1.25, 0.5)
+            reporter.epoch_ended(EpochFigures(2, 1.2, 0.55, 0.5, 2000, 0.5))
+        text = console.export_text()
+    assert "epoch 2/3" in text
+    assert "50%" in text
+    assert "left" in text
+    assert "loss 1.2000  train 55.00%  held out 50.00%  2,000 images/s" in text

@@ -1,0 +1,78 @@
+"""What several tests of training share: the sample on disk, and a run and an artifact of it."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from app.contract import Artifact
+from tests import sample
+from training import cifar10, data
+from training.checkpoint import Checkpoint, EpochFigures
+from training.evaluate import evaluate, save_evaluation
+from training.export import Export, export
+from training.recipes import Recipe, find_recipe
+from training.report import LEARNING_CURVE, draw_learning_curve
+from training.train import train
+
+TINY = replace(find_recipe("simple-cnn"), epochs=2, batch_size=32, precision="float32")
+
+
+class SilentReporter:
+    """Watches a run and says nothing."""
+
+    def epoch_started(self, epoch: int, epochs: int, images: int) -> None:
+        pass
+
+    def progressed(self, images: int, loss: float, accuracy: float) -> None:
+        pass
+
+    def epoch_ended(self, figures: EpochFigures) -> None:
+        pass
+
+
+def train_quietly(
+    recipe: Recipe, source: data.Source, run: Path, *, resume: bool = False
+) -> Checkpoint:
+    return train(recipe, source, run, SilentReporter(), device="cpu", resume=resume)
+
+
+@pytest.fixture(scope="session")
+def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return sample.write_image_folder(tmp_path_factory.mktemp("data") / "sample")
+
+
+@pytest.fixture(scope="session")
+def source(image_folder: Path) -> data.Source:
+    return data.find(image_folder)
+
+
+@pytest.fixture(scope="session")
+def trained(source: data.Source, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """A run of two epochs on the sample, evaluated."""
+    run = tmp_path_factory.mktemp("runs") / "tiny"
+    last = train_quietly(TINY, source, run)
+    draw_learning_curve(last.state.history, run / LEARNING_CURVE)
+    save_evaluation(run, evaluate(last, source, torch.device("cpu")))
+    return last
+
+
+@pytest.fixture(scope="session")
+def exported(
+    trained: Checkpoint, source: data.Source, tmp_path_factory: pytest.TempPathFactory
+) -> Artifact:
+    """The run's artifact, `tiny/1`, in a store of its own."""
+    found = evaluate(trained, source, torch.device("cpu"))
+    store = tmp_path_factory.mktemp("store")
+    return export(Export(trained, found, source, "tiny", "1"), store)
+
+
+@pytest.fixture(scope="session")
+def real_cifar10() -> data.Source:
+    """The whole of CIFAR-10, where `CONVSCOPE_DATA_DIR` names a folder that holds it."""
+    place = os.environ.get(data.DATA_DIR_VARIABLE)
+    if not place or not (Path(place) / cifar10.BINARY.folder).is_dir():
+        pytest.skip(f"{data.DATA_DIR_VARIABLE} names no folder with {cifar10.BINARY.folder}")
+    return data.find(Path(place))
