@@ -21,6 +21,7 @@
     │   └── UnknownFilter
     ├── InvalidParameter          a query parameter holds a value that is not allowed
     ├── NotAcceptable             no representation that the client accepts
+    ├── NotReady                  the process cannot serve all its models at this moment
     └── PredictionError           the model could not answer
         ├── QueueFull
         ├── DeadlineExceeded
@@ -113,6 +114,10 @@ class InvalidParameter(ConvscopeError):
 
 class NotAcceptable(ConvscopeError):
     """None of the media types that the client accepts can be given."""
+
+
+class NotReady(ConvscopeError):
+    """The process cannot serve all its models at this moment."""
 
 
 class PredictionError(ConvscopeError):

@@ -14,6 +14,7 @@ from tests.training_fixtures import TINY, train_quietly
 from training import checkpoint, data
 from training.checkpoint import Checkpoint
 from training.errors import Diverged, RecipeError, RunError
+from training.recipes import Precision
 
 
 def _weights(last: Checkpoint) -> dict[str, Tensor]:
@@ -46,7 +47,7 @@ def test_another_seed_gives_other_weights(
 @pytest.mark.parametrize("architecture", ["simple-cnn", "fc"])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_everything_that_augments_and_regularises_is_the_same_twice(
-    source: data.Source, tmp_path: Path, architecture: str, precision: str
+    source: data.Source, tmp_path: Path, architecture: str, precision: Precision
 ) -> None:
     recipe = replace(
         TINY,

@@ -6,6 +6,7 @@
 from typing import Literal, Protocol
 
 from app.contract import Artifact, Images, Probabilities
+from app.errors import SettingsError
 
 BackendName = Literal["onnx-cpu", "torch-cpu", "torch-cuda"]
 
@@ -33,6 +34,7 @@ def open_backend(artifact: Artifact, name: BackendName, threads: int = 1) -> Bac
     Raises:
         ArtifactError: a file differs from its record, the graph does not load, or its
             probabilities for the golden images differ by more than the tolerance.
+        SettingsError: the runtime is not installed.
     """
     backend: Backend
     if name == "onnx-cpu":
@@ -40,7 +42,10 @@ def open_backend(artifact: Artifact, name: BackendName, threads: int = 1) -> Bac
 
         backend = OnnxBackend(artifact, threads)
     else:
-        from app.backends.torch_cuda import TorchBackend
+        try:
+            from app.backends.torch_cuda import TorchBackend
+        except ModuleNotFoundError as exc:
+            raise SettingsError(f"CONVSCOPE_BACKEND={name}: {exc.name} is not installed") from exc
 
         backend = TorchBackend(artifact, name.removeprefix("torch-"), threads)
     artifact.check_golden(name, backend.predict)

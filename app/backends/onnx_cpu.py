@@ -1,6 +1,11 @@
 """ONNX graphs on the processor. The only import of onnxruntime."""
 
+import os
 from typing import cast
+
+# From 1.29 on, onnxruntime's packages tell Microsoft about the process and its models unless this
+# is set before the import. Who wants that can set it to 0.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import onnxruntime as ort
 

@@ -1,0 +1,85 @@
+# docker build -t convscope .                            the service on the CPU: no torch
+# docker build -t convscope-cuda --target serve-cuda .   the service on an NVIDIA GPU
+# docker build -t convscope-train --target train .       convscope-train
+ARG BASE_IMAGE=docker.io/library/python:3.11-slim-bookworm
+
+# One requirements file for each set of dependencies, so that an edit elsewhere in pyproject.toml
+# leaves the layers that install them cached.
+FROM ${BASE_IMAGE} AS requirements
+WORKDIR /requirements
+COPY pyproject.toml ./
+RUN python -c "import pathlib, tomllib; \
+    project = tomllib.loads(pathlib.Path('pyproject.toml').read_text())['project']; \
+    groups = {'serve': project['dependencies'], **project['optional-dependencies']}; \
+    [pathlib.Path(f'{name}.txt').write_text('\n'.join(lines)) for name, lines in groups.items()]"
+
+FROM ${BASE_IMAGE} AS dependencies
+RUN python -m venv --without-pip /opt/venv
+COPY --from=requirements /requirements/serve.txt /requirements/
+RUN --mount=type=cache,target=/root/.cache/pip \
+    pip --python /opt/venv/bin/python install -r /requirements/serve.txt
+
+FROM dependencies AS dependencies-cuda
+COPY --from=requirements /requirements/cuda.txt /requirements/
+RUN --mount=type=cache,target=/root/.cache/pip \
+    pip --python /opt/venv/bin/python install -r /requirements/cuda.txt
+
+FROM dependencies AS dependencies-train
+COPY --from=requirements /requirements/train.txt /requirements/
+RUN --mount=type=cache,target=/root/.cache/pip \
+    pip --python /opt/venv/bin/python install -r /requirements/train.txt
+
+# Our own packages alone, at the same place: copied over a stage's dependencies, they are a small
+# layer of their own, and a new version of the code is a small download.
+FROM ${BASE_IMAGE} AS package
+RUN python -m venv --without-pip /opt/venv
+WORKDIR /src
+COPY pyproject.toml README.md LICENSE ./
+COPY app app
+COPY training training
+RUN --mount=type=cache,target=/root/.cache/pip \
+    pip --python /opt/venv/bin/python install --no-deps .
+# A checkout made under a strict umask would leave files that only root can read.
+COPY models_store /models
+RUN chmod -R a+rX /models
+
+FROM ${BASE_IMAGE} AS runtime
+RUN groupadd --gid 10001 convscope \
+    && useradd --uid 10001 --gid 10001 --no-log-init --create-home convscope
+# Modules were compiled when they were installed, and the root file system may be read-only.
+ENV PATH=/opt/venv/bin:$PATH \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1
+
+FROM runtime AS train
+COPY --from=dependencies-train /opt/venv /opt/venv
+COPY --from=package /opt/venv /opt/venv
+# Data, runs and models are read and written in the folder mounted here, by whoever owns it (--user).
+WORKDIR /work
+RUN chown 10001:10001 /work
+ENV HOME=/tmp
+USER 10001:10001
+ENTRYPOINT ["convscope-train"]
+CMD ["--help"]
+
+FROM runtime AS service
+ENV CONVSCOPE_STORE=/models \
+    CONVSCOPE_LOG_FORMAT=json
+WORKDIR /
+USER 10001:10001
+EXPOSE 8000
+HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 \
+    CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8000/health/ready', timeout=4)"]
+ENTRYPOINT ["convscope"]
+CMD ["serve", "--host", "0.0.0.0", "--port", "8000"]
+
+FROM service AS serve-cuda
+COPY --from=dependencies-cuda /opt/venv /opt/venv
+COPY --from=package /opt/venv /opt/venv
+COPY --from=package /models /models
+ENV CONVSCOPE_BACKEND=torch-cuda
+
+FROM service AS serve
+COPY --from=dependencies /opt/venv /opt/venv
+COPY --from=package /opt/venv /opt/venv
+COPY --from=package /models /models

@@ -1,0 +1,50 @@
+# make serve   a classifier on http://127.0.0.1:8000
+# make test    the tests
+# make help    the rest
+#
+# Each target first sets up what it needs in .venv; when all is there, that takes no time.
+
+PYTHON ?= python3
+PORT ?= 8000
+ARGS ?=
+
+VENV := .venv
+PIP := $(VENV)/bin/python -m pip install --disable-pip-version-check
+
+.PHONY: help install serve test lint
+
+help:
+	@echo 'make serve    serve the models in models_store on http://127.0.0.1:$(PORT) (another port: PORT=8080)'
+	@echo 'make test     run the tests (some of them: ARGS="-m '"'not slow'"'")'
+	@echo 'make lint     check formatting, lint and types'
+	@echo 'make install  only set up what serving needs in $(VENV) (another Python: PYTHON=python3.12)'
+
+install: $(VENV)/.serve
+
+serve: $(VENV)/.serve
+	$(VENV)/bin/convscope serve --host 127.0.0.1 --port $(PORT)
+
+test: $(VENV)/.develop
+	$(VENV)/bin/python -m pytest $(ARGS)
+
+lint: $(VENV)/.develop
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+
+$(VENV)/.created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+		{ echo 'convscope needs Python 3.11 or newer, and $(PYTHON) is not: name one with PYTHON=python3.11' >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+		{ echo '$(PYTHON) cannot make virtual environments: install its venv module (Debian: apt install python3-venv)' >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+# A stamp is newer than pyproject.toml when what that asks for is installed.
+$(VENV)/.serve: pyproject.toml | $(VENV)/.created
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.develop: pyproject.toml | $(VENV)/.created
+	$(PIP) --editable '.[dev,train]'
+	@touch $@ $(VENV)/.serve

@@ -1,0 +1,233 @@
+"""`convscope`: serve, predict and models. Errors are one line and a status, never a traceback."""
+
+import json
+import os
+import signal
+import socket
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from app import logs
+from app.backends import open_backend
+from app.contract import Images
+from app.errors import ConvscopeError, ImageError
+from app.images import decode
+from app.metrics import MULTIPROCESS_VARIABLE
+from app.schemas import ModelVersion, Predictions, top_k_of
+from app.settings import Settings, read_settings
+from app.store import Store, open_backends, read_store
+
+SHOWN_CLASSES = 5
+"""For a person, unless more are asked for; JSON holds all."""
+
+
+class _Group(click.Group):
+    """Says what went wrong for a known reason in one line, with status 1."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ConvscopeError as exc:
+            raise click.ClickException(str(exc)) from exc
+
+
+@click.group(cls=_Group)
+@click.version_option(package_name="convscope")
+def main() -> None:
+    """Serve image classifiers, or use them here. Settings are CONVSCOPE_* variables."""
+
+
+@main.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", default=8000, show_default=True, type=click.IntRange(1, 65535))
+@click.option("--workers", default=1, show_default=True, type=click.IntRange(1, 64))
+def serve(host: str, port: int, workers: int) -> None:
+    """Serve the models over HTTP."""
+    settings = read_settings()
+    logs.configure(settings.log_format, settings.log_level)
+    _check_address(host, port)
+    store = _read_store(settings)
+    # Before any worker exists: a damaged model should be said once, by a process that ends.
+    backends = open_backends(store, settings.backend, settings.threads)
+    threading.Thread(target=_greet, args=(host, port, store, settings), daemon=True).start()
+    # uvicorn raises the signal again when it has stopped; the default would end us by signal.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    if workers == 1:
+        from app.main import create_app
+
+        _run(create_app(settings, store=store, backends=backends), host, port, settings)
+    else:
+        del backends
+        with _metrics_directory():
+            _run("app.main:create_app", host, port, settings, workers=workers, factory=True)
+
+
+@main.command()
+@click.argument("files", nargs=-1, required=True)
+@click.option("--model", help="The model's name; the default model unless given.")
+@click.option("--version", help="Its version; the highest unless given.")
+@click.option("--top-k", type=click.IntRange(1), help="How many classes to show.")
+@click.option("--json", "as_json", is_flag=True, help="Print what POST /predict answers.")
+def predict(
+    files: Sequence[str],
+    model: str | None,
+    version: str | None,
+    top_k: int | None,
+    *,
+    as_json: bool,
+) -> None:
+    """Classify image FILES ("-" is standard input) without a server."""
+    settings = read_settings()
+    artifact = _read_store(settings).find(model, version)
+    if top_k is None and not as_json:
+        top_k = min(SHOWN_CLASSES, len(artifact.manifest.classes))
+    top_k = top_k_of(top_k, artifact)
+    backend = open_backend(artifact, settings.backend, settings.threads)
+    names, images = _decode_files(files, artifact.manifest.image_size, settings)
+    if names:
+        probabilities = np.concatenate(
+            [
+                backend.predict(images[at : at + settings.max_batch])
+                for at in range(0, len(images), settings.max_batch)
+            ]
+        )
+        _show(Predictions.build(artifact, probabilities, names, top_k), as_json=as_json)
+    if len(names) < len(files):
+        raise SystemExit(1)
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="Print what GET /models answers.")
+def models(*, as_json: bool) -> None:
+    """List the models that would be served."""
+    store = _read_store(read_settings())
+    rows = [ModelVersion.of(item.manifest, default=item is store.default) for item in store]
+    if as_json:
+        click.echo(json.dumps({"models": [row.model_dump(mode="json") for row in rows]}, indent=2))
+        return
+    lines = [("MODEL", "ARCHITECTURE", "PARAMETERS", "TEST ACCURACY", "")]
+    for row in rows:
+        default = "default" if row.default else ""
+        figures = f"{row.parameters:,}", f"{row.test_accuracy:.2%}", default
+        lines.append((f"{row.name}/{row.version}", row.architecture, *figures))
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        click.echo("  ".join(cells).rstrip())
+
+
+def _read_store(settings: Settings) -> Store:
+    return read_store(settings.store, settings.models, settings.default_model)
+
+
+def _run(app: Any, host: str, port: int, settings: Settings, **options: Any) -> None:
+    import uvicorn
+
+    uvicorn.run(
+        app,
+        host=host,
+        port=port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        ws="none",
+        lifespan="on",
+        timeout_keep_alive=settings.keep_alive_seconds,
+        timeout_graceful_shutdown=settings.shutdown_seconds,
+        # A worker that still imports on a busy machine is not dead; the default is 5 seconds.
+        timeout_worker_healthcheck=60,
+        **options,
+    )
+
+
+@contextmanager
+def _metrics_directory() -> Iterator[None]:
+    """Give the workers a directory for their metrics, unless the operator has."""
+    if os.environ.get(MULTIPROCESS_VARIABLE):
+        yield
+        return
+    try:
+        directory = tempfile.TemporaryDirectory(prefix="convscope-metrics-")
+    except OSError as exc:
+        raise click.ClickException(
+            f"no place for the workers' metrics: {exc}; {MULTIPROCESS_VARIABLE} can name one"
+        ) from exc
+    with directory as os.environ[MULTIPROCESS_VARIABLE]:
+        yield
+
+
+def _check_address(host: str, port: int) -> None:
+    """Say in one line that the address cannot be had, before a model is loaded."""
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as exc:
+        raise click.ClickException(f"cannot listen on {host}:{port}: {exc.strerror}") from exc
+
+
+def _greet(host: str, port: int, store: Store, settings: Settings) -> None:
+    """Once it answers, print what to type next; on stdout, since the log is on stderr."""
+    if settings.log_format == "json":
+        return
+    from app.routes.request_body import EXAMPLE_BASE64
+
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - where to knock
+    while True:
+        try:
+            socket.create_connection((host, port), timeout=1).close()
+            break
+        except OSError:
+            time.sleep(0.05)
+    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    names = ", ".join(f"{item.manifest.name}/{item.manifest.version}" for item in store)
+    click.echo(
+        f"\nServing {names} on {url}; {url}/docs shows everything. Try:\n\n"
+        f"curl {url}/predict -H 'Content-Type: application/json' "
+        f'-d \'{{"images": ["{EXAMPLE_BASE64}"]}}\'\n'
+    )
+
+
+def _decode_files(
+    files: Sequence[str], size: tuple[int, int], settings: Settings
+) -> tuple[list[str], Images]:
+    """Decode what can be; one line on stderr for each that cannot."""
+    names: list[str] = []
+    images: list[Images] = []
+    for name in files:
+        try:
+            data = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+            images.append(
+                decode(
+                    data,
+                    size,
+                    settings.max_pixels,
+                    max_pixels_whole=settings.max_pixels_whole,
+                )
+            )
+            names.append(name)
+        except OSError as exc:
+            click.echo(f"{name}: {exc.strerror or exc}", err=True)
+        except ImageError as exc:
+            click.echo(f"{name}: {exc}", err=True)
+    return names, np.array(images)
+
+
+def _show(answer: Predictions, *, as_json: bool) -> None:
+    if as_json:
+        click.echo(answer.model_dump_json(indent=2, exclude_none=True))
+        return
+    for prediction in answer.predictions:
+        likely = prediction.probabilities.items()
+        classes = ", ".join(f"{label} {value:.1%}" for label, value in likely)
+        click.echo(f"{prediction.filename}: {classes}")

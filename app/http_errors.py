@@ -1,0 +1,133 @@
+"""Errors as HTTP answers: one table, one handler, one shape.
+
+Every error is `application/problem+json` (RFC 9457). What is not in the table is a 500 that says
+nothing of the inside; its traceback goes to the log.
+"""
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+import structlog
+from fastapi import Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from app import errors
+from app.errors import ConvscopeError
+from app.schemas import Problem
+
+PROBLEM_JSON = "application/problem+json"
+_log = structlog.get_logger(__name__)
+
+INTERNAL = "the service failed; its log has more under this request_id"
+
+STATUSES: Mapping[type[ConvscopeError], tuple[int, str]] = {
+    errors.ConvscopeError: (500, "Internal error"),
+    errors.ArtifactError: (500, "A model's files are damaged"),
+    errors.SettingsError: (500, "Settings are wrong"),
+    errors.UploadError: (400, "The body cannot be taken"),
+    errors.EmptyUpload: (400, "Empty upload"),
+    errors.UploadTooLarge: (413, "Upload too large"),
+    errors.UploadTimeout: (408, "Upload took too long"),
+    errors.TooManyImages: (413, "Too many images"),
+    errors.UnsupportedMediaType: (415, "Unsupported media type"),
+    errors.MalformedUpload: (400, "Malformed upload"),
+    errors.ImageError: (422, "The image cannot be classified"),
+    # RFC 9110, 15.5.16: also "as a result of inspecting the data directly".
+    errors.NotAnImage: (415, "Not an image"),
+    errors.DamagedImage: (422, "Damaged image"),
+    errors.UnsupportedImage: (415, "Unsupported kind of image"),
+    errors.TooManyPixels: (413, "Too many pixels"),
+    errors.NotFound: (404, "Not found"),
+    errors.UnknownModel: (404, "Unknown model"),
+    errors.UnknownLayer: (404, "Unknown layer"),
+    errors.UnknownFilter: (404, "Unknown filter"),
+    errors.InvalidParameter: (422, "Invalid parameter"),
+    errors.NotAcceptable: (406, "Not acceptable"),
+    errors.NotReady: (503, "Not ready"),
+    errors.PredictionError: (500, "Prediction failed"),
+    errors.QueueFull: (503, "Too busy"),
+    errors.DeadlineExceeded: (504, "Took too long"),
+    errors.ShuttingDown: (503, "Shutting down"),
+    errors.BackendFailed: (500, "Prediction failed"),
+}
+
+_HEADERS: Mapping[int, Mapping[str, str]] = {
+    406: {"Vary": "Accept"},
+    408: {"Connection": "close"},
+    503: {"Retry-After": "1"},
+}
+
+
+async def respond(request: Request, exc: Exception) -> Response:
+    """Answer any exception; the one handler."""
+    if isinstance(exc, RequestValidationError):
+        exc = errors.InvalidParameter("; ".join(_invalid(error) for error in exc.errors()))
+    if isinstance(exc, HTTPException):
+        return _respond_to_framework(request, exc)
+    kind = type(exc) if isinstance(exc, ConvscopeError) else ConvscopeError
+    status, title = STATUSES[kind]
+    if status == HTTPStatus.INTERNAL_SERVER_ERROR:
+        _log.error("request failed", exc_info=exc)
+        return _problem(request, status, "about:blank", None, INTERNAL)
+    return _problem(request, status, problem_type(kind), title, str(exc), _HEADERS.get(status))
+
+
+def problem_type(error: type[Exception]) -> str:
+    """Return the URI that tells a program which error it is: `urn:convscope:problem:queue-full`."""
+    words = "".join(f"-{char.lower()}" if char.isupper() else char for char in error.__name__)
+    return f"urn:convscope:problem{words.replace('-', ':', 1)}"
+
+
+def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Return what OpenAPI says of these error statuses."""
+    schema = {"$ref": "#/components/schemas/Problem"}
+    return {
+        status: {
+            "description": HTTPStatus(status).phrase,
+            "content": {PROBLEM_JSON: {"schema": schema}},
+        }
+        for status in statuses
+    }
+
+
+def _problem(
+    request: Request,
+    status: int,
+    kind: str,
+    title: str | None,
+    detail: str,
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    problem = Problem(
+        type=kind,
+        title=title or HTTPStatus(status).phrase,
+        status=status,
+        detail=detail,
+        instance=request.url.path,
+        request_id=request.state.request_id,
+    )
+    return Response(problem.model_dump_json(), status, headers, PROBLEM_JSON)
+
+
+def _respond_to_framework(request: Request, exc: HTTPException) -> Response:
+    """Say what starlette's own errors leave out."""
+    headers = dict(exc.headers or {})
+    detail = exc.detail
+    if exc.status_code == HTTPStatus.NOT_FOUND:
+        detail = f"there is nothing at {request.url.path[:256]}"
+    if exc.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        if "GET" in headers["Allow"]:
+            headers["Allow"] = "GET, HEAD"  # the middleware answers HEAD wherever there is GET
+        detail = f"{request.scope['method']} is not allowed here; there is: {headers['Allow']}"
+    return _problem(request, exc.status_code, "about:blank", None, detail, headers)
+
+
+def _invalid(error: Mapping[str, Any]) -> str:
+    """Say in words what pydantic found wrong with one parameter."""
+    message = str(error["msg"]).removeprefix("Value error, ")
+    _, *names = error["loc"]
+    if not names:
+        return message
+    return f"{'.'.join(map(str, names))}={str(error['input'])[:64]}: {message}"

@@ -1,0 +1,91 @@
+"""The application: `uvicorn --factory app.main:create_app`. Wiring and lifespan, nothing else."""
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from fastapi_offline import FastAPIOffline
+from starlette.exceptions import HTTPException
+
+from app import http_errors, logs
+from app.backends import Backend
+from app.errors import ConvscopeError, SettingsError
+from app.metrics import Metrics
+from app.middleware import RequestMiddleware
+from app.routes import confusion_matrix, filters, health, metrics, models, predict
+from app.schemas import Filters, Problem
+from app.service import run_service
+from app.settings import Settings, read_settings
+from app.store import Key, Store, open_backends, read_store
+
+DESCRIPTION = """Classify images, and look inside the network that does it.
+
+Every error is `application/problem+json` (RFC 9457) and every answer carries `X-Request-ID`."""
+
+
+def create_app(
+    settings: Settings | None = None,
+    *,
+    store: Store | None = None,
+    backends: Mapping[Key, Backend] | None = None,
+) -> FastAPI:
+    """Build the application; models are loaded and proven when it starts.
+
+    Args:
+        settings: read from the environment unless given.
+        store: the models; read from `settings.store` unless given.
+        backends: one for each model, already proven; opened at the start unless given.
+    """
+    if settings is None:
+        settings = _settings_or_exit()
+    logs.configure(settings.log_format, settings.log_level)
+    registry = Metrics()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        served = store or read_store(settings.store, settings.models, settings.default_model)
+        proven = backends or open_backends(served, settings.backend, settings.threads)
+        async with run_service(settings, served, proven, registry) as app.state.service:
+            yield
+
+    # The documentation's scripts come from the package, not from another host.
+    app = FastAPIOffline(
+        title="Convscope",
+        description=DESCRIPTION,
+        version=version("convscope"),
+        lifespan=lifespan,
+        redoc_url=None,
+        redirect_slashes=False,
+        swagger_ui_parameters={"validatorUrl": None, "tryItOutEnabled": True},
+    )
+    for module in (predict, filters, confusion_matrix, models, health, metrics):
+        app.include_router(module.router)
+    for error in (ConvscopeError, RequestValidationError, HTTPException):
+        app.add_exception_handler(error, http_errors.respond)
+    app.add_middleware(RequestMiddleware, metrics=registry)
+    _document(app)
+    return app
+
+
+def _settings_or_exit() -> Settings:
+    """A server started by `uvicorn --factory` has nobody else to say it in one line."""
+    try:
+        return read_settings()
+    except SettingsError as exc:
+        raise SystemExit(f"convscope: {exc}") from exc
+
+
+def _document(app: FastAPI) -> None:
+    """Add the schemas that only answers made by hand have."""
+    generate = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        schema = generate()
+        for model in (Filters, Problem):
+            schema["components"]["schemas"][model.__name__] = model.model_json_schema()
+        return schema
+
+    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's own way to extend it

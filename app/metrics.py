@@ -1,0 +1,146 @@
+"""Every metric that the service exports, in one place.
+
+Labels are bounded: routes are templates, methods are known ones, models are those in the store.
+With `PROMETHEUS_MULTIPROC_DIR` set, each process writes its values to files there and any of them
+answers for all.
+"""
+
+import os
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+
+MULTIPROCESS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+OTHER = "other"
+
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+_IMAGES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+_MODEL = ("model", "version")
+
+
+class Metrics:
+    """The metrics of one application, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self._registry = registry = CollectorRegistry()
+        self.requests = Counter(
+            "convscope_http_requests",
+            "Requests answered.",
+            ("method", "route", "status"),
+            registry=registry,
+        )
+        self.request_seconds = Histogram(
+            "convscope_http_request_duration_seconds",
+            "From the first byte of a request to the last of its answer.",
+            ("method", "route"),
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.in_flight = Gauge(
+            "convscope_http_requests_in_flight",
+            "Requests being answered.",
+            multiprocess_mode="livesum",
+            registry=registry,
+        )
+        self.predictions = Counter(
+            "convscope_predictions",
+            "Images classified.",
+            (*_MODEL, "label"),
+            registry=registry,
+        )
+        self.decode_seconds = Histogram(
+            "convscope_decode_seconds",
+            "Decoding all images of a request.",
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.queue_seconds = Histogram(
+            "convscope_queue_seconds",
+            "Waiting of a request's images for the backend.",
+            _MODEL,
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.inference_seconds = Histogram(
+            "convscope_inference_seconds",
+            "One batch in the backend.",
+            _MODEL,
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.batch_images = Histogram(
+            "convscope_batch_images",
+            "Images in a batch.",
+            _MODEL,
+            buckets=_IMAGES,
+            registry=registry,
+        )
+        self.queue_images = Gauge(
+            "convscope_queue_images",
+            "Images that wait for the backend.",
+            _MODEL,
+            multiprocess_mode="livesum",
+            registry=registry,
+        )
+
+    def observe_request(self, method: str, route: str, status: int, seconds: float) -> None:
+        """Count one answered request; `route` is a template or `OTHER`."""
+        method = method if method in _METHODS else OTHER
+        self.requests.labels(method, route, str(status)).inc()
+        self.request_seconds.labels(method, route).observe(seconds)
+
+    def render(self, accept: str) -> tuple[bytes, str]:
+        """Return the exposition and its content type, in the format that Accept asks for."""
+        encode, content_type = choose_encoder(accept)
+        return encode(self._collected()), content_type
+
+    def _collected(self) -> CollectorRegistry:
+        directory = os.environ.get(MULTIPROCESS_VARIABLE)
+        if not directory:
+            return self._registry
+        _forget_dead_processes(Path(directory))
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry, directory)  # type: ignore[no-untyped-call]
+        return registry
+
+
+class ModelMetrics:
+    """The metrics of one model; a `batcher.Observer`."""
+
+    def __init__(self, metrics: Metrics, name: str, version: str) -> None:
+        self._labels = (name, version)
+        self._predictions = metrics.predictions
+        self._waiting = metrics.queue_images.labels(*self._labels)
+        self._images = metrics.batch_images.labels(*self._labels)
+        self._inference = metrics.inference_seconds.labels(*self._labels)
+        self._queue = metrics.queue_seconds.labels(*self._labels)
+
+    def waiting(self, images: int) -> None:
+        """The queue now holds so many images."""
+        self._waiting.set(images)
+
+    def computed(self, images: int, seconds: float) -> None:
+        """A batch of so many images took the backend so many seconds."""
+        self._images.observe(images)
+        self._inference.observe(seconds)
+
+    def answered(self, labels: list[str], queue_seconds: float) -> None:
+        """A request's images were classified after having waited so many seconds."""
+        self._queue.observe(queue_seconds)
+        for label in labels:
+            self._predictions.labels(*self._labels, label).inc()
+
+
+def _forget_dead_processes(directory: Path) -> None:
+    """Drop the gauges of processes that were killed before they could do it themselves."""
+    for path in directory.glob("gauge_live*_*.db"):
+        pid = path.stem.rpartition("_")[2]
+        try:
+            os.kill(int(pid), 0)
+        except ProcessLookupError:
+            mark_process_dead(pid, str(directory))  # type: ignore[no-untyped-call]
+        except PermissionError:
+            continue

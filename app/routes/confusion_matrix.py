@@ -1,0 +1,91 @@
+"""GET /confusion-matrix: how a model errs on the test split; JSON, PNG or CSV."""
+
+import csv
+import io
+from typing import Annotated
+
+import numpy as np
+from fastapi import APIRouter, Query, Request, Response
+
+from app import drawing, http_errors
+from app.contract import EVALUATION, Artifact, Evaluation
+from app.representations import CSV, JSON, PNG, Representation, choose
+from app.routes import artifact_of, service_of
+from app.schemas import ConfusionMatrix, ConfusionMatrixQuery
+from app.store import key_of
+
+router = APIRouter(tags=["what is inside"])
+
+_OFFERS = {"json": JSON, "png": PNG, "csv": CSV}
+
+
+@router.get(
+    "/confusion-matrix",
+    response_model=ConfusionMatrix,
+    responses=http_errors.documented(404, 406, 422)
+    | {
+        200: {
+            "description": "Rows are true classes, columns predicted ones.",
+            "content": {
+                PNG: {"schema": {"type": "string", "format": "binary"}},
+                CSV: {"schema": {"type": "string"}},
+            },
+        },
+        304: {"description": "The client's copy is still right (If-None-Match)."},
+    },
+)
+async def confusion_matrix(
+    request: Request, query: Annotated[ConfusionMatrixQuery, Query()]
+) -> Response:
+    """The confusion matrix on the test split, with the figures that follow from it."""
+    artifact = artifact_of(request, query)
+    media_type = choose(request, _OFFERS, query.format)
+    sha256 = artifact.manifest.files[EVALUATION].sha256
+    representation = Representation(request, media_type, sha256, *key_of(artifact), query.normalize)
+    unchanged = representation.not_modified()
+    if unchanged is not None:
+        return unchanged
+    content = await service_of(request).in_thread(_render, artifact, media_type, query)
+    return representation.respond(content)
+
+
+def _render(artifact: Artifact, media_type: str, query: ConfusionMatrixQuery) -> bytes | str:
+    evaluation = artifact.evaluation()
+    if media_type == JSON:
+        return _as_json(artifact, evaluation, query)
+    if media_type == CSV:
+        return _as_csv(evaluation, query)
+    counts = np.array(evaluation.confusion_matrix)
+    return drawing.confusion_matrix(counts, evaluation.classes, query.normalize)
+
+
+def _as_json(artifact: Artifact, evaluation: Evaluation, query: ConfusionMatrixQuery) -> str:
+    manifest = artifact.manifest
+    return ConfusionMatrix(
+        model=manifest.name,
+        version=manifest.version,
+        labels=evaluation.classes,
+        images=evaluation.images,
+        accuracy=evaluation.test.accuracy,
+        counts=evaluation.confusion_matrix,
+        normalize=query.normalize,
+        normalized=_normalized(evaluation, query) if query.normalize else None,
+        per_class=evaluation.per_class,
+        top_confusions=evaluation.top_confusions,
+    ).model_dump_json(exclude_none=True)
+
+
+def _as_csv(evaluation: Evaluation, query: ConfusionMatrixQuery) -> str:
+    rows = _normalized(evaluation, query) if query.normalize else evaluation.confusion_matrix
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["true \\ predicted", *evaluation.classes])
+    for label, row in zip(evaluation.classes, rows, strict=True):
+        writer.writerow([label, *row])
+    return text.getvalue()
+
+
+def _normalized(evaluation: Evaluation, query: ConfusionMatrixQuery) -> list[list[float]]:
+    counts = np.array(evaluation.confusion_matrix)
+    rows: list[list[float]] = drawing.normalized(counts, query.normalize).tolist()
+    return rows

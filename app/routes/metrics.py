@@ -1,0 +1,20 @@
+"""GET /metrics: the Prometheus exposition."""
+
+from fastapi import APIRouter, Request, Response
+
+from app.routes import service_of
+
+router = APIRouter(tags=["operation"])
+
+
+@router.get(
+    "/metrics",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {}}, "description": "All worker processes' sums."}},
+)
+async def metrics(request: Request) -> Response:
+    """Every metric, summed over the worker processes."""
+    service = service_of(request)
+    accept = request.headers.get("accept", "")
+    content, content_type = await service.in_thread(service.metrics.render, accept)
+    return Response(content, headers={"Content-Type": content_type})

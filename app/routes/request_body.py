@@ -1,0 +1,47 @@
+"""How OpenAPI describes the body of a prediction.
+
+The body is read by `uploads` and not by FastAPI, which therefore does not know what it may be.
+"""
+
+from typing import Any
+
+_BINARY = {"type": "string", "format": "binary"}
+
+# An image of CIFAR-10's test set (a cat), as a WebP of 32x32 pixels.
+EXAMPLE_BASE64 = (
+    "UklGRjQBAABXRUJQVlA4ICgBAABQBwCdASogACAAPo04mEelIyKhMBgMAKARiUATpmFPoJsCxJsUiPiKw08jAaxP"
+    "QWWIk/DWKXU7gNYLV9vG+vSuoqUAAP79HnoDARjX9tx2Uy+EG0zKNh+j2b5xcFtPUd5Iqb3o0EacHHrce3h74r6K"
+    "5NNgZH8tjqhMkrWnN/O18h4WMB1tiKVNg+0chkNIdS6xSGW0LWdIAtm0lco8A9OCtzbAmhspYwP2zCnomdDZPQS0"
+    "haH64YD3R/8rXt2+RunBrgVIxY0vq3CoaPoBGBovXb6enNEPlzI4aXe5EeZtPSiXfXDzFlNNQiNXEOTE+XcwqcrD"
+    "fFR3JM65Hu0Wg6aQoFfdRLowwFZsrtkzxcbNGAFroM4/7fU3mR26FvAGou55ADsDoicAAA=="
+)
+
+REQUEST_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["file"],
+                    "properties": {"file": {"type": "array", "items": _BINARY}},
+                }
+            },
+            "image/*": {"schema": _BINARY},
+            "application/octet-stream": {"schema": _BINARY},
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "required": ["images"],
+                    "properties": {
+                        "images": {
+                            "type": "array",
+                            "items": {"type": "string", "contentEncoding": "base64"},
+                        }
+                    },
+                },
+                "example": {"images": [EXAMPLE_BASE64]},
+            },
+        },
+    }
+}

@@ -1,0 +1,102 @@
+"""Every setting of the service, read from `CONVSCOPE_*` environment variables.
+
+One frozen `Settings` is read when the process starts and passed down; nothing else in the service
+reads the environment. Each field is described in `docs/configuration.md`. Host, port and number
+of workers belong to the command line: no field may be called `port` or `service_host`, because
+Kubernetes sets `CONVSCOPE_PORT` and `CONVSCOPE_SERVICE_HOST` beside a Service named `convscope`.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from app.backends import BackendName
+from app.errors import SettingsError
+
+PREFIX = "CONVSCOPE_"
+_STORE = "models_store"
+
+
+def _split(value: object) -> object:
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    return value
+
+
+def _check_reference(value: str) -> str:
+    name, slash, version = value.partition("/")
+    if not name or (slash and not version.isdecimal()):
+        raise ValueError(f"{value!r} is neither `name` nor `name/version`")
+    return value
+
+
+def _default_store() -> Path:
+    """The store in the working directory, else the one beside the package (a checkout)."""
+    beside_package = Path(__file__).parent.parent / _STORE
+    if not Path(_STORE).is_dir() and beside_package.is_dir():
+        return beside_package
+    return Path(_STORE)
+
+
+Reference = Annotated[str, AfterValidator(_check_reference)]
+"""A model as `name` (its highest version) or `name/version`."""
+
+Seconds = Annotated[float, Field(gt=0, le=3600)]
+
+
+class Settings(BaseSettings):
+    """What one process of the service is told. Sizes are in bytes, times in seconds."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, frozen=True, extra="forbid", env_ignore_empty=True
+    )
+
+    store: Path = Field(default_factory=_default_store)
+    models: Annotated[tuple[Reference, ...], NoDecode, BeforeValidator(_split)] = ()
+    default_model: Reference = "simple-cnn"
+    backend: BackendName = "onnx-cpu"
+    threads: Annotated[int, Field(ge=1, le=256)] = 1
+
+    max_body_bytes: Annotated[int, Field(ge=1024, le=1 << 30)] = 32 << 20
+    max_images: Annotated[int, Field(ge=1, le=4096)] = 64
+    max_pixels: Annotated[int, Field(ge=1024, le=1_000_000_000)] = 40_000_000
+    max_pixels_whole: Annotated[int, Field(ge=1024, le=1_000_000_000)] = 12_500_000
+    body_timeout_seconds: Seconds = 30.0
+
+    decode_threads: Annotated[int, Field(ge=1, le=64)] = 2
+    max_batch: Annotated[int, Field(ge=1, le=4096)] = 32
+    queue_capacity: Annotated[int, Field(ge=1, le=1_000_000)] = 256
+    request_timeout_seconds: Seconds = 10.0
+
+    keep_alive_seconds: Annotated[int, Field(ge=1, le=3600)] = 65
+    shutdown_seconds: Annotated[int, Field(ge=1, le=3600)] = 30
+    log_format: Literal["auto", "text", "json"] = "auto"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @model_validator(mode="after")
+    def _queue_takes_a_full_request(self) -> "Settings":
+        if self.queue_capacity < self.max_images:
+            raise ValueError(
+                f"{PREFIX}QUEUE_CAPACITY={self.queue_capacity}: must be at least "
+                f"{PREFIX}MAX_IMAGES={self.max_images}, or a full request never fits"
+            )
+        return self
+
+
+def read_settings() -> Settings:
+    """Read the settings from the environment.
+
+    Raises:
+        SettingsError: one line that names the variable, its value and what is allowed.
+    """
+    try:
+        return Settings()
+    except ValidationError as exc:
+        error = exc.errors(include_url=False)[0]
+        message = error["msg"].removeprefix("Value error, ")
+        if not error["loc"]:
+            raise SettingsError(message) from exc
+        variable = PREFIX + str(error["loc"][0]).upper()
+        raise SettingsError(f"{variable}={error['input']}: {message}") from exc

@@ -1,0 +1,86 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from app.backends import open_backend
+from app.contract import read_artifact
+from app.errors import ArtifactError, BackendFailed, SettingsError
+from tests.artifacts import CLASSES, copy_store, numpy_predict, rehash, solid
+
+
+def test_onnx_computes_what_the_model_is(store_path: Path) -> None:
+    backend = open_backend(read_artifact(store_path / "colour" / "2"), "onnx-cpu")
+    images = np.random.default_rng(0).integers(0, 256, (7, 32, 32, 3), np.uint8)
+    probabilities = backend.predict(images)
+    assert probabilities.dtype == np.float32
+    np.testing.assert_allclose(probabilities, numpy_predict(images), atol=1e-6)
+
+
+@pytest.mark.parametrize("count", [1, 2, 33])
+def test_batch_size_is_free(store_path: Path, count: int) -> None:
+    backend = open_backend(read_artifact(store_path / "colour" / "2"), "onnx-cpu", threads=2)
+    images = np.repeat(solid("cyan"), count, axis=0)
+    assert backend.predict(images).shape == (count, len(CLASSES))
+
+
+def test_images_of_another_shape_fail_as_backend_error(store_path: Path) -> None:
+    backend = open_backend(read_artifact(store_path / "colour" / "2"), "onnx-cpu")
+    with pytest.raises(BackendFailed, match="onnxruntime failed on 2 images"):
+        backend.predict(np.zeros((2, 8, 8, 3), np.uint8))
+
+
+def test_graph_that_does_not_load_is_named(store_path: Path, tmp_path: Path) -> None:
+    path = copy_store(store_path, tmp_path / "store") / "colour" / "2"
+    (path / "model.onnx").write_bytes(b"not a graph")
+    rehash(path)
+    with pytest.raises(ArtifactError, match=r"model\.onnx: does not load"):
+        open_backend(read_artifact(path), "onnx-cpu")
+
+
+def test_runtime_leaves_no_trace_of_telemetry(store_path: Path, tmp_path: Path) -> None:
+    program = f"""
+from pathlib import Path
+from app.backends import open_backend
+from app.contract import read_artifact
+open_backend(read_artifact(Path({str(store_path / "colour" / "2")!r})), "onnx-cpu")
+"""
+    places = {name: str(tmp_path) for name in ("TMPDIR", "HOME", "XDG_CACHE_HOME")}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("ORT_")}
+    kept.pop("CI", None)  # the runtime keeps quiet there by itself
+    environment = {**kept, **places, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    subprocess.run([sys.executable, "-c", program], env=environment, cwd=tmp_path, check=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_runtime_that_is_not_installed_is_said_in_one_line(store_path: Path) -> None:
+    program = f"""
+import sys
+sys.modules["torch"] = None
+from pathlib import Path
+from app.backends import open_backend
+from app.contract import read_artifact
+from app.errors import SettingsError
+try:
+    open_backend(read_artifact(Path({str(store_path / "colour" / "2")!r})), "torch-cpu")
+except SettingsError as exc:
+    print(exc)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.strip() == "CONVSCOPE_BACKEND=torch-cpu: torch is not installed", done.stderr
+    assert issubclass(SettingsError, Exception)
+
+
+def test_torch_runs_the_torchscript_graph(store_path: Path, tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    from tests.torchscript import write_torchscript
+
+    path = copy_store(store_path, tmp_path / "store") / "colour" / "2"
+    write_torchscript(path / "model.ts")
+    rehash(path, {"onnx-cpu": 1e-4, "torch-cpu": 1e-4})
+    backend = open_backend(read_artifact(path), "torch-cpu", threads=torch.get_num_threads())
+    images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
+    np.testing.assert_allclose(backend.predict(images), numpy_predict(images), atol=1e-5)

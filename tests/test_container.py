@@ -1,0 +1,149 @@
+"""The image and the compose file: what can be told by reading them, and what only a run shows."""
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from app.settings import PREFIX, Settings
+
+REPOSITORY = Path(__file__).parent.parent
+IMAGE = "localhost/convscope-test:local"
+PROBE = '["python","/probe/container_probe.py"]'
+RUN_ARGUMENTS = [
+    "--read-only",
+    "--tmpfs=/tmp",
+    "--cap-drop=ALL",
+    "--security-opt=no-new-privileges",
+    f"--volume={REPOSITORY / 'tests'}:/probe:ro",
+]
+
+
+def test_dockerfile_copies_exactly_what_is_sent_to_the_build() -> None:
+    dockerfile = (REPOSITORY / "Dockerfile").read_text()
+    sent = set(re.findall(r"^!(\S+)$", (REPOSITORY / ".dockerignore").read_text(), re.MULTILINE))
+    copied = {
+        source
+        for sources in re.findall(r"^COPY (?!--from)(.+) \S+$", dockerfile, re.MULTILINE)
+        for source in sources.split()
+    }
+    assert copied == sent
+    assert [source for source in copied if not (REPOSITORY / source).exists()] == []
+
+
+def test_variables_set_for_the_container_are_settings() -> None:
+    text = "".join((REPOSITORY / name).read_text() for name in ("Dockerfile", "compose.yaml"))
+    variables = {name.lower() for name in re.findall(rf"\b{PREFIX}([A-Z_]+)\b", text)}
+    assert variables
+    assert variables <= Settings.model_fields.keys()
+
+
+def test_compose_kills_no_service_that_still_drains() -> None:
+    compose = (REPOSITORY / "compose.yaml").read_text()
+    [grace] = re.findall(r"stop_grace_period: (\d+)s", compose)
+    assert int(grace) > Settings.model_fields["shutdown_seconds"].default
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_image_and_compose_file_serve_predictions() -> None:
+    script = os.environ.get("CONVSCOPE_CONTAINER_CHECK")
+    if script:
+        check_by_script(script)
+    elif docker_engine_answers():
+        check_by_docker()
+    else:
+        pytest.skip("no Docker engine answers, and CONVSCOPE_CONTAINER_CHECK names no script")
+
+
+def check_by_script(script: str) -> None:
+    """Let the script build, lint and run everything: it needs no Docker engine, but root.
+
+    It runs the container's health check, and by that the probe. That the image has a health check
+    of its own it verifies itself; that this one succeeds shows in compose, which waits for it.
+    What the probe finds wrong stands in the container's log, among the script's logs.
+    """
+    if os.geteuid() != 0:
+        pytest.skip("CONVSCOPE_CONTAINER_CHECK names a script that needs root")
+    ready = "http://127.0.0.1:8000/health/ready"
+    settings = {
+        "CONTEXT": str(REPOSITORY),
+        "IMAGE": IMAGE,
+        "RUN_ARGS": " ".join([*RUN_ARGUMENTS, "--read-only-tmpfs=false", f"--health-cmd={PROBE}"]),
+        "URL": ready,
+        "COMPOSE_URLS": ready,
+    }
+    run = subprocess.run(
+        [script], env={**os.environ, **settings}, capture_output=True, text=True, check=False
+    )
+    print(run.stdout)
+    if run.returncode != 0:
+        log = Path(os.environ.get("CTR_DIR", "/tmp/ctr/work"), "log", "run-container.log")
+        pytest.fail(log.read_text() if log.exists() else run.stderr)
+    passed = set(re.findall(r"^ok +(\S+)", run.stdout, re.MULTILINE))
+    assert {"build", "run-http", "run-not-root", "run-health", "run-stop"} <= passed
+    assert {"compose-up", "compose-ask", "compose-down"} <= passed
+
+
+def check_by_docker() -> None:
+    docker("build", "--tag", IMAGE, str(REPOSITORY))
+    container = docker("run", "--detach", *RUN_ARGUMENTS, IMAGE)
+    try:
+        wait_until_healthy(container)
+        docker("exec", container, "python", "/probe/container_probe.py")
+        docker("stop", "--time=20", container)
+        killed = docker("inspect", "--format={{.State.ExitCode}}", container) == "137"
+        assert not killed, "SIGTERM did not stop it"
+    finally:
+        docker("rm", "--force", "--volumes", container)
+    with composed() as url:
+        assert httpx.get(f"{url}/health/ready", trust_env=False).status_code == 200
+
+
+def docker(*arguments: str, **environment: str) -> str:
+    run = subprocess.run(
+        ["docker", *arguments],
+        cwd=REPOSITORY,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, f"docker {' '.join(arguments)}: {run.stderr}"
+    return run.stdout.strip()
+
+
+def docker_engine_answers() -> bool:
+    if shutil.which("docker") is None:
+        return False
+    return subprocess.run(["docker", "info"], capture_output=True, check=False).returncode == 0
+
+
+def wait_until_healthy(container: str) -> None:
+    deadline = time.monotonic() + 60
+    while (state := docker("inspect", "--format={{.State.Health.Status}}", container)) != "healthy":
+        if state == "unhealthy" or time.monotonic() > deadline:
+            pytest.fail(f"the container is {state}: {docker('logs', container)}")
+        time.sleep(0.5)
+
+
+@contextmanager
+def composed() -> Iterator[str]:
+    """Bring the compose project up under another name and port, and take it down afterwards."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    project = ("compose", "--project-name", "convscope-test")
+    try:
+        docker(*project, "up", "--build", "--detach", "--wait", PORT=port)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        docker(*project, "down", "--volumes", PORT=port)

@@ -1,0 +1,141 @@
+import io
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from app.contract import Artifact, Manifest, read_artifact, record_file
+from app.errors import ArtifactError
+from tests.artifacts import CLASSES, COUNTS, copy_store, numpy_predict, rehash
+
+
+@pytest.fixture
+def path(store_path: Path, tmp_path: Path) -> Path:
+    """An artifact to damage."""
+    return copy_store(store_path, tmp_path / "store") / "colour" / "2"
+
+
+def _change_manifest(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    file = path / "manifest.json"
+    manifest = json.loads(file.read_text())
+    change(manifest)
+    file.write_text(json.dumps(manifest))
+
+
+def test_sound_artifact_verifies(path: Path) -> None:
+    artifact = read_artifact(path)
+    artifact.verify()
+    assert artifact.manifest.image_size == (32, 32)
+    assert artifact.evaluation().confusion_matrix == COUNTS
+    assert list(artifact.arrays("filters.npz")) == ["conv1", "conv2"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: m.update(schema_version=2), "schema_version: Input should be 1"),
+        (lambda m: m.update(surprise=1), "surprise: Extra inputs"),
+        (lambda m: m.pop("classes"), "classes: Field required"),
+        (lambda m: m.update(version="0"), "version: String should match"),
+        (lambda m: m.update(name="../x"), "name: .* is not a name"),
+        (lambda m: m.update(classes=["one"]), "classes: .* at least 2"),
+        (lambda m: m["golden_tolerance"].update({"onnx-cpu": 1.0}), "less than 1"),
+        (lambda m: m["files"].update({"../../etc/passwd": m["files"]["model.ts"]}), "plain file"),
+        (lambda m: m["files"]["model.ts"].update(sha256="zz"), "sha256: String should match"),
+    ],
+)
+def test_manifest_that_breaks_the_schema_is_refused_in_one_line(
+    path: Path, change: Callable[[dict[str, Any]], Any], message: str
+) -> None:
+    _change_manifest(path, change)
+    with pytest.raises(ArtifactError, match=rf"manifest\.json: .*{message}") as caught:
+        read_artifact(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_manifest_that_is_not_json_is_refused(path: Path) -> None:
+    (path / "manifest.json").write_bytes(b"\x00\xff")
+    with pytest.raises(ArtifactError, match=r"manifest\.json: "):
+        read_artifact(path)
+
+
+@pytest.mark.parametrize("file_name", ["model.onnx", "model.ts", "golden.npz", "filters.npz"])
+def test_file_that_a_server_needs_must_be_listed(path: Path, file_name: str) -> None:
+    _change_manifest(path, lambda manifest: manifest["files"].pop(file_name))
+    with pytest.raises(ArtifactError, match=f"{file_name}: not listed"):
+        read_artifact(path).verify()
+
+
+def test_missing_file_is_named(path: Path) -> None:
+    (path / "evaluation.json").unlink()
+    with pytest.raises(ArtifactError, match=r"evaluation\.json: no such file"):
+        read_artifact(path).verify()
+
+
+@pytest.mark.parametrize("size", [0, 5, 100_000])
+def test_file_of_another_size_is_named_with_both_sizes(path: Path, size: int) -> None:
+    (path / "model.ts").write_bytes(bytes(size))
+    with pytest.raises(ArtifactError, match=r"model\.ts: holds \d+ bytes; manifest.json says 25"):
+        read_artifact(path).verify()
+
+
+def test_pickled_arrays_are_not_loaded(path: Path) -> None:
+    buffer = io.BytesIO()
+    np.savez(buffer, conv1=np.array([{"a": 1}], dtype=object))
+    assert pickle.PROTO in buffer.getvalue()
+    (path / "filters.npz").write_bytes(buffer.getvalue())
+    rehash(path)
+    with pytest.raises(ArtifactError, match=r"filters\.npz: not an archive of plain arrays"):
+        read_artifact(path).arrays("filters.npz")
+
+
+def test_golden_check_returns_the_largest_difference(path: Path) -> None:
+    artifact = read_artifact(path)
+    assert artifact.check_golden("onnx-cpu", numpy_predict) == 0
+    near = artifact.check_golden("onnx-cpu", lambda images: numpy_predict(images) + 5e-5)
+    assert near == pytest.approx(5e-5, rel=0.01)
+
+
+def test_golden_check_fails_over_the_tolerance_on_nan_and_on_another_shape(path: Path) -> None:
+    artifact = read_artifact(path)
+    with pytest.raises(ArtifactError, match=r"by 0\.001; the tolerance is 0\.0001"):
+        artifact.check_golden("onnx-cpu", lambda images: numpy_predict(images) + 1e-3)
+    with pytest.raises(ArtifactError, match="by nan"):
+        artifact.check_golden("onnx-cpu", lambda images: numpy_predict(images) * np.nan)
+    with pytest.raises(ArtifactError, match=r"shape \(5, 6\), expected \(6, 6\)"):
+        artifact.check_golden("onnx-cpu", lambda images: numpy_predict(images[1:]))
+
+
+def test_backend_without_a_tolerance_is_not_proven(path: Path) -> None:
+    with pytest.raises(ArtifactError, match="no golden tolerance for torch-cuda"):
+        read_artifact(path).check_golden("torch-cuda", numpy_predict)
+
+
+def test_evaluation_that_breaks_the_schema_is_named(path: Path) -> None:
+    (path / "evaluation.json").write_text(json.dumps({"classes": CLASSES}))
+    rehash(path)
+    with pytest.raises(ArtifactError, match=r"evaluation\.json: images: Field required"):
+        read_artifact(path).evaluation()
+
+
+def test_manifest_cannot_be_changed(path: Path) -> None:
+    artifact: Artifact = read_artifact(path)
+    with pytest.raises(ValueError, match="frozen"):
+        artifact.manifest.seed = 1
+
+
+def test_record_of_a_file_is_its_size_and_hash(tmp_path: Path) -> None:
+    file = tmp_path / "a"
+    file.write_bytes(b"abc")
+    record = record_file(file)
+    assert record.bytes == 3
+    assert record.sha256 == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_manifest_survives_a_round_trip(path: Path) -> None:
+    manifest = read_artifact(path).manifest
+    assert Manifest.model_validate_json(manifest.model_dump_json()) == manifest

@@ -1,0 +1,214 @@
+import io
+import json
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from app import drawing
+from app.contract import read_artifact
+from tests.artifacts import copy_store, rehash, write_artifact
+from tests.conftest import Connect
+from tests.problems import check
+
+pytestmark = pytest.mark.anyio
+
+
+def _weights(
+    store: Path, layer: str = "conv1"
+) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    return read_artifact(store / "colour" / "2").arrays("filters.npz")[layer]
+
+
+def _size(response: httpx.Response) -> tuple[int, int]:
+    assert response.headers["content-type"] == "image/png"
+    with Image.open(io.BytesIO(response.content)) as image:
+        image.load()
+        return image.size
+
+
+async def test_first_layer_is_drawn_as_a_png_unless_asked_otherwise(
+    client: httpx.AsyncClient, store_path: Path
+) -> None:
+    response = await client.get("/filters")
+    assert response.content == drawing.filter_grid(_weights(store_path), 16, 4)
+    assert _size(response) == (16 * (4 * 4 + 1), 16 * (2 * 4 + 1))
+
+
+@pytest.mark.parametrize(
+    ("query", "size"),
+    [
+        ("scale=1", (17, 9)),
+        ("scale=2&columns=8", (66, 10)),
+        ("scale=1&columns=1000", (33, 5)),
+        ("scale=1&layer=conv2", (17, 17)),
+    ],
+)
+async def test_scale_columns_and_layer_make_the_picture(
+    client: httpx.AsyncClient, query: str, size: tuple[int, int]
+) -> None:
+    assert _size(await client.get(f"/filters?{query}")) == size
+
+
+async def test_json_holds_the_weights_with_their_shape(
+    client: httpx.AsyncClient, store_path: Path
+) -> None:
+    answer = (await client.get("/filters?format=json&layer=conv2")).json()
+    assert answer["layer"] == "conv2"
+    assert answer["layers"] == ["conv1", "conv2"]
+    assert answer["shape"] == [16, 8, 3, 3]
+    np.testing.assert_array_equal(
+        np.array(answer["weights"], np.float32), _weights(store_path, "conv2")
+    )
+
+
+async def test_one_filter_is_drawn_and_given_as_json(
+    client: httpx.AsyncClient, store_path: Path
+) -> None:
+    response = await client.get("/filters/3?scale=10")
+    assert response.content == drawing.single_filter(_weights(store_path), 3, 10)
+    answer = (await client.get("/filters/3", headers={"Accept": "application/json"})).json()
+    assert (answer["index"], answer["shape"]) == (3, [3, 3, 3])
+    np.testing.assert_array_equal(np.array(answer["weights"], np.float32), _weights(store_path)[3])
+
+
+@pytest.mark.parametrize(
+    ("accept", "expected"),
+    [
+        ("application/json", "application/json"),
+        ("application/json;q=0.5, image/png;q=0.4", "application/json"),
+        ("image/*, application/json", "image/png"),
+        ("image/png;q=0, */*", "application/json"),
+        ("text/html,image/avif,image/apng,*/*;q=0.8", "image/png"),
+        ("IMAGE/PNG", "image/png"),
+        ("application/*;q=0.2, image/png;q=0.1", "application/json"),
+        ("", "image/png"),
+    ],
+)
+async def test_accept_chooses_the_form(
+    client: httpx.AsyncClient, accept: str, expected: str
+) -> None:
+    response = await client.get("/filters", headers={"Accept": accept})
+    assert response.headers["content-type"] == expected
+    assert response.headers["vary"] == "Accept"
+
+
+@pytest.mark.parametrize("accept", ["text/html", "image/jpeg", "*/*;q=0", "image/png;q=2"])
+async def test_form_that_does_not_exist_is_not_acceptable(
+    client: httpx.AsyncClient, accept: str
+) -> None:
+    response = await client.get("/filters", headers={"Accept": accept})
+    assert "image/png, application/json" in check(response, 406).detail
+    assert response.headers["vary"] == "Accept"
+
+
+async def test_format_wins_over_accept(client: httpx.AsyncClient) -> None:
+    response = await client.get("/filters?format=png", headers={"Accept": "application/json"})
+    assert response.headers["content-type"] == "image/png"
+
+
+async def test_client_that_has_it_gets_304_without_a_rendering(
+    connect: Connect, store_path: Path, tmp_path: Path
+) -> None:
+    store = copy_store(store_path, tmp_path / "store")
+    async with connect(store=store) as client:
+        tag = (await client.get("/filters")).headers["etag"]
+        # Nothing is left that could be drawn.
+        (store / "colour" / "2" / "filters.npz").unlink()
+        for known in (tag, f"W/{tag}", f'"x", {tag}', "*"):
+            response = await client.get("/filters", headers={"If-None-Match": known})
+            assert response.status_code == 304
+            assert response.content == b""
+            assert response.headers["etag"] == tag
+            assert response.headers["vary"] == "Accept"
+        assert (await client.get("/filters", headers={"If-None-Match": '"x"'})).status_code == 500
+
+
+async def test_tag_is_strong_and_differs_with_everything_that_is_seen(
+    client: httpx.AsyncClient,
+) -> None:
+    paths = ["", "?scale=3", "?columns=2", "?layer=conv2", "?format=json", "?version=1", "/0", "/1"]
+    tags = [(await client.get(f"/filters{path}")).headers["etag"] for path in paths]
+    assert len(set(tags)) == len(paths)
+    assert all(tag.startswith('"') for tag in tags)
+    assert (await client.get("/filters")).headers["etag"] == tags[0]
+
+
+async def test_head_is_get_without_the_body(client: httpx.AsyncClient) -> None:
+    head, get = await client.head("/filters"), await client.get("/filters")
+    assert head.status_code == 200
+    assert head.content == b""
+    for name in ("etag", "content-type", "content-length", "cache-control"):
+        assert head.headers[name] == get.headers[name]
+
+
+async def test_model_without_convolutions_has_no_filters_and_says_why(
+    client: httpx.AsyncClient,
+) -> None:
+    problem = check(await client.get("/filters?model=flat"), 404)
+    assert problem.detail.startswith("flat/1 (mean-colour) has no convolution")
+
+
+async def test_unknown_layer_and_filter_are_named_beside_what_there_is(
+    client: httpx.AsyncClient,
+) -> None:
+    problem = check(await client.get("/filters?layer=conv9"), 404)
+    assert problem.detail == "no convolution 'conv9'; there are: conv1, conv2"
+    problem = check(await client.get("/filters/8"), 404)
+    assert problem.detail == "no filter 8; the layer has 8, from 0 to 7"
+    check(await client.get("/filters/8?format=json"), 404)
+
+
+async def test_picture_and_json_are_bounded(connect: Connect, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    path = write_artifact(store, "colour", "1").path
+    layers = {
+        "conv1": np.zeros((1024, 3, 3, 3), np.float32),
+        "conv2": np.zeros((512, 512, 3, 3), np.float32),
+    }
+    np.savez(path / "filters.npz", **layers)  # type: ignore[arg-type]
+    rehash(path)
+    async with connect(store=store) as client:
+        problem = check(await client.get("/filters?scale=64"), 422)
+        assert problem.detail.endswith("8256x8256 pixels; the limit is 10 megapixels")
+        problem = check(await client.get("/filters?format=json&layer=conv2"), 422)
+        assert "holds 2359296 weights; JSON holds at most 500000" in problem.detail
+        assert (await client.get("/filters/0?format=json&layer=conv2")).status_code == 200
+
+
+async def test_picture_of_a_large_layer_has_a_handy_size_unless_asked_otherwise(
+    connect: Connect, tmp_path: Path
+) -> None:
+    store = tmp_path / "store"
+    path = write_artifact(store, "colour", "1").path
+    np.savez(path / "filters.npz", fc1=np.ones((256, 3, 32, 32), np.float32))
+    rehash(path)
+    async with connect(store=store) as client:
+        assert _size(await client.get("/filters")) == (529, 529)
+        assert _size(await client.get("/filters/0")) == (512, 512)
+
+
+async def test_damaged_file_under_a_running_service_is_found(
+    connect: Connect,
+    store_path: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    store = copy_store(store_path, tmp_path / "store")
+    async with connect(store=store) as client:
+        path = store / "colour" / "2" / "filters.npz"
+        path.write_bytes(path.read_bytes()[:-1] + b"x")
+        check(await client.get("/filters"), 500)
+    assert "filters.npz: sha256 is" in capsys.readouterr().err
+
+
+async def test_documentation_shows_both_forms(client: httpx.AsyncClient) -> None:
+    schema = (await client.get("/openapi.json")).json()
+    for path in ("/filters", "/filters/{index}"):
+        operation = schema["paths"][path]["get"]
+        assert set(operation["responses"]["200"]["content"]) == {"image/png", "application/json"}
+    text = json.dumps(schema)
+    for reference in {part.split('"')[0] for part in text.split("#/components/schemas/")[1:]}:
+        assert reference in schema["components"]["schemas"]
