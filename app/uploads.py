@@ -39,6 +39,8 @@ MAX_JSON_VALUES = 10_000
 
 READ_TYPES = "image/*, application/octet-stream, multipart/form-data, application/json"
 
+_quoting = reprlib.Repr()
+_quoting.maxstring = 100
 _DATA_URL = re.compile(r"data:image/[\w.+-]+;base64,")
 
 
@@ -95,7 +97,7 @@ async def read(request: Request, limits: UploadLimits) -> list[Upload]:
 def _kind(media_type: str, encoding: str) -> str:
     if encoding.strip().lower() not in {"", "identity"}:
         raise UnsupportedMediaType(
-            f"Content-Encoding {reprlib.repr(encoding)} is not read; send the body as it is"
+            f"Content-Encoding {_quoting.repr(encoding)} is not read; send the body as it is"
         )
     if media_type in {"", "application/octet-stream"} or media_type.startswith("image/"):
         return "raw"
@@ -104,7 +106,7 @@ def _kind(media_type: str, encoding: str) -> str:
     if media_type == "application/json":
         return "json"
     raise UnsupportedMediaType(
-        f"Content-Type {reprlib.repr(media_type)} is not read; send one of {READ_TYPES}"
+        f"Content-Type {_quoting.repr(media_type)} is not read; send one of {READ_TYPES}"
     )
 
 
@@ -191,7 +193,7 @@ class _Form:
         name = options.get(b"name", b"").decode("utf-8", "replace")
         if name != "file":
             raise MalformedUpload(
-                f"part {len(self.uploads)} is named {reprlib.repr(name)}; only 'file' is read"
+                f"part {len(self.uploads)} is named {_quoting.repr(name)}; only 'file' is read"
             )
         if len(self.uploads) == self._max_images:
             raise _too_many(f"more than {self._max_images}", self._max_images)
@@ -243,7 +245,7 @@ def _parse_json(body: bytes) -> list[Any]:
     if not isinstance(document, dict) or "images" not in document:
         raise MalformedUpload('JSON body is not an object {"images": ["<base64>", ...]}')
     for key in document.keys() - {"images"}:
-        raise MalformedUpload(f"JSON key {reprlib.repr(key)} is unknown; only 'images' is read")
+        raise MalformedUpload(f"JSON key {_quoting.repr(key)} is unknown; only 'images' is read")
     images = document["images"]
     if not isinstance(images, list) or not images:
         raise MalformedUpload("JSON value of 'images' is not a list of at least one image")
@@ -254,7 +256,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:
-            raise MalformedUpload(f"JSON key {reprlib.repr(key)} stands twice in one object")
+            raise MalformedUpload(f"JSON key {_quoting.repr(key)} stands twice in one object")
         found[key] = value
     return found
 

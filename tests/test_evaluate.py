@@ -51,10 +51,10 @@ def test_accuracy_and_the_figures_by_class_follow_from_the_matrix(found: Evaluat
         precision = right[index] / predicted if predicted else 0
         recall = right[index] / support
         assert row.label == sample.class_names()[index]
-        assert row.precision == pytest.approx(precision)
-        assert row.recall == pytest.approx(recall)
+        assert row.precision == pytest.approx(precision, abs=1e-6)
+        assert row.recall == pytest.approx(recall, abs=1e-6)
         total = precision + recall
-        assert row.f1 == pytest.approx(2 * precision * recall / total if total else 0)
+        assert row.f1 == pytest.approx(2 * precision * recall / total if total else 0, abs=1e-6)
         assert row.support == support
 
 

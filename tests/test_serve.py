@@ -191,12 +191,21 @@ def test_requests_in_flight_are_finished_after_sigterm(
 
         with ThreadPoolExecutor(20) as clients:
             answers = [clients.submit(ask, number) for number in range(20)]
-            time.sleep(0.7)
+            # Each has its connection; the one that asks counts itself.
+            _wait_until(
+                lambda: _in_flight(server) - 1 + sum(answer.done() for answer in answers) >= 20
+            )
             server.process.send_signal(signal.SIGTERM)
             assert [answer.result() for answer in answers] == [200] * 20
         server.process.wait(10)
         with pytest.raises(httpx.ConnectError):
             httpx.get(server.url)
+
+
+def _in_flight(server: Server) -> int:
+    text = httpx.get(f"{server.url}/metrics").text
+    (value,) = re.findall(r"^convscope_http_requests_in_flight (\d+)", text, re.MULTILINE)
+    return int(value)
 
 
 def test_workers_share_their_metrics_and_leave_nothing_behind(

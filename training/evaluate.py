@@ -178,11 +178,11 @@ def _measure(
         images=len(labels),
         temperature=temperature,
         test=TestFigures(
-            accuracy=metrics.multiclass_accuracy(
-                probabilities, labels, count, average="micro"
-            ).item(),
-            cross_entropy_raw=F.cross_entropy(logits, labels).item(),
-            cross_entropy_calibrated=F.cross_entropy(calibrated, labels).item(),
+            accuracy=_figure(
+                metrics.multiclass_accuracy(probabilities, labels, count, average="micro")
+            ),
+            cross_entropy_raw=_figure(F.cross_entropy(logits, labels)),
+            cross_entropy_calibrated=_figure(F.cross_entropy(calibrated, labels)),
             ece_raw=_calibration_error(logits.softmax(1), labels),
             ece_calibrated=_calibration_error(probabilities, labels),
         ),
@@ -193,11 +193,16 @@ def _measure(
     )
 
 
+def _figure(value: Tensor) -> float:
+    """Return a float32 figure without the digits that it does not hold."""
+    return round(value.item(), 6)
+
+
 def _calibration_error(probabilities: Tensor, labels: Tensor) -> float:
     error: Tensor = _metrics().multiclass_calibration_error(
         probabilities, labels, probabilities.shape[1], n_bins=CALIBRATION_BINS, norm="l1"
     )
-    return error.item()
+    return _figure(error)
 
 
 def _class_figures(
@@ -205,7 +210,7 @@ def _class_figures(
 ) -> Iterator[ClassFigures]:
     count, metrics = len(classes), _metrics()
     figures = [
-        metric(probabilities, labels, count, average="none").tolist()
+        [_figure(part) for part in metric(probabilities, labels, count, average="none")]
         for metric in (
             metrics.multiclass_precision,
             metrics.multiclass_recall,
