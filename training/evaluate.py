@@ -33,7 +33,7 @@ from training.vision import import_torchvision
 
 CALIBRATION_BINS = 15
 TOP_CONFUSIONS = 10
-CONFIDENT_MISTAKES = 20
+CONFIDENT_MISTAKES = 10
 
 
 def load_network(checkpoint: Checkpoint) -> nn.Module:

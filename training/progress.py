@@ -44,7 +44,9 @@ class BarReporter:
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
         self._lines = LineReporter(progress.console)
-        self._task = progress.add_task("", total=None, epoch="", loss="", train="", rate="")
+        self._task = progress.add_task(
+            "", total=None, epoch="", loss="", train="", heldout="", rate=""
+        )
         self._before = 0
         self._started = 0.0
 
@@ -75,6 +77,8 @@ class BarReporter:
     def epoch_ended(self, figures: EpochFigures) -> None:
         """Print the epoch's figures above the bar."""
         self._lines.epoch_ended(figures)
+        heldout = _percent(figures.heldout_accuracy)
+        self._progress.update(self._task, heldout=f"held out {heldout}  ")
 
 
 @contextmanager
@@ -87,7 +91,9 @@ def watch(console: Console) -> Iterator[Reporter]:
         TextColumn("{task.fields[epoch]}"),
         BarColumn(bar_width=None),
         TaskProgressColumn(),
-        TextColumn("{task.fields[loss]}  {task.fields[train]}  {task.fields[rate]}"),
+        TextColumn(
+            "{task.fields[loss]}  {task.fields[train]}  {task.fields[heldout]}{task.fields[rate]}"
+        ),
         TimeRemainingColumn(),
         TextColumn("left"),
     )

@@ -28,7 +28,11 @@ Row = tuple[str, ...]
 
 
 def draw_learning_curve(history: Sequence[EpochFigures], path: Path) -> None:
-    """Draw a run's loss and accuracy by epoch as PNG."""
+    """Draw a run's loss and accuracy by epoch as PNG.
+
+    Raises:
+        RunError: the file cannot be written.
+    """
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     loss, accuracy = figure.subplots(1, 2)
     epochs = [figures.epoch for figures in history]
@@ -36,11 +40,14 @@ def draw_learning_curve(history: Sequence[EpochFigures], path: Path) -> None:
     _label(loss, "epoch", "training loss")
     _plot_accuracy(accuracy, history, "C0")
     accuracy.legend(frameon=False)
-    figure.savefig(path, dpi=110)
+    try:
+        figure.savefig(path, dpi=110)
+    except OSError as exc:
+        raise RunError(f"{path}: cannot be written: {exc}") from exc
 
 
 def evaluation_tables(evaluation: Evaluation) -> list[Table]:
-    """Return the figures, the figures by class and the worst confusions as tables."""
+    """Return the figures, those by class, and the worst confusions and mistakes as tables."""
     test = evaluation.test
     overall = _table(
         f"{evaluation.images:,} test images, temperature {evaluation.temperature:.3f}",
@@ -68,7 +75,15 @@ def evaluation_tables(evaluation: Evaluation) -> list[Table]:
         ("true", "predicted as", "images"),
         [(row.true, row.predicted, str(row.count)) for row in evaluation.top_confusions],
     )
-    return [overall, by_class, confusions]
+    mistakes = _table(
+        "Most confident mistakes",
+        ("test image", "true", "predicted as", "confidence"),
+        [
+            (str(row.index), row.true, row.predicted, f"{row.confidence:.2%}")
+            for row in evaluation.confident_mistakes
+        ],
+    )
+    return [overall, by_class, confusions, mistakes]
 
 
 def description_table(description: Description) -> Table:

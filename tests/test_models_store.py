@@ -1,0 +1,70 @@
+"""The committed models: sound, as good as they say, and after the recipes that they name."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from app.backends import open_backend
+from app.contract import FILTERS, Artifact, read_artifact
+from training import data
+from training.recipes import find_recipe
+
+STORE = Path(__file__).parent.parent / "models_store"
+RECIPES = {"simple-cnn/1": "simple-cnn", "simple-cnn/2": "simple-cnn-augmented", "fc/1": "fc"}
+LEAST_ACCURACY = {"simple-cnn/1": 0.70, "simple-cnn/2": 0.82, "fc/1": 0.50}
+
+
+@pytest.fixture(params=RECIPES)
+def artifact(request: pytest.FixtureRequest) -> Artifact:
+    return read_artifact(STORE / request.param)
+
+
+def _reference(artifact: Artifact) -> str:
+    return f"{artifact.manifest.name}/{artifact.manifest.version}"
+
+
+def test_every_file_has_its_hash_and_both_graphs_give_the_golden_answers(
+    artifact: Artifact,
+) -> None:
+    artifact.verify()
+    for backend in ("onnx-cpu", "torch-cpu"):
+        open_backend(artifact, backend)
+
+
+def test_the_recipe_is_the_named_one_with_seed_0(artifact: Artifact) -> None:
+    recipe = find_recipe(RECIPES[_reference(artifact)])
+    precision = artifact.manifest.recipe["precision"]
+    assert artifact.manifest.recipe == replace(recipe, seed=0, precision=precision).as_dict()
+    sizes = artifact.manifest.data
+    assert (sizes.train, sizes.heldout, sizes.test) == (45_000, 5_000, 10_000)
+
+
+def test_the_manifest_repeats_the_evaluation(artifact: Artifact) -> None:
+    evaluation = artifact.evaluation()
+    assert artifact.manifest.test == evaluation.test
+    assert artifact.manifest.temperature == evaluation.temperature
+    matrix = np.array(evaluation.confusion_matrix)
+    assert evaluation.test.accuracy == pytest.approx(np.trace(matrix) / matrix.sum())
+    assert evaluation.test.accuracy >= LEAST_ACCURACY[_reference(artifact)]
+
+
+def test_the_first_filters_are_pictures_of_three_channels(artifact: Artifact) -> None:
+    first, *_ = artifact.arrays(FILTERS).values()
+    assert first.shape[1] == 3
+
+
+def test_the_whole_test_split_gives_the_accuracy_and_the_matrix_that_are_written(
+    artifact: Artifact, real_cifar10: data.Source
+) -> None:
+    test = real_cifar10.load_test()
+    backend = open_backend(artifact, "onnx-cpu")
+    predicted = np.concatenate(
+        [backend.predict(batch.numpy()).argmax(1) for batch in test.images.split(500)]
+    )
+    found = np.zeros((10, 10), int)
+    np.add.at(found, (test.labels.numpy(), predicted), 1)
+    expected = np.array(artifact.evaluation().confusion_matrix)
+    assert np.abs(found - expected).sum() <= 2  # one image may fall on the other side
+    assert artifact.manifest.data.sha256 == real_cifar10.sha256
