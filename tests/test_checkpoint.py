@@ -21,7 +21,7 @@ def run(trained: Checkpoint, tmp_path: Path) -> Path:
 
 
 def test_only_the_newest_epoch_is_kept(run: Path) -> None:
-    assert sorted(path.name for path in run.glob("*epoch*")) == ["epoch-0002"]
+    assert sorted(path.name for path in run.glob("*epoch*")) == ["epoch-00002"]
 
 
 def test_the_state_is_read_back_as_it_was_written(run: Path, trained: Checkpoint) -> None:
@@ -32,12 +32,12 @@ def test_the_state_is_read_back_as_it_was_written(run: Path, trained: Checkpoint
 def test_the_weights_are_read_back_as_they_were_written(run: Path) -> None:
     network = find_architecture("simple-cnn").build(10, 0.0)
     checkpoint.open_run(run).load_network(network)
-    for name, tensor in load_file(run / "epoch-0002" / checkpoint.NETWORK).items():
+    for name, tensor in load_file(run / "epoch-00002" / checkpoint.NETWORK).items():
         assert torch.equal(network.state_dict()[name], tensor)
 
 
 def test_an_unfinished_checkpoint_is_not_seen(run: Path) -> None:
-    shutil.copytree(run / "epoch-0002", run / ".epoch-0003.partial")
+    shutil.copytree(run / "epoch-00002", run / ".epoch-00003.partial")
     assert checkpoint.open_run(run).state.epoch == 2
 
 
@@ -47,14 +47,14 @@ def test_a_folder_without_checkpoints_is_said_to_be_one(tmp_path: Path) -> None:
 
 
 def test_a_damaged_state_is_named(run: Path) -> None:
-    path = run / "epoch-0002" / checkpoint.STATE
+    path = run / "epoch-00002" / checkpoint.STATE
     path.write_text(path.read_text()[:-20])
     with pytest.raises(RunError, match=str(path)):
         checkpoint.open_run(run)
 
 
 def test_damaged_weights_are_named(run: Path) -> None:
-    path = run / "epoch-0002" / checkpoint.NETWORK
+    path = run / "epoch-00002" / checkpoint.NETWORK
     path.write_bytes(path.read_bytes()[:-1000])
     network = find_architecture("simple-cnn").build(10, 0.0)
     with pytest.raises(RunError, match=str(path)):

@@ -1,7 +1,12 @@
 import hashlib
 import shutil
+import tarfile
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -145,6 +150,63 @@ def test_a_file_that_is_no_image_is_named(image_folder: Path, tmp_path: Path) ->
     bad.write_bytes(b"no image")
     with pytest.raises(DataError, match=str(bad)):
         data.find(folder).load_train()
+
+
+def test_a_folder_without_a_test_split_is_not_passed_over(
+    image_folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(image_folder / "train", tmp_path / "train")
+    with pytest.raises(DataError, match=f"{tmp_path}: holds a folder train, but train and test"):
+        data.find(tmp_path)
+
+
+def test_hidden_files_and_folders_are_not_pictures(image_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(image_folder, folder)
+    (folder / "train" / "cat" / ".DS_Store").write_bytes(b"no image")
+    (folder / "train" / ".hidden").mkdir()
+    assert data.find(folder).sha256 == data.find(image_folder).sha256
+    assert len(data.find(folder).load_train()) == 240
+
+
+class _SilentHandler(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def publisher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The path of the archive that a real HTTP server gives away in place of the official one."""
+    folder = tmp_path / "published"
+    folder.mkdir()
+    handler = partial(_SilentHandler, directory=str(folder))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever).start()
+        url = f"http://127.0.0.1:{server.server_port}/cifar-10-binary.tar.gz"
+        monkeypatch.setattr(cifar10, "ARCHIVE_URL", url)
+        yield folder / "cifar-10-binary.tar.gz"
+        server.shutdown()
+
+
+def test_an_archive_is_downloaded_when_nothing_is_found(
+    publisher: Path, small_cifar10: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tarfile.open(publisher, "w:gz") as archive:
+        archive.add(small_cifar10 / cifar10.BINARY.folder, cifar10.BINARY.folder)
+    monkeypatch.setattr(cifar10, "ARCHIVE_MD5", hashlib.md5(publisher.read_bytes()).hexdigest())
+    source = data.find(tmp_path / "place")
+    assert source.place == tmp_path / "place" / cifar10.BINARY.folder
+    assert np.array_equal(source.load_train().images.numpy(), sample.read("train")[0])
+
+
+def test_an_archive_that_is_not_the_official_one_is_named_with_both_hashes(
+    publisher: Path, tmp_path: Path
+) -> None:
+    publisher.write_bytes(b"something else")
+    with pytest.raises(DataError) as caught:
+        data.find(tmp_path / "place")
+    assert hashlib.md5(b"something else").hexdigest() in str(caught.value)
+    assert cifar10.ARCHIVE_MD5 in str(caught.value)
 
 
 def test_splits_with_other_classes_are_refused(image_folder: Path, tmp_path: Path) -> None:

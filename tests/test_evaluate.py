@@ -119,15 +119,18 @@ def test_other_data_than_the_runs_are_refused(trained: Checkpoint, source: data.
         evaluate.evaluate(trained, replace(source, sha256="0" * 64), torch.device("cpu"))
 
 
-def test_an_evaluation_is_read_back_as_it_was_saved(found: Evaluation, tmp_path: Path) -> None:
-    assert evaluate.read_evaluation(tmp_path) is None
-    evaluate.save_evaluation(tmp_path, found)
-    assert evaluate.read_evaluation(tmp_path) == found
+def test_an_evaluation_is_read_back_as_it_was_saved(
+    trained: Checkpoint, found: Evaluation, tmp_path: Path
+) -> None:
+    checkpoint = replace(trained, path=tmp_path)
+    assert evaluate.read_evaluation(checkpoint) is None
+    evaluate.save_evaluation(checkpoint, found)
+    assert evaluate.read_evaluation(checkpoint) == found
 
 
 def test_a_damaged_evaluation_is_named(trained: Checkpoint, tmp_path: Path) -> None:
     path = tmp_path / "evaluation.json"
-    shutil.copy(trained.path.parent / path.name, path)
+    shutil.copy(trained.path / path.name, path)
     path.write_text(path.read_text()[:-50])
     with pytest.raises(RunError, match=str(path)):
-        evaluate.read_evaluation(tmp_path)
+        evaluate.read_evaluation(replace(trained, path=tmp_path))

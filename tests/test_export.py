@@ -9,18 +9,19 @@ import pytest
 import torch
 
 from app.backends import BackendName, open_backend
-from app.contract import FILTERS, GOLDEN, MANIFEST, ONNX_GRAPH, Artifact
+from app.contract import FILTERS, GOLDEN, MANIFEST, ONNX_GRAPH, Artifact, Images
 from tests import sample
 from training import data, export
 from training.checkpoint import Checkpoint
 from training.errors import DataError, ExportError
 from training.evaluate import load_network, read_evaluation
 from training.export import Export
+from training.graphs import ServedNetwork, onnx_graph
 
 
 @pytest.fixture
 def what(trained: Checkpoint, source: data.Source) -> Export:
-    found = read_evaluation(trained.path.parent)
+    found = read_evaluation(trained)
     assert found is not None
     return Export(trained, found, source, "tiny", "1")
 
@@ -132,18 +133,21 @@ def test_the_next_version_follows_the_highest(exported: Artifact, tmp_path: Path
 def test_graphs_that_disagree_with_the_network_are_not_exported(
     what: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(export, "_onnx_graph", _graph_of_another_temperature)
+    def graph_of_another_temperature(served: ServedNetwork, images: Images) -> bytes:
+        other = ServedNetwork(served.network, [0.5] * 3, [0.25] * 3, served.temperature * 2)
+        return onnx_graph(other.eval(), images)
+
+    monkeypatch.setattr(export, "onnx_graph", graph_of_another_temperature)
     with pytest.raises(ExportError, match="differs from the golden probabilities"):
         export.export(what, tmp_path)
-    assert list(tmp_path.rglob("*.*")) == []
+    assert list(tmp_path.glob("*/*")) == []
 
 
-def _graph_of_another_temperature(served: export.ServedNetwork, images: np.ndarray) -> bytes:
-    other = export.ServedNetwork(served.network, [0.5] * 3, [0.25] * 3, served.temperature * 2)
-    return _real_onnx_graph(other.eval(), images)
-
-
-_real_onnx_graph = export._onnx_graph
+def test_an_unfinished_run_is_not_exported(what: Export, tmp_path: Path) -> None:
+    state = what.checkpoint.state
+    early = replace(what.checkpoint, state=replace(state, history=state.history[:1]))
+    with pytest.raises(ExportError, match="is epoch 1 of 2"):
+        export.export(replace(what, checkpoint=early), tmp_path)
 
 
 def test_too_many_other_predictions_on_the_test_images_are_not_exported(
@@ -152,7 +156,7 @@ def test_too_many_other_predictions_on_the_test_images_are_not_exported(
     monkeypatch.setattr(export, "LEAST_AGREEMENT", 1.01)
     with pytest.raises(ExportError, match="of the test images; the limit is"):
         export.export(what, tmp_path)
-    assert list(tmp_path.rglob("*.*")) == []
+    assert list(tmp_path.glob("*/*")) == []
 
 
 @pytest.mark.parametrize("change", [{"name": "../tiny"}, {"name": "Tiny"}, {"version": "v1"}])
@@ -162,7 +166,7 @@ def test_a_name_that_is_not_allowed_is_refused(
     store = tmp_path / "store"
     with pytest.raises(ExportError):
         export.export(replace(what, **change), store)  # type: ignore[arg-type]
-    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_other_data_than_the_runs_are_refused(what: Export, tmp_path: Path) -> None:

@@ -10,11 +10,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tests.training_fixtures import TINY, train_quietly
+from tests.training_fixtures import TINY, SilentReporter, train_quietly
 from training import checkpoint, data
-from training.checkpoint import Checkpoint
+from training.checkpoint import Checkpoint, EpochFigures
 from training.errors import Diverged, RecipeError, RunError
-from training.recipes import Precision
+from training.recipes import Precision, Recipe, find_recipe
+from training.train import check_finite, train
 
 
 def _weights(last: Checkpoint) -> dict[str, Tensor]:
@@ -81,10 +82,40 @@ def test_training_on_all_images_has_no_heldout_accuracy(
     assert last.state.history[0].heldout_accuracy is None
 
 
+class _Interrupted(Exception):
+    pass
+
+
+class _InterruptAfterFirst(SilentReporter):
+    def epoch_ended(self, figures: EpochFigures) -> None:  # noqa: ARG002
+        raise _Interrupted
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        TINY,
+        replace(TINY, architecture="fc"),
+        replace(find_recipe("simple-cnn-augmented"), epochs=2, batch_size=32),
+    ],
+)
+def test_a_resumed_run_ends_with_the_weights_of_an_undisturbed_one(
+    recipe: Recipe, source: data.Source, tmp_path: Path
+) -> None:
+    undisturbed = train_quietly(recipe, source, tmp_path / "undisturbed")
+    with pytest.raises(_Interrupted):
+        train(recipe, source, tmp_path / "resumed", _InterruptAfterFirst(), device="cpu")
+    resumed = train_quietly(recipe, source, tmp_path / "resumed", resume=True)
+    assert _equal(resumed, undisturbed)
+    assert [figures.loss for figures in resumed.state.history] == [
+        figures.loss for figures in undisturbed.state.history
+    ]
+
+
 def _command(image_folder: Path, run: Path, *more: str) -> list[str]:
-    options = ["--epochs", "4", "--batch-size", "8", "--precision", "float32", "--dropout", "0.2"]
+    options = ["--epochs", "4", "--batch-size", "16", "--precision", "float32", "--dropout", "0.2"]
     places = ["--data-dir", str(image_folder), "--out", str(run), "--device", "cpu"]
-    return [sys.executable, "-m", "training.cli", "train", "fc", *options, *places, *more]
+    return [sys.executable, "-m", "training.cli", "train", "simple-cnn", *options, *places, *more]
 
 
 @pytest.mark.parametrize("moment", ["before the first checkpoint", "after it"])
@@ -95,7 +126,7 @@ def test_a_killed_run_ends_with_the_weights_of_an_undisturbed_one(
     subprocess.run(_command(image_folder, undisturbed), check=True, capture_output=True)
     process = subprocess.Popen(_command(image_folder, killed), stdout=subprocess.PIPE)
     assert process.stdout is not None
-    waited_for = b"fc on" if moment.startswith("before") else b"epoch 2/4"
+    waited_for = b"simple-cnn on" if moment.startswith("before") else b"epoch 2/4"
     while waited_for not in process.stdout.readline():
         assert process.poll() is None
     process.send_signal(signal.SIGKILL)
@@ -143,9 +174,9 @@ def test_an_infinite_loss_stops_the_run_and_the_last_checkpoint_stands(
     weights = {name: tensor.clone() for name, tensor in _weights(last).items()}
     weights["fc2.weight"].fill_(float("nan"))
     save_file(weights, last.path / checkpoint.NETWORK)
-    with pytest.raises(Diverged, match="the loss is nan in epoch 2"):
+    with pytest.raises(Diverged, match="the mean loss is nan in epoch 2"):
         train_quietly(TINY, source, tmp_path, resume=True)
-    assert [path.name for path in tmp_path.glob("*epoch*")] == ["epoch-0001"]
+    assert [path.name for path in tmp_path.glob("*epoch*")] == ["epoch-00001"]
 
 
 def test_no_space_left_stops_the_run_and_leaves_nothing_half_written(
@@ -159,6 +190,29 @@ def test_no_space_left_stops_the_run_and_leaves_nothing_half_written(
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_architecture_is_answered_with_the_known_ones(
+    source: data.Source, tmp_path: Path
+) -> None:
+    with pytest.raises(RecipeError, match="no architecture 'lenet'; there are simple-cnn, fc"):
+        train_quietly(replace(TINY, architecture="lenet"), source, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_place_that_cannot_be_written_is_said_before_an_epoch_is_spent(
+    source: data.Source, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(RunError, match="file/run: cannot be written"):
+        train_quietly(TINY, source, tmp_path / "file" / "run")
+
+
+def test_weights_that_the_last_step_has_spoiled_are_named() -> None:
+    network = torch.nn.BatchNorm1d(2)
+    network.running_mean = torch.tensor([0.0, float("inf")])
+    with pytest.raises(Diverged, match="running_mean holds values that are not finite"):
+        check_finite(network, epoch=3)
 
 
 def test_an_architecture_for_other_images_is_refused(source: data.Source, tmp_path: Path) -> None:

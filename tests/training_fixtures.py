@@ -55,7 +55,7 @@ def trained(source: data.Source, tmp_path_factory: pytest.TempPathFactory) -> Ch
     run = tmp_path_factory.mktemp("runs") / "tiny"
     last = train_quietly(TINY, source, run)
     draw_learning_curve(last.state.history, run / LEARNING_CURVE)
-    save_evaluation(run, evaluate(last, source, torch.device("cpu")))
+    save_evaluation(last, evaluate(last, source, torch.device("cpu")))
     return last
 
 

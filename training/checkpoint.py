@@ -1,10 +1,11 @@
 """A run's directory: its checkpoints, written whole or not at all.
 
     runs/<run>/
-        epoch-0007/           the newest finished epoch; older ones are removed
+        epoch-00007/          the newest finished epoch; older ones are removed
             network.safetensors
             optimizer.safetensors
             state.json        recipe, data, history: all that is not a tensor
+            evaluation.json   once it has been evaluated
         history.json          the epochs so far, for who wants to plot them
         learning_curve.png    when the run has ended
 
@@ -115,6 +116,11 @@ class Checkpoint:
             state.setdefault(int(index), {})[name] = tensor
         groups = optimizer.state_dict()["param_groups"]
         optimizer.load_state_dict({"state": state, "param_groups": groups})
+        for parameter, values in optimizer.state.items():
+            for name, value in values.items():
+                if value.shape == parameter.shape:
+                    # A fused optimizer walks memory: its moments lie there as the weights do.
+                    values[name] = torch.empty_like(parameter).copy_(value)
 
 
 def save(run: Path, state: RunState, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -123,19 +129,35 @@ def save(run: Path, state: RunState, network: nn.Module, optimizer: torch.optim.
     Raises:
         RunError: it could not be written; the older checkpoints stand as they were.
     """
-    final = run / f"epoch-{state.epoch:04d}"
+    final = run / f"epoch-{state.epoch:05d}"
     try:
         with durable.new_directory(final) as partial:
             save_file(_contiguous(network.state_dict()), partial / NETWORK)
             save_file(_optimizer_tensors(optimizer), partial / OPTIMIZER)
             (partial / STATE).write_text(_to_json(state))
-        history = [asdict(figures) for figures in state.history]
-        durable.write_text(run / HISTORY, json.dumps(history, indent=1))
     except (OSError, SafetensorError) as exc:
         raise RunError(f"{final}: cannot be written: {exc}") from exc
+    write_history(run, state)
     for older in run.glob("epoch-*"):
         if older != final:
-            shutil.rmtree(older)
+            shutil.rmtree(older, ignore_errors=True)
+
+
+def write_history(run: Path, state: RunState) -> None:
+    """Write `history.json` into a run's directory.
+
+    Raises:
+        RunError: it cannot be written.
+    """
+    try:
+        durable.write_text(run / HISTORY, history_json(state.history))
+    except OSError as exc:
+        raise RunError(f"{run / HISTORY}: cannot be written: {exc}") from exc
+
+
+def history_json(history: tuple[EpochFigures, ...]) -> str:
+    """Return the content of a `history.json`."""
+    return json.dumps([asdict(figures) for figures in history], indent=1)
 
 
 def newest(run: Path) -> Checkpoint | None:

@@ -9,6 +9,7 @@ import io
 import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -103,11 +104,15 @@ def download(place: Path) -> None:
         DataError: the archive cannot be fetched, differs from its known hash, or there is no room.
     """
     utils = import_torchvision().datasets.utils
+    archive = place / ARCHIVE_URL.rpartition("/")[2]
     try:
         utils.download_and_extract_archive(ARCHIVE_URL, str(place), md5=ARCHIVE_MD5)
-    except (OSError, RuntimeError) as exc:
+    except (OSError, RuntimeError, HTTPException) as exc:
+        reason = str(exc)
+        if archive.is_file():
+            reason = f"{archive} has md5 {utils.calculate_md5(archive)}; expected {ARCHIVE_MD5}"
         raise DataError(
-            f"found no data set, and CIFAR-10 cannot be downloaded from {ARCHIVE_URL}: {exc}"
+            f"found no data set, and CIFAR-10 cannot be downloaded from {ARCHIVE_URL}: {reason}"
         ) from exc
 
 

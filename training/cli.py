@@ -124,7 +124,7 @@ def evaluate_command(run: Path, data_dir: Path | None, device: DeviceName) -> No
     """Measure the run RUN on the test images."""
     last = checkpoints.open_run(run)
     found = evaluate.evaluate(last, data.find(data_dir), choose_device(device))
-    evaluate.save_evaluation(run, found)
+    evaluate.save_evaluation(last, found)
     for table in report.evaluation_tables(found):
         console.print(table)
 
@@ -143,10 +143,10 @@ def export(
     source = data.find(data_dir)
     name = name or last.state.recipe.architecture
     version = version or next_version(store, name)
-    found = evaluate.read_evaluation(run)
+    found = evaluate.read_evaluation(last)
     if found is None:
         found = evaluate.evaluate(last, source, choose_device("cpu"))
-        evaluate.save_evaluation(run, found)
+        evaluate.save_evaluation(last, found)
     artifact = export_artifact(Export(last, found, source, name, version), store)
     console.print(f"exported: {artifact.path} ({found.test.accuracy:.2%})", soft_wrap=True)
 

@@ -21,7 +21,7 @@ from app.contract import (
     Images,
     read_artifact,
 )
-from app.errors import ArtifactError
+from app.errors import ConvscopeError
 from training.checkpoint import EpochFigures, parse_history
 from training.errors import RunError
 
@@ -84,11 +84,12 @@ def compare(store: Path) -> list[ModelFigures]:
             raise RunError(f"{store}: holds no artifact")
         artifacts.sort(key=lambda item: (item.manifest.name, int(item.manifest.version)))
         return [_figures(artifact) for artifact in artifacts]
-    except ArtifactError as exc:
+    except ConvscopeError as exc:
         raise RunError(str(exc)) from exc
 
 
 def _figures(artifact: Artifact) -> ModelFigures:
+    artifact.verify()
     manifest, evaluation = artifact.manifest, artifact.evaluation()
     history = parse_history(artifact.read(HISTORY).decode())
     backend = open_backend(artifact, "onnx-cpu", threads=1)

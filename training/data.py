@@ -84,7 +84,7 @@ def find(data_dir: Path | None) -> Source:
         if source is None:
             cifar10.download(places[0])
             source = _open_cifar10(places[0] / cifar10.BINARY.folder, cifar10.BINARY)
-    except DataError as exc:
+    except (DataError, OSError) as exc:
         raise DataError(f"{exc} (looked in: {', '.join(map(str, places))})") from exc
     return source
 
@@ -190,11 +190,12 @@ def _shifted(size: int, count: int, limit: int, generator: torch.Generator) -> T
 def _open(place: Path) -> Source | None:
     for layout in (cifar10.BINARY, cifar10.PYTHON):
         for folder in (place / layout.folder, place):
-            if folder.name == layout.folder and folder.is_dir():
+            if folder.resolve().name == layout.folder and folder.is_dir():
                 return _open_cifar10(folder, layout)
-    if (place / "train").is_dir() and (place / "test").is_dir():
-        return _open_image_folder(place)
-    return None
+    splits = [split for split in ("train", "test") if (place / split).is_dir()]
+    if len(splits) == 1:
+        raise DataError(f"{place}: holds a folder {splits[0]}, but train and test are needed")
+    return _open_image_folder(place) if splits else None
 
 
 def _open_cifar10(folder: Path, layout: cifar10.Layout) -> Source:
@@ -224,9 +225,11 @@ def _open_image_folder(place: Path) -> Source:
             f"train has {', '.join(classes)}"
         )
     digest = hashlib.sha256()
-    for path in sorted(path for path in place.glob("*/*/*") if path.is_file()):
-        digest.update(str(path.relative_to(place)).encode())
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    for split in ("train", "test"):
+        for name in classes:
+            for path in _picture_files(place / split / name):
+                digest.update(str(path.relative_to(place)).encode())
+                digest.update(hashlib.sha256(path.read_bytes()).digest())
     return Source(
         name=place.resolve().name,
         place=place,
@@ -238,20 +241,26 @@ def _open_image_folder(place: Path) -> Source:
 
 
 def _class_folders(place: Path) -> tuple[str, ...]:
-    return tuple(sorted(path.name for path in place.iterdir() if path.is_dir()))
+    folders = (path for path in place.iterdir() if path.is_dir())
+    return tuple(sorted(path.name for path in folders if not path.name.startswith(".")))
+
+
+def _picture_files(folder: Path) -> list[Path]:
+    files = (path for path in folder.iterdir() if path.is_file())
+    return sorted(path for path in files if not path.name.startswith("."))
 
 
 def _read_image_folder(place: Path, classes: tuple[str, ...]) -> Split:
     """Decode every picture as the service would, so that training and serving see the same."""
     images, labels = [], []
     for label, name in enumerate(classes):
-        paths = sorted(path for path in (place / name).iterdir() if path.is_file())
+        paths = _picture_files(place / name)
         if not paths:
             raise DataError(f"{place / name}: holds no images")
         for path in paths:
             try:
                 images.append(decode(path.read_bytes(), IMAGE_SIZE, MAX_PIXELS))
-            except ImageError as exc:
+            except (ImageError, OSError) as exc:
                 raise DataError(f"{path}: {exc}") from exc
             labels.append(label)
     return Split(torch.from_numpy(np.stack(images)), torch.tensor(labels))

@@ -5,7 +5,6 @@ arithmetic of the metrics is torchmetrics'. Nothing here writes an artifact.
 """
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from types import ModuleType
 
 import numpy as np
@@ -112,7 +111,7 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     return log_temperature.exp().item()
 
 
-def test_agreement(
+def agreement_on_test(
     source: data.Source,
     reference: Callable[[Images], Probabilities],
     others: dict[str, Callable[[Images], Probabilities]],
@@ -126,30 +125,32 @@ def test_agreement(
     }
 
 
-def save_evaluation(run: Path, evaluation: Evaluation) -> None:
-    """Write `evaluation.json` into a run's directory.
+def save_evaluation(checkpoint: Checkpoint, evaluation: Evaluation) -> None:
+    """Write `evaluation.json` beside the weights that were measured, so that it goes with them.
 
     Raises:
         RunError: it cannot be written.
     """
+    path = checkpoint.path / EVALUATION
     try:
-        durable.write_text(run / EVALUATION, evaluation.model_dump_json(indent=1))
+        durable.write_text(path, evaluation.model_dump_json(indent=1))
     except OSError as exc:
-        raise RunError(f"{run / EVALUATION}: cannot be written: {exc}") from exc
+        raise RunError(f"{path}: cannot be written: {exc}") from exc
 
 
-def read_evaluation(run: Path) -> Evaluation | None:
-    """Return what `save_evaluation` wrote, or None if nothing stands there.
+def read_evaluation(checkpoint: Checkpoint) -> Evaluation | None:
+    """Return what `save_evaluation` wrote, or None if the checkpoint has not been measured.
 
     Raises:
         RunError: the file is not an evaluation.
     """
+    path = checkpoint.path / EVALUATION
     try:
-        return Evaluation.model_validate_json((run / EVALUATION).read_bytes())
+        return Evaluation.model_validate_json(path.read_bytes())
     except FileNotFoundError:
         return None
     except (OSError, ValidationError) as exc:
-        raise RunError(f"{run / EVALUATION}: not an evaluation: {exc}") from exc
+        raise RunError(f"{path}: not an evaluation: {exc}") from exc
 
 
 def _predictions(predict: Callable[[Images], Probabilities], images: Images) -> Images:
@@ -243,5 +244,5 @@ def _confident_mistakes(
             index=index,
             true=classes[labels[index]],
             predicted=classes[predicted[index]],
-            confidence=confidence[index].item(),
+            confidence=_figure(confidence[index]),
         )

@@ -1,28 +1,21 @@
 """A trained network to an artifact directory that carries its own proof.
 
-The graph takes pixels as they are decoded: cast, scaling, mean and deviation, layout, temperature
-and softmax are inside it. Before the directory gets its name, ONNX and TorchScript are run by the
+Before the directory gets its name, ONNX and TorchScript are run by the
 service's own backends and compared with the eager network, on the golden images and on the whole
 test split. Training and measuring happen elsewhere.
 """
 
-import io
-import logging
-import shutil
 import subprocess
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version as installed_version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from pydantic import TypeAdapter, ValidationError
+from torch import nn
 
 from app import drawing
 from app.backends import BackendName, open_backend
@@ -30,6 +23,7 @@ from app.contract import (
     EVALUATION,
     FILTERS,
     GOLDEN,
+    HISTORY,
     MANIFEST,
     ONNX_GRAPH,
     TORCHSCRIPT_GRAPH,
@@ -38,20 +32,21 @@ from app.contract import (
     Evaluation,
     Images,
     Manifest,
-    Probabilities,
+    Name,
     TensorSpec,
+    Version,
     read_artifact,
     record_file,
 )
-from app.errors import ArtifactError
-from training import checkpoint, data, durable
-from training.checkpoint import Checkpoint
+from app.errors import ConvscopeError
+from training import data, durable
+from training.checkpoint import Checkpoint, history_json
 from training.describe import describe
 from training.errors import ExportError
-from training.evaluate import check_source, load_heldout, load_network, test_agreement
-from training.report import LEARNING_CURVE
+from training.evaluate import agreement_on_test, check_source, load_heldout, load_network
+from training.graphs import OPSET, ServedNetwork, onnx_graph, torchscript_graph
+from training.report import LEARNING_CURVE, draw_learning_curve
 
-OPSET = 20
 GOLDEN_IMAGES = 16
 LEAST_AGREEMENT = 0.9999
 GOLDEN_TOLERANCE = {"onnx-cpu": 1e-4, "torch-cpu": 1e-4, "torch-cuda": 5e-3}
@@ -60,38 +55,6 @@ GOLDEN_TOLERANCE = {"onnx-cpu": 1e-4, "torch-cpu": 1e-4, "torch-cuda": 5e-3}
 PROVEN_BACKENDS: tuple[BackendName, ...] = ("onnx-cpu", "torch-cpu")
 CONFUSION_MATRIX_PLOT = "confusion_matrix.png"
 FILTERS_PLOT = "filters.png"
-
-
-class ServedNetwork(nn.Module):
-    """A network as it is served: uint8 `[N,H,W,3]` to calibrated logits and probabilities.
-
-    Both outputs are float32 `[N,classes]`; the logits are divided by the temperature, so their
-    softmax is the probabilities.
-    """
-
-    scale: Tensor
-    shift: Tensor
-
-    def __init__(
-        self, network: nn.Module, mean: list[float], deviation: list[float], temperature: float
-    ) -> None:
-        super().__init__()
-        self.network = network
-        self.temperature = temperature
-        self.register_buffer("scale", 1 / (255 * torch.tensor(deviation)))
-        self.register_buffer("shift", torch.tensor(mean) / torch.tensor(deviation))
-
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits and probabilities."""
-        pixels = image.to(torch.float32) * self.scale - self.shift
-        logits = self.network(pixels.permute(0, 3, 1, 2)) / self.temperature
-        return logits, torch.softmax(logits, 1)
-
-    @torch.inference_mode()
-    def predict(self, images: Images) -> Probabilities:
-        """Return the eager network's probabilities, as a backend would."""
-        probabilities: Probabilities = self(torch.from_numpy(images))[1].numpy()
-        return probabilities
 
 
 @dataclass(frozen=True)
@@ -113,10 +76,8 @@ def export(what: Export, store: Path) -> Artifact:
             or the exported graphs do not agree with the network; the store stands as it was.
         DataError: `source` is not the data set that the run was trained on.
     """
+    _check_exportable(what, store)
     place = store / what.name / what.version
-    if place.exists():
-        raise ExportError(f"{place}: exists already; choose another --version")
-    check_source(what.checkpoint, what.source)
     state = what.checkpoint.state
     network = load_network(what.checkpoint)
     served = ServedNetwork(network, state.mean, state.deviation, what.evaluation.temperature)
@@ -127,9 +88,28 @@ def export(what: Export, store: Path) -> Artifact:
             manifest = _manifest(what, folder)
             (folder / MANIFEST).write_text(manifest.model_dump_json(indent=1))
             _prove(Artifact(folder, manifest), served, what.source)
-    except (OSError, ValueError, ArtifactError) as exc:
+    except (OSError, ValueError, RuntimeError, ConvscopeError) as exc:
         raise ExportError(f"{place}: not exported: {exc}") from exc
     return read_artifact(place)
+
+
+def _check_exportable(what: Export, store: Path) -> None:
+    """Raise unless there is something finished to export and a free place for it."""
+    try:
+        TypeAdapter(Name).validate_python(what.name)
+        TypeAdapter(Version).validate_python(what.version)
+    except ValidationError as exc:
+        raise ExportError(f"{what.name}/{what.version}: {exc.errors()[0]['msg']}") from exc
+    place = store / what.name / what.version
+    if place.exists():
+        raise ExportError(f"{place}: exists already; choose another --version")
+    state = what.checkpoint.state
+    if state.epoch < state.recipe.epochs:
+        raise ExportError(
+            f"{what.checkpoint.path}: is epoch {state.epoch} of {state.recipe.epochs}; "
+            "finish the run with --resume"
+        )
+    check_source(what.checkpoint, what.source)
 
 
 def next_version(store: Path, name: str) -> str:
@@ -140,8 +120,8 @@ def next_version(store: Path, name: str) -> str:
 
 def _write_files(what: Export, network: nn.Module, served: ServedNetwork, folder: Path) -> None:
     images = _golden_images(what)
-    (folder / ONNX_GRAPH).write_bytes(_onnx_graph(served, images))
-    (folder / TORCHSCRIPT_GRAPH).write_bytes(_torchscript_graph(served, images))
+    (folder / ONNX_GRAPH).write_bytes(onnx_graph(served, images))
+    (folder / TORCHSCRIPT_GRAPH).write_bytes(torchscript_graph(served, images))
     np.savez_compressed(folder / GOLDEN, images=images, probabilities=served.predict(images))
     weights = first_filters_and_kernels(network, data.IMAGE_SIZE)
     np.savez_compressed(folder / FILTERS, allow_pickle=False, **weights)
@@ -153,9 +133,9 @@ def _write_files(what: Export, network: nn.Module, served: ServedNetwork, folder
             np.array(what.evaluation.confusion_matrix), what.evaluation.classes, None
         )
     )
-    run = what.checkpoint.path.parent
-    for name in (checkpoint.HISTORY, LEARNING_CURVE):
-        shutil.copyfile(run / name, folder / name)
+    history = what.checkpoint.state.history
+    (folder / HISTORY).write_text(history_json(history))
+    draw_learning_curve(history, folder / LEARNING_CURVE)
 
 
 def first_filters_and_kernels(
@@ -193,46 +173,6 @@ def _golden_images(what: Export) -> Images:
     chosen = torch.linspace(0, len(split) - 1, GOLDEN_IMAGES).long()
     images: Images = split[chosen].images.numpy()
     return images
-
-
-def _onnx_graph(served: ServedNetwork, images: Images) -> bytes:
-    batch = torch.export.Dim("N")
-    with _quiet_exporters():
-        program = torch.onnx.export(
-            served,
-            (torch.from_numpy(images),),
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=["image"],
-            output_names=["logits", "probabilities"],
-            dynamic_shapes={"image": {0: batch}},
-            verbose=False,
-        )
-        if program is None:
-            raise ExportError("torch.onnx gave no program")
-        return bytes(program.model_proto.SerializeToString())
-
-
-def _torchscript_graph(served: ServedNetwork, images: Images) -> bytes:
-    buffer = io.BytesIO()
-    with _quiet_exporters(), torch.no_grad():
-        traced = torch.jit.trace(served, torch.from_numpy(images), check_trace=False)
-        torch.jit.save(torch.jit.freeze(traced), buffer)
-    return buffer.getvalue()
-
-
-@contextmanager
-def _quiet_exporters() -> Iterator[None]:
-    """Keep torch's word that TorchScript is deprecated, and the exporter's steps, to itself."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 def _manifest(what: Export, folder: Path) -> Manifest:
@@ -284,7 +224,7 @@ def _prove(artifact: Artifact, served: ServedNetwork, source: data.Source) -> No
     artifact.verify()
     threads = torch.get_num_threads()
     backends = {name: open_backend(artifact, name, threads) for name in PROVEN_BACKENDS}
-    agreement = test_agreement(
+    agreement = agreement_on_test(
         source, served.predict, {name: backend.predict for name, backend in backends.items()}
     )
     for name, part in agreement.items():
@@ -296,14 +236,15 @@ def _prove(artifact: Artifact, served: ServedNetwork, source: data.Source) -> No
 
 
 def _git_commit() -> str:
+    """Return the commit of the code that exports, marked where files differ from it."""
+    checkout = Path(__file__).parent.parent
+    if not (checkout / ".git").exists():
+        return "unknown"
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        done: subprocess.CompletedProcess[Any] = subprocess.run(
-            ["git", "rev-parse", "HEAD"],  # noqa: S607 - git is where the user has it
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
+        done = subprocess.run(  # noqa: S603 - a constant command
+            command, cwd=checkout, capture_output=True, text=True, check=True
         )
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return str(done.stdout).strip()
+    return done.stdout.strip()

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Literal, Protocol
 
 import torch
@@ -99,6 +100,7 @@ def train(
     last = checkpoint.newest(run_dir)
     if last is not None:
         _check_resumable(last, recipe, source, run_dir, resume=resume)
+    _make_directory(run_dir)
     torch.use_deterministic_algorithms(torch_device.type == "cpu")
     torch.manual_seed(recipe.seed)
     network = architecture.build(len(source.classes), recipe.dropout)
@@ -108,9 +110,11 @@ def train(
         last.load_network(run.network)
         last.load_optimizer(run.optimizer)
         state = last.state
+        checkpoint.write_history(run_dir, state)
     while state.epoch < recipe.epochs:
         reporter.epoch_started(state.epoch + 1, recipe.epochs, len(run.train))
         figures = _epoch(run, state.epoch + 1, reporter)
+        check_finite(run.network, figures.epoch)
         state = replace(state, history=(*state.history, figures))
         checkpoint.save(run_dir, state, run.network, run.optimizer)
         reporter.epoch_ended(figures)
@@ -140,7 +144,8 @@ def compute_logits(
 ) -> Tensor:
     """Return float32 logits `[N,classes]` on the processor for uint8 images `[N,H,W,3]`.
 
-    In float32 and evaluation mode, as the exported graphs compute them.
+    In evaluation mode and float32, as the exported graphs compute them (on CUDA, convolutions
+    multiply in TF32).
     """
     network.eval()
     return torch.cat(
@@ -169,7 +174,7 @@ def _epoch(run: Run, epoch: int, reporter: Reporter) -> EpochFigures:
         if step % PROGRESS_STEPS == 0 or images == len(run.train):
             mean_loss = total_loss.item() / images
             if not math.isfinite(mean_loss):
-                raise Diverged(f"the loss is {loss.item()} in epoch {epoch}, step {step}")
+                raise Diverged(f"the mean loss is {mean_loss} in epoch {epoch}, step {step}")
             reporter.progressed(images, mean_loss, total_correct.item() / images)
     seconds = time.perf_counter() - started
     return EpochFigures(
@@ -230,6 +235,23 @@ def _prepare(recipe: Recipe, source: data.Source, network: nn.Module, device: to
     )
 
 
+def _make_directory(run_dir: Path) -> None:
+    """Find out before an epoch is spent whether the run can be written."""
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=run_dir):
+            pass
+    except OSError as exc:
+        raise RunError(f"{run_dir}: cannot be written: {exc}") from exc
+
+
+def check_finite(network: nn.Module, epoch: int) -> None:
+    """Raise Diverged unless all weights are finite: the last step shows in no loss."""
+    for name, tensor in network.state_dict().items():
+        if not tensor.isfinite().all():
+            raise Diverged(f"{name} holds values that are not finite after epoch {epoch}")
+
+
 def _new_state(run: Run, source: data.Source) -> RunState:
     return RunState(
         recipe=run.recipe,
@@ -269,7 +291,9 @@ def _resolve_precision(recipe: Recipe, device: torch.device) -> Literal["float32
     if device.type == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        # Private, and so perhaps not there in another version; float32 is right everywhere.
+        probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+        fast = any(getattr(torch.cpu, probe, bool)() for probe in probes)
     return "bfloat16" if fast else "float32"
 
 
