@@ -7,12 +7,14 @@ server adds no delay, and a busy one fills its batches by being busy. This modul
 
 import asyncio
 import logging
+import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
-from typing import Protocol
+from queue import SimpleQueue
+from typing import ParamSpec, Protocol, TypeVar
 
 import numpy as np
 
@@ -27,6 +29,9 @@ from app.errors import (
 )
 
 _log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -85,7 +90,7 @@ class Batcher:
         self._waiting = 0
         self._wake = asyncio.Event()
         self._stopping = False
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="inference")
+        self._thread = _DaemonThread()
         self._worker: asyncio.Task[None] | None = None
 
     @property
@@ -97,11 +102,19 @@ class Batcher:
         """Start the worker in the running event loop."""
         self._worker = asyncio.create_task(self._work(), name="batcher")
 
-    async def stop(self) -> None:
-        """Refuse new work, finish what waits, then stop."""
+    async def stop(self, patience: float = 5.0) -> None:
+        """Refuse new work, finish what waits, then stop.
+
+        Args:
+            patience: seconds after which what is not finished is given up: a runtime that hangs
+                must not keep the process. The server has let the requests finish before, so that
+                nobody waits for more than a last batch.
+        """
         self._stopping = True
         self._wake.set()
         if self._worker is not None:
+            await asyncio.wait([self._worker], timeout=patience)
+            self._worker.cancel()  # without effect on one that is done
             # What killed a dead worker has been logged.
             await asyncio.gather(self._worker, return_exceptions=True)
         self._thread.shutdown(wait=False)
@@ -173,6 +186,10 @@ class Batcher:
                     self._wake.clear()
                     if not self._stopping:
                         await self._wake.wait()
+        except asyncio.CancelledError:
+            _fail(self._queue, ShuttingDown, "the service stopped before the model answered")
+            _log.error("the work of a model was given up before it was finished")
+            raise
         except BaseException as exc:
             # Whoever still waits when the worker dies would wait until the deadline.
             _fail(self._queue, BackendFailed, "the worker of this model died", exc)
@@ -197,18 +214,23 @@ class Batcher:
         return batch
 
     async def _compute(self, batch: Sequence[_Item]) -> None:
+        try:
+            await self._answer(batch)
+        except asyncio.CancelledError:
+            _fail(batch, ShuttingDown, "the service stopped before the model answered")
+            raise
+        except BaseException as exc:
+            _fail(batch, BackendFailed, str(exc), exc)
+            if not isinstance(exc, Exception):
+                raise
+
+    async def _answer(self, batch: Sequence[_Item]) -> None:
         loop = asyncio.get_running_loop()
         images = batch[0].images
         if len(batch) > 1:
             images = np.concatenate([item.images for item in batch])
         started = time.perf_counter()
-        try:
-            rows = await loop.run_in_executor(self._thread, self._predict, images)
-        except BaseException as exc:
-            _fail(batch, BackendFailed, str(exc), exc)
-            if not isinstance(exc, Exception):
-                raise
-            return
+        rows = await loop.run_in_executor(self._thread, self._predict, images)
         seconds = time.perf_counter() - started
         self._observer.computed(len(images), seconds)
         at = 0
@@ -223,6 +245,42 @@ class Batcher:
         if len(rows) != len(images):
             raise BackendFailed(f"{len(rows)} answers for {len(images)} images")
         return rows
+
+
+class _DaemonThread(Executor):
+    """One thread that makes one call after the other.
+
+    A process that ends waits for `ThreadPoolExecutor`'s threads, and so for ever for a call that
+    hangs. It does not wait for this one.
+    """
+
+    def __init__(self) -> None:
+        self._calls: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def submit(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        future: Future[T] = Future()
+
+        def call() -> None:
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(function(*args, **kwargs))
+                except BaseException as exc:  # noqa: BLE001 - the caller raises it
+                    future.set_exception(exc)
+
+        self._calls.put(call)
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
+            self._thread.start()
+        return future
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: ARG002
+        self._calls.put(None)
+
+    def _run(self) -> None:
+        while (call := self._calls.get()) is not None:
+            call()
+            del call  # and the batch that it holds
 
 
 def _fail(

@@ -22,7 +22,7 @@ from app.contract import Images
 from app.errors import ConvscopeError, ImageError
 from app.images import decode
 from app.metrics import MULTIPROCESS_VARIABLE
-from app.schemas import ModelVersion, Predictions, top_k_of
+from app.schemas import VERSION_HELP, ModelVersion, Predictions, top_k_of
 from app.settings import Settings, read_settings
 from app.store import Store, open_backends, read_store
 
@@ -74,7 +74,7 @@ def serve(host: str, port: int, workers: int) -> None:
 @main.command()
 @click.argument("files", nargs=-1, required=True)
 @click.option("--model", help="The model's name; the default model unless given.")
-@click.option("--version", help="Its version; the highest unless given.")
+@click.option("--version", help=VERSION_HELP)
 @click.option("--top-k", type=click.IntRange(1), help="How many classes to show.")
 @click.option("--json", "as_json", is_flag=True, help="Print what POST /predict answers.")
 def predict(

@@ -15,13 +15,19 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
-from app.errors import ArtifactError
+from app.errors import ArtifactError, BackendFailed
+from app.evaluation import Classes, Frozen
+from app.evaluation import ClassFigures as ClassFigures
+from app.evaluation import Confusion as Confusion
+from app.evaluation import Evaluation as Evaluation
+from app.evaluation import Mistake as Mistake
+from app.evaluation import TestFigures as TestFigures
 
 Images = NDArray[np.uint8]
 """A batch of images, uint8 `[N,H,W,3]`, RGB."""
@@ -39,6 +45,7 @@ HISTORY = "history.json"
 
 MAX_MANIFEST_BYTES = 1 << 20
 MAX_FILE_BYTES = 1 << 30
+MAX_ARRAY_BYTES = 1 << 28  # of one file, unpacked
 
 
 def _check_name(value: str) -> str:
@@ -59,12 +66,6 @@ Name = Annotated[str, AfterValidator(_check_name)]
 FileName = Annotated[str, AfterValidator(_check_file_name)]
 Version = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,8}$")]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-
-
-class Frozen(BaseModel):
-    """An immutable record that refuses fields it does not know."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class TensorSpec(Frozen):
@@ -92,19 +93,6 @@ class DataRecord(Frozen):
     test: Annotated[int, Field(ge=1)]
 
 
-class TestFigures(Frozen):
-    """Figures on the test split. Cross-entropy is in nats; ECE has 15 bins (Guo et al. 2017).
-
-    `calibrated` is with the fitted temperature, as the served probabilities are; `raw` is without.
-    """
-
-    accuracy: float
-    cross_entropy_raw: float
-    cross_entropy_calibrated: float
-    ece_raw: float
-    ece_calibrated: float
-
-
 class Manifest(Frozen):
     """Everything that a server or a reader must know of a model before using it."""
 
@@ -112,7 +100,7 @@ class Manifest(Frozen):
     name: Name
     version: Version
     architecture: str
-    classes: tuple[str, ...] = Field(min_length=2)
+    classes: Classes
     input: TensorSpec
     outputs: tuple[TensorSpec, TensorSpec]
     opset: int
@@ -131,54 +119,30 @@ class Manifest(Frozen):
     temperature: Annotated[float, Field(gt=0)]
     golden_tolerance: dict[str, Annotated[float, Field(gt=0, lt=1)]]
 
+    @model_validator(mode="after")
+    def _tensors_fit(self) -> Self:
+        """Images in, and a number for each class out; only the batch's size is open."""
+        match self.input.shape:
+            case ("N", int(), int(), 3) if self.input.dtype == "uint8":
+                pass
+            case shape:
+                raise ValueError(
+                    f"the input is {self.input.dtype} {shape}; it must be uint8 ('N', H, W, 3)"
+                )
+        expected = ("N", len(self.classes))
+        for output in self.outputs:
+            if (output.dtype, output.shape) != ("float32", expected):
+                raise ValueError(
+                    f"{output.name} is {output.dtype} {output.shape}; "
+                    f"with {len(self.classes)} classes it must be float32 {expected}"
+                )
+        return self
+
     @property
     def image_size(self) -> tuple[int, int]:
         """Height and width in pixels of the images that the graph takes."""
         _, height, width, _ = self.input.shape
         return int(height), int(width)
-
-
-class ClassFigures(Frozen):
-    """Precision, recall and F1 of one class on the test split, and how many images it has."""
-
-    label: str
-    precision: float
-    recall: float
-    f1: float
-    support: int
-
-
-class Confusion(Frozen):
-    """How many test images of the class `true` were predicted as `predicted`."""
-
-    true: str
-    predicted: str
-    count: int
-
-
-class Mistake(Frozen):
-    """A test image, by its index in the test split, that was predicted wrongly."""
-
-    index: int
-    true: str
-    predicted: str
-    confidence: float
-
-
-class Evaluation(Frozen):
-    """`evaluation.json`: the figures measured on the test split.
-
-    `confusion_matrix` is `[classes][classes]` counts, rows true, columns predicted.
-    """
-
-    classes: tuple[str, ...]
-    images: int
-    temperature: float
-    test: TestFigures
-    confusion_matrix: tuple[tuple[int, ...], ...]
-    per_class: tuple[ClassFigures, ...]
-    top_confusions: tuple[Confusion, ...]
-    confident_mistakes: tuple[Mistake, ...]
 
 
 @dataclass(frozen=True)
@@ -207,16 +171,20 @@ class Artifact:
         return data
 
     def verify(self) -> None:
-        """Check every file against its record, and that each that a server needs is listed.
+        """Check every file against its record, and what a server shows against the schema.
+
+        The graphs and the golden images are a backend's to prove.
 
         Raises:
-            ArtifactError: naming the first file that differs.
+            ArtifactError: naming the first file that is missing, differs or makes no sense.
         """
         for file_name in (ONNX_GRAPH, TORCHSCRIPT_GRAPH, GOLDEN, FILTERS, EVALUATION):
             if file_name not in self.manifest.files:
                 raise ArtifactError(f"{self.path / file_name}: not listed in {MANIFEST}")
         for file_name in self.manifest.files:
             self.read(file_name)
+        self.filters()
+        self.evaluation()
 
     def arrays(self, file_name: str) -> dict[str, NDArray[Any]]:
         """Return the named arrays of a listed `.npz` file, in the file's order; never unpickles.
@@ -226,22 +194,42 @@ class Artifact:
         """
         data = self.read(file_name)
         try:
-            with np.load(io.BytesIO(data), allow_pickle=False) as archive:
-                return {key: archive[key] for key in archive.files}
-        except (ValueError, OSError, zipfile.BadZipFile) as exc:
-            raise ArtifactError(f"{self.path / file_name}: not an archive of plain arrays") from exc
+            return _unpack(data)
+        except Exception as exc:  # whatever zipfile, zlib and numpy make of hostile bytes
+            reason = str(exc).partition("\n")[0]
+            raise ArtifactError(
+                f"{self.path / file_name}: not an archive of plain arrays: {reason}"
+            ) from exc
+
+    def filters(self) -> dict[str, NDArray[np.float32]]:
+        """Return the weights to look at by layer, float32 `[filters,channels,height,width]`.
+
+        Raises:
+            ArtifactError: the file differs from its record or holds anything else.
+        """
+        layers = self.arrays(FILTERS)
+        for layer, weights in layers.items():
+            if weights.dtype != np.float32 or weights.ndim != 4 or not weights.size:
+                raise ArtifactError(
+                    f"{self.path / FILTERS}: {layer!r} is {weights.dtype} {weights.shape}; "
+                    "it must be float32 of four dimensions"
+                )
+        return layers
 
     def evaluation(self) -> Evaluation:
         """Return the figures measured on the test split.
 
         Raises:
-            ArtifactError: the file differs from its record or from the schema.
+            ArtifactError: the file differs from its record, the schema or the manifest's classes.
         """
         data = self.read(EVALUATION)
         try:
-            return Evaluation.model_validate_json(data)
+            evaluation = Evaluation.model_validate_json(data)
         except ValidationError as exc:
             raise ArtifactError(f"{self.path / EVALUATION}: {_first_error(exc)}") from exc
+        if evaluation.classes != self.manifest.classes:
+            raise ArtifactError(f"{self.path / EVALUATION}: has other classes than {MANIFEST}")
+        return evaluation
 
     def check_golden(self, backend: str, predict: Callable[[Images], Probabilities]) -> float:
         """Compare a backend's probabilities for the golden images with those seen at export.
@@ -260,11 +248,11 @@ class Artifact:
         tolerance = self.manifest.golden_tolerance.get(backend)
         if tolerance is None:
             raise ArtifactError(f"{self.path / MANIFEST}: no golden tolerance for {backend}")
-        golden = self.arrays(GOLDEN)
-        if not {"images", "probabilities"} <= golden.keys():
-            raise ArtifactError(f"{path}: holds no arrays `images` and `probabilities`")
-        expected = golden["probabilities"]
-        found = predict(golden["images"])
+        images, expected = self._golden()
+        try:
+            found = predict(images)
+        except BackendFailed as exc:
+            raise ArtifactError(f"{path}: {backend} fails on the images: {exc}") from exc
         if found.shape != expected.shape:
             raise ArtifactError(
                 f"{path}: {backend} answers with shape {found.shape}, expected {expected.shape}"
@@ -276,6 +264,21 @@ class Artifact:
                 f"the tolerance is {tolerance:.3g}"
             )
         return difference
+
+    def _golden(self) -> tuple[Images, Probabilities]:
+        """Return the golden images and probabilities, which have the graph's types and shapes."""
+        golden = self.arrays(GOLDEN)
+        specs = {"images": self.manifest.input, "probabilities": self.manifest.outputs[1]}
+        if not specs.keys() <= golden.keys():
+            raise ArtifactError(f"{self.path / GOLDEN}: holds no arrays {' and '.join(specs)}")
+        for name, spec in specs.items():
+            array = golden[name]
+            if array.dtype != spec.dtype or array.shape[1:] != spec.shape[1:] or not len(array):
+                raise ArtifactError(
+                    f"{self.path / GOLDEN}: {name} is {array.dtype} {array.shape}; "
+                    f"it must be {spec.dtype} {spec.shape}, at least one"
+                )
+        return golden["images"], golden["probabilities"]
 
 
 def read_artifact(path: Path) -> Artifact:
@@ -316,7 +319,22 @@ def _read_file(path: Path, limit: int) -> bytes:
         raise ArtifactError(f"{path}: {exc.strerror}") from exc
 
 
+def _unpack(data: bytes) -> dict[str, NDArray[Any]]:
+    """Return the arrays of an `.npz` file; raise anything if it is not one."""
+    with zipfile.ZipFile(io.BytesIO(data)) as members:
+        size = sum(member.file_size for member in members.infolist())
+    if size > MAX_ARRAY_BYTES:
+        raise ValueError(f"unpacked it has {size} bytes; the limit is {MAX_ARRAY_BYTES}")
+    with np.load(io.BytesIO(data), allow_pickle=False) as archive:
+        arrays = {key: archive[key] for key in archive.files}
+    for key, array in arrays.items():
+        if not isinstance(array, np.ndarray):  # numpy gives the bytes of what it does not know
+            raise TypeError(f"{key!r} is no array")
+    return arrays
+
+
 def _first_error(exc: ValidationError) -> str:
     error = exc.errors(include_url=False)[0]
     where = ".".join(str(part) for part in error["loc"])
-    return f"{where}: {error['msg']}" if where else error["msg"]
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{where}: {message}" if where else message

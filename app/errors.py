@@ -101,7 +101,7 @@ class UnknownModel(NotFound):
 
 
 class UnknownLayer(NotFound):
-    """The model has no convolution of this name."""
+    """The model has no layer of this name whose filters can be shown."""
 
 
 class UnknownFilter(NotFound):

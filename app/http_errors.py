@@ -20,6 +20,8 @@ from app.schemas import Problem
 PROBLEM_JSON = "application/problem+json"
 _log = structlog.get_logger(__name__)
 
+_MAX_PATH = 256  # of what is said back
+
 INTERNAL = "the service failed; its log has more under this request_id"
 
 STATUSES: Mapping[type[ConvscopeError], tuple[int, str]] = {
@@ -105,7 +107,7 @@ def _problem(
         title=title or HTTPStatus(status).phrase,
         status=status,
         detail=detail,
-        instance=request.url.path,
+        instance=request.url.path[:_MAX_PATH],
         request_id=request.state.request_id,
     )
     return Response(problem.model_dump_json(), status, headers, PROBLEM_JSON)
@@ -116,7 +118,7 @@ def _respond_to_framework(request: Request, exc: HTTPException) -> Response:
     headers = dict(exc.headers or {})
     detail = exc.detail
     if exc.status_code == HTTPStatus.NOT_FOUND:
-        detail = f"there is nothing at {request.url.path[:256]}"
+        detail = f"there is nothing at {request.url.path[:_MAX_PATH]}"
     if exc.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         if "GET" in headers["Allow"]:
             headers["Allow"] = "GET, HEAD"  # the middleware answers HEAD wherever there is GET

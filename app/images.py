@@ -30,20 +30,16 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from app.errors import DamagedImage, ImageError, NotAnImage, TooManyPixels, UnsupportedImage
 
+LIGHT_PIXELS = 2_100_000  # decoded however few the bytes: a screen of 1920x1080
+# Of a larger image: flat screenshots and blurred skies have up to 300, bombs 1000 and more.
+MAX_PIXELS_A_BYTE = 400
+# How many reads a decoder may ask for: segments, chunks, blocks, tags, strips, pieces of data.
 MAX_PIECES = 20_000
-"""How many reads a decoder may ask for: segments, chunks, blocks, tags, strips, pieces of data."""
-
-MAX_TIFF_VALUES = 10_000
-"""How many strips or tiles a TIFF may have: Pillow makes a Python object of each."""
-
-MAX_TIFF_TAGS = 1_000
-"""Some tens are usual."""
-
-MAX_JPEG_SCANS = 50
-"""A progressive JPEG has about ten; each goes over all pixels again, whatever its length."""
-
-MAX_EXIF_BYTES = 65_536
-"""What fits into the one segment that JPEG has for EXIF."""
+MAX_TIFF_VALUES = 10_000  # strips or tiles: Pillow makes a Python object of each
+MAX_TIFF_TAGS = 1_000  # some tens are usual
+MAX_JPEG_SCANS = 50  # about ten are usual; each goes over all pixels again, whatever its length
+MAX_EXIF_BYTES = 65_536  # what fits into the one segment that JPEG has for EXIF
+_STRIP_PIXELS = 1 << 18
 
 _SIGNATURE = re.compile(
     rb"(?P<PNG>\x89PNG\r\n\x1a\n)|(?P<JPEG>\xff\xd8\xff)|(?P<WebP>RIFF.{4}WEBP)"
@@ -55,7 +51,6 @@ _SIGNATURE = re.compile(
 _TILE_WIDTH, _TILE_LENGTH, _TIFF_XMP, _TIFF_ASCII = 322, 323, 700, 2
 _PNG_CHUNKS = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"eXIf", b"IEND"})
 
-# Everything else has no meaning in 8 bits that all writers agree on ("F", "I", "LAB").
 _CONVERSIONS = {
     "1": "L",
     "P": "RGB",
@@ -65,6 +60,9 @@ _CONVERSIONS = {
     "CMYK": "RGB",
     "YCbCr": "RGB",
 }
+# Everything else has no meaning in 8 bits that all writers agree on ("F", "I", "LAB").
+_SIXTEEN = {"I;16", "I;16B", "I;16L", "I;16N"}
+_READ_MODES = {"L", "LA", "RGB", "RGBA", *_SIXTEEN, *_CONVERSIONS}
 
 _TRANSPOSES = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -77,7 +75,7 @@ _TRANSPOSES = {
 }
 
 
-# As `warnings` keeps the filter that `_ignore_pillow_warnings` adds.
+# What Pillow thinks of metadata that is not used here; as `warnings` keeps the filter.
 _PILLOW_WARNINGS = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 
 
@@ -120,8 +118,9 @@ def decode(
     The image is turned as its EXIF orientation says, the largest centred part with the model's
     aspect ratio is kept, and that part is resampled with an antialiased bicubic filter (as
     torchvision's presets crop and timm's resample). Transparency is composited over white; 16-bit
-    samples keep their upper 8 bits. An image that has the model's size already keeps its pixels
-    exactly.
+    samples keep their upper 8 bits. An image of the model's size keeps its pixels exactly. One of
+    more than `LIGHT_PIXELS` has to bring a byte for every `MAX_PIXELS_A_BYTE` of them: what its
+    sender spends bounds what is spent on it.
 
     Args:
         data: the file's bytes.
@@ -137,7 +136,7 @@ def decode(
         NotAnImage: no known format starts like this.
         DamagedImage: the data are cut short, broken, or made of absurdly many pieces.
         UnsupportedImage: HEIC, or samples without a meaning in 8 bits, such as floats.
-        TooManyPixels: the header announces more than the limit; nothing was decoded.
+        TooManyPixels: the header announces more than the limits; nothing was decoded.
     """
     match = _SIGNATURE.match(data)
     kind = match.lastgroup if match else None
@@ -159,7 +158,9 @@ def decode(
 def _decode(
     kind: str, data: bytes, size: tuple[int, int], max_pixels: int, max_pixels_whole: int
 ) -> NDArray[np.uint8]:
-    _ignore_pillow_warnings()
+    # A filter that stays, because `warnings.catch_warnings` is not safe between threads.
+    if _PILLOW_WARNINGS not in warnings.filters:
+        warnings.filterwarnings("ignore", module=r"PIL\.")
     if kind == "PNG":
         data = _without_png_metadata(data)
     elif kind == "TIFF":
@@ -167,27 +168,19 @@ def _decode(
     source = _Source(data)
     image = _READERS[kind](source)
     if isinstance(image, JpegImageFile) and _is_sequential(image, data[: source.tell()]):
-        _check_pixels(image, max_pixels)
+        _check_pixels(image, len(data), max_pixels)
     else:
         what = " for progressive JPEG" if kind == "JPEG" else f" for {kind}"
-        _check_pixels(image, max_pixels_whole, what if max_pixels_whole < max_pixels else "")
+        what = what if max_pixels_whole < max_pixels else ""
+        _check_pixels(image, len(data), max_pixels_whole, what)
         _check_passes(image, data, max_pixels_whole)
     # Twice the target leaves the filter enough to work on: libjpeg reduces with a box.
     image.draft(None, (2 * max(size), 2 * max(size)))
     image.load()
-    picture = _eight_bit(image, data)
+    picture, factor = _eight_bit(image, data, 3 * max(size))
     # Pillow turns a TIFF when it loads it, and leaves no EXIF in `info`.
     orientation = _orientation(image.info["exif"]) if "exif" in image.info else 1
-    return _fit(picture, size, orientation)
-
-
-def _ignore_pillow_warnings() -> None:
-    """Keep what Pillow thinks of metadata that is not used here off stderr.
-
-    With a filter that stays, because `warnings.catch_warnings` is not safe between threads.
-    """
-    if _PILLOW_WARNINGS not in warnings.filters:
-        warnings.filterwarnings("ignore", module=r"PIL\.")
+    return _fit(picture, (image.width / factor, image.height / factor), size, orientation)
 
 
 def _is_sequential(image: JpegImageFile, before_scan: bytes) -> bool:
@@ -196,11 +189,16 @@ def _is_sequential(image: JpegImageFile, before_scan: bytes) -> bool:
     return "progressive" not in image.info and before_scan[-6 - 2 * image.layers :][:3] == header
 
 
-def _check_pixels(image: ImageFile, limit: int, what: str = "") -> None:
+def _check_pixels(image: ImageFile, weight: int, limit: int, what: str = "") -> None:
     width, height = image.size
     if width * height > limit:
         raise TooManyPixels(
             f"image is {width}x{height} pixels; the limit is {_megapixels(limit)}{what}"
+        )
+    if width * height > max(LIGHT_PIXELS, weight * MAX_PIXELS_A_BYTE):
+        raise TooManyPixels(
+            f"image is {width}x{height} pixels in {weight} bytes; above "
+            f"{_megapixels(LIGHT_PIXELS)} at most {MAX_PIXELS_A_BYTE} pixels a byte are decoded"
         )
 
 
@@ -250,7 +248,7 @@ def _without_png_metadata(data: bytes) -> bytes:
     Animation chunks go too, which leaves the default image.
     """
     kept = [data[:8]]
-    position, end, dropped = 8, len(data), False
+    position, end = 8, len(data)
     for _ in range(MAX_PIECES):
         if position + 8 > end:
             break
@@ -258,40 +256,48 @@ def _without_png_metadata(data: bytes) -> bytes:
         after = position + 12 + length
         if kind in _PNG_CHUNKS:
             kept.append(data[position:after])
-        else:
-            dropped = True
         if kind == b"IEND":
             break
         position = after
     else:
         raise DamagedImage(f"PNG image is made of more than {MAX_PIECES} chunks")
-    return b"".join(kept) if dropped else data
+    return b"".join(kept)
 
 
-def _eight_bit(image: ImageFile, data: bytes) -> Image.Image:
-    """Return the image as "L", "LA", "RGB" or "RGBA", with any transparency in the alpha band."""
-    if image.mode.startswith("I;16"):
-        return _eight_bit_from_sixteen(image)
+def _eight_bit(image: ImageFile, data: bytes, enough: int) -> tuple[Image.Image, int]:
+    """Return the image as "L", "LA", "RGB" or "RGBA", alpha included, and what reduced it.
+
+    What has to be converted is reduced on the way, strip by strip, as long as its shorter side
+    keeps `enough` pixels: a second copy of all pixels would cost as much memory as the first.
+    """
+    if image.mode not in _READ_MODES:
+        raise UnsupportedImage(f"{image.format} image of mode {image.mode} is not read")
     if isinstance(image, PngImageFile) and image.mode in {"L", "RGB"}:
         _scale_png_transparency(image, depth=data[24])
-    if "transparency" in image.info:
-        return image.convert("RGBA")
-    if image.mode in {"L", "LA", "RGB", "RGBA"}:
-        return image
-    if image.mode not in _CONVERSIONS:
-        raise UnsupportedImage(f"{image.format} image of mode {image.mode} is not read")
-    return image.convert(_CONVERSIONS[image.mode])
-
-
-def _eight_bit_from_sixteen(image: ImageFile) -> Image.Image:
-    samples = np.asarray(image)
     # Pillow leaves 12-bit samples as they are, in the lower bits.
     bits = image.tag_v2.get(ExifTag.BitsPerSample) if isinstance(image, TiffImageFile) else None
-    grey = Image.fromarray((samples >> (4 if bits in {12, (12,)} else 8)).astype(np.uint8))
+    shift = 4 if bits in {12, (12,)} else 8
+    factor = min(image.size) // enough
+    if factor < 2 or (image.mode in {"L", "RGB"} and "transparency" not in image.info):
+        return _convert(image, shift), 1
+    width, height = image.size
+    rows = max(_STRIP_PIXELS // (width * factor), 1) * factor
+    boxes = [(0, top, width, min(top + rows, height)) for top in range(0, height, rows)]
+    reduced = [np.asarray(_convert(image.crop(box), shift).reduce(factor)) for box in boxes]
+    return Image.fromarray(np.concatenate(reduced)), factor
+
+
+def _convert(image: Image.Image, shift: int) -> Image.Image:
+    if image.mode in _SIXTEEN:
+        samples = np.asarray(image)
+        grey = Image.fromarray((samples >> shift).astype(np.uint8))
+        if "transparency" in image.info:
+            opaque = samples != image.info["transparency"]
+            grey.putalpha(Image.fromarray(opaque.astype(np.uint8) * 255))
+        return grey
     if "transparency" in image.info:
-        opaque = samples != image.info["transparency"]
-        grey.putalpha(Image.fromarray(opaque.astype(np.uint8) * 255))
-    return grey
+        return image.convert("RGBA")
+    return image.convert(_CONVERSIONS[image.mode]) if image.mode in _CONVERSIONS else image
 
 
 def _scale_png_transparency(image: PngImageFile, depth: int) -> None:
@@ -314,14 +320,15 @@ def _orientation(exif: bytes) -> int:
     return orientation if orientation in _TRANSPOSES else 1
 
 
-def _fit(image: Image.Image, size: tuple[int, int], orientation: int) -> NDArray[np.uint8]:
+def _fit(
+    image: Image.Image, extent: tuple[float, float], size: tuple[int, int], orientation: int
+) -> NDArray[np.uint8]:
     """Crop, resample, composite over white and turn: uint8 `[H,W,3]`."""
     height, width = size
     stored = (height, width) if orientation >= 5 else (width, height)
     if image.size != stored:
-        image = image.resize(
-            stored, Image.Resampling.BICUBIC, box=_centre(image.size, stored), reducing_gap=3.0
-        )
+        box = _centre(extent, stored)
+        image = image.resize(stored, Image.Resampling.BICUBIC, box=box, reducing_gap=3.0)
     if image.mode in {"LA", "RGBA"}:
         white = Image.new("RGB", stored, "white")
         white.paste(image.convert("RGB"), mask=image.getchannel("A"))
@@ -333,7 +340,9 @@ def _fit(image: Image.Image, size: tuple[int, int], orientation: int) -> NDArray
     return np.frombuffer(image.tobytes(), np.uint8).reshape(height, width, 3)
 
 
-def _centre(size: tuple[int, int], target: tuple[int, int]) -> tuple[float, float, float, float]:
+def _centre(
+    size: tuple[float, float], target: tuple[int, int]
+) -> tuple[float, float, float, float]:
     """The largest centred box of the target's aspect ratio: left, upper, right, lower."""
     scale = min(size[0] / target[0], size[1] / target[1])
     left, upper = (size[0] - target[0] * scale) / 2, (size[1] - target[1] * scale) / 2

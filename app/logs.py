@@ -74,4 +74,6 @@ def configure(log_format: LogFormat, level: str, stream: TextIO | None = None) -
 def _renderers(as_json: bool, *, colors: bool) -> list[Processor]:
     if as_json:
         return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
-    return [structlog.dev.ConsoleRenderer(colors=colors)]
+    # Where rich is installed, the default shows every frame's locals: images and secrets too.
+    plain = structlog.dev.plain_traceback
+    return [structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=plain)]

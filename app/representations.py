@@ -38,8 +38,9 @@ def choose(request: Request, offers: Mapping[str, str], wanted: str | None) -> s
         return next(iter(offers.values()))
     ranges = _parse_accept(accept)
     # max() keeps the first of equals, which is the default.
-    best = max(offers.values(), key=lambda offer: _quality(offer, ranges))
-    if _quality(best, ranges) <= 0:
+    best = max(offers.values(), key=lambda offer: _preference(offer, ranges))
+    quality, _ = _preference(best, ranges)
+    if quality <= 0:
         raise NotAcceptable(f"Accept is {accept[:200]!r}; there is: {', '.join(offers.values())}")
     return best
 
@@ -62,12 +63,16 @@ def _parse_quality(value: str) -> float:
     return float(value) if re.fullmatch(r"0(\.\d{0,3})?|1(\.0{0,3})?", value) else 0.0
 
 
-def _quality(offer: str, ranges: Mapping[str, float]) -> float:
-    """The quality of the most specific range that covers the offer."""
-    for media_range in (offer, f"{offer.partition('/')[0]}/*", "*/*"):
-        if media_range in ranges:
-            return ranges[media_range]
-    return 0.0
+def _preference(offer: str, ranges: Mapping[str, float]) -> tuple[float, int]:
+    """The quality of the most specific range that covers the offer, and how specific that is.
+
+    Who names a type beside `*/*`, as axios does with JSON, wants that one.
+    """
+    covering = ("*/*", f"{offer.partition('/')[0]}/*", offer)
+    for specificity in (2, 1, 0):
+        if covering[specificity] in ranges:
+            return ranges[covering[specificity]], specificity
+    return 0.0, 0
 
 
 class Representation:

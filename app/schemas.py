@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from app.contract import Artifact, ClassFigures, Confusion, Manifest, Probabilities
 from app.errors import InvalidParameter
 
+VERSION_HELP = "Its version; unless given, the default's for the default model, else the highest."
+
 
 class Prediction(BaseModel):
     """One image's class, and the classes that were likely."""
@@ -73,7 +75,8 @@ def top_k_of(wanted: int | None, artifact: Artifact) -> int:
     if wanted is None:
         return classes
     if wanted > classes:
-        raise InvalidParameter(f"top_k={wanted}: the limit is the model's {classes} classes")
+        given = str(wanted)[:16]
+        raise InvalidParameter(f"top_k={given}: the limit is the model's {classes} classes")
     return wanted
 
 
@@ -153,7 +156,7 @@ class ConfusionMatrix(BaseModel):
 
 
 class Filters(BaseModel):
-    """A convolution's weights, float32 `[filters,channels,height,width]`, or those of one filter.
+    """A layer's weights, float32 `[filters,channels,height,width]`, or those of one filter.
 
     One filter has the shape `[channels,height,width]` and its `index`.
     """
@@ -197,9 +200,7 @@ class ModelQuery(Query):
     """Which model, by name and version; the default model unless given."""
 
     model: str | None = Field(None, max_length=64, description="The model's name.")
-    version: str | None = Field(
-        None, max_length=16, description="Its version; the highest unless given."
-    )
+    version: str | None = Field(None, max_length=16, description=VERSION_HELP)
 
 
 class PredictQuery(ModelQuery):
@@ -217,7 +218,7 @@ class FilterQuery(ModelQuery):
     """Parameters of one filter's picture."""
 
     layer: str | None = Field(
-        None, max_length=256, description="The convolution's name; the first unless given."
+        None, max_length=256, description="The layer's name; the first with filters unless given."
     )
     scale: int | None = Field(
         None,

@@ -20,6 +20,14 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
+@dataclass
+class Bodies:
+    """How many bytes of bodies the requests in flight hold, of how many they may."""
+
+    limit: int
+    held: int = 0
+
+
 @dataclass(frozen=True)
 class Service:
     """Everything that the routes need."""
@@ -30,6 +38,7 @@ class Service:
     batchers: Mapping[Key, Batcher]
     model_metrics: Mapping[Key, ModelMetrics]
     threads: ThreadPoolExecutor
+    bodies: Bodies
 
     @property
     def dead(self) -> list[str]:
@@ -64,6 +73,7 @@ async def run_service(
         for batcher in batchers.values():
             batcher.start()
         try:
-            yield Service(settings, store, metrics, batchers, model_metrics, threads)
+            bodies = Bodies(settings.max_held_bytes)
+            yield Service(settings, store, metrics, batchers, model_metrics, threads, bodies)
         finally:
             await asyncio.gather(*(batcher.stop() for batcher in batchers.values()))

@@ -60,6 +60,7 @@ class Settings(BaseSettings):
     threads: Annotated[int, Field(ge=1, le=256)] = 1
 
     max_body_bytes: Annotated[int, Field(ge=1024, le=1 << 30)] = 32 << 20
+    max_held_bytes: Annotated[int, Field(ge=1024, le=1 << 40)] = 256 << 20
     max_images: Annotated[int, Field(ge=1, le=4096)] = 64
     max_pixels: Annotated[int, Field(ge=1024, le=1_000_000_000)] = 40_000_000
     max_pixels_whole: Annotated[int, Field(ge=1024, le=1_000_000_000)] = 12_500_000
@@ -76,7 +77,12 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     @model_validator(mode="after")
-    def _queue_takes_a_full_request(self) -> "Settings":
+    def _full_request_fits(self) -> "Settings":
+        if self.max_held_bytes < self.max_body_bytes:
+            raise ValueError(
+                f"{PREFIX}MAX_HELD_BYTES={self.max_held_bytes}: must be at least "
+                f"{PREFIX}MAX_BODY_BYTES={self.max_body_bytes}, or a full body never fits"
+            )
         if self.queue_capacity < self.max_images:
             raise ValueError(
                 f"{PREFIX}QUEUE_CAPACITY={self.queue_capacity}: must be at least "

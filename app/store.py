@@ -39,7 +39,8 @@ class Store:
             name, version = key_of(artifact)
             self._models.setdefault(name, {})[version] = artifact
         try:
-            self.default = _pick(self._models, default)
+            name, _, version = default.partition("/")
+            self.default = _pick(self._models, name, version)
         except UnknownModel as exc:
             raise ArtifactError(f"CONVSCOPE_DEFAULT_MODEL={default}: {exc}") from exc
 
@@ -52,16 +53,16 @@ class Store:
         """Return the artifact that a request means.
 
         No name means the default model; no version means the default's version for the default
-        model and the highest one for any other.
+        model and the highest one for any other. An empty one is none.
 
         Raises:
             UnknownModel: naming what was asked for and what there is.
         """
         default_name, default_version = key_of(self.default)
         name = name or default_name
-        if version is None and name == default_name:
+        if not version and name == default_name:
             version = default_version
-        return _pick(self._models, name if version is None else f"{name}/{version}")
+        return _pick(self._models, name, version)
 
     def versions(self, name: str) -> list[Artifact]:
         """Return a model's artifacts by ascending version.
@@ -69,7 +70,7 @@ class Store:
         Raises:
             UnknownModel: there is no model of this name.
         """
-        _pick(self._models, name)
+        _pick(self._models, name, None)
         return list(self._models[name].values())
 
 
@@ -116,8 +117,7 @@ def _means(wanted: str, place: Path) -> bool:
     return wanted in {place.parent.name, f"{place.parent.name}/{place.name}"}
 
 
-def _pick(models: Mapping[str, Mapping[str, Artifact]], wanted: str) -> Artifact:
-    name, _, version = wanted.partition("/")
+def _pick(models: Mapping[str, Mapping[str, Artifact]], name: str, version: str | None) -> Artifact:
     versions = models.get(name)
     if versions is None:
         raise UnknownModel(f"no model {name[:64]!r}; there are: {', '.join(models) or 'none'}")

@@ -12,7 +12,7 @@ import base64
 import json
 import re
 import reprlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -36,6 +36,9 @@ MAX_PART_HEADER_BYTES = 4096
 
 MAX_JSON_VALUES = 10_000
 """Bounds what a body of small values can grow to as Python objects, before it is parsed."""
+
+INLINE_JSON_BYTES = 256 << 10
+"""What is parsed in about a millisecond; more would hold up the event loop."""
 
 READ_TYPES = "image/*, application/octet-stream, multipart/form-data, application/json"
 
@@ -61,8 +64,19 @@ class UploadLimits:
     body_timeout_seconds: float
 
 
-async def read(request: Request, limits: UploadLimits) -> list[Upload]:
+def _hold_any(size: int) -> None:
+    """Hold a body of any size."""
+
+
+async def read(
+    request: Request, limits: UploadLimits, hold: Callable[[int], None] = _hold_any
+) -> list[Upload]:
     """Take the files out of a request's body.
+
+    Args:
+        request: its body must not have been read.
+        limits: of this request.
+        hold: is told the bytes of the body that are held so far; raises when that is too much.
 
     Returns:
         At least one file and at most `limits.max_images`, none of them empty, in the order sent.
@@ -78,10 +92,13 @@ async def read(request: Request, limits: UploadLimits) -> list[Upload]:
     """
     media_type, options = parse_options_header(request.headers.get("content-type"))
     kind = _kind(media_type.decode("latin-1"), request.headers.get("content-encoding", "identity"))
-    _check_announced(request.headers.get("content-length", ""), limits)
+    announced = _announced(request.headers.get("content-length", ""), limits)
+    # Refused at once if it would not fit, but held only as it comes: announcing costs nothing.
+    hold(announced)
+    hold(0)
     try:
         async with asyncio.timeout(limits.body_timeout_seconds):
-            async with aclosing(_capped(request, limits)) as chunks:
+            async with aclosing(_capped(request, limits, hold)) as chunks:
                 if kind == "multipart":
                     return await _read_multipart(chunks, options.get(b"boundary", b""), limits)
                 body = b"".join([chunk async for chunk in chunks])
@@ -91,7 +108,11 @@ async def read(request: Request, limits: UploadLimits) -> list[Upload]:
         ) from exc
     if not body:
         raise EmptyUpload("body is empty")
-    return _read_json(body, limits) if kind == "json" else [Upload(body)]
+    if kind != "json":
+        return [Upload(body)]
+    if len(body) <= INLINE_JSON_BYTES:
+        return _read_json(body, limits)
+    return await asyncio.to_thread(_read_json, body, limits)
 
 
 def _kind(media_type: str, encoding: str) -> str:
@@ -110,16 +131,18 @@ def _kind(media_type: str, encoding: str) -> str:
     )
 
 
-def _check_announced(content_length: str, limits: UploadLimits) -> None:
+def _announced(content_length: str, limits: UploadLimits) -> int:
     """Refuse on the word of the header; what is streamed is counted in any case."""
     # Twenty digits are more than any limit, and few enough for int().
-    if content_length.isdecimal() and int(content_length[:20]) > limits.max_body_bytes:
-        raise UploadTooLarge(
-            f"body is {content_length[:20]} bytes; the limit is {limits.max_body_bytes} bytes"
-        )
+    size = int(content_length[:20]) if content_length.isdecimal() else 0
+    if size > limits.max_body_bytes:
+        raise UploadTooLarge(f"body is {size} bytes; the limit is {limits.max_body_bytes} bytes")
+    return size
 
 
-async def _capped(request: Request, limits: UploadLimits) -> AsyncGenerator[bytes, None]:
+async def _capped(
+    request: Request, limits: UploadLimits, hold: Callable[[int], None]
+) -> AsyncGenerator[bytes, None]:
     size = 0
     async with aclosing(request.stream()) as stream:
         async for chunk in stream:
@@ -128,6 +151,7 @@ async def _capped(request: Request, limits: UploadLimits) -> AsyncGenerator[byte
                 raise UploadTooLarge(
                     f"body is at least {size} bytes; the limit is {limits.max_body_bytes} bytes"
                 )
+            hold(size)
             yield chunk
 
 

@@ -48,6 +48,19 @@ class HeldBackend(RecordingBackend):
         return super().predict(images)
 
 
+class HangingBackend(RecordingBackend):
+    """Never answers, as a runtime that has lost its device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.entered = threading.Event()
+
+    def predict(self, images: Images) -> Probabilities:
+        self.entered.set()
+        threading.Event().wait()
+        return super().predict(images)
+
+
 class FailingBackend(RecordingBackend):
     """Fails on batches that hold a black image."""
 

@@ -15,7 +15,8 @@ MAX_LINES = 350
 ALLOWED: dict[str, set[str]] = {
     "app": set(),
     "app.errors": set(),
-    "app.contract": {"app.errors"},
+    "app.evaluation": set(),
+    "app.contract": {"app.errors", "app.evaluation"},
     "app.drawing": set(),
     "app.backends": {"app.contract", "app.errors"},
     "app.settings": {"app.backends", "app.errors"},

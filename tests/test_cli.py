@@ -7,7 +7,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from app.cli import main
-from tests.artifacts import copy_store
+from tests.artifacts import CLASSES, copy_store
 from tests.conftest import Picture
 
 
@@ -44,7 +44,7 @@ def test_predict_prints_the_answer_of_the_service_as_json(images: Sequence[Path]
     (prediction,) = answer["predictions"]
     assert prediction["label"] == "red"
     assert prediction["filename"] == str(images[0])
-    assert len(prediction["probabilities"]) == 5
+    assert set(prediction["probabilities"]) == set(CLASSES)
 
 
 def test_predict_reads_standard_input(picture: Picture) -> None:
@@ -79,6 +79,7 @@ def test_predict_computes_many_images_in_batches(
     ("arguments", "status", "message"),
     [
         (["predict", "x.png", "--model", "vgg"], 1, "no model 'vgg'; there are: colour, flat"),
+        (["predict", "x.png", "--model", "colour/2"], 1, "no model 'colour/2'; there are: colour"),
         (["predict", "x.png", "--top-k", "9"], 1, "top_k=9: the limit is the model's 6 classes"),
         (["predict", "x.png", "--top-k", "0"], 2, "'--top-k'"),
         (["predict"], 2, "Missing argument"),

@@ -1,12 +1,14 @@
 import io
 import json
 import pickle
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from app.contract import Artifact, Manifest, read_artifact, record_file
 from app.errors import ArtifactError
@@ -43,6 +45,17 @@ def test_sound_artifact_verifies(path: Path) -> None:
         (lambda m: m.update(version="0"), "version: String should match"),
         (lambda m: m.update(name="../x"), "name: .* is not a name"),
         (lambda m: m.update(classes=["one"]), "classes: .* at least 2"),
+        (lambda m: m.update(classes=["red"] * 6), "classes: 'red' stands there 6 times"),
+        (lambda m: m["classes"].pop(), r"logits is float32 \('N', 6\); with 5 classes it must"),
+        (lambda m: m["outputs"][1].update(dtype="uint8"), "probabilities is uint8"),
+        (lambda m: m["outputs"][1].update(shape=[6, "N"]), "probabilities is float32"),
+        (lambda m: m["input"].update(dtype="float32"), "the input is float32"),
+        (lambda m: m["input"].update(shape=["N"]), r"uint8 \('N',\); it must be"),
+        (lambda m: m["input"].update(shape=[]), "the input is uint8"),
+        (lambda m: m["input"].update(shape=["N", "N", 32, 3]), "the input is uint8"),
+        (lambda m: m["input"].update(shape=[1, 32, 32, 3]), "the input is uint8"),
+        (lambda m: m["input"].update(shape=["N", 32, 32, 4]), "the input is uint8"),
+        (lambda m: m["input"].update(shape=["N", 0, 32, 3]), r"input\.shape\.1\."),
         (lambda m: m["golden_tolerance"].update({"onnx-cpu": 1.0}), "less than 1"),
         (lambda m: m["files"].update({"../../etc/passwd": m["files"]["model.ts"]}), "plain file"),
         (lambda m: m["files"]["model.ts"].update(sha256="zz"), "sha256: String should match"),
@@ -93,6 +106,113 @@ def test_pickled_arrays_are_not_loaded(path: Path) -> None:
         read_artifact(path).arrays("filters.npz")
 
 
+def _npy(array: NDArray[Any]) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+def _npz(**arrays: NDArray[Any]) -> bytes:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+    return buffer.getvalue()
+
+
+def _zip(*members: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for number, member in enumerate(members):
+            archive.writestr(f"{number}.npy", member)
+    return buffer.getvalue()
+
+
+def _spoilt() -> bytes:
+    """An archive whose compressed bytes are none."""
+    data = bytearray(_npz(conv1=np.random.default_rng(0).bytes(1000)))  # type: ignore[arg-type]
+    data[60:200] = b"\xff" * 140
+    return bytes(data)
+
+
+HUGE = _npy(np.zeros(1, np.float32)).replace(b"(1,), }         ", b"(274877906944,), }")[:128]
+BAD_ARCHIVES = {
+    "empty": b"",
+    "text": b"hello",
+    "one array": _npy(np.zeros(3, np.float32)),
+    "one array before an archive": _npy(np.zeros(3, np.float32)) + _zip(b""),
+    "bad compression": _spoilt(),
+    "an empty member": _zip(b""),
+    "a member that is text": _zip(b"hello"),
+    "a member that says it has a tebibyte": _zip(HUGE),
+    "cut short": _npz(conv1=np.zeros((8, 3, 3, 3), np.float32))[:-30],
+}
+
+
+@pytest.mark.parametrize("file_name", ["golden.npz", "filters.npz"])
+@pytest.mark.parametrize("content", BAD_ARCHIVES.values(), ids=BAD_ARCHIVES.keys())
+def test_file_that_is_no_archive_of_arrays_is_named_in_one_line(
+    path: Path, file_name: str, content: bytes
+) -> None:
+    (path / file_name).write_bytes(content)
+    rehash(path)
+    with pytest.raises(ArtifactError, match=f"{file_name}: not an archive of pl") as caught:
+        read_artifact(path).arrays(file_name)
+    assert "\n" not in str(caught.value)
+
+
+def test_archive_that_unpacks_to_too_much_is_not_unpacked(path: Path) -> None:
+    zeros = bytes(1 << 20)
+    (path / "filters.npz").write_bytes(_zip(*[zeros] * 257))
+    rehash(path)
+    with pytest.raises(ArtifactError, match="has 269484032 bytes; the limit is 268435456"):
+        read_artifact(path).verify()
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [
+        np.zeros((8, 3, 3), np.float32),
+        np.zeros((8, 3, 3, 3), np.float64),
+        np.zeros((8, 3, 3, 3), ">f4"),
+        np.zeros((0, 3, 3, 3), np.float32),
+        np.array("text"),
+    ],
+)
+def test_filters_that_cannot_be_shown_are_found(path: Path, weights: NDArray[Any]) -> None:
+    (path / "filters.npz").write_bytes(_npz(conv1=weights))
+    rehash(path)
+    with pytest.raises(ArtifactError, match=r"filters\.npz: 'conv1' is .* must be float32 of four"):
+        read_artifact(path).verify()
+
+
+IMAGES = np.zeros((2, 32, 32, 3), np.uint8)
+ROWS = np.zeros((2, len(CLASSES)), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"images": IMAGES}, "holds no arrays images and probabilities"),
+        (
+            {"images": IMAGES[:0], "probabilities": ROWS[:0]},
+            r"images is uint8 \(0, 32, 32, 3\); it",
+        ),
+        ({"images": IMAGES.astype(np.float32), "probabilities": ROWS}, "images is float32 .* must"),
+        ({"images": IMAGES[:, :8], "probabilities": ROWS}, r"images is uint8 \(2, 8, 32, 3\)"),
+        ({"images": np.uint8(0), "probabilities": ROWS}, r"images is uint8 \(\)"),
+        ({"images": IMAGES, "probabilities": ROWS[:, 1:]}, r"probabilities is float32 \(2, 5\)"),
+        ({"images": IMAGES, "probabilities": ROWS.astype(np.int64)}, "probabilities is int64"),
+        ({"images": IMAGES, "probabilities": ROWS[:1]}, r"shape \(2, 6\), expected \(1, 6\)"),
+    ],
+)
+def test_golden_images_that_are_none_are_found(
+    path: Path, arrays: dict[str, NDArray[Any]], message: str
+) -> None:
+    (path / "golden.npz").write_bytes(_npz(**arrays))
+    rehash(path)
+    with pytest.raises(ArtifactError, match=rf"golden\.npz: .*{message}"):
+        read_artifact(path).check_golden("onnx-cpu", numpy_predict)
+
+
 def test_golden_check_returns_the_largest_difference(path: Path) -> None:
     artifact = read_artifact(path)
     assert artifact.check_golden("onnx-cpu", numpy_predict) == 0
@@ -120,6 +240,36 @@ def test_evaluation_that_breaks_the_schema_is_named(path: Path) -> None:
     rehash(path)
     with pytest.raises(ArtifactError, match=r"evaluation\.json: images: Field required"):
         read_artifact(path).evaluation()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda e: e["confusion_matrix"].pop(), "the confusion matrix is not 6x6"),
+        (lambda e: e["confusion_matrix"][2].pop(), "the confusion matrix is not 6x6"),
+        (
+            lambda e: e["confusion_matrix"][2].__setitem__(0, -1),
+            "confusion_matrix.2.0: .* equal to 0",
+        ),
+        (lambda e: e["per_class"].pop(), "per_class does not have the classes"),
+        (lambda e: e["per_class"].reverse(), "per_class does not have the classes"),
+        (lambda e: e["classes"].__setitem__(0, "blue"), "classes: 'blue' stands there 2 times"),
+        (
+            lambda e: (e["classes"].__setitem__(0, "pink"), e["per_class"][0].update(label="pink")),
+            "has other classes than manifest.json",
+        ),
+    ],
+)
+def test_evaluation_that_does_not_fit_itself_or_the_manifest_is_found(
+    path: Path, change: Callable[[dict[str, Any]], Any], message: str
+) -> None:
+    file = path / "evaluation.json"
+    evaluation = json.loads(file.read_text())
+    change(evaluation)
+    file.write_text(json.dumps(evaluation))
+    rehash(path)
+    with pytest.raises(ArtifactError, match=rf"evaluation\.json: .*{message}"):
+        read_artifact(path).verify()
 
 
 def test_manifest_cannot_be_changed(path: Path) -> None:

@@ -19,6 +19,8 @@ from PIL import Image
 from app.contract import FILTERS, Artifact, read_artifact
 from tests import sample
 
+START_SECONDS = 120  # imports alone take a minute where others compute
+
 
 def _training(*arguments: str | Path) -> str:
     command = [sys.executable, "-m", "training.cli", *map(str, arguments)]
@@ -54,16 +56,19 @@ def client(artifact: Artifact) -> Iterator[httpx.Client]:
         stderr=subprocess.DEVNULL,
     )
     try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as connected:
+        with httpx.Client(
+            base_url=f"http://127.0.0.1:{port}", timeout=30, trust_env=False
+        ) as connected:
             _wait_until_ready(connected, server)
             yield connected
     finally:
         server.terminate()
-        assert server.wait(20) == 0
+        assert server.wait(60) == 0
 
 
 def _wait_until_ready(client: httpx.Client, server: subprocess.Popen[bytes]) -> None:
-    for _ in range(300):
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
         assert server.poll() is None
         try:
             if client.get("/health/ready").status_code == 200:
@@ -71,7 +76,7 @@ def _wait_until_ready(client: httpx.Client, server: subprocess.Popen[bytes]) -> 
         except httpx.TransportError:
             pass
         time.sleep(0.1)
-    pytest.fail("the server was not ready after 30 seconds")
+    pytest.fail(f"the server was not ready after {START_SECONDS} seconds")
 
 
 def _png(image: np.ndarray) -> bytes:

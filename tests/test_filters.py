@@ -79,7 +79,10 @@ async def test_one_filter_is_drawn_and_given_as_json(
     [
         ("application/json", "application/json"),
         ("application/json;q=0.5, image/png;q=0.4", "application/json"),
-        ("image/*, application/json", "image/png"),
+        ("image/*, application/json", "application/json"),
+        ("application/json, text/plain, */*", "application/json"),
+        ("application/json;q=0.9, */*", "image/png"),
+        ("*/*, image/*", "image/png"),
         ("image/png;q=0, */*", "application/json"),
         ("text/html,image/avif,image/apng,*/*;q=0.8", "image/png"),
         ("IMAGE/PNG", "image/png"),
@@ -109,21 +112,33 @@ async def test_format_wins_over_accept(client: httpx.AsyncClient) -> None:
     assert response.headers["content-type"] == "image/png"
 
 
-async def test_client_that_has_it_gets_304_without_a_rendering(
-    connect: Connect, store_path: Path, tmp_path: Path
+@pytest.mark.parametrize("path", ["/filters", "/filters/7?format=json&layer=conv2"])
+async def test_client_that_has_it_gets_304(client: httpx.AsyncClient, path: str) -> None:
+    tag = (await client.get(path)).headers["etag"]
+    for known in (tag, f"W/{tag}", f'"x", {tag}', "*"):
+        response = await client.get(path, headers={"If-None-Match": known})
+        assert response.status_code == 304
+        assert response.content == b""
+        assert response.headers["etag"] == tag
+        assert response.headers["vary"] == "Accept"
+    assert (await client.get(path, headers={"If-None-Match": '"x"'})).status_code == 200
+
+
+@pytest.mark.parametrize("form", ["png", "json"])
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/filters?model=flat&", 404),
+        ("/filters?layer=conv9&", 404),
+        ("/filters/8?", 404),
+        ("/filters?model=vgg&", 404),
+    ],
+)
+async def test_what_does_not_exist_is_no_304(
+    client: httpx.AsyncClient, path: str, status: int, form: str
 ) -> None:
-    store = copy_store(store_path, tmp_path / "store")
-    async with connect(store=store) as client:
-        tag = (await client.get("/filters")).headers["etag"]
-        # Nothing is left that could be drawn.
-        (store / "colour" / "2" / "filters.npz").unlink()
-        for known in (tag, f"W/{tag}", f'"x", {tag}', "*"):
-            response = await client.get("/filters", headers={"If-None-Match": known})
-            assert response.status_code == 304
-            assert response.content == b""
-            assert response.headers["etag"] == tag
-            assert response.headers["vary"] == "Accept"
-        assert (await client.get("/filters", headers={"If-None-Match": '"x"'})).status_code == 500
+    response = await client.get(f"{path}format={form}", headers={"If-None-Match": "*"})
+    check(response, status)
 
 
 async def test_tag_is_strong_and_differs_with_everything_that_is_seen(
@@ -148,14 +163,14 @@ async def test_model_without_convolutions_has_no_filters_and_says_why(
     client: httpx.AsyncClient,
 ) -> None:
     problem = check(await client.get("/filters?model=flat"), 404)
-    assert problem.detail.startswith("flat/1 (mean-colour) has no convolution")
+    assert problem.detail == "flat/1 (mean-colour) has no layer with filters"
 
 
 async def test_unknown_layer_and_filter_are_named_beside_what_there_is(
     client: httpx.AsyncClient,
 ) -> None:
     problem = check(await client.get("/filters?layer=conv9"), 404)
-    assert problem.detail == "no convolution 'conv9'; there are: conv1, conv2"
+    assert problem.detail == "no layer 'conv9' with filters; there are: conv1, conv2"
     problem = check(await client.get("/filters/8"), 404)
     assert problem.detail == "no filter 8; the layer has 8, from 0 to 7"
     check(await client.get("/filters/8?format=json"), 404)
@@ -171,14 +186,17 @@ async def test_picture_and_json_are_bounded(connect: Connect, tmp_path: Path) ->
     np.savez(path / "filters.npz", **layers)  # type: ignore[arg-type]
     rehash(path)
     async with connect(store=store) as client:
-        problem = check(await client.get("/filters?scale=64"), 422)
+        problem = check(await client.get("/filters?scale=64", headers={"If-None-Match": "*"}), 422)
         assert problem.detail.endswith("8256x8256 pixels; the limit is 10 megapixels")
         problem = check(await client.get("/filters?format=json&layer=conv2"), 422)
-        assert "holds 2359296 weights; JSON holds at most 500000" in problem.detail
+        assert problem.detail == (
+            "2359296 weights are to be shown of conv2; JSON holds at most 1048576: "
+            "ask for one filter, or for a picture"
+        )
         assert (await client.get("/filters/0?format=json&layer=conv2")).status_code == 200
 
 
-async def test_picture_of_a_large_layer_has_a_handy_size_unless_asked_otherwise(
+async def test_fully_connected_layer_is_given_whole_as_json_and_as_a_handy_picture(
     connect: Connect, tmp_path: Path
 ) -> None:
     store = tmp_path / "store"
@@ -186,6 +204,9 @@ async def test_picture_of_a_large_layer_has_a_handy_size_unless_asked_otherwise(
     np.savez(path / "filters.npz", fc1=np.ones((256, 3, 32, 32), np.float32))
     rehash(path)
     async with connect(store=store) as client:
+        answer = (await client.get("/filters", headers={"Accept": "application/json"})).json()
+        assert answer["shape"] == [256, 3, 32, 32]
+        assert np.array(answer["weights"]).shape == (256, 3, 32, 32)
         assert _size(await client.get("/filters")) == (529, 529)
         assert _size(await client.get("/filters/0")) == (512, 512)
 
@@ -202,6 +223,14 @@ async def test_damaged_file_under_a_running_service_is_found(
         path.write_bytes(path.read_bytes()[:-1] + b"x")
         check(await client.get("/filters"), 500)
     assert "filters.npz: sha256 is" in capsys.readouterr().err
+
+
+async def test_no_more_of_a_path_is_said_back_than_fits_a_line(client: httpx.AsyncClient) -> None:
+    for path in ("/filters/" + "9" * 3000, "/filters/x" + "9" * 3000, "/" + "x" * 3000):
+        response = await client.get(path)
+        assert response.status_code in {404, 422}
+        assert response.json()["instance"] == path[:256]
+        assert len(response.content) < 1000
 
 
 async def test_documentation_shows_both_forms(client: httpx.AsyncClient) -> None:

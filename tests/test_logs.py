@@ -116,7 +116,8 @@ def test_loggers_of_uvicorn_go_the_same_way() -> None:
     logging.getLogger("uvicorn.error").info("Started server process [%d]", 7)
     logging.getLogger("uvicorn.access").info("GET /")
     logging.getLogger("httpx").info("chatter")
-    logging.getLogger("PIL").warning("odd")
+    logging.getLogger("PIL").warning("a stranger's image is odd")
+    logging.getLogger("other").warning("odd")
     assert [line["event"] for line in _lines(stream)] == ["Started server process [7]", "odd"]
 
 
@@ -135,6 +136,20 @@ def test_second_setup_replaces_the_first() -> None:
     structlog.get_logger("app.test").info("hello")
     assert first.getvalue() == ""
     assert len(_lines(second)) == 1
+
+
+@pytest.mark.parametrize("log_format", ["json", "text"])
+def test_traceback_shows_no_value_of_a_variable(log_format: logs.LogFormat) -> None:
+    stream = io.StringIO()
+    logs.configure(log_format, "info", stream)
+    image = bytes(7) + "an image's bytes".encode("ascii")
+    try:
+        int(image[:7])
+    except ValueError as exc:
+        structlog.get_logger("app.test").error("failed", exc_info=exc)
+    assert "Traceback (most recent call last)" in stream.getvalue()
+    assert "ValueError: invalid literal" in stream.getvalue()
+    assert "an image's" not in stream.getvalue()
 
 
 def test_traceback_is_one_line_of_json() -> None:

@@ -1,14 +1,18 @@
+import asyncio
 import os
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from app.main import create_app
 from app.metrics import Metrics
-from tests.conftest import Connect, Picture
+from tests.conftest import Connect, MakeSettings, Picture
 
 pytestmark = pytest.mark.anyio
 
@@ -117,6 +121,36 @@ if sys.argv[1] == "render":
     assert 'convscope_predictions_total{label="cat",model="m",version="1"} 3.0' in lines
     assert 'convscope_queue_images{model="m",version="1"} 5.0' in lines
     assert len(list(tmp_path.glob("gauge_live*.db"))) == 1
+
+
+def test_scrapes_at_the_same_time_drop_the_gauges_of_dead_processes_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    nobody = 1 << 23  # process ids end at 1 << 22
+    for pid in range(nobody, nobody + 200):
+        (tmp_path / f"gauge_livesum_{pid}.db").write_bytes(b"\x08" + bytes(7))
+    metrics = Metrics()
+    with ThreadPoolExecutor(8) as scrapers:
+        for answer in [scrapers.submit(metrics.render, "") for _ in range(8)]:
+            answer.result()
+    assert not list(tmp_path.iterdir())
+
+
+async def test_metrics_are_there_while_every_thread_decodes(make_settings: MakeSettings) -> None:
+    app = create_app(make_settings(decode_threads=1))
+    transport = httpx.ASGITransport(app=app)
+    release = threading.Event()
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://convscope") as client,
+    ):
+        app.state.service.threads.submit(release.wait, 60)
+        try:
+            async with asyncio.timeout(30):
+                assert (await client.get("/metrics")).status_code == 200
+        finally:
+            release.set()
 
 
 def test_own_registry_is_rendered_without_a_directory(monkeypatch: pytest.MonkeyPatch) -> None:

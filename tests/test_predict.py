@@ -2,22 +2,81 @@ import asyncio
 import base64
 import io
 import re
+import threading
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, cast
 
 import httpx
 import numpy as np
 import pytest
+import uvicorn
+from fastapi import FastAPI
 from PIL import Image
+from pydantic import ValidationError
+from uvicorn.server import ServerState
 
+from app.contract import Images
+from app.images import decode
+from app.routes import predict
 from app.routes.request_body import EXAMPLE_BASE64
+from app.service import Service
 from tests.artifacts import CLASSES, numpy_predict, solid
-from tests.conftest import Connect, Picture
+from tests.conftest import Connect, MakeSettings, Picture
 from tests.fakes import FailingBackend, HeldBackend, RecordingBackend
 from tests.problems import check
 
 pytestmark = pytest.mark.anyio
 
 PNG = {"Content-Type": "image/png"}
+
+
+def _app(client: httpx.AsyncClient) -> FastAPI:
+    return cast(FastAPI, cast(httpx.ASGITransport, client._transport).app)
+
+
+def _service(client: httpx.AsyncClient) -> Service:
+    return cast(Service, _app(client).state.service)
+
+
+async def _until(client: httpx.AsyncClient, line: str) -> None:
+    """Wait for a line of the metrics."""
+    async with asyncio.timeout(10):
+        while line not in (await client.get("/metrics")).text.splitlines():
+            await asyncio.sleep(0.005)
+
+
+async def _until_waiting(client: httpx.AsyncClient, images: int) -> None:
+    """Wait until so many images are in the queue of the default model."""
+    labels = '{model="colour",version="2"}'
+    await _until(client, f"convscope_queue_images{labels} {images:.1f}")
+
+
+async def _until_in_flight(client: httpx.AsyncClient, requests: int) -> None:
+    """Wait until so many requests are being answered; the one that asks counts itself."""
+    await _until(client, f"convscope_http_requests_in_flight {requests + 1:.1f}")
+
+
+@asynccontextmanager
+async def _sockets(client: httpx.AsyncClient) -> AsyncIterator[int]:
+    """Serve the client's application with uvicorn's own protocol; give the port."""
+    config = uvicorn.Config(_app(client), lifespan="off", log_config=None)
+    config.load()
+    state = ServerState()
+
+    def protocol() -> asyncio.Protocol:
+        kind = config.http_protocol_class
+        return kind(config=config, server_state=state, app_state={})  # type: ignore[call-arg]
+
+    server = await asyncio.get_running_loop().create_server(protocol, "127.0.0.1", 0)
+    async with server:
+        yield server.sockets[0].getsockname()[1]
+
+
+def _post(body: bytes) -> bytes:
+    head = "POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n"
+    return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
 
 def _files(*parts: tuple[str, bytes]) -> list[tuple[str, tuple[str, bytes, str]]]:
@@ -205,9 +264,12 @@ async def test_decompression_bomb_is_refused_quickly(
     client: httpx.AsyncClient, picture: Picture
 ) -> None:
     body = picture("red", size=(6000, 6000))
-    started = time.perf_counter()
-    problem = check(await client.post("/predict", content=body, headers=PNG), 413)
-    assert time.perf_counter() - started < 0.05
+    spent = []
+    for _ in range(5):
+        started = time.process_time()
+        problem = check(await client.post("/predict", content=body, headers=PNG), 413)
+        spent.append(time.process_time() - started)
+    assert min(spent) < 0.05
     assert problem.detail.startswith("image is 6000x6000 pixels; the limit is 12.5 megapixels")
 
 
@@ -219,7 +281,7 @@ async def test_busy_service_refuses_at_once_with_retry_after(
         first = asyncio.create_task(client.post("/predict", content=picture("red"), headers=PNG))
         assert await asyncio.to_thread(backend.entered.wait, 5)
         second = asyncio.create_task(client.post("/predict", content=picture("red"), headers=PNG))
-        await asyncio.sleep(0.05)
+        await _until_waiting(client, 1)
         refused = await client.post("/predict", content=picture("red"), headers=PNG)
         backend.release.set()
         assert [(await task).status_code for task in (first, second)] == [200, 200]
@@ -234,6 +296,130 @@ async def test_request_that_takes_too_long_is_told_so(connect: Connect, picture:
         backend.release.set()
     assert check(response, 504).title == "Took too long"
     assert "0.1 s" in response.json()["detail"]
+
+
+async def test_image_of_a_client_that_has_gone_is_never_computed(
+    connect: Connect, picture: Picture
+) -> None:
+    backend = HeldBackend()
+    async with connect(backend) as client, _sockets(client) as port:
+        first = asyncio.create_task(client.post("/predict", content=picture("red"), headers=PNG))
+        assert await asyncio.to_thread(backend.entered.wait, 5)
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(_post(picture("blue")))
+        await _until_waiting(client, 1)
+        writer.close()
+        await _until_waiting(client, 0)
+        await _until(
+            client,
+            'convscope_http_requests_total{method="POST",route="/predict",status="499"} 1.0',
+        )
+        backend.release.set()
+        assert (await first).status_code == 200
+    assert sum(map(len, backend.batches)) == 1
+
+
+async def test_client_that_sends_its_next_request_early_has_not_gone(
+    connect: Connect, picture: Picture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(predict, "WATCH_AFTER_SECONDS", 0)
+    backend = HeldBackend()
+    async with connect(backend) as client, _sockets(client) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(_post(picture("red")))
+        assert await asyncio.to_thread(backend.entered.wait, 5)
+        await client.get("/health/live")  # a few turns of the loop: the client is watched
+        writer.write(_post(picture("blue")))
+        await client.get("/health/live")
+        backend.release.set()
+        for label in (b"red", b"blue"):
+            assert await reader.readuntil(b"\r\n") == b"HTTP/1.1 200 OK\r\n"
+            assert b'"label":"' + label in await reader.readuntil(b"}]}")
+        writer.close()
+    assert sum(map(len, backend.batches)) == 2
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """What has been decoded in a thread."""
+    found: list[bytes] = []
+
+    def spy(data: bytes, *args: Any, **kwargs: Any) -> Images:
+        if threading.current_thread() is not threading.main_thread():
+            found.append(data)
+        return decode(data, *args, **kwargs)
+
+    monkeypatch.setattr(predict, "decode", spy)
+    return found
+
+
+@pytest.mark.parametrize("leaves", [True, False])
+async def test_image_that_nobody_waits_for_is_never_decoded(
+    connect: Connect, picture: Picture, decoded: list[bytes], leaves: bool
+) -> None:
+    backend, release = RecordingBackend(), threading.Event()
+    large = picture("red").ljust(100_000, b"\0")
+    patience = 10 if leaves else 0.1
+    settings = {"decode_threads": 1, "request_timeout_seconds": patience}
+    async with connect(backend, **settings) as client, _sockets(client) as port:
+        held = asyncio.create_task(_service(client).in_thread(release.wait, 10))
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(_post(large))
+        if leaves:
+            async with asyncio.timeout(10):
+                while not _service(client).bodies.held:
+                    await asyncio.sleep(0.005)
+        else:
+            assert b" 504 " in await reader.readuntil(b"\r\n")
+            assert b"no answer within 0.1 s" in await reader.readuntil(b"}")
+        writer.close()
+        async with asyncio.timeout(10):
+            while _service(client).bodies.held:
+                await asyncio.sleep(0.005)
+        release.set()
+        assert await held
+    assert not decoded
+    assert not backend.batches
+
+
+async def test_others_have_their_turn_between_two_images_of_a_request(
+    connect: Connect, picture: Picture, decoded: list[bytes]
+) -> None:
+    parts = _files(*[("a.png", picture("red", size=(1400, 1400)))] * 12)
+    async with connect(decode_threads=1) as client:
+        long = asyncio.create_task(client.post("/predict", files=parts))
+        async with asyncio.timeout(10):
+            while not _service(client).bodies.held:
+                await asyncio.sleep(0)
+        await _service(client).in_thread(int)
+        assert len(decoded) < 12
+        assert (await long).status_code == 200
+
+
+async def test_bodies_that_do_not_fit_together_are_refused_at_once(
+    connect: Connect, picture: Picture
+) -> None:
+    backend = HeldBackend()
+    body = picture("red").ljust(1500, b"\0")
+    async with connect(backend, max_body_bytes=2000, max_held_bytes=2000) as client:
+        for _ in range(3):  # what is refused is not held on to
+            check(await client.post("/predict", content=bytes(1500), headers=PNG), 415)
+        first = asyncio.create_task(client.post("/predict", content=body, headers=PNG))
+        assert await asyncio.to_thread(backend.entered.wait, 5)
+        refused = await client.post("/predict", content=body, headers=PNG)
+        backend.release.set()
+        assert (await first).status_code == 200
+        assert (await client.post("/predict", content=body, headers=PNG)).status_code == 200
+        assert _service(client).bodies.held == 0
+    assert check(refused, 503).detail == (
+        "bodies of 1500 bytes are held and 1500 more do not fit; the limit is 2000 bytes"
+    )
+    assert refused.headers["retry-after"] == "1"
+
+
+def test_a_full_body_always_fits_when_nothing_is_held(make_settings: MakeSettings) -> None:
+    with pytest.raises(ValidationError, match="CONVSCOPE_MAX_HELD_BYTES=2000: must be at least"):
+        make_settings(max_held_bytes=2000)
 
 
 async def test_backend_that_fails_is_a_500_that_says_nothing_of_the_inside(
@@ -261,7 +447,8 @@ async def test_concurrent_requests_are_batched_and_answered_apart(
             return str(response.json()["predictions"][0]["label"])
 
         tasks = [asyncio.create_task(ask(label)) for label in CLASSES * 3]
-        await asyncio.sleep(0.1)
+        assert await asyncio.to_thread(backend.entered.wait, 5)
+        await _until_in_flight(client, len(tasks))
         backend.release.set()
         assert await asyncio.gather(*tasks) == list(CLASSES * 3)
     assert max(len(batch) for batch in backend.batches) > 1

@@ -26,6 +26,9 @@ def test_default_is_the_highest_version_unless_one_is_named(store_path: Path) ->
     [
         (None, None, ("colour", "1")),
         (None, "2", ("colour", "2")),
+        ("", "", ("colour", "1")),
+        ("colour", "", ("colour", "1")),
+        ("flat", "", ("flat", "1")),
         ("colour", None, ("colour", "1")),
         ("flat", None, ("flat", "1")),
         ("colour", "2", ("colour", "2")),
@@ -43,7 +46,10 @@ def test_request_finds_the_model_that_it_means(
         ("vgg", None, "no model 'vgg'; there are: colour, flat"),
         ("flat", "7", "no version '7' of flat; there are: 1"),
         ("x" * 500, None, "no model 'x{64}';"),
-        ("../colour", None, r"no model '\.\.'"),
+        ("../colour", None, r"no model '\.\./colour'"),
+        ("colour/2", None, "no model 'colour/2'; there are: colour, flat"),
+        ("colour/1", "2", "no model 'colour/1'; there are: colour, flat"),
+        ("colour", "1/2", "no version '1/2' of colour; there are: 1, 2"),
     ],
 )
 def test_unknown_model_is_named_beside_what_there_is(

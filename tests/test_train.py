@@ -15,7 +15,7 @@ from training import checkpoint, data
 from training.checkpoint import Checkpoint, EpochFigures
 from training.errors import Diverged, RecipeError, RunError
 from training.recipes import Precision, Recipe, find_recipe
-from training.train import check_finite, train
+from training.train import check_finite
 
 
 def _weights(last: Checkpoint) -> dict[str, Tensor]:
@@ -104,7 +104,7 @@ def test_a_resumed_run_ends_with_the_weights_of_an_undisturbed_one(
 ) -> None:
     undisturbed = train_quietly(recipe, source, tmp_path / "undisturbed")
     with pytest.raises(_Interrupted):
-        train(recipe, source, tmp_path / "resumed", _InterruptAfterFirst(), device="cpu")
+        train_quietly(recipe, source, tmp_path / "resumed", reporter=_InterruptAfterFirst())
     resumed = train_quietly(recipe, source, tmp_path / "resumed", resume=True)
     assert _equal(resumed, undisturbed)
     assert [figures.loss for figures in resumed.state.history] == [

@@ -20,7 +20,7 @@ def _run(*arguments: str | Path) -> str:
 def _fail(*arguments: str | Path) -> str:
     """Run a command that must fail as a user would see it; return its one line."""
     command = [sys.executable, "-m", "training.cli", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
     assert done.returncode == 1
     lines = done.stderr.splitlines()
     assert len(lines) == 1, done.stderr

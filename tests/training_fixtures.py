@@ -15,8 +15,9 @@ from training.evaluate import evaluate, save_evaluation
 from training.export import Export, export
 from training.recipes import Recipe, find_recipe
 from training.report import LEARNING_CURVE, draw_learning_curve
-from training.train import train
+from training.train import Reporter, train
 
+THREADS = torch.get_num_threads()
 TINY = replace(find_recipe("simple-cnn"), epochs=2, batch_size=32, precision="float32")
 
 
@@ -34,9 +35,15 @@ class SilentReporter:
 
 
 def train_quietly(
-    recipe: Recipe, source: data.Source, run: Path, *, resume: bool = False
+    recipe: Recipe,
+    source: data.Source,
+    run: Path,
+    *,
+    resume: bool = False,
+    reporter: Reporter | None = None,
 ) -> Checkpoint:
-    return train(recipe, source, run, SilentReporter(), device="cpu", resume=resume)
+    torch.set_num_threads(THREADS)  # a torch backend that another test opened has changed it
+    return train(recipe, source, run, reporter or SilentReporter(), device="cpu", resume=resume)
 
 
 @pytest.fixture(scope="session")

@@ -178,9 +178,10 @@ def _draw_learning_curves(models: Sequence[ModelFigures], path: Path) -> None:
     panels = figure.subplots(1, len(models), sharey=True, squeeze=False)[0]
     for index, (axes, model) in enumerate(zip(panels, models, strict=True)):
         _plot_accuracy(axes, model.history, f"C{index}")
-        axes.axhline(model.accuracy, color="0.4", linewidth=0.8, linestyle=":", label="test")
+        axes.axhline(100 * model.accuracy, color="0.4", linewidth=0.8, linestyle=":", label="test")
         axes.set_title(model.model)
-        axes.legend(frameon=False, loc="lower right")
+        axes.label_outer()
+        axes.legend(frameon=False, loc="best")
     figure.savefig(path, dpi=110)
 
 
@@ -212,8 +213,8 @@ def _draw_accuracy_and_cost(models: Sequence[ModelFigures], path: Path) -> None:
         for index, (value, model) in enumerate(zip(values, models, strict=True)):
             axes.plot(value, 100 * model.accuracy, "o", color=f"C{index}", label=model.model)
         _label(axes, title, "test accuracy (%)" if axes is panels[0] else "")
-        axes.set_xscale("log")
         axes.margins(0.2)
+        axes.set_xlim(left=0)
     panels[1].legend(frameon=False, loc="lower right")
     figure.savefig(path, dpi=110)
 

@@ -1,7 +1,11 @@
-"""GET /filters and /filters/{index}: a convolution's weights; PNG or JSON."""
+"""GET /filters and /filters/{index}: a layer's weights to look at; PNG or JSON.
+
+The layers are the convolutions, and a fully connected first layer as pictures of its input.
+"""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Annotated, Any
 
 import numpy as np
@@ -19,7 +23,7 @@ from app.store import key_of
 router = APIRouter(tags=["what is inside"])
 
 MAX_PICTURE_PIXELS = 10_000_000
-MAX_JSON_WEIGHTS = 500_000
+MAX_JSON_WEIGHTS = 1 << 20
 DEFAULT_SIDE = 1024
 MAX_DEFAULT_SCALE = 16
 
@@ -37,11 +41,12 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
 }
 
 Weights = NDArray[np.float32]
+Render = Callable[[], bytes | str]
 
 
 @router.get("/filters", response_class=Response, responses=_RESPONSES)
 async def show_filters(request: Request, query: Annotated[FiltersQuery, Query()]) -> Response:
-    """All filters of a convolution: each scaled from its smallest to its largest weight."""
+    """All filters of a layer: each scaled from its smallest to its largest weight."""
     return await _answer(request, query, None, query.columns)
 
 
@@ -51,69 +56,70 @@ async def show_filter(
     index: Annotated[int, Path(ge=0, description="Which filter, from 0.")],
     query: Annotated[FilterQuery, Query()],
 ) -> Response:
-    """One filter of a convolution."""
+    """One filter of a layer."""
     return await _answer(request, query, index, None)
 
 
 async def _answer(
     request: Request, query: FilterQuery, index: int | None, columns: int | None
 ) -> Response:
-    artifact = artifact_of(request, query)
+    service, artifact = service_of(request), artifact_of(request, query)
     media_type = choose(request, _OFFERS, query.format)
+    prepare = _prepare_json if media_type == JSON else _prepare_png
+    # Before the client's copy is looked at: what does not exist is a 404 with any If-None-Match.
+    render = await service.in_thread(prepare, artifact, query, index, columns)
     sha256 = artifact.manifest.files[FILTERS].sha256
     parameters = (*key_of(artifact), query.layer, index, query.scale, columns)
     representation = Representation(request, media_type, sha256, *parameters)
     unchanged = representation.not_modified()
     if unchanged is not None:
         return unchanged
-    content = await service_of(request).in_thread(
-        _render, artifact, media_type, query, index, columns
-    )
-    return representation.respond(content)
+    return representation.respond(await service.in_thread(render))
 
 
-def _render(
-    artifact: Artifact,
-    media_type: str,
-    query: FilterQuery,
-    index: int | None,
-    columns: int | None,
-) -> bytes | str:
-    if media_type == JSON:
-        return _as_json(artifact, query, index)
-    return _as_png(artifact, query, index, columns)
-
-
-def _as_png(
+def _prepare_png(
     artifact: Artifact, query: FilterQuery, index: int | None, columns: int | None
-) -> bytes:
-    _, weights = _find_layer(artifact, artifact.arrays(FILTERS), query.layer)
+) -> Render:
+    """Check all that can be wrong with a picture; return what draws it."""
+    _, weights = _find_layer(artifact, artifact.filters(), query.layer)
     count, _, height, width = weights.shape
     if index is not None:
         _check_index(index, count)
-        return drawing.single_filter(weights, index, _scale(height, width, query.scale))
+        return partial(drawing.single_filter, weights, index, _scale(height, width, query.scale))
     columns = min(columns or _default_columns(count), count)
     rows = -(-count // columns)
     scale = _scale(rows * (height + 1) + 1, columns * (width + 1) + 1, query.scale)
-    return drawing.filter_grid(weights, scale, columns)
+    return partial(drawing.filter_grid, weights, scale, columns)
 
 
-def _as_json(artifact: Artifact, query: FilterQuery, index: int | None) -> str:
-    layers = artifact.arrays(FILTERS)
+def _prepare_json(
+    artifact: Artifact,
+    query: FilterQuery,
+    index: int | None,
+    columns: int | None,  # noqa: ARG001 - of a picture
+) -> Render:
+    """Check all that can be wrong with JSON; return what writes it."""
+    layers = artifact.filters()
     layer, weights = _find_layer(artifact, layers, query.layer)
     if index is not None:
         _check_index(index, len(weights))
         weights = weights[index]
     if weights.size > MAX_JSON_WEIGHTS:
         raise InvalidParameter(
-            f"layer={layer}: holds {weights.size} weights; JSON holds at most "
-            f"{MAX_JSON_WEIGHTS}: ask for one filter, /filters/0?layer={layer}"
+            f"{weights.size} weights are to be shown of {layer}; JSON holds at most "
+            f"{MAX_JSON_WEIGHTS}: ask for one filter, or for a picture"
         )
+    return partial(_as_json, artifact, list(layers), layer, index, weights)
+
+
+def _as_json(
+    artifact: Artifact, layers: list[str], layer: str, index: int | None, weights: Weights
+) -> str:
     return Filters(
         model=artifact.manifest.name,
         version=artifact.manifest.version,
         layer=layer,
-        layers=list(layers),
+        layers=layers,
         index=index,
         shape=list(weights.shape),
         weights=weights.tolist(),
@@ -126,18 +132,19 @@ def _find_layer(
     if not layers:
         manifest = artifact.manifest
         raise UnknownLayer(
-            f"{manifest.name}/{manifest.version} ({manifest.architecture}) has no convolution, "
-            "so there are no filters to show"
+            f"{manifest.name}/{manifest.version} ({manifest.architecture}) "
+            "has no layer with filters"
         )
     layer = wanted or next(iter(layers))
     if layer not in layers:
-        raise UnknownLayer(f"no convolution {layer!r}; there are: {', '.join(layers)}")
+        raise UnknownLayer(f"no layer {layer!r} with filters; there are: {', '.join(layers)}")
     return layer, layers[layer]
 
 
 def _check_index(index: int, count: int) -> None:
     if index >= count:
-        raise UnknownFilter(f"no filter {index}; the layer has {count}, from 0 to {count - 1}")
+        wanted = str(index)[:16]
+        raise UnknownFilter(f"no filter {wanted}; the layer has {count}, from 0 to {count - 1}")
 
 
 def _scale(height: int, width: int, wanted: int | None) -> int:
@@ -145,7 +152,7 @@ def _scale(height: int, width: int, wanted: int | None) -> int:
     scale = wanted or max(1, min(MAX_DEFAULT_SCALE, DEFAULT_SIDE // max(height, width)))
     if height * width * scale**2 > MAX_PICTURE_PIXELS:
         raise InvalidParameter(
-            f"scale={scale}: the picture would be {width * scale}x{height * scale} pixels; "
+            f"at scale {scale} the picture would be {width * scale}x{height * scale} pixels; "
             f"the limit is {MAX_PICTURE_PIXELS / 1e6:g} megapixels"
         )
     return scale

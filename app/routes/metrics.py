@@ -1,5 +1,7 @@
 """GET /metrics: the Prometheus exposition."""
 
+import asyncio
+
 from fastapi import APIRouter, Request, Response
 
 from app.routes import service_of
@@ -16,5 +18,6 @@ async def metrics(request: Request) -> Response:
     """Every metric, summed over the worker processes."""
     service = service_of(request)
     accept = request.headers.get("accept", "")
-    content, content_type = await service.in_thread(service.metrics.render, accept)
+    # Not in the service's own threads: those may be busy decoding, which is when one looks here.
+    content, content_type = await asyncio.to_thread(service.metrics.render, accept)
     return Response(content, headers={"Content-Type": content_type})
