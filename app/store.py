@@ -88,9 +88,11 @@ def read_store(path: Path, models: Sequence[str], default: str) -> Store:
     if not path.is_dir():
         raise ArtifactError(f"{path}: no such directory; CONVSCOPE_STORE names the models' store")
     places = [place for place in path.glob("[!.]*/[1-9]*") if place.is_dir()]
+    if not places:
+        raise ArtifactError(f"{path}: holds no models; CONVSCOPE_STORE names the models' store")
     for wanted in models:
         if not any(_means(wanted, place) for place in places):
-            raise ArtifactError(f"{path / wanted}: no such model")
+            raise ArtifactError(f"{path / wanted}: no such model; CONVSCOPE_MODELS names it")
     if models:
         places = [place for place in places if any(_means(wanted, place) for wanted in models)]
     return Store([read_artifact(place) for place in places], default)

@@ -296,7 +296,7 @@ def _decode_base64(item: object, where: str) -> bytes:
     try:
         data = base64.b64decode(item[prefix.end() :] if prefix else item, validate=True)
     except ValueError as exc:
-        raise MalformedUpload(f"{where} is not base64: {exc}") from exc
+        raise MalformedUpload(f"{where} is not base64 without line breaks: {exc}") from exc
     if not data:
         raise EmptyUpload(f"{where} is empty")
     return data

@@ -112,6 +112,7 @@ def test_offline_the_error_names_every_place(
     message = str(caught.value)
     assert "cannot be downloaded" in message
     assert f"{tmp_path / 'first'}, {tmp_path / 'second'}, data" in message
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_pickle_that_builds_anything_else_is_refused() -> None:

@@ -35,8 +35,8 @@ def artifact(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Ar
     run, store = place / "run", place / "store"
     options = ["--epochs", "6", "--batch-size", "16", "--learning-rate", "0.0005"]
     _training("train", "simple-cnn", "--data-dir", image_folder, "--out", run, *options)
-    _training("evaluate", run, "--data-dir", image_folder)
-    _training("export", run, "--data-dir", image_folder, "--store", store, "--name", "sampled")
+    _training("evaluate", run)
+    _training("export", run, "--store", store, "--name", "sampled")
     return read_artifact(store / "sampled" / "1")
 
 

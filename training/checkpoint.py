@@ -14,7 +14,7 @@ A process that is killed at any moment leaves the last whole checkpoint. Nothing
 
 import json
 import shutil
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,7 @@ class RunState:
         deviation: likewise.
         hardware: the processor or GPU.
         libraries: versions of what computed the weights.
+        data_place: the folder that it was found in.
         history: one record a finished epoch.
     """
 
@@ -69,7 +70,8 @@ class RunState:
     deviation: list[float]
     hardware: str
     libraries: dict[str, str]
-    history: tuple[EpochFigures, ...] = field(default=())
+    data_place: str = ""
+    history: tuple[EpochFigures, ...] = ()
 
     @property
     def epoch(self) -> int:

@@ -8,6 +8,7 @@ import hashlib
 import io
 import pickle
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
@@ -105,12 +106,16 @@ def download(place: Path) -> None:
     """
     utils = import_torchvision().datasets.utils
     archive = place / ARCHIVE_URL.rpartition("/")[2]
+    existed = place.exists()
     try:
         utils.download_and_extract_archive(ARCHIVE_URL, str(place), md5=ARCHIVE_MD5)
     except (OSError, RuntimeError, HTTPException) as exc:
         reason = str(exc)
         if archive.is_file():
             reason = f"{archive} has md5 {utils.calculate_md5(archive)}; expected {ARCHIVE_MD5}"
+        elif not existed:
+            with suppress(OSError):
+                place.rmdir()
         raise DataError(
             f"found no data set, and CIFAR-10 cannot be downloaded from {ARCHIVE_URL}: {reason}"
         ) from exc

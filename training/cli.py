@@ -15,6 +15,7 @@ from rich.console import Console
 from training import checkpoint as checkpoints
 from training import data, evaluate, report
 from training.architectures import ARCHITECTURES
+from training.checkpoint import Checkpoint
 from training.compare import compare as compare_models
 from training.describe import describe as describe_architecture
 from training.errors import TrainingError
@@ -27,7 +28,7 @@ from training.train import train as run_training
 
 Command = Callable[..., Any]
 
-console = Console()
+console = Console(width=None if sys.stdout.isatty() else 120)  # a pipe has no width of its own
 data_dir_option = click.option(
     "--data-dir",
     type=click.Path(path_type=Path),
@@ -123,7 +124,7 @@ def train(
 def evaluate_command(run: Path, data_dir: Path | None, device: DeviceName) -> None:
     """Measure the run RUN on the test images."""
     last = checkpoints.open_run(run)
-    found = evaluate.evaluate(last, data.find(data_dir), choose_device(device))
+    found = evaluate.evaluate(last, _data_of(last, data_dir), choose_device(device))
     evaluate.save_evaluation(last, found)
     for table in report.evaluation_tables(found):
         console.print(table)
@@ -140,7 +141,7 @@ def export(
 ) -> None:
     """Export the run RUN as an artifact that the service can load, and prove it."""
     last = checkpoints.open_run(run)
-    source = data.find(data_dir)
+    source = _data_of(last, data_dir)
     name = name or last.state.recipe.architecture
     version = version or next_version(store, name)
     found = evaluate.read_evaluation(last)
@@ -173,6 +174,12 @@ def compare_command(store: Path, out: Path) -> None:
 def describe_command(name: str) -> None:
     """Print the layers of the architecture NAME with their arithmetic."""
     console.print(report.description_table(describe_architecture(name)))
+
+
+def _data_of(run: Checkpoint, data_dir: Path | None) -> data.Source:
+    """Find the data that a run was trained on: where they lay then, unless a place is named."""
+    place = run.state.data_place
+    return data.find(data_dir or (Path(place) if place else None))
 
 
 main.epilog = f"Recipes: {', '.join(RECIPES)}. Architectures: {', '.join(ARCHITECTURES)}."

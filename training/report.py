@@ -14,7 +14,7 @@ from app.contract import Evaluation
 from training import durable
 from training.checkpoint import EpochFigures
 from training.compare import ModelFigures
-from training.describe import Description
+from training.describe import Description, Layer
 from training.errors import RunError
 
 LEARNING_CURVE = "learning_curve.png"
@@ -93,7 +93,7 @@ def description_table(description: Description) -> Table:
             layer.name,
             layer.kind,
             "×".join(map(str, layer.output)),
-            _count(layer.parameters),
+            _weights_and_rest(layer),
             _count(layer.macs),
             "image" if layer.receptive_field is None else str(layer.receptive_field),
         )
@@ -101,7 +101,7 @@ def description_table(description: Description) -> Table:
     ]
     rows.append(("total", "", "", _count(description.parameters), _count(description.macs), ""))
     shape = "×".join(map(str, description.input))
-    headings = ("layer", "kind", "output", "parameters", "MACs", "receptive field")
+    headings = ("layer", "kind", "output", "weights + rest", "MACs", "receptive field")
     return _table(f"{description.name}, input {shape}", headings, rows)
 
 
@@ -240,7 +240,8 @@ def _label(axes: Axes, x: str, y: str) -> None:
 def _table(title: str, headings: Row, rows: Sequence[Row]) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     for index, heading in enumerate(headings):
-        table.add_column(heading, justify="left" if index == 0 else "right")
+        # Folded and not cut: a number without its last digits is another number.
+        table.add_column(heading, justify="left" if index == 0 else "right", overflow="fold")
     for row in rows:
         table.add_row(*row)
     return table
@@ -248,6 +249,12 @@ def _table(title: str, headings: Row, rows: Sequence[Row]) -> Table:
 
 def _count(number: int) -> str:
     return f"{number:,}" if number else "-"
+
+
+def _weights_and_rest(layer: Layer) -> str:
+    """Kernel or matrix, then biases and normalisation, which formulas count apart."""
+    parts = [layer.weights, layer.parameters - layer.weights]
+    return " + ".join(f"{part:,}" for part in parts if part) or "-"
 
 
 def _duration(seconds: float) -> str:

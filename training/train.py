@@ -257,6 +257,7 @@ def _new_state(run: Run, source: data.Source) -> RunState:
         recipe=run.recipe,
         data_name=source.name,
         data_sha256=source.sha256,
+        data_place=str(source.place.resolve()),
         classes=source.classes,
         mean=run.mean,
         deviation=run.deviation,
