@@ -218,7 +218,7 @@ def _check_passes(image: ImageFile, data: bytes, max_pixels: int) -> None:
         if not isinstance(width, int) or not isinstance(height, int):
             raise DamagedImage("TIFF image has tiles whose size is not a number")
         if width * height > max_pixels:
-            raise DamagedImage(
+            raise TooManyPixels(
                 f"TIFF image has tiles of {width}x{height} pixels; "
                 f"the limit is {_megapixels(max_pixels)}"
             )

@@ -95,7 +95,10 @@ class Metrics:
 
     def render(self, accept: str) -> tuple[bytes, str]:
         """Return the exposition and its content type, in the format that Accept asks for."""
-        encode, content_type = choose_encoder(accept)
+        try:
+            encode, content_type = choose_encoder(accept)
+        except (TypeError, ValueError):  # a version that is no number; the default is for everybody
+            encode, content_type = choose_encoder("")
         return encode(self._collected()), content_type
 
     def _collected(self) -> CollectorRegistry:

@@ -157,3 +157,13 @@ def test_own_registry_is_rendered_without_a_directory(monkeypatch: pytest.Monkey
     monkeypatch.delenv("PROMETHEUS_MULTIPROC_DIR", raising=False)
     content, _ = Metrics().render("")
     assert b"convscope_http_requests_in_flight 0.0" in content
+
+
+@pytest.mark.parametrize("version", ['"1.0.0"', "latest"])
+async def test_version_that_is_no_number_gets_the_default_format(
+    client: httpx.AsyncClient, version: str
+) -> None:
+    accept = f"application/openmetrics-text;version={version}"
+    response = await client.get("/metrics", headers={"Accept": accept})
+    assert response.status_code == 200
+    assert response.headers["content-type"].startswith("text/plain")

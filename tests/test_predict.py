@@ -2,8 +2,10 @@ import asyncio
 import base64
 import io
 import re
+import struct
 import threading
 import time
+import zlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, cast
@@ -477,3 +479,24 @@ async def test_documentation_has_examples_that_work(client: httpx.AsyncClient) -
     assert (await client.post("/predict", json=example)).status_code == 200
     image = Image.open(io.BytesIO(base64.b64decode(EXAMPLE_BASE64)))
     assert image.size == (32, 32)
+
+
+async def test_small_image_in_one_large_tile_is_read(client: httpx.AsyncClient) -> None:
+    tile = zlib.compress(bytes(256 * 256))
+    short, long = 3, 4
+    tags = [
+        (256, long, 100),  # width
+        (257, long, 100),  # height
+        (258, short, 8),  # bits a sample
+        (259, short, 8),  # deflate
+        (262, short, 1),  # zero is black
+        (277, short, 1),  # samples a pixel
+        (322, long, 256),  # tile width
+        (323, long, 256),  # tile height
+        (324, long, 134),  # where the tile begins
+        (325, long, len(tile)),
+    ]
+    entries = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in tags)
+    head = b"II*\0\x08\0\0\0" + struct.pack("<H", len(tags))
+    response = await client.post("/predict", content=head + entries + bytes(4) + tile)
+    assert response.status_code == 200
