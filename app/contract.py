@@ -10,24 +10,31 @@ This module does not know onnxruntime, torch or HTTP, and unpickles nothing.
 
 import hashlib
 import io
-import re
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path, PurePath
-from typing import Annotated, Any, Literal, Self
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import ValidationError
 
 from app.errors import ArtifactError, BackendFailed
-from app.evaluation import Classes, Frozen
 from app.evaluation import ClassFigures as ClassFigures
 from app.evaluation import Confusion as Confusion
 from app.evaluation import Evaluation as Evaluation
 from app.evaluation import Mistake as Mistake
 from app.evaluation import TestFigures as TestFigures
+from app.manifest import MAX_FILE_BYTES as MAX_FILE_BYTES
+from app.manifest import DataRecord as DataRecord
+from app.manifest import FileRecord as FileRecord
+from app.manifest import Int8Record as Int8Record
+from app.manifest import Manifest as Manifest
+from app.manifest import Name as Name
+from app.manifest import Precision as Precision
+from app.manifest import TensorSpec as TensorSpec
+from app.manifest import Version as Version
 
 Images = NDArray[np.uint8]
 """A batch of images, uint8 `[N,H,W,3]`, RGB."""
@@ -37,112 +44,21 @@ Probabilities = NDArray[np.float32]
 
 MANIFEST = "manifest.json"
 ONNX_GRAPH = "model.onnx"
+INT8_GRAPH = "model.int8.onnx"
 TORCHSCRIPT_GRAPH = "model.ts"
 GOLDEN = "golden.npz"
 FILTERS = "filters.npz"
 EVALUATION = "evaluation.json"
 HISTORY = "history.json"
 
+GOLDEN_PROBABILITIES: dict[Precision, str] = {
+    "float32": "probabilities",
+    "int8": "probabilities_int8",
+}
+"""The arrays of `golden.npz` that a graph must reproduce."""
+
 MAX_MANIFEST_BYTES = 1 << 20
-MAX_FILE_BYTES = 1 << 30
 MAX_ARRAY_BYTES = 1 << 28  # of one file, unpacked
-
-
-def _check_name(value: str) -> str:
-    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,63}", value):
-        raise ValueError(
-            f"{value!r} is not a name: 1 to 64 of a-z, 0-9, '.', '_', '-', not starting with a mark"
-        )
-    return value
-
-
-def _check_file_name(value: str) -> str:
-    if value in {"", ".", ".."} or PurePath(value).name != value or "\\" in value:
-        raise ValueError(f"{value!r} is not a plain file name")
-    return value
-
-
-Name = Annotated[str, AfterValidator(_check_name)]
-FileName = Annotated[str, AfterValidator(_check_file_name)]
-Version = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,8}$")]
-Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-
-
-class TensorSpec(Frozen):
-    """Name, element type and shape of a graph's input or output; `"N"` is the batch size."""
-
-    name: str
-    dtype: Literal["uint8", "float32"]
-    shape: tuple[Literal["N"] | Annotated[int, Field(ge=1)], ...]
-
-
-class FileRecord(Frozen):
-    """Size in bytes and SHA-256 of one file of the artifact."""
-
-    bytes: Annotated[int, Field(ge=0, le=MAX_FILE_BYTES)]
-    sha256: Digest
-
-
-class DataRecord(Frozen):
-    """What a model was trained on: the data set, its hash and the sizes of its splits in images."""
-
-    name: str
-    sha256: Digest
-    train: Annotated[int, Field(ge=1)]
-    heldout: Annotated[int, Field(ge=0)]
-    test: Annotated[int, Field(ge=1)]
-
-
-class Manifest(Frozen):
-    """Everything that a server or a reader must know of a model before using it."""
-
-    schema_version: Literal[1]
-    name: Name
-    version: Version
-    architecture: str
-    classes: Classes
-    input: TensorSpec
-    outputs: tuple[TensorSpec, TensorSpec]
-    opset: int
-    files: dict[FileName, FileRecord]
-    recipe: dict[str, Any]
-    seed: int
-    data: DataRecord
-    libraries: dict[str, str]
-    hardware: str
-    training_seconds: float
-    created: str
-    git_commit: str
-    parameters: int
-    macs: int
-    test: TestFigures
-    temperature: Annotated[float, Field(gt=0)]
-    golden_tolerance: dict[str, Annotated[float, Field(gt=0, lt=1)]]
-
-    @model_validator(mode="after")
-    def _tensors_fit(self) -> Self:
-        """Images in, and a number for each class out; only the batch's size is open."""
-        match self.input.shape:
-            case ("N", int(), int(), 3) if self.input.dtype == "uint8":
-                pass
-            case shape:
-                raise ValueError(
-                    f"the input is {self.input.dtype} {shape}; it must be uint8 ('N', H, W, 3)"
-                )
-        expected = ("N", len(self.classes))
-        for output in self.outputs:
-            if (output.dtype, output.shape) != ("float32", expected):
-                raise ValueError(
-                    f"{output.name} is {output.dtype} {output.shape}; "
-                    f"with {len(self.classes)} classes it must be float32 {expected}"
-                )
-        return self
-
-    @property
-    def image_size(self) -> tuple[int, int]:
-        """Height and width in pixels of the images that the graph takes."""
-        _, height, width, _ = self.input.shape
-        return int(height), int(width)
 
 
 @dataclass(frozen=True)
@@ -231,12 +147,33 @@ class Artifact:
             raise ArtifactError(f"{self.path / EVALUATION}: has other classes than {MANIFEST}")
         return evaluation
 
-    def check_golden(self, backend: str, predict: Callable[[Images], Probabilities]) -> float:
+    def onnx_graph(self, precision: Precision) -> str:
+        """Return the name of the file that holds the ONNX graph of a precision.
+
+        Raises:
+            ArtifactError: the model was exported without it.
+        """
+        if precision == "float32":
+            return ONNX_GRAPH
+        if self.manifest.int8 is None:
+            raise ArtifactError(
+                f"{self.path}: holds no int8 graph, which CONVSCOPE_PRECISION=int8 asks for; "
+                "`convscope-train export --int8` makes one"
+            )
+        return self.manifest.int8.file
+
+    def check_golden(
+        self,
+        backend: str,
+        predict: Callable[[Images], Probabilities],
+        precision: Precision = "float32",
+    ) -> float:
         """Compare a backend's probabilities for the golden images with those seen at export.
 
         Args:
             backend: the backend's name in the manifest's `golden_tolerance`.
             predict: uint8 `[N,H,W,3]` to float32 probabilities `[N,classes]`.
+            precision: of the graph; int8 has golden probabilities and a tolerance of its own.
 
         Returns:
             The largest absolute difference.
@@ -245,10 +182,8 @@ class Artifact:
             ArtifactError: the difference is over the tolerance, or the answer has another shape.
         """
         path = self.path / GOLDEN
-        tolerance = self.manifest.golden_tolerance.get(backend)
-        if tolerance is None:
-            raise ArtifactError(f"{self.path / MANIFEST}: no golden tolerance for {backend}")
-        images, expected = self._golden()
+        tolerance = self._tolerance(backend, precision)
+        images, expected = self._golden(GOLDEN_PROBABILITIES[precision])
         try:
             found = predict(images)
         except BackendFailed as exc:
@@ -265,10 +200,18 @@ class Artifact:
             )
         return difference
 
-    def _golden(self) -> tuple[Images, Probabilities]:
+    def _tolerance(self, backend: str, precision: Precision) -> float:
+        if precision == "int8" and self.manifest.int8 is not None:
+            return self.manifest.int8.golden_tolerance
+        tolerance = self.manifest.golden_tolerance.get(backend)
+        if tolerance is None:
+            raise ArtifactError(f"{self.path / MANIFEST}: no golden tolerance for {backend}")
+        return tolerance
+
+    def _golden(self, expected: str) -> tuple[Images, Probabilities]:
         """Return the golden images and probabilities, which have the graph's types and shapes."""
         golden = self.arrays(GOLDEN)
-        specs = {"images": self.manifest.input, "probabilities": self.manifest.outputs[1]}
+        specs = {"images": self.manifest.input, expected: self.manifest.outputs[1]}
         if not specs.keys() <= golden.keys():
             raise ArtifactError(f"{self.path / GOLDEN}: holds no arrays {' and '.join(specs)}")
         for name, spec in specs.items():
@@ -278,7 +221,7 @@ class Artifact:
                     f"{self.path / GOLDEN}: {name} is {array.dtype} {array.shape}; "
                     f"it must be {spec.dtype} {spec.shape}, at least one"
                 )
-        return golden["images"], golden["probabilities"]
+        return golden["images"], golden[expected]
 
 
 def read_artifact(path: Path) -> Artifact:

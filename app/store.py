@@ -7,7 +7,7 @@ This module does not know HTTP, queues or images.
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from app.backends import Backend, BackendName, open_backend
+from app.backends import Backend, BackendName, Precision, open_backend
 from app.contract import Artifact, read_artifact
 from app.errors import ArtifactError, UnknownModel
 
@@ -98,16 +98,18 @@ def read_store(path: Path, models: Sequence[str], default: str) -> Store:
     return Store([read_artifact(place) for place in places], default)
 
 
-def open_backends(store: Store, name: BackendName, threads: int) -> dict[Key, Backend]:
+def open_backends(
+    store: Store, name: BackendName, threads: int, precision: Precision = "float32"
+) -> dict[Key, Backend]:
     """Check every file of every artifact, load the graphs and prove them on the golden images.
 
     Raises:
-        ArtifactError: naming the first file that differs.
+        ArtifactError: naming the first file that differs, or a model without this precision.
     """
     backends: dict[Key, Backend] = {}
     for artifact in store:
         artifact.verify()
-        backends[key_of(artifact)] = open_backend(artifact, name, threads)
+        backends[key_of(artifact)] = open_backend(artifact, name, threads, precision)
     return backends
 
 

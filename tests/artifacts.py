@@ -26,6 +26,8 @@ COLOURS = {
     "yellow": (255, 255, 0),
 }
 SHARPNESS = 6.0
+INT8_STEP = np.float32(1 / 127)
+INT8_WEIGHT_STEP = np.float32(2.5)
 COUNTS = (
     (7, 1, 0, 0, 2, 0),
     (0, 9, 0, 1, 0, 0),
@@ -51,20 +53,50 @@ def numpy_predict(images: Images) -> Probabilities:
     return probabilities
 
 
-def _graph() -> bytes:
+def _int8_weights() -> NDArray[np.int8]:
+    """The weights in steps so coarse that the graph's answers are unlike float32's."""
+    weights: NDArray[np.int8] = np.rint(directions() * SHARPNESS / INT8_WEIGHT_STEP).astype(np.int8)
+    return weights
+
+
+def numpy_predict_int8(images: Images) -> Probabilities:
+    """What the int8 graph computes, without onnxruntime."""
+    mean = images.astype(np.float32).mean(axis=(1, 2)) / 255 * 2 - 1
+    logits = np.rint(mean / INT8_STEP) * INT8_STEP @ (_int8_weights() * INT8_WEIGHT_STEP)
+    exp = np.exp(logits - logits.max(axis=1, keepdims=True))
+    probabilities: Probabilities = (exp / exp.sum(axis=1, keepdims=True)).astype(np.float32)
+    return probabilities
+
+
+def _graph(*, int8: bool = False) -> bytes:
     constants = [
         numpy_helper.from_array(np.array([2, 3], np.int64), "axes"),
         numpy_helper.from_array(np.array(2 / 255, np.float32), "scale"),
         numpy_helper.from_array(np.array(1, np.float32), "one"),
-        numpy_helper.from_array(directions() * np.float32(SHARPNESS), "weights"),
     ]
+    if int8:
+        constants += [
+            numpy_helper.from_array(np.array(INT8_STEP), "step"),
+            numpy_helper.from_array(np.array(0, np.int8), "zero"),
+            numpy_helper.from_array(_int8_weights(), "weights"),
+            numpy_helper.from_array(np.array(INT8_WEIGHT_STEP), "weights_step"),
+        ]
+        layer = [
+            helper.make_node("QuantizeLinear", ["centred", "step", "zero"], ["bytes"]),
+            helper.make_node("DequantizeLinear", ["bytes", "step", "zero"], ["steps"]),
+            helper.make_node("DequantizeLinear", ["weights", "weights_step", "zero"], ["whole"]),
+            helper.make_node("MatMul", ["steps", "whole"], ["logits"]),
+        ]
+    else:
+        constants += [numpy_helper.from_array(directions() * np.float32(SHARPNESS), "weights")]
+        layer = [helper.make_node("MatMul", ["centred", "weights"], ["logits"])]
     nodes = [
         helper.make_node("Cast", ["image"], ["floats"], to=TensorProto.FLOAT),
         helper.make_node("Transpose", ["floats"], ["planes"], perm=[0, 3, 1, 2]),
         helper.make_node("ReduceMean", ["planes", "axes"], ["mean"], keepdims=0),
         helper.make_node("Mul", ["mean", "scale"], ["scaled"]),
         helper.make_node("Sub", ["scaled", "one"], ["centred"]),
-        helper.make_node("MatMul", ["centred", "weights"], ["logits"]),
+        *layer,
         helper.make_node("Softmax", ["logits"], ["probabilities"], axis=-1),
     ]
     graph = helper.make_graph(
@@ -87,7 +119,9 @@ def solid(label: str) -> Images:
     return np.full((1, 32, 32, 3), COLOURS[label], np.uint8)
 
 
-def write_artifact(store: Path, name: str, version: str, *, convolutions: bool = True) -> Artifact:
+def write_artifact(
+    store: Path, name: str, version: str, *, convolutions: bool = True, int8: bool = False
+) -> Artifact:
     """Write a sound artifact, with two convolutions to look at or with none."""
     path = store / name / version
     path.mkdir(parents=True)
@@ -95,7 +129,11 @@ def write_artifact(store: Path, name: str, version: str, *, convolutions: bool =
     (path / "model.onnx").write_bytes(_graph())
     (path / "model.ts").write_bytes(b"not used on the processor")
     images = np.concatenate([solid(label) for label in CLASSES])
-    np.savez(path / "golden.npz", images=images, probabilities=numpy_predict(images))
+    golden = {"images": images, "probabilities": numpy_predict(images)}
+    if int8:
+        (path / "model.int8.onnx").write_bytes(_graph(int8=True))
+        golden["probabilities_int8"] = numpy_predict_int8(images)
+    np.savez(path / "golden.npz", **golden)  # type: ignore[arg-type]
     layers = {
         "conv1": random.normal(size=(8, 3, 3, 3)).astype(np.float32),
         "conv2": random.normal(size=(16, 8, 3, 3)).astype(np.float32),
@@ -177,4 +215,15 @@ def _write_manifest(
         "temperature": 1.0,
         "golden_tolerance": tolerances or {"onnx-cpu": 1e-4},
     }
+    if "model.int8.onnx" in files:
+        manifest["int8"] = {
+            "file": "model.int8.onnx",
+            "calibration_images": 1,
+            "heldout_accuracy_float32": 0.8,
+            "heldout_accuracy": 0.8,
+            "test_accuracy": 0.82,
+            "test_cross_entropy": 0.85,
+            "test_ece": 0.03,
+            "golden_tolerance": 0.01,
+        }
     (path / "manifest.json").write_text(json.dumps(manifest, indent=2))

@@ -6,10 +6,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from app.backends import open_backend
+from app.backends import BackendName, open_backend
 from app.contract import read_artifact
-from app.errors import ArtifactError, BackendFailed
-from tests.artifacts import CLASSES, copy_store, numpy_predict, rehash, solid
+from app.errors import ArtifactError, BackendFailed, SettingsError
+from tests.artifacts import (
+    CLASSES,
+    copy_store,
+    numpy_predict,
+    numpy_predict_int8,
+    rehash,
+    solid,
+    write_artifact,
+)
 
 
 def test_onnx_computes_what_the_model_is(store_path: Path) -> None:
@@ -94,3 +102,54 @@ def test_torch_runs_the_torchscript_graph(store_path: Path, tmp_path: Path) -> N
     backend = open_backend(read_artifact(path), "torch-cpu", threads=torch.get_num_threads())
     images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
     np.testing.assert_allclose(backend.predict(images), numpy_predict(images), atol=1e-5)
+
+
+def test_int8_answers_by_the_int8_graph(tmp_path: Path) -> None:
+    artifact = write_artifact(tmp_path, "small", "1", int8=True)
+    images = np.random.default_rng(0).integers(0, 256, (7, 32, 32, 3), np.uint8)
+    int8 = open_backend(artifact, "onnx-cpu", precision="int8").predict(images)
+    assert int8.dtype == np.float32
+    np.testing.assert_allclose(int8, numpy_predict_int8(images), atol=1e-6)
+    float32 = open_backend(artifact, "onnx-cpu").predict(images)
+    np.testing.assert_allclose(float32, numpy_predict(images), atol=1e-6)
+    assert np.abs(int8 - float32).max() > 1e-3
+
+
+def test_int8_of_a_model_without_it_is_refused_with_the_way_to_get_it(store_path: Path) -> None:
+    artifact = read_artifact(store_path / "colour" / "2")
+    with pytest.raises(ArtifactError, match=r"colour/2: holds no int8 .*export --int8` makes one"):
+        open_backend(artifact, "onnx-cpu", precision="int8")
+
+
+@pytest.mark.parametrize("name", ["torch-cpu", "torch-cuda"])
+def test_int8_on_torch_is_refused_in_one_line(tmp_path: Path, name: BackendName) -> None:
+    artifact = write_artifact(tmp_path, "small", "1", int8=True)
+    with pytest.raises(SettingsError, match=f"=int8: needs CONVSCOPE_BACKEND=onnx-cpu.*{name}$"):
+        open_backend(artifact, name, precision="int8")
+
+
+def test_int8_graph_that_answers_differently_than_at_export_is_not_opened(tmp_path: Path) -> None:
+    path = write_artifact(tmp_path, "small", "1", int8=True).path
+    graph = path / "model.int8.onnx"
+    # The float32 2/255 becomes 1/255: a sound graph, and another model.
+    graph.write_bytes(graph.read_bytes().replace(b"\x81\x80\x00\x3c", b"\x81\x80\x80\x3b"))
+    rehash(path)
+    open_backend(read_artifact(path), "onnx-cpu")
+    with pytest.raises(ArtifactError, match=r"differs .* by 0\.\d+; the tolerance is 0\.01"):
+        open_backend(read_artifact(path), "onnx-cpu", precision="int8")
+
+
+def test_float32_graph_in_place_of_the_int8_graph_is_not_opened(tmp_path: Path) -> None:
+    path = write_artifact(tmp_path, "small", "1", int8=True).path
+    (path / "model.int8.onnx").write_bytes((path / "model.onnx").read_bytes())
+    rehash(path)
+    with pytest.raises(ArtifactError, match="differs from the golden probabilities"):
+        open_backend(read_artifact(path), "onnx-cpu", precision="int8")
+
+
+def test_int8_graph_that_does_not_load_is_named(tmp_path: Path) -> None:
+    path = write_artifact(tmp_path, "small", "1", int8=True).path
+    (path / "model.int8.onnx").write_bytes(b"not a graph")
+    rehash(path)
+    with pytest.raises(ArtifactError, match=r"model\.int8\.onnx: does not load"):
+        open_backend(read_artifact(path), "onnx-cpu", precision="int8")

@@ -12,7 +12,15 @@ from numpy.typing import NDArray
 
 from app.contract import Artifact, Manifest, read_artifact, record_file
 from app.errors import ArtifactError
-from tests.artifacts import CLASSES, COUNTS, copy_store, numpy_predict, rehash
+from tests.artifacts import (
+    CLASSES,
+    COUNTS,
+    copy_store,
+    numpy_predict,
+    numpy_predict_int8,
+    rehash,
+    write_artifact,
+)
 
 
 @pytest.fixture
@@ -289,3 +297,56 @@ def test_record_of_a_file_is_its_size_and_hash(tmp_path: Path) -> None:
 def test_manifest_survives_a_round_trip(path: Path) -> None:
     manifest = read_artifact(path).manifest
     assert Manifest.model_validate_json(manifest.model_dump_json()) == manifest
+
+
+@pytest.fixture
+def int8_path(tmp_path: Path) -> Path:
+    """An artifact with an int8 graph, to damage."""
+    return write_artifact(tmp_path, "small", "1", int8=True).path
+
+
+def test_model_says_in_which_precisions_it_can_be_served(path: Path, int8_path: Path) -> None:
+    assert read_artifact(path).manifest.precisions == ("float32",)
+    assert read_artifact(int8_path).manifest.precisions == ("float32", "int8")
+
+
+def test_manifest_without_int8_is_written_without_the_word(path: Path) -> None:
+    assert "int8" not in json.loads(read_artifact(path).manifest.model_dump_json())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda m: m["files"].pop("model.int8.onnx"),
+            "int8.file is 'model.int8.onnx', which files",
+        ),
+        (lambda m: m["int8"].update(surprise=1), "int8.surprise: Extra inputs"),
+        (lambda m: m["int8"].update(golden_tolerance=1.0), "int8.golden_tolerance: .* less than 1"),
+        (lambda m: m["int8"].update(calibration_images=0), "int8.calibration_images: .* greater"),
+    ],
+)
+def test_int8_record_that_makes_no_sense_is_refused_in_one_line(
+    int8_path: Path, change: Callable[[dict[str, Any]], Any], message: str
+) -> None:
+    _change_manifest(int8_path, change)
+    with pytest.raises(ArtifactError, match=rf"manifest\.json: .*{message}") as caught:
+        read_artifact(int8_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_int8_has_golden_probabilities_and_a_tolerance_of_its_own(int8_path: Path) -> None:
+    artifact = read_artifact(int8_path)
+    assert artifact.check_golden("onnx-cpu", numpy_predict_int8, "int8") == 0
+    with pytest.raises(ArtifactError, match=r"differs .* the tolerance is 0\.0001"):
+        artifact.check_golden("onnx-cpu", numpy_predict_int8)
+    with pytest.raises(ArtifactError, match=r"differs .* the tolerance is 0\.01"):
+        artifact.check_golden("onnx-cpu", numpy_predict, "int8")
+
+
+def test_golden_file_without_int8_probabilities_is_named(int8_path: Path) -> None:
+    images = np.zeros((1, 32, 32, 3), np.uint8)
+    np.savez(int8_path / "golden.npz", images=images, probabilities=numpy_predict(images))
+    rehash(int8_path)
+    with pytest.raises(ArtifactError, match="holds no arrays images and probabilities_int8"):
+        read_artifact(int8_path).check_golden("onnx-cpu", numpy_predict_int8, "int8")

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from app.backends import open_backend
-from app.contract import FILTERS, Artifact, read_artifact
+from app.contract import FILTERS, Artifact, Int8Record, Precision, read_artifact
 from training import data
 from training.recipes import find_recipe
 
@@ -55,16 +56,47 @@ def test_the_first_filters_are_pictures_of_three_channels(artifact: Artifact) ->
     assert first.shape[1] == 3
 
 
-def test_the_whole_test_split_gives_the_accuracy_and_the_matrix_that_are_written(
-    artifact: Artifact, real_cifar10: data.Source
-) -> None:
-    test = real_cifar10.load_test()
-    backend = open_backend(artifact, "onnx-cpu")
+@pytest.fixture
+def int8(artifact: Artifact) -> Int8Record:
+    if artifact.manifest.int8 is None:
+        pytest.skip(f"{_reference(artifact)} was exported without --int8")
+    return artifact.manifest.int8
+
+
+def test_the_int8_graph_gives_its_golden_answers(artifact: Artifact, int8: Int8Record) -> None:
+    assert int8.golden_tolerance <= 0.01
+    open_backend(artifact, "onnx-cpu", precision="int8")
+
+
+def test_int8_lost_no_more_than_it_may(artifact: Artifact, int8: Int8Record) -> None:
+    assert int8.heldout_accuracy >= int8.heldout_accuracy_float32 - 0.003 - 1e-9
+    assert int8.test_accuracy >= LEAST_ACCURACY[_reference(artifact)]
+
+
+def _confusion_matrix(
+    artifact: Artifact, source: data.Source, precision: Precision
+) -> NDArray[np.int64]:
+    test = source.load_test()
+    backend = open_backend(artifact, "onnx-cpu", precision=precision)
     predicted = np.concatenate(
         [backend.predict(batch.numpy()).argmax(1) for batch in test.images.split(500)]
     )
-    found = np.zeros((10, 10), int)
+    found = np.zeros((10, 10), np.int64)
     np.add.at(found, (test.labels.numpy(), predicted), 1)
+    return found
+
+
+def test_the_whole_test_split_gives_the_accuracy_and_the_matrix_that_are_written(
+    artifact: Artifact, real_cifar10: data.Source
+) -> None:
+    found = _confusion_matrix(artifact, real_cifar10, "float32")
     expected = np.array(artifact.evaluation().confusion_matrix)
     assert np.abs(found - expected).sum() <= 2  # one image may fall on the other side
     assert artifact.manifest.data.sha256 == real_cifar10.sha256
+
+
+def test_the_whole_test_split_gives_the_int8_accuracy_that_is_written(
+    artifact: Artifact, int8: Int8Record, real_cifar10: data.Source
+) -> None:
+    found = _confusion_matrix(artifact, real_cifar10, "int8")
+    assert np.trace(found) / found.sum() == pytest.approx(int8.test_accuracy, abs=2e-4)

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 
+from app.contract import Precision
 from app.errors import ArtifactError, UnknownModel
 from app.store import key_of, open_backends, read_store
 from tests.artifacts import copy_store, rehash, write_artifact
@@ -103,6 +104,28 @@ def test_one_changed_byte_in_any_file_is_found(
     path.write_bytes(data)
     with pytest.raises(ArtifactError, match=f"{file_name}: sha256 is .*; manifest.json says"):
         open_backends(read_store(store, (), "colour"), "onnx-cpu", 1)
+
+
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+def test_one_changed_byte_in_an_int8_graph_is_found(tmp_path: Path, precision: Precision) -> None:
+    path = write_artifact(tmp_path, "small", "1", int8=True).path / "model.int8.onnx"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(
+        ArtifactError, match=r"model\.int8\.onnx: sha256 is .*; manifest\.json says"
+    ):
+        open_backends(read_store(tmp_path, (), "small"), "onnx-cpu", 1, precision)
+
+
+def test_one_model_without_an_int8_graph_stops_all_of_int8(tmp_path: Path) -> None:
+    write_artifact(tmp_path, "small", "1", int8=True)
+    write_artifact(tmp_path, "large", "3")
+    store = read_store(tmp_path, (), "small")
+    with pytest.raises(ArtifactError, match="large/3: holds no int8 graph"):
+        open_backends(store, "onnx-cpu", 1, "int8")
+    without = read_store(tmp_path, ("small",), "small")
+    assert set(open_backends(without, "onnx-cpu", 1, "int8")) == {("small", "1")}
 
 
 def test_model_that_answers_differently_than_at_export_is_not_opened(

@@ -136,8 +136,15 @@ def evaluate_command(run: Path, data_dir: Path | None, device: DeviceName) -> No
 @store_option
 @click.option("--name", help="The model's name.  [default: the architecture's]")
 @click.option("--version", help="The model's version.  [default: the next number]")
+@click.option("--int8", is_flag=True, help="Add an int8 graph, for CONVSCOPE_PRECISION=int8.")
 def export(
-    run: Path, data_dir: Path | None, store: Path, name: str | None, version: str | None
+    run: Path,
+    data_dir: Path | None,
+    store: Path,
+    name: str | None,
+    version: str | None,
+    *,
+    int8: bool,
 ) -> None:
     """Export the run RUN as an artifact that the service can load, and prove it."""
     last = checkpoints.open_run(run)
@@ -148,8 +155,11 @@ def export(
     if found is None:
         found = evaluate.evaluate(last, source, choose_device("cpu"))
         evaluate.save_evaluation(last, found)
-    artifact = export_artifact(Export(last, found, source, name, version), store)
-    console.print(f"exported: {artifact.path} ({found.test.accuracy:.2%})", soft_wrap=True)
+    artifact = export_artifact(Export(last, found, source, name, version, int8), store)
+    figures = f"{found.test.accuracy:.2%}"
+    if artifact.manifest.int8 is not None:
+        figures += f", int8 {artifact.manifest.int8.test_accuracy:.2%}"
+    console.print(f"exported: {artifact.path} ({figures})", soft_wrap=True)
 
 
 @main.command("compare")

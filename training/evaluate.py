@@ -5,10 +5,12 @@ arithmetic of the metrics is torchmetrics'. Nothing here writes an artifact.
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from types import ModuleType
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name that the field uses
@@ -125,6 +127,36 @@ def agreement_on_test(
     }
 
 
+@dataclass(frozen=True)
+class ServedFigures:
+    """Figures of probabilities as they are served; cross-entropy is in nats, ECE has 15 bins."""
+
+    accuracy: float
+    cross_entropy: float
+    ece: float
+
+
+def accuracy(predict: Callable[[Images], Probabilities], split: data.Split) -> float:
+    """Return the part of a split's images that a backend classifies correctly."""
+    return float(np.mean(_predictions(predict, split.images.numpy()) == split.labels.numpy()))
+
+
+def measure_served(
+    predict: Callable[[Images], Probabilities], source: data.Source
+) -> ServedFigures:
+    """Measure a backend on the test split, where nothing depends on the outcome any more."""
+    test = source.load_test()
+    probabilities = torch.from_numpy(_probabilities(predict, test.images.numpy()))
+    classes = probabilities.shape[1]
+    return ServedFigures(
+        accuracy=_figure(
+            _metrics().multiclass_accuracy(probabilities, test.labels, classes, average="micro")
+        ),
+        cross_entropy=_figure(F.nll_loss(_log(probabilities), test.labels)),
+        ece=_calibration_error(probabilities, test.labels),
+    )
+
+
 def save_evaluation(checkpoint: Checkpoint, evaluation: Evaluation) -> None:
     """Write `evaluation.json` beside the weights that were measured, so that it goes with them.
 
@@ -153,9 +185,19 @@ def read_evaluation(checkpoint: Checkpoint) -> Evaluation | None:
         raise RunError(f"{path}: not an evaluation: {exc}") from exc
 
 
-def _predictions(predict: Callable[[Images], Probabilities], images: Images) -> Images:
+def _probabilities(predict: Callable[[Images], Probabilities], images: Images) -> Probabilities:
     parts = range(0, len(images), 500)
-    return np.concatenate([predict(images[start : start + 500]).argmax(1) for start in parts])
+    return np.concatenate([predict(images[start : start + 500]) for start in parts])
+
+
+def _predictions(predict: Callable[[Images], Probabilities], images: Images) -> NDArray[np.int64]:
+    classes: NDArray[np.int64] = _probabilities(predict, images).argmax(1)
+    return classes
+
+
+def _log(probabilities: Tensor) -> Tensor:
+    """Return logarithms, finite where a probability was too small for a float32."""
+    return probabilities.clamp_min(torch.finfo(probabilities.dtype).tiny).log()
 
 
 def _metrics() -> ModuleType:

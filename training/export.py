@@ -45,6 +45,7 @@ from training.describe import describe
 from training.errors import ExportError
 from training.evaluate import agreement_on_test, check_source, load_heldout, load_network
 from training.graphs import OPSET, ServedNetwork, onnx_graph, torchscript_graph
+from training.quantize import add_int8
 from training.report import LEARNING_CURVE, draw_learning_curve
 
 GOLDEN_IMAGES = 16
@@ -59,13 +60,14 @@ FILTERS_PLOT = "filters.png"
 
 @dataclass(frozen=True)
 class Export:
-    """What an artifact is made of."""
+    """What an artifact is made of; with `int8`, it holds a second ONNX graph."""
 
     checkpoint: Checkpoint
     evaluation: Evaluation
     source: data.Source
     name: str
     version: str
+    int8: bool = False
 
 
 def export(what: Export, store: Path) -> Artifact:
@@ -73,7 +75,8 @@ def export(what: Export, store: Path) -> Artifact:
 
     Raises:
         ExportError: the place is taken or cannot be written, the name or version is not allowed,
-            or the exported graphs do not agree with the network; the store stands as it was.
+            the exported graphs do not agree with the network, or int8 loses too much accuracy or
+            cannot be proven; the store stands as it was.
         DataError: `source` is not the data set that the run was trained on.
     """
     _check_exportable(what, store)
@@ -87,7 +90,11 @@ def export(what: Export, store: Path) -> Artifact:
             _write_files(what, network, served, folder)
             manifest = _manifest(what, folder)
             (folder / MANIFEST).write_text(manifest.model_dump_json(indent=1))
-            _prove(Artifact(folder, manifest), served, what.source)
+            artifact = Artifact(folder, manifest)
+            _prove(artifact, served, what.source)
+            if what.int8:
+                artifact = add_int8(artifact, what.checkpoint, what.source)
+                open_backend(artifact, "onnx-cpu", precision="int8")
     except (OSError, ValueError, RuntimeError, ConvscopeError) as exc:
         raise ExportError(f"{place}: not exported: {exc}") from exc
     return read_artifact(place)
@@ -108,6 +115,11 @@ def _check_exportable(what: Export, store: Path) -> None:
         raise ExportError(
             f"{what.checkpoint.path}: is epoch {state.epoch} of {state.recipe.epochs}; "
             "finish the run with --resume"
+        )
+    if what.int8 and state.recipe.holdout == 0:
+        raise ExportError(
+            f"{what.checkpoint.path}: holdout is 0; without held-out images nothing shows what "
+            "int8 costs, so export without --int8"
         )
     check_source(what.checkpoint, what.source)
 

@@ -6,6 +6,7 @@
 from typing import Literal, Protocol
 
 from app.contract import Artifact, Images, Probabilities
+from app.contract import Precision as Precision
 from app.errors import SettingsError
 
 BackendName = Literal["onnx-cpu", "torch-cpu", "torch-cuda"]
@@ -23,24 +24,43 @@ class Backend(Protocol):
         ...
 
 
-def open_backend(artifact: Artifact, name: BackendName, threads: int = 1) -> Backend:
+def check_precision(name: BackendName, precision: Precision) -> None:
+    """Raise unless the runtime computes in this precision.
+
+    Raises:
+        SettingsError: naming both.
+    """
+    if precision == "int8" and name != "onnx-cpu":
+        raise SettingsError(
+            f"CONVSCOPE_PRECISION=int8: needs CONVSCOPE_BACKEND=onnx-cpu; it is {name}"
+        )
+
+
+def open_backend(
+    artifact: Artifact,
+    name: BackendName,
+    threads: int = 1,
+    precision: Precision = "float32",
+) -> Backend:
     """Load an artifact's graph and prove that it answers here as it did at export.
 
     Args:
         artifact: the model directory.
         name: the runtime: `onnx-cpu`, or torch on the processor or the GPU.
         threads: how many processor threads one batch may use.
+        precision: which of the artifact's ONNX graphs.
 
     Raises:
-        ArtifactError: a file differs from its record, the graph does not load, or its
-            probabilities for the golden images differ by more than the tolerance.
-        SettingsError: the runtime is not installed.
+        ArtifactError: a file differs from its record, the graph is missing or does not load, or
+            its probabilities for the golden images differ by more than the tolerance.
+        SettingsError: the runtime is not installed, or does not compute in this precision.
     """
+    check_precision(name, precision)
     backend: Backend
     if name == "onnx-cpu":
         from app.backends.onnx_cpu import OnnxBackend
 
-        backend = OnnxBackend(artifact, threads)
+        backend = OnnxBackend(artifact, threads, artifact.onnx_graph(precision))
     else:
         try:
             from app.backends.torch_cuda import TorchBackend
@@ -48,5 +68,5 @@ def open_backend(artifact: Artifact, name: BackendName, threads: int = 1) -> Bac
             raise SettingsError(f"CONVSCOPE_BACKEND={name}: {exc.name} is not installed") from exc
 
         backend = TorchBackend(artifact, name.removeprefix("torch-"), threads)
-    artifact.check_golden(name, backend.predict)
+    artifact.check_golden(name, backend.predict, precision)
     return backend

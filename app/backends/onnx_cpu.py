@@ -16,18 +16,18 @@ _QUIET = 3  # errors only: a warning of the runtime says nothing to who serves
 
 
 class OnnxBackend:
-    """An artifact's ONNX graph in an onnxruntime session."""
+    """One of an artifact's ONNX graphs, by its file's name, in an onnxruntime session."""
 
-    def __init__(self, artifact: Artifact, threads: int = 1) -> None:
+    def __init__(self, artifact: Artifact, threads: int = 1, file_name: str = ONNX_GRAPH) -> None:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = _QUIET
-        graph = artifact.read(ONNX_GRAPH)
+        graph = artifact.read(file_name)
         try:
             self._session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         except Exception as exc:
-            raise ArtifactError(f"{artifact.path / ONNX_GRAPH}: does not load: {exc}") from exc
+            raise ArtifactError(f"{artifact.path / file_name}: does not load: {exc}") from exc
         self._input = artifact.manifest.input.name
         self._output = artifact.manifest.outputs[1].name
 
