@@ -10,11 +10,10 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Executor, Future
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import ParamSpec, Protocol, TypeVar
+from typing import Protocol
 
 import numpy as np
 
@@ -29,9 +28,6 @@ from app.errors import (
 )
 
 _log = logging.getLogger(__name__)
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -53,12 +49,11 @@ class Observer(Protocol):
         """A batch of so many images took the backend so many seconds."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(slots=True, eq=False)
 class _Item:
-    """Part of a request, no larger than a batch.
+    """Part of a request, no larger than a batch. `arrived` is `perf_counter`'s time.
 
-    `deadline` is in the event loop's time, which uvloop tells in whole milliseconds; `arrived` is
-    `perf_counter`'s.
+    `deadline` is in the event loop's time, which uvloop tells in whole milliseconds.
     """
 
     images: Images
@@ -68,8 +63,23 @@ class _Item:
     answer: asyncio.Future[Answer]
 
 
+@dataclass(slots=True, eq=False)
+class _Batch:
+    """What the backend is given at a time, and what became of it."""
+
+    items: Sequence[_Item]
+    images: Images
+    started: float
+    rows: Probabilities | None = None
+    error: BaseException | None = None
+
+
 class Batcher:
-    """A queue before one backend, and the task that empties it."""
+    """A queue before one backend, and the thread that empties it.
+
+    Everything but the backend's call happens in the event loop; the thread takes a batch from one
+    side and hands it back on the other.
+    """
 
     def __init__(
         self, backend: Backend, *, max_batch: int, capacity: int, observer: Observer
@@ -88,19 +98,28 @@ class Batcher:
         self._observer = observer
         self._queue: deque[_Item] = deque()
         self._waiting = 0
-        self._wake = asyncio.Event()
-        self._stopping = False
-        self._thread = _DaemonThread()
-        self._worker: asyncio.Task[None] | None = None
+        self._batch: _Batch | None = None
+        self._batches: SimpleQueue[_Batch | None] = SimpleQueue()
+        self._running = self._stopping = self._scheduled = False
+        self._idle = asyncio.Event()
 
     @property
     def alive(self) -> bool:
         """Whether the worker runs and new work is taken."""
-        return self._worker is not None and not self._worker.done() and not self._stopping
+        return self._running and not self._stopping
+
+    @property
+    def busy_seconds(self) -> float:
+        """For how long the backend has been computing the batch at hand; 0 if there is none."""
+        return time.perf_counter() - self._batch.started if self._batch else 0.0
 
     def start(self) -> None:
-        """Start the worker in the running event loop."""
-        self._worker = asyncio.create_task(self._work(), name="batcher")
+        """Start the worker for the running event loop."""
+        self._loop = asyncio.get_running_loop()
+        self._running = True
+        self._idle.set()
+        # A process does not wait for a daemon thread, and so not for a call that hangs.
+        threading.Thread(target=self._work, name="inference", daemon=True).start()
 
     async def stop(self, patience: float = 5.0) -> None:
         """Refuse new work, finish what waits, then stop.
@@ -111,13 +130,14 @@ class Batcher:
                 nobody waits for more than a last batch.
         """
         self._stopping = True
-        self._wake.set()
-        if self._worker is not None:
-            await asyncio.wait([self._worker], timeout=patience)
-            self._worker.cancel()  # without effect on one that is done
-            # What killed a dead worker has been logged.
-            await asyncio.gather(self._worker, return_exceptions=True)
-        self._thread.shutdown(wait=False)
+        try:
+            async with asyncio.timeout(patience):
+                await self._idle.wait()
+        except TimeoutError:
+            _log.error("the work of a model was given up before it was finished")
+            self._fail_everything(ShuttingDown, "the service stopped before the model answered")
+        self._running = False
+        self._batches.put(None)
 
     async def submit(self, images: Images, deadline: float) -> Answer:
         """Wait for the probabilities of one request's images.
@@ -133,36 +153,43 @@ class Batcher:
             BackendFailed: the backend raised, or the worker is dead.
         """
         items = self._enqueue(images, deadline)
+        expiry = self._loop.call_at(deadline, self._expire, items)
         try:
-            async with asyncio.timeout_at(deadline):
-                answers = await asyncio.gather(*(item.answer for item in items))
-        except BaseException as exc:
+            if len(items) == 1:
+                return await items[0].answer
+            return _join(await asyncio.gather(*(item.answer for item in items)))
+        except BaseException:
             self._forget(items)
-            if isinstance(exc, TimeoutError):
-                raise DeadlineExceeded(_too_late(items[0])) from exc
             raise
-        return _join(answers)
+        finally:
+            expiry.cancel()
 
     def _enqueue(self, images: Images, deadline: float) -> list[_Item]:
         if self._stopping:
             raise ShuttingDown("the service is about to stop")
-        if not self.alive:
+        if not self._running:
             raise BackendFailed("the worker of this model is dead")
         if self._waiting + len(images) > self._capacity:
             raise QueueFull(
                 f"{self._waiting} images wait and {len(images)} more do not fit; "
                 f"the limit is {self._capacity}"
             )
-        loop = asyncio.get_running_loop()
-        times = deadline, deadline - loop.time(), time.perf_counter()
+        times = deadline, deadline - self._loop.time(), time.perf_counter()
         items = [
-            _Item(images[at : at + self._max_batch], *times, loop.create_future())
+            _Item(images[at : at + self._max_batch], *times, self._loop.create_future())
             for at in range(0, len(images), self._max_batch)
         ]
         self._queue.extend(items)
         self._count(len(images))
-        self._wake.set()
+        self._idle.clear()
+        # Not at once: what else arrives in this turn of the event loop joins the batch.
+        if self._batch is None and not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._feed)
         return items
+
+    def _expire(self, items: Sequence[_Item]) -> None:
+        _fail(items, DeadlineExceeded, _too_late(items[0]))
 
     def _forget(self, items: Sequence[_Item]) -> None:
         """Take back what its caller waits for no more: cancelled, late, or failed in part."""
@@ -176,111 +203,98 @@ class Batcher:
         self._waiting += change
         self._observer.waiting(self._waiting)
 
-    async def _work(self) -> None:
-        try:
-            while not (self._stopping and not self._queue):
-                batch = self._take()
-                if batch:
-                    await self._compute(batch)
+    def _feed(self) -> None:
+        """Give the thread its next batch, if there is one."""
+        self._scheduled = False
+        while self._queue and self._batch is None and self._running:
+            items = self._take()
+            if items:
+                try:
+                    self._batch = _gather(items)
+                except ValueError as exc:
+                    _fail(items, BackendFailed, str(exc), exc)
                 else:
-                    self._wake.clear()
-                    if not self._stopping:
-                        await self._wake.wait()
-        except asyncio.CancelledError:
-            _fail(self._queue, ShuttingDown, "the service stopped before the model answered")
-            _log.error("the work of a model was given up before it was finished")
-            raise
-        except BaseException as exc:
-            # Whoever still waits when the worker dies would wait until the deadline.
-            _fail(self._queue, BackendFailed, "the worker of this model died", exc)
-            _log.critical("the worker of a model died", exc_info=exc)
-            raise
+                    self._batches.put(self._batch)
+        if self._batch is None:
+            self._idle.set()
 
     def _take(self) -> list[_Item]:
         """Take what waits, up to a batch, leaving out what nobody waits for or is too late."""
-        batch: list[_Item] = []
+        items: list[_Item] = []
         room = self._max_batch
-        now = asyncio.get_running_loop().time()
+        now = self._loop.time()
         while self._queue and len(self._queue[0].images) <= room:
             item = self._queue.popleft()
             self._count(-len(item.images))
             if item.answer.done():
                 continue
             if item.deadline <= now:
-                _fail([item], DeadlineExceeded, _too_late(item))
+                self._expire([item])
                 continue
-            batch.append(item)
+            items.append(item)
             room -= len(item.images)
-        return batch
+        return items
 
-    async def _compute(self, batch: Sequence[_Item]) -> None:
+    def _work(self) -> None:
+        """Compute one batch after the other, in the thread."""
+        while (batch := self._batches.get()) is not None:
+            try:
+                batch.rows = self._backend.predict(batch.images)
+            except BaseException as exc:  # noqa: BLE001 - the callers raise it
+                batch.error = exc
+            try:
+                self._loop.call_soon_threadsafe(self._finish, batch, time.perf_counter())
+            except RuntimeError:  # the event loop is closed: nobody waits any more
+                return
+            del batch  # and the images that it holds
+
+    def _finish(self, batch: _Batch, now: float) -> None:
+        """Hand out a batch's rows in the event loop, and go on with the next."""
+        self._batch = None
         try:
-            await self._answer(batch)
-        except asyncio.CancelledError:
-            _fail(batch, ShuttingDown, "the service stopped before the model answered")
-            raise
-        except BaseException as exc:
-            _fail(batch, BackendFailed, str(exc), exc)
+            self._answer(batch, now)
+        except BaseException as exc:  # noqa: BLE001 - the callers raise it
+            _fail(batch.items, BackendFailed, str(exc), exc)
             if not isinstance(exc, Exception):
-                raise
+                self._die(exc)
+        self._feed()
 
-    async def _answer(self, batch: Sequence[_Item]) -> None:
-        loop = asyncio.get_running_loop()
-        images = batch[0].images
-        if len(batch) > 1:
-            images = np.concatenate([item.images for item in batch])
-        started = time.perf_counter()
-        rows = await loop.run_in_executor(self._thread, self._predict, images)
-        seconds = time.perf_counter() - started
+    def _answer(self, batch: _Batch, now: float) -> None:
+        if batch.error is not None:
+            raise batch.error
+        rows, images = batch.rows, batch.images
+        found = 0 if rows is None else len(rows)
+        if rows is None or found != len(images):
+            raise BackendFailed(f"{found} answers for {len(images)} images")
+        seconds = now - batch.started
         self._observer.computed(len(images), seconds)
         at = 0
-        for item in batch:
+        for item in batch.items:
             part = rows[at : at + len(item.images)]
             at += len(item.images)
             if not item.answer.done():
-                item.answer.set_result(Answer(part, started - item.arrived, seconds))
+                item.answer.set_result(Answer(part, batch.started - item.arrived, seconds))
 
-    def _predict(self, images: Images) -> Probabilities:
-        rows = self._backend.predict(images)
-        if len(rows) != len(images):
-            raise BackendFailed(f"{len(rows)} answers for {len(images)} images")
-        return rows
+    def _die(self, exc: BaseException) -> None:
+        """Stop taking work: whoever still waits would wait until the deadline."""
+        self._running = False
+        self._batches.put(None)
+        self._fail_everything(BackendFailed, "the worker of this model died", exc)
+        _log.critical("the worker of a model died", exc_info=exc)
+
+    def _fail_everything(
+        self, error: type[PredictionError], message: str, cause: BaseException | None = None
+    ) -> None:
+        if self._batch is not None:
+            _fail(self._batch.items, error, message, cause)
+        _fail(self._queue, error, message, cause)
 
 
-class _DaemonThread(Executor):
-    """One thread that makes one call after the other.
-
-    A process that ends waits for `ThreadPoolExecutor`'s threads, and so for ever for a call that
-    hangs. It does not wait for this one.
-    """
-
-    def __init__(self) -> None:
-        self._calls: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        self._thread: threading.Thread | None = None
-
-    def submit(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        future: Future[T] = Future()
-
-        def call() -> None:
-            if future.set_running_or_notify_cancel():
-                try:
-                    future.set_result(function(*args, **kwargs))
-                except BaseException as exc:  # noqa: BLE001 - the caller raises it
-                    future.set_exception(exc)
-
-        self._calls.put(call)
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
-            self._thread.start()
-        return future
-
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: ARG002
-        self._calls.put(None)
-
-    def _run(self) -> None:
-        while (call := self._calls.get()) is not None:
-            call()
-            del call  # and the batch that it holds
+def _gather(items: Sequence[_Item]) -> _Batch:
+    images = items[0].images
+    if len(items) > 1:
+        images = np.concatenate([item.images for item in items])
+    return _Batch(items, images, time.perf_counter())
 
 
 def _fail(
@@ -302,8 +316,6 @@ def _too_late(item: _Item) -> str:
 
 
 def _join(answers: Sequence[Answer]) -> Answer:
-    if len(answers) == 1:
-        return answers[0]
     return Answer(
         np.concatenate([answer.probabilities for answer in answers]),
         max(answer.queue_seconds for answer in answers),

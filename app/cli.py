@@ -2,30 +2,35 @@
 
 import json
 import os
-import signal
 import socket
 import sys
 import tempfile
-import threading
-import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
+
+# numpy's BLAS would start threads that nobody uses, and a process with threads is not to be forked.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 import numpy as np
 
 from app import logs
 from app.backends import open_backend
 from app.contract import Images
+from app.cpus import usable_cpus
 from app.errors import ConvscopeError, ImageError
 from app.images import decode
-from app.metrics import MULTIPROCESS_VARIABLE
 from app.schemas import VERSION_HELP, ModelVersion, Predictions, top_k_of
 from app.settings import Settings, read_settings
-from app.store import Store, open_backends, read_store
+from app.store import Store, read_store
 
+METRICS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+"""Must be set before prometheus_client is imported."""
+
+BACKLOG = 2048
 SHOWN_CLASSES = 5
 """For a person, unless more are asked for; JSON holds all."""
 
@@ -49,26 +54,23 @@ def main() -> None:
 @main.command()
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=8000, show_default=True, type=click.IntRange(1, 65535))
-@click.option("--workers", default=1, show_default=True, type=click.IntRange(1, 64))
-def serve(host: str, port: int, workers: int) -> None:
+@click.option(
+    "--workers",
+    type=click.IntRange(1, 256),
+    help="Worker processes; one for each processor that may be used, unless given.",
+)
+def serve(host: str, port: int, workers: int | None) -> None:
     """Serve the models over HTTP."""
     settings = read_settings()
     logs.configure(settings.log_format, settings.log_level)
-    _check_address(host, port)
     store = _read_store(settings)
-    # Before any worker exists: a damaged model should be said once, by a process that ends.
-    backends = open_backends(store, settings.backend, settings.threads)
-    threading.Thread(target=_greet, args=(host, port, store, settings), daemon=True).start()
-    # uvicorn raises the signal again when it has stopped; the default would end us by signal.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    if workers == 1:
-        from app.main import create_app
+    with closing(_listen(host, port)) as listener, _metrics_directory():
+        from app.supervisor import Supervisor
 
-        _run(create_app(settings, store=store, backends=backends), host, port, settings)
-    else:
-        del backends
-        with _metrics_directory():
-            _run("app.main:create_app", host, port, settings, workers=workers, factory=True)
+        def greet() -> None:
+            _greet(host, port, store, settings)
+
+        Supervisor(settings, listener, workers or usable_cpus(), greet).run()
 
 
 @main.command()
@@ -91,7 +93,7 @@ def predict(
     if top_k is None and not as_json:
         top_k = min(SHOWN_CLASSES, len(artifact.manifest.classes))
     top_k = top_k_of(top_k, artifact)
-    backend = open_backend(artifact, settings.backend, settings.threads)
+    backend = open_backend(artifact, settings.backend, settings.threads, settings.precision)
     names, images = _decode_files(files, artifact.manifest.image_size, settings)
     if names:
         probabilities = np.concatenate(
@@ -100,7 +102,8 @@ def predict(
                 for at in range(0, len(images), settings.max_batch)
             ]
         )
-        _show(Predictions.build(artifact, probabilities, names, top_k), as_json=as_json)
+        answer = Predictions.render(artifact, probabilities, names, top_k)
+        _show(Predictions.model_validate_json(answer), as_json=as_json)
     if len(names) < len(files):
         raise SystemExit(1)
 
@@ -129,66 +132,47 @@ def _read_store(settings: Settings) -> Store:
     return read_store(settings.store, settings.models, settings.default_model)
 
 
-def _run(app: Any, host: str, port: int, settings: Settings, **options: Any) -> None:
-    import uvicorn
-
-    uvicorn.run(
-        app,
-        host=host,
-        port=port,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        ws="none",
-        lifespan="on",
-        timeout_keep_alive=settings.keep_alive_seconds,
-        timeout_graceful_shutdown=settings.shutdown_seconds,
-        # A worker that still imports on a busy machine is not dead; the default is 5 seconds.
-        timeout_worker_healthcheck=60,
-        **options,
-    )
-
-
 @contextmanager
 def _metrics_directory() -> Iterator[None]:
     """Give the workers a directory for their metrics, unless the operator has."""
-    if os.environ.get(MULTIPROCESS_VARIABLE):
+    if os.environ.get(METRICS_VARIABLE):
         yield
         return
     try:
         directory = tempfile.TemporaryDirectory(prefix="convscope-metrics-")
     except OSError as exc:
         raise click.ClickException(
-            f"no place for the workers' metrics: {exc}; {MULTIPROCESS_VARIABLE} can name one"
+            f"no place for the workers' metrics: {exc}; {METRICS_VARIABLE} can name one"
         ) from exc
-    with directory as os.environ[MULTIPROCESS_VARIABLE]:
+    with directory as os.environ[METRICS_VARIABLE]:
         yield
 
 
-def _check_address(host: str, port: int) -> None:
-    """Say in one line that the address cannot be had, before a model is loaded."""
+def _listen(host: str, port: int) -> socket.socket:
+    """Listen, before a model is loaded; say in one line that the address cannot be had."""
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
+        listener = socket.socket(family)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen(BACKLOG)
+        except OSError:
+            listener.close()
+            raise
     except OSError as exc:
         raise click.ClickException(f"cannot listen on {host}:{port}: {exc.strerror}") from exc
+    listener.setblocking(False)
+    return listener
 
 
 def _greet(host: str, port: int, store: Store, settings: Settings) -> None:
-    """Once it answers, print what to type next; on stdout, since the log is on stderr."""
+    """Print what to type next; on stdout, since the log is on stderr."""
     if settings.log_format == "json":
         return
     from app.routes.request_body import EXAMPLE_BASE64
 
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - where to knock
-    while True:
-        try:
-            socket.create_connection((host, port), timeout=1).close()
-            break
-        except OSError:
-            time.sleep(0.05)
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     names = ", ".join(f"{item.manifest.name}/{item.manifest.version}" for item in store)
     click.echo(

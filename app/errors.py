@@ -3,6 +3,11 @@
     ConvscopeError
     ├── ArtifactError             a model directory is missing, damaged or answers differently
     ├── SettingsError             an environment variable holds a value that is not allowed
+    ├── RequestError              the request's head, or its connection, cannot be taken
+    │   ├── MalformedRequest
+    │   ├── HeadTooLarge
+    │   ├── HeadTimeout
+    │   └── TooManyConnections
     ├── UploadError               the request's body cannot be taken
     │   ├── EmptyUpload
     │   ├── UploadTooLarge
@@ -42,6 +47,26 @@ class ArtifactError(ConvscopeError):
 
 class SettingsError(ConvscopeError):
     """An environment variable holds a value that is not allowed."""
+
+
+class RequestError(ConvscopeError):
+    """The request's head, or its connection, cannot be taken."""
+
+
+class MalformedRequest(RequestError):
+    """What was sent is not HTTP, or not a form of it that is read."""
+
+
+class HeadTooLarge(RequestError):
+    """The request line and headers are over the limit."""
+
+
+class HeadTimeout(RequestError):
+    """The request line and headers did not arrive in the time that they are given."""
+
+
+class TooManyConnections(RequestError):
+    """As many connections are open, and at work, as may be."""
 
 
 class UploadError(ConvscopeError):

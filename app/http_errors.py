@@ -28,6 +28,11 @@ STATUSES: Mapping[type[ConvscopeError], tuple[int, str]] = {
     errors.ConvscopeError: (500, "Internal error"),
     errors.ArtifactError: (500, "A model's files are damaged"),
     errors.SettingsError: (500, "Settings are wrong"),
+    errors.RequestError: (400, "The request cannot be taken"),
+    errors.MalformedRequest: (400, "Malformed request"),
+    errors.HeadTooLarge: (431, "Request head too large"),
+    errors.HeadTimeout: (408, "Request head took too long"),
+    errors.TooManyConnections: (503, "Too many connections"),
     errors.UploadError: (400, "The body cannot be taken"),
     errors.EmptyUpload: (400, "Empty upload"),
     errors.UploadTooLarge: (413, "Upload too large"),
@@ -68,18 +73,39 @@ async def respond(request: Request, exc: Exception) -> Response:
         exc = errors.InvalidParameter("; ".join(_invalid(error) for error in exc.errors()))
     if isinstance(exc, HTTPException):
         return _respond_to_framework(request, exc)
+    status, headers, content = render(exc, request.url.path, request.state.request_id)
+    return Response(content, status, headers)
+
+
+def render(exc: Exception, path: str, request_id: str) -> tuple[int, dict[str, str], bytes]:
+    """Return any exception's status, headers and body; what is our own fault goes to the log."""
     kind = type(exc) if isinstance(exc, ConvscopeError) else ConvscopeError
     status, title = STATUSES[kind]
+    uri, detail = problem_type(kind), str(exc)
     if status == HTTPStatus.INTERNAL_SERVER_ERROR:
         _log.error("request failed", exc_info=exc)
-        return _problem(request, status, "about:blank", None, INTERNAL)
-    return _problem(request, status, problem_type(kind), title, str(exc), _HEADERS.get(status))
+        uri, title, detail = "about:blank", HTTPStatus(status).phrase, INTERNAL
+    problem = Problem(
+        type=uri,
+        title=title,
+        status=status,
+        detail=detail,
+        instance=path[:_MAX_PATH],
+        request_id=request_id,
+    )
+    headers = {"content-type": PROBLEM_JSON, **_HEADERS.get(status, {})}
+    return status, headers, problem.model_dump_json().encode()
+
+
+def reason(error: type[Exception]) -> str:
+    """Return the error's name as it stands in metrics and at the end of its URI: `queue-full`."""
+    words = "".join(f"-{char.lower()}" if char.isupper() else char for char in error.__name__)
+    return words.removeprefix("-")
 
 
 def problem_type(error: type[Exception]) -> str:
     """Return the URI that tells a program which error it is: `urn:convscope:problem:queue-full`."""
-    words = "".join(f"-{char.lower()}" if char.isupper() else char for char in error.__name__)
-    return f"urn:convscope:problem{words.replace('-', ':', 1)}"
+    return f"urn:convscope:problem:{reason(error)}"
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -94,25 +120,6 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
     }
 
 
-def _problem(
-    request: Request,
-    status: int,
-    kind: str,
-    title: str | None,
-    detail: str,
-    headers: Mapping[str, str] | None = None,
-) -> Response:
-    problem = Problem(
-        type=kind,
-        title=title or HTTPStatus(status).phrase,
-        status=status,
-        detail=detail,
-        instance=request.url.path[:_MAX_PATH],
-        request_id=request.state.request_id,
-    )
-    return Response(problem.model_dump_json(), status, headers, PROBLEM_JSON)
-
-
 def _respond_to_framework(request: Request, exc: HTTPException) -> Response:
     """Say what starlette's own errors leave out."""
     headers = dict(exc.headers or {})
@@ -123,7 +130,15 @@ def _respond_to_framework(request: Request, exc: HTTPException) -> Response:
         if "GET" in headers["Allow"]:
             headers["Allow"] = "GET, HEAD"  # the middleware answers HEAD wherever there is GET
         detail = f"{request.scope['method']} is not allowed here; there is: {headers['Allow']}"
-    return _problem(request, exc.status_code, "about:blank", None, detail, headers)
+    problem = Problem(
+        type="about:blank",
+        title=HTTPStatus(exc.status_code).phrase,
+        status=exc.status_code,
+        detail=detail,
+        instance=request.url.path[:_MAX_PATH],
+        request_id=request.state.request_id,
+    )
+    return Response(problem.model_dump_json(), exc.status_code, headers, PROBLEM_JSON)
 
 
 def _invalid(error: Mapping[str, Any]) -> str:

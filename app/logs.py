@@ -1,25 +1,68 @@
 """How the service logs: one event a line, structlog's and everybody else's alike, on stderr.
 
 Readable on a terminal, JSON otherwise. No value of a request reaches a line unescaped: JSON
-escapes by itself, and `middleware` logs the path percent-encoded, as it came.
+escapes by itself, and a request's path is logged percent-encoded, as it came.
 """
 
+import json
 import logging
 import sys
-from typing import Literal, TextIO
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from typing import Any, Literal, TextIO
 
 import structlog
-from structlog.typing import Processor
+from starlette.types import Scope
+from structlog.typing import EventDict, Processor, WrappedLogger
 
 LogFormat = Literal["auto", "text", "json"]
 
 _OURS = ("app", "convscope")
 _TALK_OF_INPUT = ("PIL", "python_multipart")  # what a stranger sent is the stranger's news
+_PROBES = frozenset({"/health/live", "/health/ready", "/metrics"})
+_MAX_PATH = 256
 _UVICORN = ("uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi")
+
+
+request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
+"""Stands in every line that is logged while a request is handled."""
+
+_requests = logging.getLogger("convscope.access")
 
 
 class _Handler(logging.StreamHandler[TextIO]):
     """Marks the handler that is ours, so that a second set-up replaces it."""
+
+    as_json: bool
+
+
+def write_request(scope: Scope, status: int, seconds: float, model: str | None) -> None:
+    """Write the line of one request that was answered; a probe's at level debug.
+
+    JSON is written past the logging module, which would take longer than the decoder.
+    """
+    raw_path = scope.get("raw_path") or scope["path"].encode()
+    path = raw_path.partition(b"?")[0].decode("ascii", "backslashreplace")[:_MAX_PATH]
+    # Probes come every few seconds for ever.
+    level = logging.DEBUG if path in _PROBES else logging.INFO
+    if not _requests.isEnabledFor(level):
+        return
+    duration = round(seconds * 1000, 2)
+    handler = logging.getLogger().handlers[-1]
+    if isinstance(handler, _Handler) and handler.as_json:
+        ending = f',"model":{json.dumps(model)}}}\n' if model is not None else "}\n"
+        handler.stream.write(
+            f'{{"event":"request","level":"{"debug" if path in _PROBES else "info"}",'
+            f'"timestamp":"{datetime.now(UTC).isoformat()[:-6]}Z",'
+            f'"request_id":{json.dumps(request_id.get())},"method":{json.dumps(scope["method"])},'
+            f'"path":{json.dumps(path)},"status":{status},"duration_ms":{duration}{ending}'
+        )
+        return
+    fields: dict[str, Any] = {"method": scope["method"], "path": path, "status": status}
+    named = {"model": model} if model is not None else {}
+    structlog.get_logger(_requests.name).log(
+        level, "request", **fields, duration_ms=duration, **named
+    )
 
 
 def configure(log_format: LogFormat, level: str, stream: TextIO | None = None) -> None:
@@ -33,7 +76,7 @@ def configure(log_format: LogFormat, level: str, stream: TextIO | None = None) -
     stream = stream or sys.stderr
     as_json = log_format == "json" or (log_format == "auto" and not stream.isatty())
     shared: list[Processor] = [
-        structlog.contextvars.merge_contextvars,
+        _add_request_id,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=as_json),
     ]
@@ -47,6 +90,7 @@ def configure(log_format: LogFormat, level: str, stream: TextIO | None = None) -
         wrapper_class=structlog.stdlib.BoundLogger,
     )
     handler = _Handler(stream)
+    handler.as_json = as_json
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[*shared, structlog.stdlib.ExtraAdder(allow=())],
@@ -77,3 +121,10 @@ def _renderers(as_json: bool, *, colors: bool) -> list[Processor]:
     # Where rich is installed, the default shows every frame's locals: images and secrets too.
     plain = structlog.dev.plain_traceback
     return [structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=plain)]
+
+
+def _add_request_id(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    current = request_id.get()
+    if current is not None:
+        event.setdefault("request_id", current)
+    return event

@@ -6,7 +6,9 @@ answers for all.
 """
 
 import os
+from collections.abc import Sequence
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -27,13 +29,13 @@ class Metrics:
 
     def __init__(self) -> None:
         self._registry = registry = CollectorRegistry()
-        self.requests = Counter(
+        self._requests = Counter(
             "convscope_http_requests",
             "Requests answered.",
             ("method", "route", "status"),
             registry=registry,
         )
-        self.request_seconds = Histogram(
+        self._request_seconds = Histogram(
             "convscope_http_request_duration_seconds",
             "From the first byte of a request to the last of its answer.",
             ("method", "route"),
@@ -52,7 +54,13 @@ class Metrics:
             (*_MODEL, "label"),
             registry=registry,
         )
-        self.decode_seconds = Histogram(
+        self._read_seconds = Histogram(
+            "convscope_read_seconds",
+            "Reading the body of a prediction.",
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._decode_seconds = Histogram(
             "convscope_decode_seconds",
             "Decoding all images of a request.",
             buckets=_SECONDS,
@@ -87,11 +95,36 @@ class Metrics:
             registry=registry,
         )
 
+        self._rejections = Counter(
+            "convscope_rejections",
+            "Requests refused or given up, by the end of the problem's type.",
+            ("reason",),
+            registry=registry,
+        )
+        # The library's own lookup takes longer than counting does.
+        self._requests_labelled = cache(self._requests.labels)
+        self._seconds_labelled = cache(self._request_seconds.labels)
+        self._rejections_labelled = cache(self._rejections.labels)
+
     def observe_request(self, method: str, route: str, status: int, seconds: float) -> None:
         """Count one answered request; `route` is a template or `OTHER`."""
         method = method if method in _METHODS else OTHER
-        self.requests.labels(method, route, str(status)).inc()
-        self.request_seconds.labels(method, route).observe(seconds)
+        self._requests_labelled(method, route, status).inc()
+        self._seconds_labelled(method, route).observe(seconds)
+
+    def count_rejection(self, reason: str) -> None:
+        """Count a request that was refused or given up; `reason` is an error's name."""
+        self._rejections_labelled(reason).inc()
+
+    def count_refused(self, method: str, route: str, status: int) -> None:
+        """Count a request that was answered before the application saw it, in no time."""
+        method = method if method in _METHODS else OTHER
+        self._requests_labelled(method, route, status).inc()
+
+    def observe_stages(self, read: float, decode: float) -> None:
+        """Count the seconds that reading and decoding one prediction's images took."""
+        self._read_seconds.observe(read)
+        self._decode_seconds.observe(decode)
 
     def render(self, accept: str) -> tuple[bytes, str]:
         """Return the exposition and its content type, in the format that Accept asks for."""
@@ -116,7 +149,8 @@ class ModelMetrics:
 
     def __init__(self, metrics: Metrics, name: str, version: str) -> None:
         self._labels = (name, version)
-        self._predictions = metrics.predictions
+        predictions = metrics.predictions
+        self._labelled = cache(lambda label: predictions.labels(*self._labels, label))
         self._waiting = metrics.queue_images.labels(*self._labels)
         self._images = metrics.batch_images.labels(*self._labels)
         self._inference = metrics.inference_seconds.labels(*self._labels)
@@ -131,11 +165,11 @@ class ModelMetrics:
         self._images.observe(images)
         self._inference.observe(seconds)
 
-    def answered(self, labels: list[str], queue_seconds: float) -> None:
+    def answered(self, labels: Sequence[str], queue_seconds: float) -> None:
         """A request's images were classified after having waited so many seconds."""
         self._queue.observe(queue_seconds)
         for label in labels:
-            self._predictions.labels(*self._labels, label).inc()
+            self._labelled(label).inc()
 
 
 def _forget_dead_processes(directory: Path) -> None:

@@ -1,12 +1,12 @@
 """What the service answers and which query parameters it takes: OpenAPI is written from these."""
 
+import json
 from collections.abc import Sequence
 from typing import Any, Literal, Self
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from app.contract import Artifact, ClassFigures, Confusion, Manifest, Probabilities
+from app.contract import Artifact, ClassFigures, Confusion, Manifest, Precision, Probabilities
 from app.errors import InvalidParameter
 
 VERSION_HELP = "Its version; unless given, the default's for the default model, else the highest."
@@ -48,20 +48,23 @@ class Predictions(BaseModel):
     predictions: list[Prediction]
 
     @classmethod
-    def build(
+    def render(
         cls,
         artifact: Artifact,
         probabilities: Probabilities,
         filenames: Sequence[str | None],
         top_k: int,
-    ) -> Self:
-        """Name the classes of float32 probabilities `[N,classes]`, the `top_k` highest first."""
-        manifest = artifact.manifest
-        rows = zip(probabilities, filenames, strict=True)
-        return cls(
-            model=manifest.name,
-            version=manifest.version,
-            predictions=[_prediction(row, manifest.classes, top_k, name) for row, name in rows],
+    ) -> str:
+        """Write float32 probabilities `[N,classes]` as this schema's JSON, the highest first.
+
+        Without a model object on the way: filling one takes longer than all of the writing.
+        """
+        names = [json.dumps(name) for name in artifact.manifest.classes]
+        rows = zip(probabilities.tolist(), filenames, strict=True)
+        predictions = ",".join([_render(names, row, top_k, filename) for row, filename in rows])
+        return (
+            f'{{"model":"{artifact.manifest.name}","version":"{artifact.manifest.version}",'
+            f'"predictions":[{predictions}]}}'
         )
 
 
@@ -80,19 +83,15 @@ def top_k_of(wanted: int | None, artifact: Artifact) -> int:
     return wanted
 
 
-def _prediction(
-    row: Probabilities, classes: Sequence[str], top_k: int, filename: str | None
-) -> Prediction:
+def _render(names: Sequence[str], row: Sequence[float], top_k: int, filename: str | None) -> str:
     # A stable sort leaves equal probabilities in the order of the classes, as argmax does.
-    best = np.argsort(-row, kind="stable")[:top_k].tolist()
+    best = sorted(range(len(row)), key=row.__getitem__, reverse=True)[:top_k]
     # Six digits are what a float32 is sure of.
-    values = [float(f"{row[index]:.6g}") for index in best]
-    return Prediction(
-        label=classes[best[0]],
-        class_id=best[0],
-        confidence=values[0],
-        probabilities={classes[index]: value for index, value in zip(best, values, strict=True)},
-        filename=filename,
+    pairs = ",".join([f"{names[index]}:{row[index]:.6g}" for index in best])
+    named = f',"filename":{json.dumps(filename)}' if filename is not None else ""
+    return (
+        f'{{"label":{names[best[0]]},"class_id":{best[0]},"confidence":{row[best[0]]:.6g},'
+        f'"probabilities":{{{pairs}}}{named}}}'
     )
 
 
@@ -107,6 +106,7 @@ class ModelVersion(BaseModel):
     parameters: int
     macs: int
     test_accuracy: float
+    precisions: tuple[Precision, ...]
 
     @classmethod
     def of(cls, manifest: Manifest, *, default: bool) -> Self:
@@ -120,6 +120,7 @@ class ModelVersion(BaseModel):
             parameters=manifest.parameters,
             macs=manifest.macs,
             test_accuracy=manifest.test.accuracy,
+            precisions=manifest.precisions,
         )
 
 

@@ -4,28 +4,63 @@
 """
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import ParamSpec, TypeVar
+from typing import ParamSpec, Self, TypeVar
 
 from app.backends import Backend
 from app.batcher import Batcher
+from app.errors import QueueFull
 from app.metrics import Metrics, ModelMetrics
 from app.settings import Settings
 from app.store import Key, Store
+from app.uploads import UploadLimits
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
-@dataclass
 class Bodies:
     """How many bytes of bodies the requests in flight hold, of how many they may."""
 
-    limit: int
-    held: int = 0
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.held = 0
+
+    def hold(self) -> "Hold":
+        """Return one request's part, to be entered while the request lasts."""
+        return Hold(self)
+
+
+class Hold:
+    """The bytes of one request's body, which count as held until the block ends."""
+
+    def __init__(self, bodies: Bodies) -> None:
+        self._bodies = bodies
+        self._size = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bodies.held -= self._size
+
+    def __call__(self, size: int) -> None:
+        """Take the size that the body has so far.
+
+        Raises:
+            QueueFull: together with the others that is too much.
+        """
+        others = self._bodies.held - self._size
+        if others + size > self._bodies.limit:
+            raise QueueFull(
+                f"bodies of {others} bytes are held and {size} more do not fit; "
+                f"the limit is {self._bodies.limit} bytes"
+            )
+        self._bodies.held, self._size = others + size, size
 
 
 @dataclass(frozen=True)
@@ -38,12 +73,29 @@ class Service:
     batchers: Mapping[Key, Batcher]
     model_metrics: Mapping[Key, ModelMetrics]
     threads: ThreadPoolExecutor
+    upload_limits: UploadLimits
     bodies: Bodies
 
     @property
-    def dead(self) -> list[str]:
-        """The models that take no work, as `name/version`."""
-        return ["/".join(key) for key, batcher in self.batchers.items() if not batcher.alive]
+    def broken(self) -> list[str]:
+        """The models that take no work, or get none done, as `name/version`."""
+        patience = self.settings.stall_seconds
+        return [
+            "/".join(key)
+            for key, batcher in self.batchers.items()
+            if not batcher.alive or batcher.busy_seconds > patience
+        ]
+
+    @property
+    def stuck_seconds(self) -> float:
+        """For how long the longest of the batches under way has been computed.
+
+        Infinity if a model takes no work: no batch of it will ever end.
+        """
+        return max(
+            batcher.busy_seconds if batcher.alive else math.inf
+            for batcher in self.batchers.values()
+        )
 
     async def in_thread(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run what would hold up the event loop, in one of a few threads.
@@ -73,7 +125,19 @@ async def run_service(
         for batcher in batchers.values():
             batcher.start()
         try:
-            bodies = Bodies(settings.max_held_bytes)
-            yield Service(settings, store, metrics, batchers, model_metrics, threads, bodies)
+            yield Service(
+                settings,
+                store,
+                metrics,
+                batchers,
+                model_metrics,
+                threads,
+                UploadLimits(
+                    max_body_bytes=settings.max_body_bytes,
+                    max_images=settings.max_images,
+                    body_timeout_seconds=settings.body_timeout_seconds,
+                ),
+                Bodies(settings.max_held_bytes),
+            )
         finally:
             await asyncio.gather(*(batcher.stop() for batcher in batchers.values()))

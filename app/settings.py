@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from app.backends import BackendName
+from app.backends import BackendName, Precision, check_precision
 from app.errors import SettingsError
 
 PREFIX = "CONVSCOPE_"
@@ -57,6 +57,7 @@ class Settings(BaseSettings):
     models: Annotated[tuple[Reference, ...], NoDecode, BeforeValidator(_split)] = ()
     default_model: Reference = "simple-cnn"
     backend: BackendName = "onnx-cpu"
+    precision: Precision = "float32"
     threads: Annotated[int, Field(ge=1, le=256)] = 1
 
     max_body_bytes: Annotated[int, Field(ge=1024, le=1 << 30)] = 32 << 20
@@ -64,17 +65,28 @@ class Settings(BaseSettings):
     max_images: Annotated[int, Field(ge=1, le=4096)] = 64
     max_pixels: Annotated[int, Field(ge=1024, le=1_000_000_000)] = 40_000_000
     max_pixels_whole: Annotated[int, Field(ge=1024, le=1_000_000_000)] = 12_500_000
+    head_timeout_seconds: Seconds = 10.0
     body_timeout_seconds: Seconds = 30.0
 
     decode_threads: Annotated[int, Field(ge=1, le=64)] = 2
     max_batch: Annotated[int, Field(ge=1, le=4096)] = 32
+    max_connections: Annotated[int, Field(ge=1, le=1_000_000)] = 2048
+    max_requests: Annotated[int, Field(ge=1, le=1_000_000)] = 256
     queue_capacity: Annotated[int, Field(ge=1, le=1_000_000)] = 256
     request_timeout_seconds: Seconds = 10.0
+    max_request_timeout_seconds: Seconds = 60.0
 
+    stall_seconds: Seconds = 2.0
+    hang_seconds: Seconds = 30.0
     keep_alive_seconds: Annotated[int, Field(ge=1, le=3600)] = 65
     shutdown_seconds: Annotated[int, Field(ge=1, le=3600)] = 30
     log_format: Literal["auto", "text", "json"] = "auto"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @model_validator(mode="after")
+    def _backend_computes_in_this_precision(self) -> "Settings":
+        check_precision(self.backend, self.precision)
+        return self
 
     @model_validator(mode="after")
     def _full_request_fits(self) -> "Settings":

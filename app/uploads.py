@@ -12,14 +12,14 @@ import base64
 import json
 import re
 import reprlib
-from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import Receive
 
 from app.errors import (
     EmptyUpload,
@@ -90,18 +90,21 @@ async def read(
         MalformedUpload: the body does not follow the format that its Content-Type names.
         starlette.requests.ClientDisconnect: the client went away.
     """
-    media_type, options = parse_options_header(request.headers.get("content-type"))
-    kind = _kind(media_type.decode("latin-1"), request.headers.get("content-encoding", "identity"))
-    announced = _announced(request.headers.get("content-length", ""), limits)
+    headers = dict(request.scope["headers"])
+    content_type = headers.get(b"content-type", b"")
+    kind = _kind(content_type, headers.get(b"content-encoding", b""))
     # Refused at once if it would not fit, but held only as it comes: announcing costs nothing.
-    hold(announced)
+    hold(_announced(headers.get(b"content-length", b""), limits))
     hold(0)
+    chunks = _Chunks(request.receive, limits, hold)
     try:
         async with asyncio.timeout(limits.body_timeout_seconds):
-            async with aclosing(_capped(request, limits, hold)) as chunks:
-                if kind == "multipart":
-                    return await _read_multipart(chunks, options.get(b"boundary", b""), limits)
-                body = b"".join([chunk async for chunk in chunks])
+            if kind == "multipart":
+                return await _read_multipart(chunks, _boundary(content_type), limits)
+            parts = [await chunks.read()]
+            while chunks.more:
+                parts.append(await chunks.read())
+            body = b"".join(parts)
     except TimeoutError as exc:
         raise UploadTimeout(
             f"body did not arrive within the limit of {limits.body_timeout_seconds:g} seconds"
@@ -115,49 +118,68 @@ async def read(
     return await asyncio.to_thread(_read_json, body, limits)
 
 
-def _kind(media_type: str, encoding: str) -> str:
-    if encoding.strip().lower() not in {"", "identity"}:
+def _kind(content_type: bytes, encoding: bytes) -> str:
+    if encoding.strip().lower() not in {b"", b"identity"}:
         raise UnsupportedMediaType(
-            f"Content-Encoding {_quoting.repr(encoding)} is not read; send the body as it is"
+            f"Content-Encoding {_quote(encoding)} is not read; send the body as it is"
         )
-    if media_type in {"", "application/octet-stream"} or media_type.startswith("image/"):
+    media_type = content_type.partition(b";")[0].strip().lower()
+    if media_type in {b"", b"application/octet-stream"} or media_type.startswith(b"image/"):
         return "raw"
-    if media_type == "multipart/form-data":
+    if media_type == b"multipart/form-data":
         return "multipart"
-    if media_type == "application/json":
+    if media_type == b"application/json":
         return "json"
     raise UnsupportedMediaType(
-        f"Content-Type {_quoting.repr(media_type)} is not read; send one of {READ_TYPES}"
+        f"Content-Type {_quote(media_type)} is not read; send one of {READ_TYPES}"
     )
 
 
-def _announced(content_length: str, limits: UploadLimits) -> int:
+def _boundary(content_type: bytes) -> bytes:
+    _, options = parse_options_header(content_type)
+    return options.get(b"boundary", b"")
+
+
+def _quote(header: bytes) -> str:
+    return _quoting.repr(header.decode("latin-1"))
+
+
+def _announced(content_length: bytes, limits: UploadLimits) -> int:
     """Refuse on the word of the header; what is streamed is counted in any case."""
     # Twenty digits are more than any limit, and few enough for int().
-    size = int(content_length[:20]) if content_length.isdecimal() else 0
+    size = int(content_length[:20]) if content_length.isdigit() else 0
     if size > limits.max_body_bytes:
         raise UploadTooLarge(f"body is {size} bytes; the limit is {limits.max_body_bytes} bytes")
     return size
 
 
-async def _capped(
-    request: Request, limits: UploadLimits, hold: Callable[[int], None]
-) -> AsyncGenerator[bytes, None]:
-    size = 0
-    async with aclosing(request.stream()) as stream:
-        async for chunk in stream:
-            size += len(chunk)
-            if size > limits.max_body_bytes:
-                raise UploadTooLarge(
-                    f"body is at least {size} bytes; the limit is {limits.max_body_bytes} bytes"
-                )
-            hold(size)
-            yield chunk
+class _Chunks:
+    """A body as it arrives; `more` says whether it has not ended."""
+
+    def __init__(self, receive: Receive, limits: UploadLimits, hold: Callable[[int], None]) -> None:
+        self.more = True
+        self._receive = receive
+        self._limit = limits.max_body_bytes
+        self._hold = hold
+        self._size = 0
+
+    async def read(self) -> bytes:
+        """Return the next part, which may be empty."""
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        chunk: bytes = message.get("body", b"")
+        self.more = message.get("more_body", False)
+        self._size += len(chunk)
+        if self._size > self._limit:
+            raise UploadTooLarge(
+                f"body is at least {self._size} bytes; the limit is {self._limit} bytes"
+            )
+        self._hold(self._size)
+        return chunk
 
 
-async def _read_multipart(
-    chunks: AsyncGenerator[bytes, None], boundary: bytes, limits: UploadLimits
-) -> list[Upload]:
+async def _read_multipart(chunks: _Chunks, boundary: bytes, limits: UploadLimits) -> list[Upload]:
     if not boundary:
         raise MalformedUpload("Content-Type multipart/form-data names no boundary")
     form = _Form(limits.max_images)
@@ -177,8 +199,8 @@ async def _read_multipart(
             max_header_count=MAX_PART_HEADERS,
             max_header_size=MAX_PART_HEADER_BYTES,
         )
-        async for chunk in chunks:
-            parser.write(chunk)
+        while chunks.more:
+            parser.write(await chunks.read())
     except FormParserError as exc:
         raise MalformedUpload(f"multipart body is broken: {exc}") from exc
     # The parser itself takes a body that stops anywhere.

@@ -16,7 +16,8 @@ ALLOWED: dict[str, set[str]] = {
     "app": set(),
     "app.errors": set(),
     "app.evaluation": set(),
-    "app.contract": {"app.errors", "app.evaluation"},
+    "app.manifest": {"app.evaluation"},
+    "app.contract": {"app.errors", "app.evaluation", "app.manifest"},
     "app.drawing": set(),
     "app.backends": {"app.contract", "app.errors"},
     "app.settings": {"app.backends", "app.errors"},
@@ -26,19 +27,32 @@ ALLOWED: dict[str, set[str]] = {
     "app.store": {"app.backends", "app.contract", "app.errors"},
     "app.metrics": set(),
     "app.logs": set(),
+    "app.cpus": set(),
     "app.schemas": {"app.contract", "app.errors"},
     "app.http_errors": {"app.errors", "app.schemas"},
     "app.representations": {"app.errors"},
     "app.service": {
         "app.backends",
         "app.batcher",
+        "app.errors",
         "app.metrics",
         "app.settings",
         "app.store",
+        "app.uploads",
     },
-    "app.middleware": {"app.errors", "app.http_errors", "app.metrics"},
+    "app.middleware": {"app.errors", "app.http_errors", "app.logs", "app.metrics"},
+    "app.connections": {"app.errors", "app.http_errors", "app.metrics", "app.settings"},
+    "app.protocol": {
+        "app.connections",
+        "app.errors",
+        "app.http_errors",
+        "app.logs",
+        "app.metrics",
+        "app.middleware",
+    },
+    "app.server": {"app.connections", "app.metrics", "app.protocol", "app.settings"},
 }
-TOP = {"app.main", "app.cli", "app.routes"}
+TOP = {"app.main", "app.cli", "app.routes", "app.supervisor"}
 TRAINING_MAY_IMPORT = (
     "app.contract",
     "app.errors",
@@ -89,7 +103,10 @@ def test_imports_of_the_service_point_one_way(path: Path) -> None:
     room = _room(_module(path))
     found = {_room(name) for name in _imports(path) if name.split(".")[0] == "app"} - {room}
     if room in TOP:
-        above = {"app.routes": {"app.main", "app.cli"}, "app.main": {"app.cli"}}.get(room, set())
+        above = {
+            "app.routes": {"app.main", "app.cli"},
+            "app.main": {"app.cli", "app.supervisor"},
+        }.get(room, set())
         assert not found & above
     else:
         assert room in ALLOWED, f"say in ALLOWED what {room} may import"
@@ -107,13 +124,13 @@ def test_rules_name_only_modules_that_exist() -> None:
     assert all(_is_module(name) for name in [*ALLOWED, *TOP, *TRAINING_MAY_IMPORT])
 
 
-def test_onnxruntime_is_imported_in_one_place() -> None:
+def test_onnxruntime_is_imported_where_it_serves_and_where_it_quantises() -> None:
     found = [
         _module(path)
-        for path in _files("app", "training", "tests", "bench", "deploy")
+        for path in _files("app", "training", "tests", "deploy")
         if _named(path, "onnxruntime")
     ]
-    assert found == ["app.backends.onnx_cpu"]
+    assert found == ["app.backends.onnx_cpu", "training.quantize"]
 
 
 def test_torch_is_imported_in_one_place_of_the_service() -> None:

@@ -1,8 +1,10 @@
+import asyncio
+
 import httpx
 import pytest
 
 from tests.conftest import Connect, Picture
-from tests.fakes import DyingBackend, FailingBackend
+from tests.fakes import DyingBackend, FailingBackend, HeldBackend
 from tests.problems import check
 
 pytestmark = pytest.mark.anyio
@@ -33,6 +35,27 @@ async def test_failed_batch_does_not_turn_readiness_off(connect: Connect, pictur
     async with connect(FailingBackend()) as client:
         await client.post("/predict", content=picture("red"), headers=PNG)
         assert (await client.get("/health/ready")).status_code == 200
+
+
+async def test_batch_that_does_not_end_turns_readiness_off_until_it_does(
+    connect: Connect, picture: Picture
+) -> None:
+    backend = HeldBackend()
+    limits = {"stall_seconds": 0.2, "request_timeout_seconds": 0.5}
+    async with connect(backend, **limits) as client:
+        asking = asyncio.create_task(client.post("/predict", content=picture("red"), headers=PNG))
+        assert await asyncio.to_thread(backend.entered.wait, 5)
+        assert (await client.get("/health/ready")).status_code == 200
+        await asyncio.sleep(0.3)
+        response = await client.get("/health/ready")
+        assert check(response, 503).detail == "not serving: colour/2"
+        check(await asking, 504)
+        backend.release.set()
+        async with asyncio.timeout(5):
+            while (await client.get("/health/ready")).status_code != 200:
+                await asyncio.sleep(0.01)
+        response = await client.post("/predict", content=picture("red"), headers=PNG)
+        assert response.status_code == 200
 
 
 async def test_probes_answer_head(client: httpx.AsyncClient) -> None:

@@ -19,8 +19,10 @@ from PIL import Image
 from pydantic import ValidationError
 from uvicorn.server import ServerState
 
+from app.connections import Connections
 from app.contract import Images
 from app.images import decode
+from app.protocol import HttpProtocol
 from app.routes import predict
 from app.routes.request_body import EXAMPLE_BASE64
 from app.service import Service
@@ -62,14 +64,14 @@ async def _until_in_flight(client: httpx.AsyncClient, requests: int) -> None:
 
 @asynccontextmanager
 async def _sockets(client: httpx.AsyncClient) -> AsyncIterator[int]:
-    """Serve the client's application with uvicorn's own protocol; give the port."""
+    """Serve the client's application with the service's own protocol; give the port."""
     config = uvicorn.Config(_app(client), lifespan="off", log_config=None)
     config.load()
     state = ServerState()
+    connections = Connections(_service(client).settings, _service(client).metrics, limit=100)
 
     def protocol() -> asyncio.Protocol:
-        kind = config.http_protocol_class
-        return kind(config=config, server_state=state, app_state={})  # type: ignore[call-arg]
+        return HttpProtocol(connections, config=config, server_state=state, app_state={})
 
     server = await asyncio.get_running_loop().create_server(protocol, "127.0.0.1", 0)
     async with server:
@@ -201,7 +203,9 @@ async def test_server_timing_says_where_the_time_went(
 ) -> None:
     response = await client.post("/predict", content=picture("red"), headers=PNG)
     timing = response.headers["server-timing"]
-    assert re.fullmatch(r"decode;dur=[\d.]+, queue;dur=[\d.]+, inference;dur=[\d.]+", timing)
+    assert re.fullmatch(
+        r"read;dur=[\d.]+, decode;dur=[\d.]+, queue;dur=[\d.]+, inference;dur=[\d.]+", timing
+    )
 
 
 @pytest.mark.parametrize(
@@ -300,6 +304,35 @@ async def test_request_that_takes_too_long_is_told_so(connect: Connect, picture:
     assert "0.1 s" in response.json()["detail"]
 
 
+async def test_client_says_how_long_it_waits(connect: Connect, picture: Picture) -> None:
+    backend = HeldBackend()
+    async with connect(backend, max_request_timeout_seconds=0.3) as client:
+        started = time.perf_counter()
+        for wanted, limit in (("100", "0.1 s"), ("9999999999", "0.3 s")):
+            headers = PNG | {"X-Request-Timeout-Ms": wanted}
+            response = await client.post("/predict", content=picture("red"), headers=headers)
+            assert check(response, 504).detail == f"no answer within {limit}"
+        assert time.perf_counter() - started < 2
+        backend.release.set()
+    assert sum(map(len, backend.batches)) <= 1
+
+
+@pytest.mark.parametrize("wanted", ["0", "-5", "1.5", "soon", "", "9" * 40, "\u0665"])
+async def test_wrong_time_to_wait_is_refused(
+    client: httpx.AsyncClient, picture: Picture, wanted: str
+) -> None:
+    headers = [(b"content-type", b"image/png"), (b"x-request-timeout-ms", wanted.encode())]
+    response = await client.post("/predict", content=picture("red"), headers=headers)
+    assert "must be a whole number of milliseconds from 1 to 60000" in check(response, 422).detail
+
+
+async def test_parameter_that_stands_twice_is_refused(
+    client: httpx.AsyncClient, picture: Picture
+) -> None:
+    response = await client.post("/predict?top_k=1&top_k=2", content=picture("red"), headers=PNG)
+    assert check(response, 422).detail == "query parameter 'top_k' stands more than once"
+
+
 async def test_image_of_a_client_that_has_gone_is_never_computed(
     connect: Connect, picture: Picture
 ) -> None:
@@ -322,15 +355,14 @@ async def test_image_of_a_client_that_has_gone_is_never_computed(
 
 
 async def test_client_that_sends_its_next_request_early_has_not_gone(
-    connect: Connect, picture: Picture, monkeypatch: pytest.MonkeyPatch
+    connect: Connect, picture: Picture
 ) -> None:
-    monkeypatch.setattr(predict, "WATCH_AFTER_SECONDS", 0)
     backend = HeldBackend()
     async with connect(backend) as client, _sockets(client) as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(_post(picture("red")))
         assert await asyncio.to_thread(backend.entered.wait, 5)
-        await client.get("/health/live")  # a few turns of the loop: the client is watched
+        await client.get("/health/live")  # a few turns of the loop
         writer.write(_post(picture("blue")))
         await client.get("/health/live")
         backend.release.set()

@@ -6,12 +6,9 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,84 +17,21 @@ import pytest
 
 from tests.artifacts import CLASSES, copy_store
 from tests.conftest import Picture
+from tests.servers import (
+    CONVSCOPE,
+    START_SECONDS,
+    UVICORN,
+    Server,
+    client,
+    environment,
+    free_port,
+    get,
+    post,
+    started,
+    wait_until,
+)
 
-ROOT = Path(__file__).parent.parent
-START_SECONDS = 150  # imports alone take a minute where others compute
 PNG = {"Content-Type": "image/png"}
-CONVSCOPE = [sys.executable, "-c", "from app.cli import main; main()"]
-UVICORN = [sys.executable, "-m", "uvicorn", "--factory"]
-
-
-def _client() -> httpx.Client:
-    return httpx.Client(timeout=60, trust_env=False)  # loopback needs no proxy
-
-
-def _get(url: str, **options: Any) -> httpx.Response:
-    with _client() as client:
-        return client.get(url, **options)
-
-
-def _post(url: str, **options: Any) -> httpx.Response:
-    with _client() as client:
-        return client.post(url, **options)
-
-
-@dataclass(frozen=True)
-class Server:
-    process: subprocess.Popen[bytes]
-    port: int
-    log: Path
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    def wait(self) -> None:
-        deadline = time.monotonic() + START_SECONDS
-        while time.monotonic() < deadline:
-            assert self.process.poll() is None, self.log.read_text()
-            try:
-                if _get(f"{self.url}/health/ready").status_code == 200:
-                    return
-            except httpx.TransportError:
-                time.sleep(0.05)
-        raise TimeoutError(self.log.read_text())
-
-    def stop(self) -> int:
-        self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(60)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def _environment(store: Path, **changes: str) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if name != "PROMETHEUS_MULTIPROC_DIR"}
-    settings = {"CONVSCOPE_STORE": str(store), "CONVSCOPE_DEFAULT_MODEL": "colour"}
-    return {**kept, **settings, "PYTHONPATH": str(ROOT), **changes}
-
-
-@contextmanager
-def started(command: list[str], store: Path, log: Path, **changes: str) -> Iterator[Server]:
-    port = _free_port()
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [*command, "--port", str(port)],
-            stdout=output,
-            stderr=output,
-            env=_environment(store, **changes),
-            cwd=log.parent,
-        )
-    server = Server(process, port, log)
-    try:
-        server.wait()
-        yield server
-    finally:
-        if process.poll() is None:
-            server.stop()
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +45,7 @@ def server(store_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 
 def test_service_answers_and_names_no_server(server: Server, picture: Picture) -> None:
-    response = _post(f"{server.url}/predict", content=picture("red"), headers=PNG)
+    response = post(f"{server.url}/predict", content=picture("red"), headers=PNG)
     assert response.json()["predictions"][0]["label"] == "red"
     assert "server" not in response.headers
     # uvloop's clock stands still within a millisecond.
@@ -125,19 +59,19 @@ def test_curl_that_is_printed_works(server: Server) -> None:
     found = re.search(r"^curl (\S+) -H '(.*?): (.*?)' -d '(.*)'$", log, re.MULTILINE)
     assert found, log
     url, name, value, body = found.groups()
-    response = _post(url, headers={name: value}, content=body)
+    response = post(url, headers={name: value}, content=body)
     assert response.json()["predictions"][0]["label"] in CLASSES
 
 
 def test_log_has_a_json_line_for_the_request(server: Server) -> None:
-    _get(f"{server.url}/models?token=secret", headers={"X-Request-ID": "find-me"})
+    get(f"{server.url}/models?token=secret", headers={"X-Request-ID": "find-me"})
     assert _logged(server, "find-me")["path"] == "/models"
     assert "secret" not in server.log.read_text()
 
 
 def _logged(server: Server, request_id: str) -> dict[str, Any]:
     """Return a request's line; it is written when the client has its answer already."""
-    _wait_until(lambda: f'"{request_id}"' in server.log.read_text())
+    wait_until(lambda: f'"{request_id}"' in server.log.read_text())
     (line,) = [text for text in server.log.read_text().splitlines() if f'"{request_id}"' in text]
     return dict(json.loads(line))
 
@@ -174,15 +108,15 @@ def test_body_that_turns_out_too_large_is_refused_without_a_reset(server: Server
 
 
 def test_unread_body_of_a_wrong_type_is_refused_without_a_reset(server: Server) -> None:
-    with _client() as client:
+    with client() as session:
         for _ in range(3):
-            response = client.post(
+            response = session.post(
                 f"{server.url}/predict",
                 content=bytes(5_000_000),
                 headers={"Content-Type": "text/plain"},
             )
             assert response.status_code == 415
-        assert client.get(f"{server.url}/models").status_code == 200
+        assert session.get(f"{server.url}/models").status_code == 200
 
 
 def test_client_that_leaves_while_it_sends_is_no_error(server: Server) -> None:
@@ -210,12 +144,12 @@ def test_requests_in_flight_are_finished_after_sigterm(
 
         def ask(_: int) -> int:
             url = f"{server.url}/predict"
-            return _post(url, content=picture("red"), headers=PNG).status_code
+            return post(url, content=picture("red"), headers=PNG).status_code
 
         with ThreadPoolExecutor(20) as clients:
             answers = [clients.submit(ask, number) for number in range(20)]
             # Each has its connection; the one that asks counts itself.
-            _wait_until(
+            wait_until(
                 lambda: _in_flight(server) - 1 + sum(answer.done() for answer in answers) >= 20
             )
             server.process.send_signal(signal.SIGTERM)
@@ -223,11 +157,11 @@ def test_requests_in_flight_are_finished_after_sigterm(
         server.process.wait(60)
         assert "Traceback" not in server.log.read_text()
         with pytest.raises(httpx.ConnectError):
-            _get(server.url)
+            get(server.url)
 
 
 def _in_flight(server: Server) -> int:
-    text = _get(f"{server.url}/metrics").text
+    text = get(f"{server.url}/metrics").text
     (value,) = re.findall(r"^convscope_http_requests_in_flight (\d+)", text, re.MULTILINE)
     return int(value)
 
@@ -240,18 +174,18 @@ def test_workers_share_their_metrics_and_leave_nothing_behind(
     command = [*CONVSCOPE, "serve", "--workers", "2"]
     with started(command, store_path, tmp_path / "log", TMPDIR=str(scratch)) as server:
         for _ in range(20):
-            response = _post(f"{server.url}/predict", content=picture("red"), headers=PNG)
+            response = post(f"{server.url}/predict", content=picture("red"), headers=PNG)
             assert response.status_code == 200
         counted = 'convscope_predictions_total{label="red",model="colour",version="2"} 20.0'
         for _ in range(6):
-            assert counted in _get(f"{server.url}/metrics").text.splitlines()
+            assert counted in get(f"{server.url}/metrics").text.splitlines()
         (directory,) = scratch.glob("convscope-metrics-*")
         killed = int(next(directory.glob("gauge_live*.db")).stem.rpartition("_")[2])
         os.kill(killed, signal.SIGKILL)
-        _wait_until(
+        wait_until(
             lambda: len(_live(server, directory)) == 2 and killed not in _live(server, directory)
         )
-        assert counted in _get(f"{server.url}/metrics").text.splitlines()
+        assert counted in get(f"{server.url}/metrics").text.splitlines()
         assert server.stop() == 0
     assert not list(scratch.iterdir())
     assert "Traceback" not in server.log.read_text()
@@ -260,17 +194,10 @@ def test_workers_share_their_metrics_and_leave_nothing_behind(
 def _live(server: Server, directory: Path) -> set[int]:
     """Ask for the metrics, which tidies up, and see whose gauges are left."""
     try:
-        _get(f"{server.url}/metrics")
+        get(f"{server.url}/metrics")
     except httpx.TransportError:
         return set()
     return {int(path.stem.rpartition("_")[2]) for path in directory.glob("gauge_live*.db")}
-
-
-def _wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
@@ -281,8 +208,8 @@ def test_damaged_model_ends_serve_with_one_line(
     graph = store / "flat" / "1" / "model.onnx"
     graph.write_bytes(graph.read_bytes() + b"x")
     done = subprocess.run(
-        [*CONVSCOPE, "serve", "--port", str(_free_port()), "--workers", workers],
-        env=_environment(store),
+        [*CONVSCOPE, "serve", "--port", str(free_port()), "--workers", workers],
+        env=environment(store),
         capture_output=True,
         text=True,
         timeout=START_SECONDS,
@@ -294,8 +221,8 @@ def test_damaged_model_ends_serve_with_one_line(
 
 def _uvicorn_fails(store: Path, **changes: str) -> str:
     done = subprocess.run(
-        [*UVICORN, "app.main:create_app", "--port", str(_free_port())],
-        env=_environment(store, **changes),
+        [*UVICORN, "app.main:create_app", "--port", str(free_port())],
+        env=environment(store, **changes),
         cwd=store,
         capture_output=True,
         text=True,
@@ -324,7 +251,7 @@ def test_wrong_setting_ends_uvicorn_with_one_line(store_path: Path) -> None:
 def test_port_in_use_ends_serve_with_one_line(server: Server, store_path: Path) -> None:
     done = subprocess.run(
         [*CONVSCOPE, "serve", "--port", str(server.port)],
-        env=_environment(store_path),
+        env=environment(store_path),
         capture_output=True,
         text=True,
         timeout=START_SECONDS,
@@ -336,12 +263,12 @@ def test_port_in_use_ends_serve_with_one_line(server: Server, store_path: Path) 
 
 
 def test_documentation_page_makes_no_request_to_another_host(server: Server) -> None:
-    page = _get(f"{server.url}/docs")
+    page = get(f"{server.url}/docs")
     assert page.status_code == 200
     links = re.findall(r"""(?:src|href)=["']([^"']+)""", page.text)
     assert links
     for link in links:
         assert link.startswith("/")
-        assert _get(server.url + link).status_code == 200
+        assert get(server.url + link).status_code == 200
     assert "://" not in page.text
     assert '"validatorUrl": null' in page.text

@@ -1,12 +1,17 @@
 """The HTTP resources, one module each."""
 
-from typing import cast
+from typing import TypeVar, cast
 
 from fastapi import Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
 
 from app.contract import Artifact
-from app.schemas import ModelQuery
+from app.errors import InvalidParameter
+from app.schemas import ModelQuery, Query
 from app.service import Service
+
+Q = TypeVar("Q", bound=Query)
 
 
 def service_of(request: Request) -> Service:
@@ -23,3 +28,22 @@ def artifact_of(request: Request, query: ModelQuery) -> Artifact:
     artifact = service_of(request).store.find(query.model, query.version)
     request.state.model = f"{artifact.manifest.name}/{artifact.manifest.version}"
     return artifact
+
+
+def read_query(request: Request, kind: type[Q]) -> Q:
+    """Return the query parameters, as FastAPI reads them for the other routes.
+
+    Raises:
+        RequestValidationError: a value that is not allowed.
+        InvalidParameter: a parameter stands twice.
+    """
+    given = request.query_params.multi_items() if request.scope["query_string"] else []
+    values = dict(given)
+    if len(values) < len(given):
+        twice = next(name for name, _ in given if [key for key, _ in given].count(name) > 1)
+        raise InvalidParameter(f"query parameter {twice[:64]!r} stands more than once")
+    try:
+        return kind.model_validate(values)
+    except ValidationError as exc:
+        errors = [{**error, "loc": ("query", *error["loc"])} for error in exc.errors()]
+        raise RequestValidationError(errors) from exc

@@ -1,6 +1,7 @@
 """GET /health/live and /health/ready: for probes.
 
-Live means that the event loop answers. Ready means that every model takes work.
+Live means that the event loop answers. Ready means that every model takes work and
+gets it done.
 """
 
 from fastapi import APIRouter, Request
@@ -28,6 +29,6 @@ async def live() -> Health:
 async def ready(request: Request) -> Health:
     """Whether the process serves all its models; send it no requests if not."""
     service = service_of(request)
-    if service.dead:
-        raise NotReady(f"not serving: {', '.join(service.dead)}")
+    if broken := service.broken:
+        raise NotReady(f"not serving: {', '.join(broken)}")
     return Health(status="ready", models=["/".join(key) for key in service.batchers])

@@ -5,26 +5,23 @@ uploads.read -> images.decode -> batcher.submit -> Backend.predict -> schemas
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
-from typing import Annotated
+from collections.abc import Sequence
 
 import numpy as np
-from fastapi import APIRouter, Query, Request, Response
-from starlette.requests import ClientDisconnect
+from fastapi import APIRouter, Request, Response
 
 from app import http_errors, uploads
 from app.batcher import Answer
 from app.contract import Artifact, Images
-from app.errors import DeadlineExceeded, ImageError, QueueFull, TooManyPixels
+from app.errors import DeadlineExceeded, ImageError, InvalidParameter, TooManyPixels
 from app.images import decode
-from app.routes import artifact_of, service_of
-from app.routes.request_body import REQUEST_BODY
+from app.routes import artifact_of, read_query, service_of
+from app.routes.request_body import DOCUMENTATION, TIMEOUT_HEADER
 from app.schemas import Predictions, PredictQuery, top_k_of
-from app.service import Bodies, Service
+from app.service import Service
 from app.settings import Settings
 from app.store import key_of
-from app.uploads import Upload, UploadLimits
+from app.uploads import Upload
 
 router = APIRouter(tags=["classify"])
 
@@ -32,130 +29,84 @@ router = APIRouter(tags=["classify"])
 INLINE_BYTES = 64 << 10
 INLINE_PIXELS = 128 * 128
 
-WATCH_AFTER_SECONDS = 0.02
-"""When a client that waits for its answer begins to be watched."""
-
 
 @router.post(
     "/predict",
     response_model=Predictions,
-    response_model_exclude_none=True,
     responses=http_errors.documented(400, 404, 408, 413, 415, 422, 500, 503, 504),
-    openapi_extra=REQUEST_BODY,
+    openapi_extra=DOCUMENTATION,
 )
-async def predict(request: Request, query: Annotated[PredictQuery, Query()]) -> Response:
+async def predict(request: Request) -> Response:
     """Classify one image or many.
 
     Send an image as the body, one or many as the parts `file` of a form, or base64 in JSON.
-    `Server-Timing` says how many milliseconds decoding, waiting and inference took.
+    `Server-Timing` says how many milliseconds reading, decoding, waiting and inference took.
     """
+    started = time.perf_counter()
     service = service_of(request)
+    query = read_query(request, PredictQuery)
     artifact = artifact_of(request, query)
     top_k = top_k_of(query.top_k, artifact)
-    with _held(service.bodies) as hold:
-        received = await uploads.read(request, _upload_limits(service.settings), hold)
-        patience = service.settings.request_timeout_seconds
-        async with _awaited(request, patience) as deadline:
-            started = time.perf_counter()
-            images = await _decode(service, artifact, received)
-            decode_seconds = time.perf_counter() - started
+    patience = _patience(request.headers.get(TIMEOUT_HEADER), service.settings)
+    with service.bodies.hold() as hold:
+        received = await uploads.read(request, service.upload_limits, hold)
+        deadline = asyncio.get_running_loop().time() + patience
+        read = time.perf_counter()
+        try:
+            images = await _decode(service, artifact, received, deadline)
+            decoded = time.perf_counter()
             answer = await service.batchers[key_of(artifact)].submit(images, deadline)
+        except (TimeoutError, DeadlineExceeded) as exc:
+            raise DeadlineExceeded(f"no answer within {patience:g} s") from exc
     names = [upload.filename for upload in received]
-    predictions = Predictions.build(artifact, answer.probabilities, names, top_k)
-    _count(service, artifact, predictions, decode_seconds, answer)
-    return Response(
-        predictions.model_dump_json(exclude_none=True),
-        media_type="application/json",
-        headers={"Server-Timing": _server_timing(decode_seconds, answer)},
-    )
+    content = Predictions.render(artifact, answer.probabilities, names, top_k)
+    _count(service, artifact, answer, read - started, decoded - read)
+    timing = _server_timing(read - started, decoded - read, answer)
+    return Response(content, media_type="application/json", headers={"Server-Timing": timing})
 
 
-def _upload_limits(settings: Settings) -> UploadLimits:
-    return UploadLimits(
-        max_body_bytes=settings.max_body_bytes,
-        max_images=settings.max_images,
-        body_timeout_seconds=settings.body_timeout_seconds,
-    )
+def _patience(wanted: str | None, settings: Settings) -> float:
+    """Return the seconds that the client, or else the setting, gives the answer."""
+    if wanted is None:
+        return settings.request_timeout_seconds
+    # Ten digits are a hundred days.
+    if not (wanted.isascii() and wanted.isdecimal() and len(wanted) <= 10 and int(wanted)):
+        raise InvalidParameter(
+            f"{TIMEOUT_HEADER}={wanted[:64]!r}: must be a whole number of milliseconds from 1 to "
+            f"{settings.max_request_timeout_seconds * 1000:g}; more counts as that"
+        )
+    return min(int(wanted) / 1000, settings.max_request_timeout_seconds)
 
 
-@contextmanager
-def _held(bodies: Bodies) -> Iterator[Callable[[int], None]]:
-    """Count the bytes of a body as held until the request ends.
-
-    What is given takes the size that the body has so far, and raises QueueFull if that is too much.
-    """
-    size = 0
-
-    def hold(size_now: int) -> None:
-        nonlocal size
-        others = bodies.held - size
-        if others + size_now > bodies.limit:
-            raise QueueFull(
-                f"bodies of {others} bytes are held and {size_now} more do not fit; "
-                f"the limit is {bodies.limit} bytes"
-            )
-        bodies.held, size = others + size_now, size_now
-
-    try:
-        yield hold
-    finally:
-        bodies.held -= size
-
-
-@asynccontextmanager
-async def _awaited(request: Request, patience: float) -> AsyncIterator[float]:
-    """Cancel the block at the deadline that is given, or when the client has gone."""
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + patience
-    limit = asyncio.timeout_at(deadline)
-    watchers: list[asyncio.Task[None]] = []
-    # A task for each request would double what this costs: only what takes long is watched.
-    timer = loop.call_later(
-        WATCH_AFTER_SECONDS, lambda: watchers.append(asyncio.create_task(_watch(request, limit)))
-    )
-    try:
-        async with limit:
-            try:
-                yield deadline
-            finally:
-                timer.cancel()
-                for watcher in watchers:
-                    watcher.cancel()
-    except TimeoutError as exc:
-        if limit.when() != deadline:
-            raise ClientDisconnect from exc
-        raise DeadlineExceeded(f"no answer within {patience:g} s") from exc
-
-
-async def _watch(request: Request, limit: asyncio.Timeout) -> None:
-    """Bring the limit forward to now when the client goes."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-    if not limit.expired():
-        limit.reschedule(0)
-
-
-async def _decode(service: Service, artifact: Artifact, received: Sequence[Upload]) -> Images:
-    """Decode all images of a request: uint8 `[N,H,W,3]`.
+async def _decode(
+    service: Service,
+    artifact: Artifact,
+    received: Sequence[Upload],
+    deadline: float,
+) -> Images:
+    """Decode all images of a request: uint8 `[N,H,W,3]`; TimeoutError at the deadline.
 
     One at a time, so that others have their turn between two, and none is begun for nobody.
     """
     size = artifact.manifest.image_size
     images = np.empty((len(received), *size, 3), np.uint8)
-    for index, upload in enumerate(received):
-        if index:
-            await asyncio.sleep(0)
-        try:
-            images[index] = await _decode_one(service, upload.data, size)
-        except ImageError as exc:
-            if len(received) == 1:
-                raise
-            name = f" ({upload.filename})" if upload.filename else ""
-            raise type(exc)(f"image {index}{name} of {len(received)}: {exc}") from exc
+    try:
+        for index, upload in enumerate(received):
+            if index:
+                async with asyncio.timeout_at(deadline):
+                    await asyncio.sleep(0)
+            images[index] = await _decode_one(service, upload.data, size, deadline)
+    except ImageError as exc:
+        if len(received) == 1:
+            raise
+        name = f" ({upload.filename})" if upload.filename else ""
+        raise type(exc)(f"image {index}{name} of {len(received)}: {exc}") from exc
     return images
 
 
-async def _decode_one(service: Service, data: bytes, size: tuple[int, int]) -> Images:
+async def _decode_one(
+    service: Service, data: bytes, size: tuple[int, int], deadline: float
+) -> Images:
     """Decode one image: uint8 `[H,W,3]`; a large one in a thread."""
     limit, whole = service.settings.max_pixels, service.settings.max_pixels_whole
     if len(data) <= INLINE_BYTES:
@@ -164,25 +115,22 @@ async def _decode_one(service: Service, data: bytes, size: tuple[int, int]) -> I
             return decode(data, size, inline, max_pixels_whole=min(whole, inline))
         except TooManyPixels:  # few bytes can hold many pixels; in the thread, then
             pass
-    return await service.in_thread(decode, data, size, limit, max_pixels_whole=whole)
+    async with asyncio.timeout_at(deadline):
+        return await service.in_thread(decode, data, size, limit, max_pixels_whole=whole)
 
 
 def _count(
-    service: Service,
-    artifact: Artifact,
-    predictions: Predictions,
-    decode_seconds: float,
-    answer: Answer,
+    service: Service, artifact: Artifact, answer: Answer, read: float, decode: float
 ) -> None:
-    service.metrics.decode_seconds.observe(decode_seconds)
-    labels = [prediction.label for prediction in predictions.predictions]
+    classes = artifact.manifest.classes
+    labels = [classes[index] for index in answer.probabilities.argmax(axis=1).tolist()]
+    service.metrics.observe_stages(read, decode)
     service.model_metrics[key_of(artifact)].answered(labels, answer.queue_seconds)
 
 
-def _server_timing(decode_seconds: float, answer: Answer) -> str:
-    steps = {
-        "decode": decode_seconds,
-        "queue": answer.queue_seconds,
-        "inference": answer.inference_seconds,
-    }
-    return ", ".join(f"{step};dur={seconds * 1000:.3f}" for step, seconds in steps.items())
+def _server_timing(read: float, decode: float, answer: Answer) -> str:
+    return (
+        f"read;dur={read * 1000:.3f}, decode;dur={decode * 1000:.3f}, "
+        f"queue;dur={answer.queue_seconds * 1000:.3f}, "
+        f"inference;dur={answer.inference_seconds * 1000:.3f}"
+    )

@@ -1,9 +1,11 @@
-"""How OpenAPI describes the body of a prediction.
+"""How OpenAPI describes what a prediction takes.
 
-The body is read by `uploads` and not by FastAPI, which therefore does not know what it may be.
+The body and the parameters are read past FastAPI, which therefore does not know what they may be.
 """
 
 from typing import Any
+
+from app.schemas import PredictQuery
 
 _BINARY = {"type": "string", "format": "binary"}
 
@@ -16,7 +18,26 @@ EXAMPLE_BASE64 = (
     "fFR3JM65Hu0Wg6aQoFfdRLowwFZsrtkzxcbNGAFroM4/7fU3mR26FvAGou55ADsDoicAAA=="
 )
 
-REQUEST_BODY: dict[str, Any] = {
+TIMEOUT_HEADER = "X-Request-Timeout-Ms"
+
+_PARAMETERS = [
+    {"name": name, "in": "query", "required": False, "schema": schema}
+    | ({"description": schema["description"]} if "description" in schema else {})
+    for name, schema in PredictQuery.model_json_schema()["properties"].items()
+]
+
+DOCUMENTATION: dict[str, Any] = {
+    "parameters": [
+        *_PARAMETERS,
+        {
+            "name": TIMEOUT_HEADER,
+            "in": "header",
+            "required": False,
+            "schema": {"type": "integer", "minimum": 1},
+            "description": "The milliseconds from the body's last byte in which the answer is "
+            "wanted; after them: 504. Above the service's limit it counts as that limit.",
+        },
+    ],
     "requestBody": {
         "required": True,
         "content": {
@@ -43,5 +64,5 @@ REQUEST_BODY: dict[str, Any] = {
                 "example": {"images": [EXAMPLE_BASE64]},
             },
         },
-    }
+    },
 }

@@ -1,0 +1,108 @@
+"""The connections of a worker, and how much it has to do: what decides who is served and who goes.
+
+Nothing here reads or writes a socket; that is `protocol`.
+"""
+
+import logging
+import time
+from collections import OrderedDict
+from http import HTTPStatus
+from typing import Protocol
+
+from app.errors import QueueFull
+from app.http_errors import reason
+from app.metrics import OTHER, Metrics
+from app.settings import Settings
+
+_ROUTES = frozenset({"/predict"})  # whose paths may stand in metrics
+_SHED = reason(QueueFull)
+_WARN_SECONDS = 5.0
+
+_log = logging.getLogger(__name__)
+
+
+class Connection(Protocol):
+    """One client's connection."""
+
+    def check(self, now: float) -> None:
+        """Close if the client has taken longer than it may; `now` is `time.monotonic()`."""
+
+    def close_if_idle(self) -> None:
+        """Close if nothing is under way."""
+
+    def abort(self) -> None:
+        """Close at once, to make room."""
+
+
+class Connections:
+    """All connections of a worker: which wait for their clients since when, and what is at work."""
+
+    def __init__(self, settings: Settings, metrics: Metrics, limit: int) -> None:
+        """Prepare.
+
+        Args:
+            settings: the limits.
+            metrics: count what is refused here.
+            limit: how many connections there may be.
+        """
+        self.settings = settings
+        self.metrics = metrics
+        self.closing = False
+        self.working = 0
+        """Requests that have been received whole and are not answered yet."""
+        self._limit = limit
+        self._waiting: OrderedDict[Connection, None] = OrderedDict()
+        self._all: set[Connection] = set()
+        self._shed_since = 0
+        self._warn_at = 0.0
+
+    @property
+    def full(self) -> bool:
+        """Whether the worker has as much to do as it takes on."""
+        return self.working >= self.settings.max_requests
+
+    def sweep(self) -> None:
+        """Close what has waited too long for its client; to be called every second."""
+        now = time.monotonic()
+        for connection in list(self._waiting):
+            connection.check(now)
+        if self._shed_since and now >= self._warn_at:
+            _log.warning("%d requests were refused: too much to do", self._shed_since)
+            self._shed_since, self._warn_at = 0, now + _WARN_SECONDS
+
+    def add(self, connection: Connection) -> bool:
+        """Take a new connection, at the cost of the one that has waited longest for its client."""
+        if len(self._all) >= self._limit:
+            if not self._waiting:
+                return False
+            next(iter(self._waiting)).abort()
+        self._all.add(connection)
+        return True
+
+    def remove(self, connection: Connection) -> None:
+        """Forget a connection that is closed."""
+        self._all.discard(connection)
+        self._waiting.pop(connection, None)
+
+    def wait(self, connection: Connection) -> None:
+        """Note that a connection waits for its client, from now on."""
+        self._waiting[connection] = None
+        self._waiting.move_to_end(connection)
+
+    def work(self, connection: Connection) -> None:
+        """Note that a request has been received whole."""
+        self._waiting.pop(connection, None)
+        self.working += 1
+
+    def close_idle(self) -> None:
+        """Close the connections that have no request under way."""
+        for connection in list(self._waiting):
+            connection.close_if_idle()
+
+    def count_shed(self, path: str) -> None:
+        """Count a POST that was refused because there is enough to do."""
+        self._shed_since += 1
+        self.metrics.count_refused(
+            "POST", path if path in _ROUTES else OTHER, HTTPStatus.SERVICE_UNAVAILABLE
+        )
+        self.metrics.count_rejection(_SHED)

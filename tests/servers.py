@@ -1,0 +1,108 @@
+"""`convscope serve` and its like as processes, for the tests that need real sockets and signals."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+ROOT = Path(__file__).parent.parent
+START_SECONDS = 150  # imports alone take a minute where others compute
+CONVSCOPE = [sys.executable, "-c", "from app.cli import main; main()"]
+UVICORN = [sys.executable, "-m", "uvicorn", "--factory"]
+
+
+def client() -> httpx.Client:
+    return httpx.Client(timeout=60, trust_env=False)  # loopback needs no proxy
+
+
+def get(url: str, **options: Any) -> httpx.Response:
+    with client() as session:
+        return session.get(url, **options)
+
+
+def post(url: str, **options: Any) -> httpx.Response:
+    with client() as session:
+        return session.post(url, **options)
+
+
+@dataclass(frozen=True)
+class Server:
+    process: subprocess.Popen[bytes]
+    port: int
+    log: Path
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def workers(self) -> list[int]:
+        """The process ids of the supervisor's children."""
+        path = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        return [int(word) for word in path.read_text().split()]
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self.port), timeout=60)
+
+    def wait(self) -> None:
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline:
+            assert self.process.poll() is None, self.log.read_text()
+            try:
+                if get(f"{self.url}/health/ready").status_code == 200:
+                    return
+            except httpx.TransportError:
+                time.sleep(0.05)
+        raise TimeoutError(self.log.read_text())
+
+    def stop(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(60)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def environment(store: Path, **changes: str) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if name != "PROMETHEUS_MULTIPROC_DIR"}
+    settings = {"CONVSCOPE_STORE": str(store), "CONVSCOPE_DEFAULT_MODEL": "colour"}
+    return {**kept, **settings, "PYTHONPATH": str(ROOT), **changes}
+
+
+@contextmanager
+def started(command: list[str], store: Path, log: Path, **changes: str) -> Iterator[Server]:
+    port = free_port()
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [*command, "--port", str(port)],
+            stdout=output,
+            stderr=output,
+            env=environment(store, **changes),
+            cwd=log.parent,
+        )
+    server = Server(process, port, log)
+    try:
+        server.wait()
+        yield server
+    finally:
+        if process.poll() is None:
+            server.stop()
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
