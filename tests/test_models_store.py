@@ -58,8 +58,7 @@ def test_the_first_filters_are_pictures_of_three_channels(artifact: Artifact) ->
 
 @pytest.fixture
 def int8(artifact: Artifact) -> Int8Record:
-    if artifact.manifest.int8 is None:
-        pytest.skip(f"{_reference(artifact)} was exported without --int8")
+    assert artifact.manifest.int8 is not None, f"{_reference(artifact)}: export it with --int8"
     return artifact.manifest.int8
 
 
