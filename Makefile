@@ -1,5 +1,6 @@
 # make serve   a classifier on http://127.0.0.1:8000
 # make test    the tests
+# make bench   the figures of serving: this service, its peers, the machine's limit (half an hour)
 # make help    the rest
 #
 # Each target first sets up what it needs in .venv; when all is there, that takes no time.
@@ -11,12 +12,13 @@ ARGS ?=
 VENV := .venv
 PIP := $(VENV)/bin/python -m pip install --disable-pip-version-check
 
-.PHONY: help install serve test lint
+.PHONY: help install serve test lint bench
 
 help:
 	@echo 'make serve    serve the models in models_store on http://127.0.0.1:$(PORT) (another port: PORT=8080)'
 	@echo 'make test     run the tests (some of them: ARGS="-m '"'not slow'"'")'
 	@echo 'make lint     check formatting, lint and types'
+	@echo 'make bench    measure serving against other servers (a short look: ARGS=--quick); needs wrk and a C compiler'
 	@echo 'make install  only set up what serving needs in $(VENV) (another Python: PYTHON=python3.12)'
 
 install: $(VENV)/.serve
@@ -31,6 +33,9 @@ lint: $(VENV)/.develop
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
+
+bench: $(VENV)/.develop
+	$(VENV)/bin/python -m bench.serving $(ARGS)
 
 $(VENV)/.created:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
