@@ -266,6 +266,8 @@ class Batcher:
         found = 0 if rows is None else len(rows)
         if rows is None or found != len(images):
             raise BackendFailed(f"{found} answers for {len(images)} images")
+        if not np.isfinite(rows).all():
+            raise BackendFailed("probabilities that are no numbers")
         seconds = now - batch.started
         self._observer.computed(len(images), seconds)
         at = 0

@@ -37,7 +37,7 @@ class Metrics:
         )
         self._request_seconds = Histogram(
             "convscope_http_request_duration_seconds",
-            "From the first byte of a request to the last of its answer.",
+            "From the end of a request's head to the end of its answer.",
             ("method", "route"),
             buckets=_SECONDS,
             registry=registry,
@@ -94,11 +94,34 @@ class Metrics:
             multiprocess_mode="livesum",
             registry=registry,
         )
-
         self._rejections = Counter(
             "convscope_rejections",
             "Requests refused or given up, by the end of the problem's type.",
             ("reason",),
+            registry=registry,
+        )
+        self.connections = Gauge(
+            "convscope_connections",
+            "Open connections.",
+            multiprocess_mode="livesum",
+            registry=registry,
+        )
+        self.workers = Gauge(
+            "convscope_workers",
+            "Worker processes that serve.",
+            multiprocess_mode="livesum",
+            registry=registry,
+        )
+        self.worker_restarts = Counter(
+            "convscope_worker_restarts",
+            "Workers that took the place of one that died or hung.",
+            registry=registry,
+        )
+        self._model_info = Gauge(
+            "convscope_model_info",
+            "1 for each model that is served.",
+            (*_MODEL, "architecture", "backend", "precision", "default"),
+            multiprocess_mode="livemax",
             registry=registry,
         )
         # The library's own lookup takes longer than counting does.
@@ -125,6 +148,10 @@ class Metrics:
         """Count the seconds that reading and decoding one prediction's images took."""
         self._read_seconds.observe(read)
         self._decode_seconds.observe(decode)
+
+    def describe_model(self, *labels: str) -> None:
+        """Show a model: name, version, architecture, backend, precision and if it is default."""
+        self._model_info.labels(*labels).set(1)
 
     def render(self, accept: str) -> tuple[bytes, str]:
         """Return the exposition and its content type, in the format that Accept asks for."""

@@ -22,8 +22,8 @@ REQUEST_ID = b"x-request-id"
 CLIENT_GONE = 499
 """nginx's status for a client that closed the connection before the answer; never sent."""
 
-GONE = "client_gone"
-"""Is in a request's state when the server cancels it because its client has gone."""
+ENDED = "ended_with"
+"""In the state of a request that the server ends by cancelling it: the status that it ends with."""
 
 _SANE_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
@@ -71,9 +71,9 @@ class RequestMiddleware:
         except ClientDisconnect:
             answer.status = CLIENT_GONE
         except asyncio.CancelledError:
-            if GONE not in scope["state"]:
+            if ENDED not in scope["state"]:
                 raise
-            answer.status = CLIENT_GONE
+            answer.status = scope["state"][ENDED]
         except Exception as exc:
             if answer.started:
                 raise  # too late for another answer: the server logs it and cuts the connection

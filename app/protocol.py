@@ -1,8 +1,9 @@
 """HTTP on a socket: uvicorn's protocol, with a bound on all that a client can hold.
 
-Heads have a limit of size and time, and connections one of number. A worker that has enough to do
-refuses further work here, before anything is spent on it: what a refusal costs decides how much a
-service still does when it is asked for too much. A client that goes away ends its own request.
+Heads have a limit of size, heads and bodies of time, and connections of number. A worker that has
+enough to do refuses further work here, before anything is spent on it: what a refusal costs decides
+how much a service still does when it is asked for too much. A client that goes away ends its own
+request.
 This module does not know what a request is about.
 """
 
@@ -28,9 +29,10 @@ from app.errors import (
     MalformedRequest,
     QueueFull,
     TooManyConnections,
+    UploadTimeout,
 )
 from app.metrics import OTHER
-from app.middleware import GONE
+from app.middleware import CLIENT_GONE, ENDED
 
 MAX_HEAD_BYTES = 32 << 10
 """Request line and headers: what nginx and Apache take with room to spare."""
@@ -82,11 +84,18 @@ class HttpProtocol(HttpToolsProtocol):
         self._connections.remove(self)
         self._connections.working -= self._unanswered
         self._unanswered = 0
-        if self._running is not None:
-            cycle, task = self._running
-            cycle.disconnected = True
-            cycle.scope["state"][GONE] = True
-            task.cancel()
+        self._end_task(CLIENT_GONE)
+
+    def _end_task(self, status: int) -> str | None:
+        """End the application's part in a request that it will not answer; return its id."""
+        if self._running is None:
+            return None
+        cycle, task = self._running
+        self._running = None
+        cycle.disconnected = True
+        cycle.scope["state"][ENDED] = status
+        task.cancel()
+        return cycle.scope["state"].get("request_id")
 
     def shutdown(self) -> None:
         """Let the next answer be the last; who sends none is closed by the server in a moment."""
@@ -113,6 +122,11 @@ class HttpProtocol(HttpToolsProtocol):
         elif self._phase == self._HEAD and waited > self._settings.head_timeout_seconds:
             limit = self._settings.head_timeout_seconds
             self._refuse(HeadTimeout(f"the request's head did not arrive within {limit:g} seconds"))
+        elif self._phase == self._BODY and waited > self._settings.body_timeout_seconds:
+            limit = self._settings.body_timeout_seconds
+            self._refuse(
+                UploadTimeout(f"body did not arrive within the limit of {limit:g} seconds")
+            )
 
     def _wait(self, phase: int) -> None:
         self._phase, self._since, self._bytes = phase, time.monotonic(), 0
@@ -150,11 +164,12 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Start the request, unless its head is too large or there is enough to do."""
-        size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
-        self._phase = self._BODY
-        if size > MAX_HEAD_BYTES:
-            self._too_large = _head_too_large(size)
-            return
+        self._phase, self._since = self._BODY, time.monotonic()
+        if self._bytes > MAX_HEAD_BYTES:  # with what came of the body
+            size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
+            if size > MAX_HEAD_BYTES:
+                self._too_large = _head_too_large(size)
+                return
         if self._connections.full and not self._unanswered:
             self._shed = self.parser.get_method() == b"POST"
         if self._shed:
@@ -229,7 +244,9 @@ class HttpProtocol(HttpToolsProtocol):
         self._refusal = error
         if self._unanswered:
             return  # the answer before this one is the last
-        request_id = secrets.token_hex(_ID_CHARACTERS // 2)
+        status, _ = http_errors.STATUSES[type(error)]
+        known = self._end_task(status)
+        request_id = known or secrets.token_hex(_ID_CHARACTERS // 2)
         status, headers, body = http_errors.render(error, self._path, request_id)
         ours = {"content-length": len(body), "x-request-id": request_id, "connection": "close"}
         self.transport.write(_head(status, headers | ours) + b"\r\n" + body)
@@ -239,9 +256,11 @@ class HttpProtocol(HttpToolsProtocol):
         self._wait(self._DRAIN)
         if self._shed:
             return  # counted already, and too many for a line each
+        self._connections.metrics.count_rejection(http_errors.reason(type(error)))
+        if known:
+            return  # what runs around every request counts and logs it
         method = str((self.scope or {}).get("method", OTHER))
         self._connections.metrics.count_refused(method, OTHER, status)
-        self._connections.metrics.count_rejection(http_errors.reason(type(error)))
         token = logs.request_id.set(request_id)
         logs.write_request({"method": method, "path": self._path}, status, seconds, None)
         logs.request_id.reset(token)

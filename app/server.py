@@ -39,6 +39,7 @@ class Server(uvicorn.Server):
         """
         limit = min(settings.max_connections, _raise_descriptor_limit() - _SPARE_DESCRIPTORS)
         self._connections = Connections(settings, metrics, limit)
+        self._metrics = metrics
         self._beat = beat
         super().__init__(
             uvicorn.Config(
@@ -58,6 +59,8 @@ class Server(uvicorn.Server):
         """Called by uvicorn ten times a second, first when it listens."""
         if counter % 10 == 0:
             self._connections.sweep()
+            self._metrics.connections.set(len(self.server_state.connections))
+            self._metrics.workers.set(1)
             self._beat()
         return await super().on_tick(counter)
 

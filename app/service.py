@@ -16,7 +16,7 @@ from app.batcher import Batcher
 from app.errors import QueueFull
 from app.metrics import Metrics, ModelMetrics
 from app.settings import Settings
-from app.store import Key, Store
+from app.store import Key, Store, key_of
 from app.uploads import UploadLimits
 
 P = ParamSpec("P")
@@ -111,6 +111,14 @@ async def run_service(
     settings: Settings, store: Store, backends: Mapping[Key, Backend], metrics: Metrics
 ) -> AsyncIterator[Service]:
     """Start a queue before each backend; finish what waits in them at the end."""
+    for artifact in store:
+        metrics.describe_model(
+            *key_of(artifact),
+            artifact.manifest.architecture,
+            settings.backend,
+            settings.precision,
+            str(artifact is store.default).lower(),
+        )
     model_metrics = {key: ModelMetrics(metrics, *key) for key in backends}
     batchers = {
         key: Batcher(
@@ -135,7 +143,6 @@ async def run_service(
                 UploadLimits(
                     max_body_bytes=settings.max_body_bytes,
                     max_images=settings.max_images,
-                    body_timeout_seconds=settings.body_timeout_seconds,
                 ),
                 Bodies(settings.max_held_bytes),
             )

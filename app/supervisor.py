@@ -63,6 +63,7 @@ class Supervisor:
     _start_at: float = 0.0
     _backoff: float = 0.0
     _served: bool = False
+    _deaths: int = 0
     _stopping: bool = False
 
     def run(self) -> None:
@@ -98,11 +99,12 @@ class Supervisor:
         while len(self._workers) < wanted and now >= self._start_at:
             reader, writer = multiprocessing.Pipe(duplex=False)
             process = multiprocessing.get_context("fork").Process(
-                target=self._work, args=(reader, writer), name="convscope-worker"
+                target=self._work, args=(reader, writer, self._deaths > 0), name="convscope-worker"
             )
             process.start()
             writer.close()
             self._workers.append(_Worker(process, reader, now, now))
+            self._deaths = max(0, self._deaths - 1)
 
     def _listen(self, wakeup: socket.socket) -> None:
         """Wait a moment for signals, deaths and news from workers."""
@@ -145,8 +147,7 @@ class Supervisor:
 
     def _bury(self, worker: _Worker, now: float) -> None:
         worker.reader.close()
-        if self._stopping:
-            return
+        self._deaths += 1
         if worker.error and not self._served:
             raise ArtifactError(worker.error)
         steady = worker.ready and now - worker.started > _STEADY_SECONDS
@@ -180,8 +181,8 @@ class Supervisor:
 
     # In the worker
 
-    def _work(self, reader: Connection, writer: Connection) -> None:
-        """Be a worker: the main function of a process."""
+    def _work(self, reader: Connection, writer: Connection, replaces: bool) -> None:
+        """Be a worker, which may take a dead one's place: the main function of a process."""
         signal.set_wakeup_fd(-1)
         # uvicorn raises the signal again when it has stopped; the default would end us by signal.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
@@ -196,6 +197,7 @@ class Supervisor:
             writer.send_bytes(f"error {exc}".encode())
             sys.exit(1)
         metrics = Metrics()
+        metrics.worker_restarts.inc(replaces)
         application = create_app(settings, store=store, backends=backends, metrics=metrics)
         gc.collect()
         gc.freeze()  # the models stay: no collection needs to look at them

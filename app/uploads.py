@@ -12,13 +12,13 @@ import base64
 import json
 import re
 import reprlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
 from app.errors import (
@@ -26,7 +26,6 @@ from app.errors import (
     MalformedUpload,
     TooManyImages,
     UnsupportedMediaType,
-    UploadTimeout,
     UploadTooLarge,
 )
 
@@ -57,11 +56,10 @@ class Upload:
 
 @dataclass(frozen=True)
 class UploadLimits:
-    """What one request may send, and in what time."""
+    """What one request may send. How long it may take is the server's to mind."""
 
     max_body_bytes: int
     max_images: int
-    body_timeout_seconds: float
 
 
 def _hold_any(size: int) -> None:
@@ -69,12 +67,16 @@ def _hold_any(size: int) -> None:
 
 
 async def read(
-    request: Request, limits: UploadLimits, hold: Callable[[int], None] = _hold_any
+    headers: Mapping[bytes, bytes],
+    receive: Receive,
+    limits: UploadLimits,
+    hold: Callable[[int], None] = _hold_any,
 ) -> list[Upload]:
     """Take the files out of a request's body.
 
     Args:
-        request: its body must not have been read.
+        headers: the request's, by name in lower case.
+        receive: gives the body, none of which has been read.
         limits: of this request.
         hold: is told the bytes of the body that are held so far; raises when that is too much.
 
@@ -84,31 +86,23 @@ async def read(
     Raises:
         UnsupportedMediaType: a Content-Type or Content-Encoding that is not read.
         UploadTooLarge: the body is announced, or turns out, to be over the limit.
-        UploadTimeout: the whole body was not there in time.
         TooManyImages: more files than the limit.
         EmptyUpload: the body or one of its files holds no bytes.
         MalformedUpload: the body does not follow the format that its Content-Type names.
         starlette.requests.ClientDisconnect: the client went away.
     """
-    headers = dict(request.scope["headers"])
     content_type = headers.get(b"content-type", b"")
     kind = _kind(content_type, headers.get(b"content-encoding", b""))
     # Refused at once if it would not fit, but held only as it comes: announcing costs nothing.
     hold(_announced(headers.get(b"content-length", b""), limits))
     hold(0)
-    chunks = _Chunks(request.receive, limits, hold)
-    try:
-        async with asyncio.timeout(limits.body_timeout_seconds):
-            if kind == "multipart":
-                return await _read_multipart(chunks, _boundary(content_type), limits)
-            parts = [await chunks.read()]
-            while chunks.more:
-                parts.append(await chunks.read())
-            body = b"".join(parts)
-    except TimeoutError as exc:
-        raise UploadTimeout(
-            f"body did not arrive within the limit of {limits.body_timeout_seconds:g} seconds"
-        ) from exc
+    chunks = _Chunks(receive, limits, hold)
+    if kind == "multipart":
+        return await _read_multipart(chunks, _boundary(content_type), limits)
+    parts = [await chunks.read()]
+    while chunks.more:
+        parts.append(await chunks.read())
+    body = b"".join(parts)
     if not body:
         raise EmptyUpload("body is empty")
     if kind != "json":

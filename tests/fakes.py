@@ -78,6 +78,13 @@ class ShortBackend(RecordingBackend):
         return super().predict(images)[1:]
 
 
+class NumberlessBackend(RecordingBackend):
+    """Answers with what is no number, as a graph that divides by zero."""
+
+    def predict(self, images: Images) -> Probabilities:
+        return super().predict(images) * np.float32("nan")
+
+
 class Crash(BaseException):
     """Not an Exception: what a worker does not survive."""
 

@@ -20,6 +20,7 @@ from tests.fakes import (
     FailingBackend,
     HangingBackend,
     HeldBackend,
+    NumberlessBackend,
     RecordingBackend,
     ShortBackend,
     SlowBackend,
@@ -187,6 +188,12 @@ async def test_backend_that_loses_a_row_fails_instead_of_answering_the_wrong_cal
     async with running(ShortBackend()) as batcher:
         with pytest.raises(BackendFailed, match="1 answers for 2 images"):
             await ask(batcher, np.repeat(solid("red"), 2, axis=0))
+
+
+async def test_backend_that_gives_no_numbers_fails() -> None:
+    async with running(NumberlessBackend()) as batcher:
+        with pytest.raises(BackendFailed, match="no numbers"):
+            await ask(batcher, black())
 
 
 async def test_full_queue_refuses_at_once() -> None:

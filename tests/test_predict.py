@@ -25,6 +25,7 @@ from app.images import decode
 from app.protocol import HttpProtocol
 from app.routes import predict
 from app.routes.request_body import EXAMPLE_BASE64
+from app.schemas import Predictions
 from app.service import Service
 from tests.artifacts import CLASSES, numpy_predict, solid
 from tests.conftest import Connect, MakeSettings, Picture
@@ -103,6 +104,19 @@ async def test_answer_is_the_documented_one(client: httpx.AsyncClient, picture: 
     assert list(prediction["probabilities"]) == ["red", "magenta"]
     assert prediction["probabilities"]["red"] == prediction["confidence"]
     assert prediction["filename"] == "a.png"
+
+
+async def test_answer_follows_the_schema_whatever_the_file_is_called(
+    client: httpx.AsyncClient, picture: Picture
+) -> None:
+    names = ['a"b\\c.png', "\u732b.png", "x\u2028.png", "' OR 1=1.png"]
+    response = await client.post(
+        "/predict", files=_files(*[(name, picture("red")) for name in names])
+    )
+    answer = Predictions.model_validate_json(response.content, strict=True)
+    assert len(answer.predictions) == len(names)
+    assert answer.model_dump(exclude_none=True) == response.json()
+    assert {"\u732b.png", "' OR 1=1.png"} <= {item.filename for item in answer.predictions}
 
 
 @pytest.mark.parametrize(

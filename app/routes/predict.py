@@ -29,6 +29,8 @@ router = APIRouter(tags=["classify"])
 INLINE_BYTES = 64 << 10
 INLINE_PIXELS = 128 * 128
 
+_TIMEOUT = TIMEOUT_HEADER.lower().encode()
+
 
 @router.post(
     "/predict",
@@ -47,9 +49,10 @@ async def predict(request: Request) -> Response:
     query = read_query(request, PredictQuery)
     artifact = artifact_of(request, query)
     top_k = top_k_of(query.top_k, artifact)
-    patience = _patience(request.headers.get(TIMEOUT_HEADER), service.settings)
+    headers = dict(request.scope["headers"])
+    patience = _patience(headers.get(_TIMEOUT), service.settings)
     with service.bodies.hold() as hold:
-        received = await uploads.read(request, service.upload_limits, hold)
+        received = await uploads.read(headers, request.receive, service.upload_limits, hold)
         deadline = asyncio.get_running_loop().time() + patience
         read = time.perf_counter()
         try:
@@ -65,14 +68,15 @@ async def predict(request: Request) -> Response:
     return Response(content, media_type="application/json", headers={"Server-Timing": timing})
 
 
-def _patience(wanted: str | None, settings: Settings) -> float:
+def _patience(wanted: bytes | None, settings: Settings) -> float:
     """Return the seconds that the client, or else the setting, gives the answer."""
     if wanted is None:
         return settings.request_timeout_seconds
     # Ten digits are a hundred days.
-    if not (wanted.isascii() and wanted.isdecimal() and len(wanted) <= 10 and int(wanted)):
+    if not (wanted.isdigit() and len(wanted) <= 10 and int(wanted)):
+        given = wanted[:64].decode("latin-1")
         raise InvalidParameter(
-            f"{TIMEOUT_HEADER}={wanted[:64]!r}: must be a whole number of milliseconds from 1 to "
+            f"{TIMEOUT_HEADER}={given!r}: must be a whole number of milliseconds from 1 to "
             f"{settings.max_request_timeout_seconds * 1000:g}; more counts as that"
         )
     return min(int(wanted) / 1000, settings.max_request_timeout_seconds)
