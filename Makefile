@@ -12,13 +12,14 @@ ARGS ?=
 VENV := .venv
 PIP := $(VENV)/bin/python -m pip install --disable-pip-version-check
 
-.PHONY: help install serve test lint bench
+.PHONY: help install serve test lint bench soak
 
 help:
 	@echo 'make serve    serve the models in models_store on http://127.0.0.1:$(PORT) (another port: PORT=8080)'
 	@echo 'make test     run the tests (some of them: ARGS="-m '"'not slow'"'")'
 	@echo 'make lint     check formatting, lint and types'
 	@echo 'make bench    measure serving against other servers (a short look: ARGS=--quick); needs wrk and a C compiler'
+	@echo 'make soak     ten minutes of mixed and hostile requests, every answer checked (a short form: ARGS="--minutes 1")'
 	@echo 'make install  only set up what serving needs in $(VENV) (another Python: PYTHON=python3.12)'
 
 install: $(VENV)/.serve
@@ -36,6 +37,9 @@ lint: $(VENV)/.develop
 
 bench: $(VENV)/.develop
 	$(VENV)/bin/python -m bench.serving $(ARGS)
+
+soak: $(VENV)/.develop
+	$(VENV)/bin/python -m bench.soak $(ARGS)
 
 $(VENV)/.created:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \

@@ -4,8 +4,9 @@ Nothing here reads or writes a socket; that is `protocol`.
 """
 
 import logging
+import mmap
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from http import HTTPStatus
 from typing import Protocol
 
@@ -34,17 +35,47 @@ class Connection(Protocol):
         """Close at once, to make room."""
 
 
+class Shares:
+    """How many connections each worker has, in memory that all of them share.
+
+    Who has more than another leaves the next one to that, so that all have about as many: a client
+    keeps its connection, and so its worker, for long.
+    """
+
+    def __init__(self, workers: int) -> None:
+        self.counts = memoryview(mmap.mmap(-1, 8 * workers)).cast("q")
+
+
+class Share:
+    """One worker's part of the shares."""
+
+    def __init__(self, shares: Shares, place: int) -> None:
+        self._counts = shares.counts
+        self._place = place
+
+    def set(self, connections: int) -> None:
+        """Say how many connections this worker has."""
+        self._counts[self._place] = connections
+
+    @property
+    def is_fair(self) -> bool:
+        """Whether no worker has fewer connections than this one."""
+        return self._counts[self._place] <= min(self._counts)
+
+
 class Connections:
     """All connections of a worker: which wait for their clients since when, and what is at work."""
 
-    def __init__(self, settings: Settings, metrics: Metrics, limit: int) -> None:
+    def __init__(self, settings: Settings, metrics: Metrics, limit: int, share: Share) -> None:
         """Prepare.
 
         Args:
             settings: the limits.
             metrics: count what is refused here.
             limit: how many connections there may be.
+            share: is told how many there are.
         """
+        self.share = share
         self.settings = settings
         self.metrics = metrics
         self.closing = False
@@ -53,6 +84,7 @@ class Connections:
         self._limit = limit
         self._waiting: OrderedDict[Connection, None] = OrderedDict()
         self._all: set[Connection] = set()
+        self._shed: Counter[str] = Counter()
         self._shed_since = 0
         self._warn_at = 0.0
 
@@ -77,11 +109,13 @@ class Connections:
                 return False
             next(iter(self._waiting)).abort()
         self._all.add(connection)
+        self.share.set(len(self._all))
         return True
 
     def remove(self, connection: Connection) -> None:
         """Forget a connection that is closed."""
         self._all.discard(connection)
+        self.share.set(len(self._all))
         self._waiting.pop(connection, None)
 
     def wait(self, connection: Connection) -> None:
@@ -100,9 +134,13 @@ class Connections:
             connection.close_if_idle()
 
     def count_shed(self, path: str) -> None:
-        """Count a POST that was refused because there is enough to do."""
-        self._shed_since += 1
-        self.metrics.count_refused(
-            "POST", path if path in _ROUTES else OTHER, HTTPStatus.SERVICE_UNAVAILABLE
-        )
-        self.metrics.count_rejection(_SHED)
+        """Count a POST that was refused because there is enough to do, until `flush`."""
+        self._shed[path if path in _ROUTES else OTHER] += 1
+
+    def flush(self) -> None:
+        """Tell the metrics what was refused; to be called several times a second."""
+        for route, count in self._shed.items():
+            self.metrics.count_refused("POST", route, HTTPStatus.SERVICE_UNAVAILABLE, count)
+            self.metrics.count_rejection(_SHED, count)
+            self._shed_since += count
+        self._shed.clear()

@@ -73,6 +73,8 @@ async def respond(request: Request, exc: Exception) -> Response:
         exc = errors.InvalidParameter("; ".join(_invalid(error) for error in exc.errors()))
     if isinstance(exc, HTTPException):
         return _respond_to_framework(request, exc)
+    if isinstance(exc, ConvscopeError):
+        request.state.reason = reason(type(exc))
     status, headers, content = render(exc, request.url.path, request.state.request_id)
     return Response(content, status, headers)
 

@@ -135,14 +135,14 @@ class Metrics:
         self._requests_labelled(method, route, status).inc()
         self._seconds_labelled(method, route).observe(seconds)
 
-    def count_rejection(self, reason: str) -> None:
-        """Count a request that was refused or given up; `reason` is an error's name."""
-        self._rejections_labelled(reason).inc()
+    def count_rejection(self, reason: str, count: int = 1) -> None:
+        """Count requests that were refused or given up; `reason` is an error's name."""
+        self._rejections_labelled(reason).inc(count)
 
-    def count_refused(self, method: str, route: str, status: int) -> None:
-        """Count a request that was answered before the application saw it, in no time."""
+    def count_refused(self, method: str, route: str, status: int, count: int = 1) -> None:
+        """Count requests that were answered before the application saw them, in no time."""
         method = method if method in _METHODS else OTHER
-        self._requests_labelled(method, route, status).inc()
+        self._requests_labelled(method, route, status).inc(count)
 
     def observe_stages(self, read: float, decode: float) -> None:
         """Count the seconds that reading and decoding one prediction's images took."""

@@ -61,6 +61,8 @@ class RequestMiddleware:
             seconds = time.perf_counter() - started
             route = getattr(inner.get("route"), "path_format", OTHER)
             self._metrics.observe_request(method, route, answer.status, seconds)
+            if "reason" in inner["state"]:
+                self._metrics.count_rejection(inner["state"]["reason"])
             logs.write_request(scope, answer.status, seconds, inner["state"].get("model"))
             logs.request_id.reset(token)
 
@@ -77,8 +79,6 @@ class RequestMiddleware:
         except Exception as exc:
             if answer.started:
                 raise  # too late for another answer: the server logs it and cuts the connection
-            if isinstance(exc, ConvscopeError):
-                self._metrics.count_rejection(http_errors.reason(type(exc)))
             response = await http_errors.respond(Request(scope), exc)
             await response(scope, receive, answer.send)
 

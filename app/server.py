@@ -1,16 +1,15 @@
 """One worker: an event loop, an application and a listening socket, from start to last answer."""
 
 import asyncio
-import functools
+import logging
 import resource
 import socket
 from collections.abc import Callable
-from contextlib import suppress
 
 import uvicorn
 from fastapi import FastAPI
 
-from app.connections import Connections
+from app.connections import Connections, Share
 from app.metrics import Metrics
 from app.protocol import HttpProtocol
 from app.settings import Settings
@@ -22,29 +21,44 @@ _LINGER_SECONDS = 1.0
 A request may be on its way; closing at once would lose it.
 """
 
+_MOST_ACCEPTED = 64  # in one turn of the event loop
+
+_log = logging.getLogger(__name__)
+
 
 class Server(uvicorn.Server):
-    """uvicorn's server, with our protocol and a shutdown that loses no request."""
+    """uvicorn's server, with our protocol, and a shutdown that loses no request."""
 
     def __init__(
-        self, app: FastAPI, settings: Settings, metrics: Metrics, beat: Callable[[], None]
+        self,
+        app: FastAPI,
+        listener: socket.socket,
+        settings: Settings,
+        metrics: Metrics,
+        share: Share,
+        beat: Callable[[], None],
     ) -> None:
         """Prepare.
 
         Args:
             app: the application.
-            settings: its settings.
-            metrics: its metrics.
+            listener: a listening socket, closed at the end.
+            settings: the application's.
+            metrics: the application's.
+            share: this worker's part of all connections.
             beat: is called when requests are answered, and every second from then on.
         """
         limit = min(settings.max_connections, _raise_descriptor_limit() - _SPARE_DESCRIPTORS)
-        self._connections = Connections(settings, metrics, limit)
+        self._connections = Connections(settings, metrics, limit, share)
+        self._listener = listener
         self._metrics = metrics
+        self._share = share
+        self._accepting: set[asyncio.Task[None]] = set()
         self._beat = beat
         super().__init__(
             uvicorn.Config(
                 app,
-                http=functools.partial(HttpProtocol, self._connections),  # type: ignore[arg-type]
+                http=HttpProtocol,
                 ws="none",
                 lifespan="on",
                 proxy_headers=False,
@@ -55,8 +69,15 @@ class Server(uvicorn.Server):
             )
         )
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002
+        """Start the application, then listen."""
+        await super().startup(sockets=[])
+        if self.started:
+            asyncio.get_running_loop().add_reader(self._listener, self._accept)
+
     async def on_tick(self, counter: int) -> bool:
         """Called by uvicorn ten times a second, first when it listens."""
+        self._connections.flush()
         if counter % 10 == 0:
             self._connections.sweep()
             self._metrics.connections.set(len(self.server_state.connections))
@@ -64,19 +85,47 @@ class Server(uvicorn.Server):
             self._beat()
         return await super().on_tick(counter)
 
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002
         """Answer what has been sent or is on its way, take no more, and stop."""
         self._connections.closing = True
         for connection in list(self.server_state.connections):
             connection.shutdown()
-        listeners = [listener.dup() for listener in sockets or ()]
-        for server in self.servers:
-            server.close()
         loop = asyncio.get_running_loop()
-        for client in _accept_last(listeners):
-            await loop.connect_accepted_socket(self._protocol, client)
+        loop.remove_reader(self._listener)
+        # The kernel resets who still waits to be accepted when the socket closes.
+        while self._accept_one():
+            pass
+        self._listener.close()
         loop.call_later(_LINGER_SECONDS, self._connections.close_idle)
-        await super().shutdown(sockets)
+        await super().shutdown()
+        self._connections.flush()
+
+    def _accept(self) -> None:
+        """Accept one, and as many more as leave this worker no more than the others have.
+
+        The event loop's own server takes one a turn, and the turns of a busy worker are long.
+        """
+        for _ in range(_MOST_ACCEPTED):
+            if not self._accept_one() or not self._share.is_fair:
+                break
+
+    def _accept_one(self) -> bool:
+        try:
+            client, _ = self._listener.accept()
+        except BlockingIOError:
+            return False
+        except OSError as exc:  # the client has gone already, or no descriptor is left
+            _log.warning("a connection could not be accepted: %s", exc)
+            return False
+        client.setblocking(False)
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        task = asyncio.create_task(self._serve_client(client))
+        self._accepting.add(task)
+        task.add_done_callback(self._accepting.discard)
+        return True
+
+    async def _serve_client(self, client: socket.socket) -> None:
+        await asyncio.get_running_loop().connect_accepted_socket(self._protocol, client)
 
     def _protocol(self) -> HttpProtocol:
         return HttpProtocol(
@@ -85,19 +134,6 @@ class Server(uvicorn.Server):
             server_state=self.server_state,
             app_state=self.lifespan.state,
         )
-
-
-def _accept_last(listeners: list[socket.socket]) -> list[socket.socket]:
-    """Accept who has connected already, and close: the kernel resets who still waits then."""
-    clients = []
-    for listener in listeners:
-        listener.setblocking(False)
-        with listener, suppress(BlockingIOError):
-            while True:
-                client, _ = listener.accept()
-                client.setblocking(False)
-                clients.append(client)
-    return clients
 
 
 def _raise_descriptor_limit() -> int:

@@ -9,11 +9,11 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import ParamSpec, Self, TypeVar
+from typing import ParamSpec, TypeVar
 
 from app.backends import Backend
 from app.batcher import Batcher
-from app.errors import QueueFull
+from app.bodies import Bodies
 from app.metrics import Metrics, ModelMetrics
 from app.settings import Settings
 from app.store import Key, Store, key_of
@@ -21,46 +21,6 @@ from app.uploads import UploadLimits
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-
-class Bodies:
-    """How many bytes of bodies the requests in flight hold, of how many they may."""
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.held = 0
-
-    def hold(self) -> "Hold":
-        """Return one request's part, to be entered while the request lasts."""
-        return Hold(self)
-
-
-class Hold:
-    """The bytes of one request's body, which count as held until the block ends."""
-
-    def __init__(self, bodies: Bodies) -> None:
-        self._bodies = bodies
-        self._size = 0
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bodies.held -= self._size
-
-    def __call__(self, size: int) -> None:
-        """Take the size that the body has so far.
-
-        Raises:
-            QueueFull: together with the others that is too much.
-        """
-        others = self._bodies.held - self._size
-        if others + size > self._bodies.limit:
-            raise QueueFull(
-                f"bodies of {others} bytes are held and {size} more do not fit; "
-                f"the limit is {self._bodies.limit} bytes"
-            )
-        self._bodies.held, self._size = others + size, size
 
 
 @dataclass(frozen=True)

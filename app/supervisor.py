@@ -20,6 +20,7 @@ from multiprocessing.context import ForkProcess
 from types import FrameType
 
 import app.backends.onnx_cpu  # noqa: F401 - so that no worker has to
+from app.connections import Share, Shares
 from app.errors import ArtifactError, ConvscopeError
 from app.main import create_app
 from app.metrics import Metrics
@@ -42,6 +43,7 @@ _log = logging.getLogger(__name__)
 class _Worker:
     """One place for a worker process, and the process in it."""
 
+    place: int
     process: ForkProcess
     reader: Connection
     started: float
@@ -62,9 +64,13 @@ class Supervisor:
     _workers: list[_Worker] = field(default_factory=list)
     _start_at: float = 0.0
     _backoff: float = 0.0
+    _shares: Shares = field(init=False)
     _served: bool = False
     _deaths: int = 0
     _stopping: bool = False
+
+    def __post_init__(self) -> None:
+        self._shares = Shares(self.count)
 
     def run(self) -> None:
         """Serve until SIGTERM or SIGINT.
@@ -98,12 +104,17 @@ class Supervisor:
         wanted = self.count if any(worker.ready for worker in self._workers) else 1
         while len(self._workers) < wanted and now >= self._start_at:
             reader, writer = multiprocessing.Pipe(duplex=False)
+            place = min(set(range(self.count)) - {worker.place for worker in self._workers})
+            share = Share(self._shares, place)
+            share.set(0)
             process = multiprocessing.get_context("fork").Process(
-                target=self._work, args=(reader, writer, self._deaths > 0), name="convscope-worker"
+                target=self._work,
+                args=(reader, writer, share, self._deaths > 0),
+                name="convscope-worker",
             )
             process.start()
             writer.close()
-            self._workers.append(_Worker(process, reader, now, now))
+            self._workers.append(_Worker(place, process, reader, now, now))
             self._deaths = max(0, self._deaths - 1)
 
     def _listen(self, wakeup: socket.socket) -> None:
@@ -181,7 +192,7 @@ class Supervisor:
 
     # In the worker
 
-    def _work(self, reader: Connection, writer: Connection, replaces: bool) -> None:
+    def _work(self, reader: Connection, writer: Connection, share: Share, replaces: bool) -> None:
         """Be a worker, which may take a dead one's place: the main function of a process."""
         signal.set_wakeup_fd(-1)
         # uvicorn raises the signal again when it has stopped; the default would end us by signal.
@@ -209,5 +220,5 @@ class Supervisor:
             except OSError:  # the supervisor was killed
                 server.should_exit = True
 
-        server = Server(application, settings, metrics, beat)
-        server.run(sockets=[self.listener])
+        server = Server(application, self.listener, settings, metrics, share, beat)
+        server.run()

@@ -19,7 +19,7 @@ from PIL import Image
 from pydantic import ValidationError
 from uvicorn.server import ServerState
 
-from app.connections import Connections
+from app.connections import Connections, Share, Shares
 from app.contract import Images
 from app.images import decode
 from app.protocol import HttpProtocol
@@ -69,7 +69,9 @@ async def _sockets(client: httpx.AsyncClient) -> AsyncIterator[int]:
     config = uvicorn.Config(_app(client), lifespan="off", log_config=None)
     config.load()
     state = ServerState()
-    connections = Connections(_service(client).settings, _service(client).metrics, limit=100)
+    connections = Connections(
+        _service(client).settings, _service(client).metrics, limit=100, share=Share(Shares(1), 0)
+    )
 
     def protocol() -> asyncio.Protocol:
         return HttpProtocol(connections, config=config, server_state=state, app_state={})

@@ -16,7 +16,7 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.server import ServerState
 
-from app.connections import Connections
+from app.connections import Connections, Share, Shares
 from app.protocol import MAX_HEAD_BYTES, HttpProtocol
 from app.schemas import Problem
 from app.service import Service
@@ -192,7 +192,9 @@ async def _sockets(client: httpx.AsyncClient) -> AsyncIterator[tuple[int, Connec
     service: Service = app.state.service
     config = uvicorn.Config(app, lifespan="off", log_config=None)
     config.load()
-    connections = Connections(service.settings, service.metrics, limit=100)
+    connections = Connections(
+        service.settings, service.metrics, limit=100, share=Share(Shares(1), 0)
+    )
     state = ServerState()
 
     def protocol() -> asyncio.Protocol:
@@ -234,6 +236,7 @@ async def test_worker_with_enough_to_do_refuses_posts_at_once_and_takes_gets(
         for reader, _ in streams[:2]:
             assert (await reader.readuntil(b"\r\n")).startswith(b"HTTP/1.1 200 ")
         await _until(lambda: connections.working == 0)
+        connections.flush()
         metrics = (await client.get("/metrics")).text
         for _, writer in streams:
             writer.close()

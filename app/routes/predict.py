@@ -53,6 +53,7 @@ async def predict(request: Request) -> Response:
     patience = _patience(headers.get(_TIMEOUT), service.settings)
     with service.bodies.hold() as hold:
         received = await uploads.read(headers, request.receive, service.upload_limits, hold)
+        hold.complete()
         deadline = asyncio.get_running_loop().time() + patience
         read = time.perf_counter()
         try:
