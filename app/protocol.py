@@ -41,6 +41,11 @@ DRAIN_SECONDS = 10
 DRAIN_BYTES = 64 << 20
 """How long and how much of a refused body is read away, so that its sender sees the answer."""
 
+_PLAIN_LINE = re.compile(rb"POST /predict(\?\S*)? HTTP/1\.1\r\n")
+_PLAIN_LENGTH = re.compile(rb"\r\ncontent-length: ?(\d{1,9})(?=\r\n)", re.IGNORECASE)
+_NOT_PLAIN = re.compile(
+    rb"\r\n(?:transfer-encoding|connection:(?! ?keep-alive\r)|expect|upgrade|[ \t])", re.IGNORECASE
+)
 _UPGRADE = re.compile(rb"\r\nupgrade:[^\r\n]*", re.IGNORECASE)
 _ID_CHARACTERS = 32
 
@@ -137,6 +142,10 @@ class HttpProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Feed the parser, within the limits."""
         if self._phase == self._IDLE:
+            if self._connections.full and not self._unanswered and _is_plain_post(data):
+                self.url = data[5 : data.index(b" ", 5)]
+                self._answer_shed(keep=not self._connections.closing)
+                return
             self._phase, self._since, self._bytes = self._HEAD, time.monotonic(), 0
         if self._phase in {self._HEAD, self._DRAIN}:
             self._bytes += len(data)
@@ -189,7 +198,8 @@ class HttpProtocol(HttpToolsProtocol):
             return
         if self._shed:
             self._shed = False
-            self._answer_shed()
+            keep = self.parser.should_keep_alive() and not self._connections.closing
+            self._answer_shed(keep=keep)
         elif self.cycle.response_complete:
             self._wait(self._IDLE)
         else:
@@ -224,11 +234,9 @@ class HttpProtocol(HttpToolsProtocol):
         elif not self._unanswered:
             self._wait(self._DRAIN if self._phase == self._BODY else self._phase)
 
-    def _answer_shed(self) -> None:
-        """Refuse a request that has been received whole, and keep the connection."""
-        connections = self._connections
-        connections.count_shed(self._path)
-        keep = self.parser.should_keep_alive() and not connections.closing
+    def _answer_shed(self, *, keep: bool) -> None:
+        """Refuse a request that has been received whole, and keep the connection if told so."""
+        self._connections.count_shed(self._path)
         head, body, tail = _shed_answer(self._settings.max_requests, self._path)
         request_id = secrets.token_hex(_ID_CHARACTERS // 2).encode()
         close = b"" if keep else b"connection: close\r\n"
@@ -274,6 +282,20 @@ def _head_too_large(size: int) -> HeadTooLarge:
     return HeadTooLarge(
         f"the request's head is at least {size} bytes; the limit is {MAX_HEAD_BYTES} bytes"
     )
+
+
+def _is_plain_post(data: bytes) -> bool:
+    """Whether this is one whole POST, and nothing that takes a parser to understand.
+
+    What is refused need not be parsed: that costs more than all the rest of refusing it.
+    """
+    if not _PLAIN_LINE.match(data):
+        return False
+    end = data.find(b"\r\n\r\n", 0, MAX_HEAD_BYTES)
+    length = _PLAIN_LENGTH.findall(data, 0, end + 2)
+    if len(length) != 1 or int(length[0]) != len(data) - end - 4:
+        return False
+    return not _NOT_PLAIN.search(data, 0, end + 2)
 
 
 def _without_upgrade(data: bytes) -> bytes:

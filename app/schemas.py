@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -59,7 +60,7 @@ class Predictions(BaseModel):
 
         Without a model object on the way: filling one takes longer than all of the writing.
         """
-        names = [json.dumps(name) for name in artifact.manifest.classes]
+        names = _quoted(artifact.manifest.classes)
         rows = zip(probabilities.tolist(), filenames, strict=True)
         predictions = ",".join([_render(names, row, top_k, filename) for row, filename in rows])
         return (
@@ -81,6 +82,11 @@ def top_k_of(wanted: int | None, artifact: Artifact) -> int:
         given = str(wanted)[:16]
         raise InvalidParameter(f"top_k={given}: the limit is the model's {classes} classes")
     return wanted
+
+
+@lru_cache(64)
+def _quoted(names: tuple[str, ...]) -> list[str]:
+    return [json.dumps(name) for name in names]
 
 
 def _render(names: Sequence[str], row: Sequence[float], top_k: int, filename: str | None) -> str:

@@ -69,7 +69,7 @@ class Settings(BaseSettings):
     body_timeout_seconds: Seconds = 30.0
 
     decode_threads: Annotated[int, Field(ge=1, le=64)] = 2
-    max_batch: Annotated[int, Field(ge=1, le=4096)] = 32
+    max_batch: Annotated[int, Field(ge=1, le=4096)] = 16
     max_connections: Annotated[int, Field(ge=1, le=1_000_000)] = 2048
     max_requests: Annotated[int, Field(ge=1, le=1_000_000)] = 128
     queue_capacity: Annotated[int, Field(ge=1, le=1_000_000)] = 2048

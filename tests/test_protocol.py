@@ -17,7 +17,7 @@ from fastapi import FastAPI
 from uvicorn.server import ServerState
 
 from app.connections import Connections, Share, Shares
-from app.protocol import MAX_HEAD_BYTES, HttpProtocol
+from app.protocol import MAX_HEAD_BYTES, HttpProtocol, _is_plain_post
 from app.schemas import Problem
 from app.service import Service
 from tests.conftest import Connect, Picture
@@ -316,3 +316,28 @@ def test_slow_uploads_are_closed_before_those_that_are_answered(
     finally:
         for connection in uploads:
             connection.close()
+
+
+@pytest.mark.parametrize(
+    ("line", "headers", "plain"),
+    [
+        (b"POST /predict HTTP/1.1", [], True),
+        (b"POST /predict?top_k=1 HTTP/1.1", [b"Connection: keep-alive"], True),
+        (b"POST /predict HTTP/1.0", [], False),
+        (b"POST /predictions HTTP/1.1", [], False),
+        (b"GET /predict HTTP/1.1", [], False),
+        (b"POST /predict HTTP/1.1", [b"Connection: close"], False),
+        (b"POST /predict HTTP/1.1", [b"Transfer-Encoding: chunked"], False),
+        (b"POST /predict HTTP/1.1", [b"content-length: 9"], False),
+        (b"POST /predict HTTP/1.1", [b"X: a", b" content-length: 9"], False),
+        (b"POST /predict HTTP/1.1", [b"Expect: 100-continue"], False),
+    ],
+)
+def test_only_a_plain_and_whole_request_is_refused_unparsed(
+    line: bytes, headers: list[bytes], plain: bool
+) -> None:
+    head = b"\r\n".join([line, b"Host: x", *headers, b"Content-Length: 9"])
+    assert _is_plain_post(head + b"\r\n\r\n" + bytes(9)) is plain
+    for rest in (bytes(8), bytes(9) + b"P"):
+        assert not _is_plain_post(head + b"\r\n\r\n" + rest)
+    assert not _is_plain_post(head)

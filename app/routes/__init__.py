@@ -1,5 +1,6 @@
 """The HTTP resources, one module each."""
 
+from functools import cache
 from typing import TypeVar, cast
 
 from fastapi import Request
@@ -37,7 +38,9 @@ def read_query(request: Request, kind: type[Q]) -> Q:
         RequestValidationError: a value that is not allowed.
         InvalidParameter: a parameter stands twice.
     """
-    given = request.query_params.multi_items() if request.scope["query_string"] else []
+    if not request.scope["query_string"]:
+        return cast(Q, _without(kind))
+    given = request.query_params.multi_items()
     values = dict(given)
     if len(values) < len(given):
         twice = next(name for name, _ in given if [key for key, _ in given].count(name) > 1)
@@ -47,3 +50,8 @@ def read_query(request: Request, kind: type[Q]) -> Q:
     except ValidationError as exc:
         errors = [{**error, "loc": ("query", *error["loc"])} for error in exc.errors()]
         raise RequestValidationError(errors) from exc
+
+
+@cache
+def _without(kind: type[Query]) -> Query:
+    return kind()
