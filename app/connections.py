@@ -19,6 +19,9 @@ _ROUTES = frozenset({"/predict"})  # whose paths may stand in metrics
 _SHED = reason(QueueFull)
 _WARN_SECONDS = 5.0
 
+BLOCKED_SECONDS = 10.0
+"""How long a client may leave an answer unread."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -80,7 +83,9 @@ class Connections:
         self.metrics = metrics
         self.closing = False
         self.working = 0
-        """Requests that have been received whole and are not answered yet."""
+        """POSTs that have come whole and are being answered."""
+        self.blocked: dict[Connection, float] = {}
+        """Connections whose clients do not read, and since when."""
         self._limit = limit
         self._waiting: OrderedDict[Connection, None] = OrderedDict()
         self._all: set[Connection] = set()
@@ -98,6 +103,9 @@ class Connections:
         now = time.monotonic()
         for connection in list(self._waiting):
             connection.check(now)
+        for connection, since in list(self.blocked.items()):
+            if now - since > BLOCKED_SECONDS:
+                connection.abort()
         if self._shed_since and now >= self._warn_at:
             _log.warning("%d requests were refused: too much to do", self._shed_since)
             self._shed_since, self._warn_at = 0, now + _WARN_SECONDS
@@ -117,16 +125,17 @@ class Connections:
         self._all.discard(connection)
         self.share.set(len(self._all))
         self._waiting.pop(connection, None)
+        self.blocked.pop(connection, None)
 
     def wait(self, connection: Connection) -> None:
         """Note that a connection waits for its client, from now on."""
         self._waiting[connection] = None
         self._waiting.move_to_end(connection)
 
-    def work(self, connection: Connection) -> None:
-        """Note that a request has been received whole."""
+    def work(self, connection: Connection, counts: bool) -> None:
+        """Note that a connection's request has come whole, and whether it counts as work."""
         self._waiting.pop(connection, None)
-        self.working += 1
+        self.working += counts
 
     def close_idle(self) -> None:
         """Close the connections that have no request under way."""

@@ -8,12 +8,8 @@ This module does not know what a request is about.
 """
 
 import asyncio
-import re
 import secrets
 import time
-from collections.abc import Mapping
-from functools import lru_cache
-from http import HTTPStatus
 from typing import Any
 
 import httptools
@@ -28,33 +24,33 @@ from app.errors import (
     HeadTooLarge,
     MalformedRequest,
     QueueFull,
+    RequestError,
     TooManyConnections,
     UploadTimeout,
 )
 from app.metrics import OTHER
 from app.middleware import CLIENT_GONE, ENDED
+from app.shedding import MAX_HEAD_BYTES, answer, enough_to_do, is_plain_post, shed_answer
 
-MAX_HEAD_BYTES = 32 << 10
-"""Request line and headers: what nginx and Apache take with room to spare."""
+MAX_AHEAD = 16
+"""Requests that may be sent ahead of the answer to the one before."""
 
 DRAIN_SECONDS = 10
 DRAIN_BYTES = 64 << 20
 """How long and how much of a refused body is read away, so that its sender sees the answer."""
 
-_PLAIN_LINE = re.compile(rb"POST /predict(\?\S*)? HTTP/1\.1\r\n")
-_PLAIN_LENGTH = re.compile(rb"\r\ncontent-length: ?(\d{1,9})(?=\r\n)", re.IGNORECASE)
-_NOT_PLAIN = re.compile(
-    rb"\r\n(?:transfer-encoding|connection:(?! ?keep-alive\r)|expect|upgrade|[ \t])", re.IGNORECASE
-)
-_UPGRADE = re.compile(rb"\r\nupgrade:[^\r\n]*", re.IGNORECASE)
-_ID_CHARACTERS = 32
+_UPGRADING = frozenset({b"upgrade", b"connection", b"http2-settings"})
+
+
+_SHED = QueueFull("refused, with the connection")
 
 
 class HttpProtocol(HttpToolsProtocol):
     """One connection.
 
-    It waits for its client (in `_IDLE` for a request, in `_HEAD` and `_BODY` for the rest of it, in
-    `_DRAIN` for the end of one that has been answered), unless `_unanswered` requests are at work.
+    The parser is between two requests (`_IDLE`), in a `_HEAD` or a `_BODY`, or at the end of what
+    has been answered already (`_DRAIN`). The connection waits for its client unless a request that
+    has come whole is running; requests that were sent ahead stand in uvicorn's `pipeline`.
     """
 
     _IDLE, _HEAD, _BODY, _DRAIN = range(4)
@@ -66,11 +62,11 @@ class HttpProtocol(HttpToolsProtocol):
         self._phase = self._IDLE
         self._since = 0.0
         self._bytes = 0  # of the head, or of what is drained
-        self._unanswered = 0
         self._shed = False
-        self._too_large: HeadTooLarge | None = None
+        self._fault: RequestError | None = None  # found by the parser's callbacks
         self._refusal: ConvscopeError | None = None
         self._running: tuple[RequestResponseCycle, asyncio.Task[None]] | None = None
+        self._at_work = False  # whether what runs is a whole POST
 
     # The connection
 
@@ -87,9 +83,18 @@ class HttpProtocol(HttpToolsProtocol):
         """End the request that nobody waits for any more."""
         super().connection_lost(exc)
         self._connections.remove(self)
-        self._connections.working -= self._unanswered
-        self._unanswered = 0
+        self._end_work()
         self._end_task(CLIENT_GONE)
+
+    def pause_writing(self) -> None:
+        """Called by the event loop when the client does not read."""
+        super().pause_writing()
+        self._connections.blocked[self] = time.monotonic()
+
+    def resume_writing(self) -> None:
+        """Called by the event loop when the client reads again."""
+        super().resume_writing()
+        self._connections.blocked.pop(self, None)
 
     def _end_task(self, status: int) -> str | None:
         """End the application's part in a request that it will not answer; return its id."""
@@ -142,7 +147,7 @@ class HttpProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Feed the parser, within the limits."""
         if self._phase == self._IDLE:
-            if self._connections.full and not self._unanswered and _is_plain_post(data):
+            if self._connections.full and self._running is None and is_plain_post(data):
                 self.url = data[5 : data.index(b" ", 5)]
                 self._answer_shed(keep=not self._connections.closing)
                 return
@@ -152,34 +157,75 @@ class HttpProtocol(HttpToolsProtocol):
         if self._phase == self._DRAIN and self._bytes > DRAIN_BYTES:
             self.transport.abort()
         elif self._refusal is None:
-            if self._phase == self._HEAD and b"pgrade:" in data:
-                data = _without_upgrade(data)
-            try:
-                self.parser.feed_data(data)
-            except (httptools.HttpParserError, httptools.HttpParserUpgrade) as exc:
-                self._refuse(MalformedRequest(f"this is not HTTP/1.1 that is read: {exc}"))
+            self._feed(data)
             if self._refusal is None and not self.transport.is_closing():
                 self._judge()
 
+    def _feed(self, data: bytes) -> None:
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as exc:
+            if self._fault is None:
+                self._decline_upgrade(data[exc.args[0] :])
+        except httptools.HttpParserError as exc:
+            if self._phase == self._DRAIN:
+                self.transport.close()  # it has had its answer
+            else:
+                self._refuse(MalformedRequest(f"this is not HTTP/1.1 that is read: {exc}"))
+
+    def _decline_upgrade(self, rest: bytes) -> None:
+        """Go on with HTTP/1.1: the parser has left all after the head to another protocol."""
+        method, url = self.parser.get_method(), self.url
+        lines = [b"%b %b HTTP/1.1" % (method, url)]
+        lines += [b"%b: %b" % header for header in self.headers if header[0] not in _UPGRADING]
+        self.parser = httptools.HttpRequestParser(self)
+        self._feed(b"\r\n".join(lines) + b"\r\n\r\n" + rest)
+
     def _judge(self) -> None:
         """Refuse what has turned out to be too much."""
-        if self._too_large is not None:
-            self._refuse(self._too_large)
+        if self._fault is not None:
+            self._refuse(self._fault)
         elif self._phase == self._HEAD and self._bytes > MAX_HEAD_BYTES:
             self._refuse(_head_too_large(self._bytes))
         elif self._shed:  # and more of its body is to come
             self._connections.count_shed(self._path)
-            self._refuse(QueueFull(_enough_to_do(self._settings.max_requests)))
+            self._refuse(enough_to_do(self._settings.max_requests))
+
+    @property
+    def _deaf(self) -> bool:
+        return self._fault is not None or self._refusal is not None
+
+    def on_message_begin(self) -> None:
+        """Begin a head, also in the packet that ends the request before it."""
+        if self._phase != self._HEAD:
+            self._phase, self._since, self._bytes = self._HEAD, time.monotonic(), 0
+        super().on_message_begin()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Keep a header; what stands behind a body is not read."""
+        if self._phase == self._HEAD:
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         """Start the request, unless its head is too large or there is enough to do."""
+        if self._deaf:
+            return
+        if self.parser.should_upgrade():  # `_decline_upgrade` brings it here again
+            if self.parser.get_method() == b"CONNECT":
+                self._fault = MalformedRequest("CONNECT is not taken")
+            return
         self._phase, self._since = self._BODY, time.monotonic()
         if self._bytes > MAX_HEAD_BYTES:  # with what came of the body
             size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
             if size > MAX_HEAD_BYTES:
-                self._too_large = _head_too_large(size)
+                self._fault = _head_too_large(size)
                 return
-        if self._connections.full and not self._unanswered:
+        if len(self.pipeline) == MAX_AHEAD:
+            self._fault = MalformedRequest(
+                f"more than {MAX_AHEAD} requests were sent ahead of their answers"
+            )
+            return
+        if self._connections.full and self._running is None:
             self._shed = self.parser.get_method() == b"POST"
         if self._shed:
             return
@@ -189,12 +235,12 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         """Keep a part of the body, unless the request is refused."""
-        if not self._shed and self._too_large is None:
+        if not self._shed and not self._deaf:
             super().on_body(body)
 
     def on_message_complete(self) -> None:
         """Note that the request is at work from now on; refuse it here if there is enough."""
-        if self._too_large is not None:
+        if self._deaf or self._phase == self._HEAD:
             return
         if self._shed:
             self._shed = False
@@ -204,9 +250,8 @@ class HttpProtocol(HttpToolsProtocol):
             self._wait(self._IDLE)
         else:
             self._phase = self._IDLE
-            self._unanswered += 1
-            self._connections.work(self)
             super().on_message_complete()
+            self._begin_work()
 
     # What is answered
 
@@ -216,48 +261,54 @@ class HttpProtocol(HttpToolsProtocol):
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
 
+    def _begin_work(self) -> None:
+        """Count what runs as work once it has come whole; what was sent ahead counts later."""
+        if self._running is not None and not self._running[0].more_body:
+            self._at_work = self._running[0].scope["method"] == "POST"
+            self._connections.work(self, self._at_work)
+
+    def _end_work(self) -> None:
+        self._connections.working -= self._at_work
+        self._at_work = False
+
     def on_response_complete(self) -> None:
         """Wait for the next request, or for the end of this one; `sweep` minds the time."""
         self.server_state.total_requests += 1
         self._running = None
-        if self._unanswered:
-            self._unanswered -= 1
-            self._connections.working -= 1
+        self._end_work()
         if self.transport.is_closing():
             return
-        if self._refusal is not None:
-            self.transport.close()
-            return
-        self.flow.resume_reading()
         if self.pipeline:
+            self._wait(self._phase)
             self._start_asgi_task(*self.pipeline.pop())
-        elif not self._unanswered:
+            self._begin_work()
+        elif self._refusal is not None:
+            self.transport.close()
+        else:
+            self.flow.resume_reading()
             self._wait(self._DRAIN if self._phase == self._BODY else self._phase)
 
     def _answer_shed(self, *, keep: bool) -> None:
         """Refuse a request that has been received whole, and keep the connection if told so."""
         self._connections.count_shed(self._path)
-        head, body, tail = _shed_answer(self._settings.max_requests, self._path)
-        request_id = secrets.token_hex(_ID_CHARACTERS // 2).encode()
-        close = b"" if keep else b"connection: close\r\n"
-        parts = head, close, b"x-request-id: ", request_id, b"\r\n\r\n", body, request_id, tail
-        self.transport.write(b"".join(parts))
+        self.transport.write(shed_answer(self._settings.max_requests, self._path, keep=keep))
         if keep:
             self._wait(self._IDLE)
         else:
+            self._refusal = _SHED
             self.transport.close()
 
     def _refuse(self, error: ConvscopeError) -> None:
         """Answer for the application, and take no further request."""
         self._refusal = error
-        if self._unanswered:
-            return  # the answer before this one is the last
+        if self.pipeline or (self._running is not None and not self._running[0].more_body):
+            return  # the answers before this one are the last
         status, _ = http_errors.STATUSES[type(error)]
         known = self._end_task(status)
-        request_id = known or secrets.token_hex(_ID_CHARACTERS // 2)
+        request_id = known or secrets.token_hex(16)
         status, headers, body = http_errors.render(error, self._path, request_id)
         ours = {"content-length": len(body), "x-request-id": request_id, "connection": "close"}
-        self.transport.write(_head(status, headers | ours) + b"\r\n" + body)
+        self.transport.write(answer(status, headers | ours, body))
         if self.transport.can_write_eof():
             self.transport.write_eof()
         seconds = time.monotonic() - self._since
@@ -269,6 +320,8 @@ class HttpProtocol(HttpToolsProtocol):
             return  # what runs around every request counts and logs it
         method = str((self.scope or {}).get("method", OTHER))
         self._connections.metrics.count_refused(method, OTHER, status)
+        if isinstance(error, TooManyConnections):
+            return  # nobody reads thousands of lines that say the same
         token = logs.request_id.set(request_id)
         logs.write_request({"method": method, "path": self._path}, status, seconds, None)
         logs.request_id.reset(token)
@@ -282,41 +335,3 @@ def _head_too_large(size: int) -> HeadTooLarge:
     return HeadTooLarge(
         f"the request's head is at least {size} bytes; the limit is {MAX_HEAD_BYTES} bytes"
     )
-
-
-def _is_plain_post(data: bytes) -> bool:
-    """Whether this is one whole POST, and nothing that takes a parser to understand.
-
-    What is refused need not be parsed: that costs more than all the rest of refusing it.
-    """
-    if not _PLAIN_LINE.match(data):
-        return False
-    end = data.find(b"\r\n\r\n", 0, MAX_HEAD_BYTES)
-    length = _PLAIN_LENGTH.findall(data, 0, end + 2)
-    if len(length) != 1 or int(length[0]) != len(data) - end - 4:
-        return False
-    return not _NOT_PLAIN.search(data, 0, end + 2)
-
-
-def _without_upgrade(data: bytes) -> bytes:
-    """Take no offer of another protocol: the parser would leave the body to that."""
-    head, end, rest = data.partition(b"\r\n\r\n")
-    return _UPGRADE.sub(b"", head) + end + rest
-
-
-def _enough_to_do(limit: int) -> str:
-    return f"{limit} requests are at work; that is the limit"
-
-
-@lru_cache(64)  # the path is the client's
-def _shed_answer(limit: int, path: str) -> tuple[bytes, bytes, bytes]:
-    """Return the head, and the body before and after the request id."""
-    mark = "0" * _ID_CHARACTERS
-    status, headers, body = http_errors.render(QueueFull(_enough_to_do(limit)), path, mark)
-    before, _, after = body.rpartition(mark.encode())
-    return _head(status, {**headers, "content-length": str(len(body))}), before, after
-
-
-def _head(status: int, headers: Mapping[str, object]) -> bytes:
-    lines = [f"{name}: {value}\r\n" for name, value in headers.items()]
-    return f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n{''.join(lines)}".encode()

@@ -8,6 +8,7 @@ starts no thread: a process with threads cannot be forked safely.
 import gc
 import logging
 import multiprocessing
+import os
 import signal
 import socket
 import sys
@@ -30,6 +31,9 @@ from app.settings import Settings
 from app.store import open_backends, read_store
 
 _BEAT_SECONDS = 1.0
+_START_SECONDS = 120.0
+"""How long a worker may take to open its models."""
+
 _STEADY_SECONDS = 5.0
 """A worker that lived shorter is replaced after a while: it may well die again."""
 _LONGEST_BACKOFF_SECONDS = 30.0
@@ -154,7 +158,9 @@ class Supervisor:
 
     def _hangs(self, worker: _Worker, now: float) -> bool:
         limit = self.settings.hang_seconds
-        return worker.ready and max(worker.stuck_seconds, now - worker.heard) > limit
+        if not worker.ready:
+            limit = max(limit, _START_SECONDS)
+        return max(worker.stuck_seconds, now - worker.heard) > limit
 
     def _bury(self, worker: _Worker, now: float) -> None:
         worker.reader.close()
@@ -207,6 +213,7 @@ class Supervisor:
         except ConvscopeError as exc:
             writer.send_bytes(f"error {exc}".encode())
             sys.exit(1)
+        os.set_blocking(writer.fileno(), False)
         metrics = Metrics()
         metrics.worker_restarts.inc(replaces)
         application = create_app(settings, store=store, backends=backends, metrics=metrics)
@@ -217,6 +224,8 @@ class Supervisor:
             service: Service = application.state.service
             try:
                 writer.send_bytes(f"beat {service.stuck_seconds:.1f}".encode())
+            except BlockingIOError:  # the supervisor is stopped
+                pass
             except OSError:  # the supervisor was killed
                 server.should_exit = True
 

@@ -6,9 +6,7 @@ due. On one machine the clients take their share of the processors too: the figu
 for it, most of all in the part that asks for three times what can be done.
 """
 
-import asyncio
 import json
-import multiprocessing
 import os
 import resource
 import signal
@@ -16,19 +14,17 @@ import sys
 import tempfile
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 import click
-import uvloop
 from prometheus_client.mmap_dict import MmapedDict
 
 from bench import BUILD, RESULTS, ROOT
 from bench.answers import ask
+from bench.attacks import ATTACKS, HOST, Attack, attacking
 from bench.load import (
     Address,
     LoadFailed,
@@ -46,9 +42,6 @@ from bench.servers import CORES, SERVERS
 OUT = RESULTS / "overload.json"
 LOG = BUILD / "logs" / "overload.log"
 LEGITIMATE_RATE = 200.0
-_HOST = "127.0.0.1"
-_SOURCES = [f"127.0.0.{number}" for number in range(2, 6)]
-"""Addresses that attackers come from: each has ports of its own."""
 _METRICS = "PROMETHEUS_MULTIPROC_DIR"
 
 
@@ -159,7 +152,7 @@ def _ping(address: Address) -> None:
 
 @contextmanager
 def _service() -> Iterator[_Service]:
-    server, address = SERVERS["ours"], (_HOST, free_port())
+    server, address = SERVERS["ours"], (HOST, free_port())
     with tempfile.TemporaryDirectory(prefix="convscope-overload-") as place:
         environment = {**server.environment, _METRICS: place}
         command = server.command(address[1])
@@ -296,117 +289,7 @@ def _terminate(found: Findings, seconds: float) -> None:
     found.at_most("sent but not answered with 200", result.resets + result.timeouts + others, 0)
 
 
-# Attackers, in a process of their own
-
-
-Say = Callable[[str], None]
-
-
-async def _connect(
-    address: Address, number: int
-) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    source = (_SOURCES[number % len(_SOURCES)], 0)
-    return await asyncio.open_connection(*address, local_addr=source)
-
-
-async def _dribble(address: Address, number: int, attack: "Attack", say: Say) -> None:
-    """Hold a connection: send a head and then a little, for ever; come back when thrown out."""
-    while True:
-        writer: asyncio.StreamWriter | None = None
-        try:
-            reader, writer = await _connect(address, number)
-            say("connected")
-            writer.write(attack.head)
-            ended = asyncio.ensure_future(reader.read(4096))
-            while not ended.done():
-                await asyncio.wait([ended], timeout=attack.pause or None)
-                if not ended.done():
-                    writer.write(attack.piece)
-            answer = ended.result()
-            say(f"answered {answer[9:12].decode()}" if answer else "closed")
-        except OSError as exc:
-            say(type(exc).__name__)
-        finally:
-            if writer is not None:
-                writer.close()
-        await asyncio.sleep(attack.back)
-
-
-@dataclass(frozen=True)
-class Attack:
-    """Many connections that do one bad thing.
-
-    Attributes:
-        title: as it stands in the report.
-        connections: how many.
-        head: sent at once.
-        piece: sent again and again.
-        pause: seconds between two pieces; 0 means that none is sent.
-        back: seconds after which a connection that was thrown out comes back.
-    """
-
-    title: str
-    connections: int
-    head: bytes = b""
-    piece: bytes = b""
-    pause: float = 0.0
-    back: float = 1.0
-
-
-def _post(*headers: str) -> bytes:
-    lines = ["POST /predict HTTP/1.1", f"Host: {_HOST}", "Content-Type: image/png", *headers]
-    return "\r\n".join(lines).encode() + b"\r\n\r\n"
-
-
-_HELD = 24 << 20
-
-ATTACKS = (
-    Attack("500 slow bodies", 500, _post("Content-Length: 1000000"), b"x", 1),
-    Attack("1,000 idle connections", 1000),
-    Attack("10,000 half-open connections", 10_000, b"GET /models HTTP/1.1\r\nA: ", b"a", 5, 5),
-    Attack("100 heads of 64 KB at a time", 100, b"GET / HTTP/1.1\r\nA: " + b"a" * 65536, b"a", 5),
-    Attack(
-        "100 chunked bodies without an end",
-        100,
-        _post("Transfer-Encoding: chunked"),
-        b"1000\r\n" + bytes(4096) + b"\r\n",
-        0.1,
-    ),
-    Attack(
-        "30 bodies of 24 MB that stop short",
-        30,
-        _post(f"Content-Length: {_HELD + 1000}") + bytes(_HELD),
-        b"x",
-        1,
-    ),
-)
-
-
-def _attack(pipe: Connection, address: Address, attack: Attack) -> None:
-    """Attack until the other end of the pipe says stop: the main function of a process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends us
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    seen: Counter[str] = Counter()
-
-    async def run() -> None:
-        stop = asyncio.Event()
-        asyncio.get_running_loop().add_reader(pipe.fileno(), stop.set)
-        tasks: list[asyncio.Task[None]] = []
-        for number in range(attack.connections):
-            tasks.append(asyncio.create_task(_dribble(address, number, attack, say)))
-            if number % 20 == 19:  # as fast as one process can, but not in one burst
-                await asyncio.sleep(0.005)
-        await stop.wait()
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)
-
-    def say(word: str) -> None:
-        seen[word] += 1
-
-    uvloop.run(run())
-    pipe.send(dict(seen))
+# Attacks
 
 
 def _attacks(found: Findings, seconds: float) -> None:
@@ -422,24 +305,13 @@ def _attacks(found: Findings, seconds: float) -> None:
 
 def _endure(found: Findings, service: _Service, attack: Attack, seconds: float) -> None:
     before = service.cost()
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_attack, args=(theirs, service.address, attack), daemon=True)
-    process.start()
-    theirs.close()
-    try:
+    with attacking(service.address, attack) as stop:
         time.sleep(1)
         load = _Background(lambda: service.load(LEGITIMATE_RATE, seconds))
         time.sleep(seconds * 0.8)
         peak = service.cost()
         result = load.result
-        ours.send(None)
-        seen = ours.recv()
-    except EOFError as exc:
-        raise LoadFailed("the attackers' process ended by itself") from exc
-    finally:
-        process.kill()
-        process.join()
+        seen = stop()
     time.sleep(2)
     found.loads[attack.title] = result
     good = result.latency.get(200)

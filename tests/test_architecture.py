@@ -50,7 +50,9 @@ ALLOWED: dict[str, set[str]] = {
         "app.logs",
         "app.metrics",
         "app.middleware",
+        "app.shedding",
     },
+    "app.shedding": {"app.errors", "app.http_errors"},
     "app.server": {"app.connections", "app.metrics", "app.protocol", "app.settings"},
 }
 TOP = {"app.main", "app.cli", "app.routes", "app.supervisor"}

@@ -17,9 +17,10 @@ from fastapi import FastAPI
 from uvicorn.server import ServerState
 
 from app.connections import Connections, Share, Shares
-from app.protocol import MAX_HEAD_BYTES, HttpProtocol, _is_plain_post
+from app.protocol import MAX_AHEAD, HttpProtocol
 from app.schemas import Problem
 from app.service import Service
+from app.shedding import MAX_HEAD_BYTES, is_plain_post
 from tests.conftest import Connect, Picture
 from tests.fakes import HeldBackend
 from tests.servers import CONVSCOPE, Server, get, started, wait_until
@@ -155,7 +156,9 @@ def test_offer_of_another_protocol_is_not_taken(server: Server, picture: Picture
     with server.connect() as connection:
         offer = ["Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABk"]
         connection.sendall(_post(picture("red"), *offer))
-        received = connection.recv(65536)
+        received = b""
+        while not received.endswith(b"}]}"):
+            received += connection.recv(65536)
     assert received.startswith(b"HTTP/1.1 200 ")
     assert b'"label":"red"' in received
 
@@ -337,7 +340,102 @@ def test_only_a_plain_and_whole_request_is_refused_unparsed(
     line: bytes, headers: list[bytes], plain: bool
 ) -> None:
     head = b"\r\n".join([line, b"Host: x", *headers, b"Content-Length: 9"])
-    assert _is_plain_post(head + b"\r\n\r\n" + bytes(9)) is plain
+    assert is_plain_post(head + b"\r\n\r\n" + bytes(9)) is plain
     for rest in (bytes(8), bytes(9) + b"P"):
-        assert not _is_plain_post(head + b"\r\n\r\n" + rest)
-    assert not _is_plain_post(head)
+        assert not is_plain_post(head + b"\r\n\r\n" + rest)
+    assert not is_plain_post(head)
+
+
+def _head(*lines: str) -> bytes:
+    return "\r\n".join([*lines, "", ""]).encode()
+
+
+LIVE = _head("GET /health/live HTTP/1.1", "Host: x")
+
+
+def test_requests_sent_ahead_are_answered_in_order_up_to_a_number(
+    server: Server, picture: Picture
+) -> None:
+    with server.connect() as connection:
+        connection.sendall((LIVE + _post(picture("blue"))) * (MAX_AHEAD // 2))
+        received = b""
+        while received.count(b'"label":"blue"') < MAX_AHEAD // 2:
+            received += connection.recv(65536)
+        assert received.count(b"HTTP/1.1 200 OK") == MAX_AHEAD
+    with server.connect() as connection:
+        connection.sendall(LIVE * 1000)
+        assert _read_all(connection).count(b"HTTP/1.1 200 OK") == MAX_AHEAD + 1
+
+
+def test_slow_body_behind_another_request_is_refused_in_time(server: Server) -> None:
+    with server.connect() as connection:
+        post = _head("POST /predict HTTP/1.1", "Host: x", "Content-Length: 1000")
+        connection.sendall(LIVE + post + b"abc")
+        received = _read_all(connection)
+    assert received.startswith(b"HTTP/1.1 200 ")
+    _problem(b"HTTP/1.1 408 " + received.partition(b"HTTP/1.1 408 ")[2], 408)
+
+
+def test_trailers_are_not_kept(server: Server) -> None:
+    (worker,) = server.workers
+    status = Path(f"/proc/{worker}/status")
+
+    def resident() -> int:
+        (line,) = [row for row in status.read_text().splitlines() if row.startswith("VmRSS")]
+        return int(line.split()[1])
+
+    before = resident()
+    with server.connect() as connection:
+        connection.sendall(_head("POST /predict HTTP/1.1", "Host: x", "Transfer-Encoding: chunked"))
+        connection.sendall(b"0\r\n" + b"a:b\r\n" * 2_000_000)
+        assert resident() - before < 50_000
+
+
+def test_client_that_does_not_read_takes_no_place_from_others(
+    server: Server, picture: Picture
+) -> None:
+    metrics = _head("GET /metrics HTTP/1.1", "Host: x")
+    lazy = [server.connect() for _ in range(20)]
+    try:
+        for connection in lazy:
+            connection.sendall(metrics * MAX_AHEAD)
+        with server.connect() as connection:
+            connection.sendall(_post(picture("red"), "Connection: close"))
+            assert b'"label":"red"' in _read_all(connection)
+    finally:
+        for connection in lazy:
+            connection.close()
+
+
+@pytest.mark.parametrize("name", ["Upgrade", "UPGRADE"])
+@pytest.mark.parametrize("cut", [40, 80])
+def test_offer_of_another_protocol_is_not_taken_however_it_comes(
+    server: Server, picture: Picture, name: str, cut: int
+) -> None:
+    request = _post(picture("red"), "Connection: Upgrade", f"{name}: h2c") * 2
+    with server.connect() as connection:
+        connection.sendall(request[:cut])
+        time.sleep(0.05)
+        connection.sendall(request[cut:])
+        received = b""
+        while received.count(b'"label":"red"') < 2:
+            chunk = connection.recv(65536)
+            assert chunk, received
+            received += chunk
+
+
+def test_tunnel_is_refused(server: Server) -> None:
+    with server.connect() as connection:
+        connection.sendall(_head("CONNECT example.org:443 HTTP/1.1", "Host: example.org"))
+        _problem(_read_all(connection), 400)
+
+
+def test_what_has_been_answered_is_not_answered_again(server: Server) -> None:
+    with server.connect() as connection:
+        connection.sendall(_head("POST /no HTTP/1.1", "Host: x", "Transfer-Encoding: chunked"))
+        received = b""
+        while b"}" not in received:
+            received += connection.recv(65536)
+        connection.sendall(b"zz\r\n")
+        received += _read_all(connection)
+    assert received.count(b"HTTP/1.1 ") == 1

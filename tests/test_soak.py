@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from bench import ROOT
-from bench.soak import Counted, Mixture, Shot, Tally, differences
+from bench.clients import Tally
+from bench.mixture import Mixture, Shot
+from bench.soak import Counted, differences
 
 MINUTES = "1"
 SECONDS_AT_MOST = 420  # imports and start take a minute where others compute
@@ -41,6 +43,19 @@ def test_counts_of_the_service_are_compared_with_the_clients_own() -> None:
     assert differences(tally, Counted(Counter({key: 3}), Counter(), Counter())) == []
     (line,) = differences(tally, Counted(Counter({key: 2}), Counter(), Counter()))
     assert line.endswith("2 counted, 3 seen")
+    tally.rejections["unknown-filter"] += 1
+    (line,) = differences(tally, Counted(Counter({key: 3}), Counter(), Counter()))
+    assert line.endswith("0 counted, 1 seen")
+
+
+def test_who_left_before_an_answer_may_have_been_answered() -> None:
+    left, answered = ("POST", "/predict", 499), ("POST", "/predict", 200)
+    tally = Tally(counts=Counter({left: 3}), unsure=1)
+    predicted = Counter({("fc", "1", "cat"): 1})
+    one, two = (Counter({left: 3 - n, answered: n}) for n in (1, 2))
+    assert differences(tally, Counted(one, predicted, Counter())) == []
+    assert differences(tally, Counted(two, predicted, Counter()))
+    assert differences(tally, Counted(Counter({left: 4}), Counter(), Counter()))
 
 
 @pytest.mark.slow
