@@ -35,7 +35,7 @@ class Bodies:
             QueueFull: they do not fit, and no other body is slow.
         """
         while self.held + size > self.limit:
-            slowest = next(iter(self._coming), wanted_by)
+            slowest = next((hold for hold in self._coming if hold.size), wanted_by)
             if slowest is wanted_by or time.monotonic() - slowest.since < SLOW_SECONDS:
                 raise QueueFull(
                     f"bodies of {self.held} bytes are held and {size} more do not fit; "
@@ -57,7 +57,7 @@ class Hold:
     def __init__(self, bodies: Bodies) -> None:
         self.since = time.monotonic()
         self._bodies = bodies
-        self._size = 0
+        self.size = 0
         self._given_up = False
 
     def __enter__(self) -> Self:
@@ -69,7 +69,7 @@ class Hold:
         self, kind: type[BaseException] | None, exc: BaseException | None, _: TracebackType | None
     ) -> None:
         self._bodies.coming(self, still=False)
-        self._bodies.held -= self._size
+        self._bodies.held -= self.size
         if self._given_up and self._task is not None and kind is asyncio.CancelledError:
             self._task.uncancel()
             raise QueueFull(
@@ -83,10 +83,10 @@ class Hold:
         Raises:
             QueueFull: together with the others that is too much.
         """
-        if self._bodies.held - self._size + size > self._bodies.limit:
-            self._bodies.make_room(size - self._size, self)
-        self._bodies.held += size - self._size
-        self._size = size
+        if self._bodies.held - self.size + size > self._bodies.limit:
+            self._bodies.make_room(size - self.size, self)
+        self._bodies.held += size - self.size
+        self.size = size
 
     def complete(self) -> None:
         """Note that the body has come; from now on it does not make room."""
@@ -95,8 +95,8 @@ class Hold:
     def give_up(self) -> None:
         """Make room, by ending the request with QueueFull."""
         self._bodies.coming(self, still=False)
-        self._bodies.held -= self._size
-        self._size = 0
+        self._bodies.held -= self.size
+        self.size = 0
         self._given_up = True
         if self._task is not None:
             self._task.cancel()

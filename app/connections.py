@@ -94,6 +94,11 @@ class Connections:
         self._warn_at = 0.0
 
     @property
+    def count(self) -> int:
+        """How many connections are open."""
+        return len(self._all)
+
+    @property
     def full(self) -> bool:
         """Whether the worker has as much to do as it takes on."""
         return self.working >= self.settings.max_requests
@@ -102,7 +107,11 @@ class Connections:
         """Close what has waited too long for its client; to be called every second."""
         now = time.monotonic()
         for connection in list(self._waiting):
-            connection.check(now)
+            try:
+                connection.check(now)
+            except Exception:  # noqa: BLE001 - one connection must not end the worker
+                _log.exception("a connection could not be checked")
+                connection.abort()
         for connection, since in list(self.blocked.items()):
             if now - since > BLOCKED_SECONDS:
                 connection.abort()
@@ -116,6 +125,7 @@ class Connections:
             if not self._waiting:
                 return False
             next(iter(self._waiting)).abort()
+            self.metrics.count_rejection("connection-evicted")
         self._all.add(connection)
         self.share.set(len(self._all))
         return True

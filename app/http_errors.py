@@ -61,9 +61,9 @@ STATUSES: Mapping[type[ConvscopeError], tuple[int, str]] = {
 }
 
 _HEADERS: Mapping[int, Mapping[str, str]] = {
-    406: {"Vary": "Accept"},
-    408: {"Connection": "close"},
-    503: {"Retry-After": "1"},
+    406: {"vary": "Accept"},
+    408: {"connection": "close"},
+    503: {"retry-after": "1"},
 }
 
 

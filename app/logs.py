@@ -7,6 +7,7 @@ escapes by itself, and a request's path is logged percent-encoded, as it came.
 import json
 import logging
 import sys
+from contextlib import suppress
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any, Literal, TextIO
@@ -51,12 +52,14 @@ def write_request(scope: Scope, status: int, seconds: float, model: str | None) 
     handler = logging.getLogger().handlers[-1]
     if isinstance(handler, _Handler) and handler.as_json:
         ending = f',"model":{json.dumps(model)}}}\n' if model is not None else "}\n"
-        handler.stream.write(
+        line = (
             f'{{"event":"request","level":"{"debug" if path in _PROBES else "info"}",'
             f'"timestamp":"{datetime.now(UTC).isoformat()[:-6]}Z",'
             f'"request_id":{json.dumps(request_id.get())},"method":{json.dumps(scope["method"])},'
             f'"path":{json.dumps(path)},"status":{status},"duration_ms":{duration}{ending}'
         )
+        with suppress(OSError, ValueError):  # a full disk or a closed pipe ends no request
+            handler.stream.write(line)
         return
     fields: dict[str, Any] = {"method": scope["method"], "path": path, "status": status}
     named = {"model": model} if model is not None else {}

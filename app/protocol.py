@@ -3,8 +3,7 @@
 Heads have a limit of size, heads and bodies of time, and connections of number. A worker that has
 enough to do refuses further work here, before anything is spent on it: what a refusal costs decides
 how much a service still does when it is asked for too much. A client that goes away ends its own
-request.
-This module does not know what a request is about.
+request. This module does not know what a request is about.
 """
 
 import asyncio
@@ -16,21 +15,19 @@ import httptools
 from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from app import http_errors, logs
+from app import errors, http_errors, logs
 from app.connections import Connections
-from app.errors import (
-    ConvscopeError,
-    HeadTimeout,
-    HeadTooLarge,
-    MalformedRequest,
-    QueueFull,
-    RequestError,
-    TooManyConnections,
-    UploadTimeout,
-)
 from app.metrics import OTHER
 from app.middleware import CLIENT_GONE, ENDED
-from app.shedding import MAX_HEAD_BYTES, answer, enough_to_do, is_plain_post, shed_answer
+from app.shedding import (
+    MAX_HEAD_BYTES,
+    answer,
+    enough_to_do,
+    framing_too_large,
+    head_too_large,
+    is_plain_post,
+    shed_answer,
+)
 
 MAX_AHEAD = 16
 """Requests that may be sent ahead of the answer to the one before."""
@@ -40,9 +37,7 @@ DRAIN_BYTES = 64 << 20
 """How long and how much of a refused body is read away, so that its sender sees the answer."""
 
 _UPGRADING = frozenset({b"upgrade", b"connection", b"http2-settings"})
-
-
-_SHED = QueueFull("refused, with the connection")
+_SHED = errors.QueueFull("refused, with the connection")
 
 
 class HttpProtocol(HttpToolsProtocol):
@@ -63,8 +58,8 @@ class HttpProtocol(HttpToolsProtocol):
         self._since = 0.0
         self._bytes = 0  # of the head, or of what is drained
         self._shed = False
-        self._fault: RequestError | None = None  # found by the parser's callbacks
-        self._refusal: ConvscopeError | None = None
+        self._fault: errors.RequestError | None = None  # found by the parser's callbacks
+        self._refusal: errors.ConvscopeError | None = None
         self._running: tuple[RequestResponseCycle, asyncio.Task[None]] | None = None
         self._at_work = False  # whether what runs is a whole POST
 
@@ -76,8 +71,7 @@ class HttpProtocol(HttpToolsProtocol):
         if self._connections.add(self):
             self._wait(self._IDLE)
         else:
-            self._refuse(TooManyConnections("every connection that may be open is at work"))
-            transport.close()
+            self._refuse(errors.TooManyConnections("every connection that may be open is at work"))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End the request that nobody waits for any more."""
@@ -113,7 +107,9 @@ class HttpProtocol(HttpToolsProtocol):
             self.cycle.keep_alive = False
 
     def abort(self) -> None:
-        """Close at once, to make room."""
+        """Close at once, to make room or because the client does not read."""
+        status, _ = http_errors.STATUSES[errors.TooManyConnections]
+        self._end_task(status)
         self._connections.remove(self)
         self.transport.abort()
 
@@ -126,16 +122,20 @@ class HttpProtocol(HttpToolsProtocol):
         """Close the connection if its client has taken longer than it may."""
         waited = now - self._since
         if self._phase == self._IDLE and waited > self._settings.keep_alive_seconds:
-            self.transport.close()
+            # Closing waits for what the client has not read.
+            unread = self.transport.get_write_buffer_size()
+            self.transport.abort() if unread else self.transport.close()
         elif self._phase == self._DRAIN and waited > DRAIN_SECONDS:
             self.transport.abort()
         elif self._phase == self._HEAD and waited > self._settings.head_timeout_seconds:
             limit = self._settings.head_timeout_seconds
-            self._refuse(HeadTimeout(f"the request's head did not arrive within {limit:g} seconds"))
+            self._refuse(
+                errors.HeadTimeout(f"the request's head did not arrive within {limit:g} seconds")
+            )
         elif self._phase == self._BODY and waited > self._settings.body_timeout_seconds:
             limit = self._settings.body_timeout_seconds
             self._refuse(
-                UploadTimeout(f"body did not arrive within the limit of {limit:g} seconds")
+                errors.UploadTimeout(f"body did not arrive within the limit of {limit:g} seconds")
             )
 
     def _wait(self, phase: int) -> None:
@@ -152,8 +152,7 @@ class HttpProtocol(HttpToolsProtocol):
                 self._answer_shed(keep=not self._connections.closing)
                 return
             self._phase, self._since, self._bytes = self._HEAD, time.monotonic(), 0
-        if self._phase in {self._HEAD, self._DRAIN}:
-            self._bytes += len(data)
+        self._bytes += len(data)
         if self._phase == self._DRAIN and self._bytes > DRAIN_BYTES:
             self.transport.abort()
         elif self._refusal is None:
@@ -171,22 +170,27 @@ class HttpProtocol(HttpToolsProtocol):
             if self._phase == self._DRAIN:
                 self.transport.close()  # it has had its answer
             else:
-                self._refuse(MalformedRequest(f"this is not HTTP/1.1 that is read: {exc}"))
+                self._refuse(errors.MalformedRequest(f"this is not HTTP/1.1 that is read: {exc}"))
 
     def _decline_upgrade(self, rest: bytes) -> None:
         """Go on with HTTP/1.1: the parser has left all after the head to another protocol."""
-        method, url = self.parser.get_method(), self.url
-        lines = [b"%b %b HTTP/1.1" % (method, url)]
+        version = self.parser.get_http_version().encode()
+        lines = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, version)]
         lines += [b"%b: %b" % header for header in self.headers if header[0] not in _UPGRADING]
+        if any(name == b"connection" and b"close" in value.lower() for name, value in self.headers):
+            lines.append(b"connection: close")
         self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
         self._feed(b"\r\n".join(lines) + b"\r\n\r\n" + rest)
 
     def _judge(self) -> None:
         """Refuse what has turned out to be too much."""
         if self._fault is not None:
             self._refuse(self._fault)
+        elif self._phase == self._BODY and self._bytes > MAX_HEAD_BYTES:
+            self._refuse(framing_too_large(self._bytes))
         elif self._phase == self._HEAD and self._bytes > MAX_HEAD_BYTES:
-            self._refuse(_head_too_large(self._bytes))
+            self._refuse(head_too_large(self._bytes))
         elif self._shed:  # and more of its body is to come
             self._connections.count_shed(self._path)
             self._refuse(enough_to_do(self._settings.max_requests))
@@ -207,34 +211,38 @@ class HttpProtocol(HttpToolsProtocol):
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        """Start the request, unless its head is too large or there is enough to do."""
-        if self._deaf:
+        """Start the request, unless there is something wrong with its head or enough to do."""
+        self._fault = self._fault or self._find_fault()
+        if self._deaf or self.parser.should_upgrade():  # `_decline_upgrade` brings it here again
             return
-        if self.parser.should_upgrade():  # `_decline_upgrade` brings it here again
-            if self.parser.get_method() == b"CONNECT":
-                self._fault = MalformedRequest("CONNECT is not taken")
-            return
-        self._phase, self._since = self._BODY, time.monotonic()
-        if self._bytes > MAX_HEAD_BYTES:  # with what came of the body
-            size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
-            if size > MAX_HEAD_BYTES:
-                self._fault = _head_too_large(size)
-                return
-        if len(self.pipeline) == MAX_AHEAD:
-            self._fault = MalformedRequest(
-                f"more than {MAX_AHEAD} requests were sent ahead of their answers"
-            )
-            return
+        self._phase, self._since, self._bytes = self._BODY, time.monotonic(), 0
         if self._connections.full and self._running is None:
             self._shed = self.parser.get_method() == b"POST"
         if self._shed:
             return
         super().on_headers_complete()
+        if self._running is not None and self._running[0] is self.cycle:
+            self._connections.wait(self)  # from now on: its client does something
         if self._connections.closing:
             self.cycle.keep_alive = False
 
+    def _find_fault(self) -> errors.RequestError | None:
+        if self.parser.get_method() == b"CONNECT":
+            return errors.MalformedRequest("CONNECT is not taken")
+        if self._bytes > MAX_HEAD_BYTES:  # with what came of the body
+            size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+            if size > MAX_HEAD_BYTES:
+                return head_too_large(size)
+        if len(self.pipeline) == MAX_AHEAD:
+            return errors.MalformedRequest(
+                f"more than {MAX_AHEAD} requests were sent ahead of their answers"
+            )
+        return None
+
     def on_body(self, body: bytes) -> None:
         """Keep a part of the body, unless the request is refused."""
+        if self._phase == self._BODY:
+            self._bytes = 0
         if not self._shed and not self._deaf:
             super().on_body(body)
 
@@ -251,6 +259,8 @@ class HttpProtocol(HttpToolsProtocol):
         else:
             self._phase = self._IDLE
             super().on_message_complete()
+            if not self.pipeline:
+                self.flow.resume_reading()  # or nobody would see that the client goes
             self._begin_work()
 
     # What is answered
@@ -263,7 +273,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _begin_work(self) -> None:
         """Count what runs as work once it has come whole; what was sent ahead counts later."""
-        if self._running is not None and not self._running[0].more_body:
+        if self._running is not None and not self._running[0].more_body and not self._at_work:
             self._at_work = self._running[0].scope["method"] == "POST"
             self._connections.work(self, self._at_work)
 
@@ -298,29 +308,36 @@ class HttpProtocol(HttpToolsProtocol):
             self._refusal = _SHED
             self.transport.close()
 
-    def _refuse(self, error: ConvscopeError) -> None:
+    def _refuse(self, error: errors.ConvscopeError) -> None:
         """Answer for the application, and take no further request."""
         self._refusal = error
+        reason = http_errors.reason(type(error))
         if self.pipeline or (self._running is not None and not self._running[0].more_body):
-            return  # the answers before this one are the last
+            # The answers before this one are the last.
+            if self.pipeline and self.cycle.more_body:
+                self.pipeline.popleft()
+            self._connections.metrics.count_rejection(reason)
+            return
         status, _ = http_errors.STATUSES[type(error)]
         known = self._end_task(status)
         request_id = known or secrets.token_hex(16)
         status, headers, body = http_errors.render(error, self._path, request_id)
         ours = {"content-length": len(body), "x-request-id": request_id, "connection": "close"}
         self.transport.write(answer(status, headers | ours, body))
-        if self.transport.can_write_eof():
-            self.transport.write_eof()
         seconds = time.monotonic() - self._since
-        self._wait(self._DRAIN)
+        if isinstance(error, errors.TooManyConnections):
+            self.transport.close()
+        else:
+            self.transport.write_eof()
+            self._wait(self._DRAIN)
         if self._shed:
             return  # counted already, and too many for a line each
-        self._connections.metrics.count_rejection(http_errors.reason(type(error)))
+        self._connections.metrics.count_rejection(reason)
         if known:
             return  # what runs around every request counts and logs it
         method = str((self.scope or {}).get("method", OTHER))
         self._connections.metrics.count_refused(method, OTHER, status)
-        if isinstance(error, TooManyConnections):
+        if isinstance(error, errors.TooManyConnections):
             return  # nobody reads thousands of lines that say the same
         token = logs.request_id.set(request_id)
         logs.write_request({"method": method, "path": self._path}, status, seconds, None)
@@ -329,9 +346,3 @@ class HttpProtocol(HttpToolsProtocol):
     @property
     def _path(self) -> str:
         return getattr(self, "url", b"").partition(b"?")[0].decode("ascii", "backslashreplace")
-
-
-def _head_too_large(size: int) -> HeadTooLarge:
-    return HeadTooLarge(
-        f"the request's head is at least {size} bytes; the limit is {MAX_HEAD_BYTES} bytes"
-    )

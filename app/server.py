@@ -96,9 +96,18 @@ class Server(uvicorn.Server):
         while self._accept_one():
             pass
         self._listener.close()
-        loop.call_later(_LINGER_SECONDS, self._connections.close_idle)
+        minding = asyncio.create_task(self._mind())
         await super().shutdown()
+        minding.cancel()
         self._connections.flush()
+
+    async def _mind(self) -> None:
+        """Hold the clients to their limits while the last requests are answered."""
+        while True:
+            await asyncio.sleep(_LINGER_SECONDS)
+            self._connections.sweep()
+            self._connections.close_idle()
+            self._connections.flush()
 
     def _accept(self) -> None:
         """Accept one, and as many more as leave this worker no more than the others have.
@@ -121,6 +130,7 @@ class Server(uvicorn.Server):
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         task = asyncio.create_task(self._serve_client(client))
         self._accepting.add(task)
+        self._share.set(self._connections.count + len(self._accepting))
         task.add_done_callback(self._accepting.discard)
         return True
 

@@ -1,7 +1,7 @@
 """Every setting of the service, read from `CONVSCOPE_*` environment variables.
 
 One frozen `Settings` is read when the process starts and passed down; nothing else in the service
-reads the environment. Each field is described in `docs/configuration.md`. Host, port and number
+reads `CONVSCOPE_*`. Each field is described in `docs/configuration.md`. Host, port and number
 of workers belong to the command line: no field may be called `port` or `service_host`, because
 Kubernetes sets `CONVSCOPE_PORT` and `CONVSCOPE_SERVICE_HOST` beside a Service named `convscope`.
 """
@@ -74,10 +74,10 @@ class Settings(BaseSettings):
     max_requests: Annotated[int, Field(ge=1, le=1_000_000)] = 128
     queue_capacity: Annotated[int, Field(ge=1, le=1_000_000)] = 2048
     request_timeout_seconds: Seconds = 10.0
-    max_request_timeout_seconds: Seconds = 60.0
+    max_request_timeout_seconds: Seconds = 30.0
 
     stall_seconds: Seconds = 2.0
-    hang_seconds: Seconds = 30.0
+    hang_seconds: Seconds = 40.0
     keep_alive_seconds: Annotated[int, Field(ge=1, le=3600)] = 65
     shutdown_seconds: Annotated[int, Field(ge=1, le=3600)] = 30
     log_format: Literal["auto", "text", "json"] = "auto"

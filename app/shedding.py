@@ -10,7 +10,7 @@ from functools import lru_cache
 from http import HTTPStatus
 
 from app import http_errors
-from app.errors import QueueFull
+from app.errors import HeadTooLarge, MalformedRequest, QueueFull
 
 MAX_HEAD_BYTES = 32 << 10
 """Request line and headers: what nginx and Apache take with room to spare."""
@@ -35,6 +35,21 @@ def is_plain_post(data: bytes) -> bool:
     if len(length) != 1 or int(length[0]) != len(data) - end - 4:
         return False
     return not _NOT_PLAIN.search(data, 0, end + 2)
+
+
+def head_too_large(size: int) -> HeadTooLarge:
+    """Return the error of a head that has so many bytes, or more."""
+    return HeadTooLarge(
+        f"the request's head is at least {size} bytes; the limit is {MAX_HEAD_BYTES} bytes"
+    )
+
+
+def framing_too_large(size: int) -> MalformedRequest:
+    """Return the error of a chunked body that has so many bytes around those of the body."""
+    return MalformedRequest(
+        f"{size} bytes of the body's framing hold no byte of the body; "
+        f"the limit is {MAX_HEAD_BYTES} bytes"
+    )
 
 
 def enough_to_do(limit: int) -> QueueFull:

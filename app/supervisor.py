@@ -116,8 +116,15 @@ class Supervisor:
                 args=(reader, writer, share, self._deaths > 0),
                 name="convscope-worker",
             )
-            process.start()
-            writer.close()
+            try:
+                process.start()
+            except OSError as exc:  # no memory, or too many processes
+                reader.close()
+                self._start_at = now + _STEADY_SECONDS
+                _log.error("a worker could not be started: %s", exc)
+                return
+            finally:
+                writer.close()
             self._workers.append(_Worker(place, process, reader, now, now))
             self._deaths = max(0, self._deaths - 1)
 
@@ -190,7 +197,9 @@ class Supervisor:
             worker.process.terminate()
         deadline = time.monotonic() + self.settings.shutdown_seconds + _KILL_AFTER_SECONDS
         for worker in self._workers:
-            worker.process.join(max(0.0, deadline - time.monotonic()))
+            while worker.process.is_alive() and time.monotonic() < deadline:
+                worker.process.join(_BEAT_SECONDS)
+                worker.process.terminate()  # again: it may have been born a moment ago
             if worker.process.is_alive():
                 _log.error("worker %d did not stop and is killed", worker.process.pid)
                 worker.process.kill()

@@ -1,4 +1,4 @@
-"""The body of a request to the bytes of one or more files, with every cap on the way.
+"""The body of a request to the bytes of one or more files, with a cap on every size and number.
 
 Three forms are read: the file itself (`image/*`, `application/octet-stream` or no Content-Type at
 all), `multipart/form-data` with `file` parts, and JSON `{"images": ["<base64>", ...]}`. The body is
@@ -93,9 +93,7 @@ async def read(
     """
     content_type = headers.get(b"content-type", b"")
     kind = _kind(content_type, headers.get(b"content-encoding", b""))
-    # Refused at once if it would not fit, but held only as it comes: announcing costs nothing.
-    hold(_announced(headers.get(b"content-length", b""), limits))
-    hold(0)
+    _check_announced(headers.get(b"content-length", b""), limits)
     chunks = _Chunks(receive, limits, hold)
     if kind == "multipart":
         return await _read_multipart(chunks, _boundary(content_type), limits)
@@ -138,13 +136,12 @@ def _quote(header: bytes) -> str:
     return _quoting.repr(header.decode("latin-1"))
 
 
-def _announced(content_length: bytes, limits: UploadLimits) -> int:
+def _check_announced(content_length: bytes, limits: UploadLimits) -> None:
     """Refuse on the word of the header; what is streamed is counted in any case."""
     # Twenty digits are more than any limit, and few enough for int().
     size = int(content_length[:20]) if content_length.isdigit() else 0
     if size > limits.max_body_bytes:
         raise UploadTooLarge(f"body is {size} bytes; the limit is {limits.max_body_bytes} bytes")
-    return size
 
 
 class _Chunks:

@@ -439,3 +439,52 @@ def test_what_has_been_answered_is_not_answered_again(server: Server) -> None:
         connection.sendall(b"zz\r\n")
         received += _read_all(connection)
     assert received.count(b"HTTP/1.1 ") == 1
+
+
+@pytest.mark.parametrize(
+    "framing",
+    [b"0\r\nx: %b" % (b"a" * 500_000), b"1;%b" % (b"a" * 500_000)],
+    ids=["trailer", "chunk"],
+)
+def test_endless_framing_of_a_body_is_refused(server: Server, framing: bytes) -> None:
+    with server.connect() as connection:
+        connection.sendall(_head("POST /predict HTTP/1.1", "Host: x", "Transfer-Encoding: chunked"))
+        connection.sendall(framing)
+        problem = _problem(_read_all(connection), 400)
+    assert problem.detail.endswith("hold no byte of the body; the limit is 32768 bytes")
+
+
+async def test_requests_sent_ahead_count_as_work_one_after_the_other(
+    connect: Connect, picture: Picture
+) -> None:
+    backend = HeldBackend()
+    async with connect(backend) as client, _sockets(client) as (port, connections):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        for _ in range(5):
+            writer.write(_post(picture("red")))
+            await asyncio.sleep(0.02)
+        assert connections.working == 1
+        backend.release.set()
+        for _ in range(5):
+            await reader.readuntil(b"}]}")
+        await _until(lambda: connections.working == 0)
+        writer.close()
+
+
+async def test_client_that_leaves_after_a_large_body_is_noticed(
+    connect: Connect, picture: Picture
+) -> None:
+    backend = HeldBackend()
+    async with connect(backend) as client, _sockets(client) as (port, connections):
+        held = asyncio.create_task(
+            client.post("/predict", content=picture("red"), headers={"Content-Type": "image/png"})
+        )
+        assert await asyncio.to_thread(backend.entered.wait, 5)
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(_post(picture("blue").ljust(400_000, b"\0")))
+        await _until(lambda: connections.working == 1)
+        writer.close()
+        await _until(lambda: connections.working == 0)
+        backend.release.set()
+        assert (await held).status_code == 200
+    assert sum(map(len, backend.batches)) == 1
