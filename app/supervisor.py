@@ -215,6 +215,9 @@ class Supervisor:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         for connection in (reader, *(worker.reader for worker in self._workers)):
             connection.close()
+        # How long the model's thread waits for the interpreter at most: 5 ms, unless told, which is
+        # longer than most requests take.
+        sys.setswitchinterval(0.001)
         settings = self.settings
         try:
             store = read_store(settings.store, settings.models, settings.default_model)
