@@ -128,18 +128,17 @@ class HttpProtocol(HttpToolsProtocol):
         elif self._phase == self._DRAIN and waited > DRAIN_SECONDS:
             self.transport.abort()
         elif self._phase == self._HEAD and waited > self._settings.head_timeout_seconds:
-            limit = self._settings.head_timeout_seconds
-            self._refuse(
-                errors.HeadTimeout(f"the request's head did not arrive within {limit:g} seconds")
-            )
+            limit = f"{self._settings.head_timeout_seconds:g} seconds"
+            self._refuse(errors.HeadTimeout(f"the request's head did not arrive within {limit}"))
         elif self._phase == self._BODY and waited > self._settings.body_timeout_seconds:
-            limit = self._settings.body_timeout_seconds
-            self._refuse(
-                errors.UploadTimeout(f"body did not arrive within the limit of {limit:g} seconds")
-            )
+            limit = f"{self._settings.body_timeout_seconds:g} seconds"
+            self._refuse(errors.UploadTimeout(f"body did not arrive within the limit of {limit}"))
+
+    def _enter(self, phase: int) -> None:
+        self._phase, self._since, self._bytes = phase, time.monotonic(), 0
 
     def _wait(self, phase: int) -> None:
-        self._phase, self._since, self._bytes = phase, time.monotonic(), 0
+        self._enter(phase)
         self._connections.wait(self)
 
     # What arrives
@@ -151,7 +150,7 @@ class HttpProtocol(HttpToolsProtocol):
                 self.url = data[5 : data.index(b" ", 5)]
                 self._answer_shed(keep=not self._connections.closing)
                 return
-            self._phase, self._since, self._bytes = self._HEAD, time.monotonic(), 0
+            self._enter(self._HEAD)
         self._bytes += len(data)
         if self._phase == self._DRAIN and self._bytes > DRAIN_BYTES:
             self.transport.abort()
@@ -202,7 +201,7 @@ class HttpProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """Begin a head, also in the packet that ends the request before it."""
         if self._phase != self._HEAD:
-            self._phase, self._since, self._bytes = self._HEAD, time.monotonic(), 0
+            self._enter(self._HEAD)
         super().on_message_begin()
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -215,7 +214,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._fault = self._fault or self._find_fault()
         if self._deaf or self.parser.should_upgrade():  # `_decline_upgrade` brings it here again
             return
-        self._phase, self._since, self._bytes = self._BODY, time.monotonic(), 0
+        self._enter(self._BODY)
         if self._connections.full and self._running is None:
             self._shed = self.parser.get_method() == b"POST"
         if self._shed:

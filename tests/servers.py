@@ -1,18 +1,26 @@
-"""`convscope serve` and its like as processes, for the tests that need real sockets and signals."""
+"""Applications on real sockets: `convscope serve` and its like as processes, or a test's own."""
 
+import asyncio
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.server import ServerState
+
+from app.connections import Connections, Share, Shares
+from app.protocol import HttpProtocol
+from app.service import Service
 
 ROOT = Path(__file__).parent.parent
 START_SECONDS = 150  # imports alone take a minute where others compute
@@ -106,3 +114,22 @@ def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+@asynccontextmanager
+async def sockets(client: httpx.AsyncClient) -> AsyncIterator[tuple[int, Connections]]:
+    """Serve the client's application with the service's own protocol too; give the port."""
+    app = cast(FastAPI, cast(httpx.ASGITransport, client._transport).app)
+    service: Service = app.state.service
+    config = uvicorn.Config(app, lifespan="off", log_config=None)
+    config.load()
+    share = Share(Shares(1), 0)
+    connections = Connections(service.settings, service.metrics, limit=100, share=share)
+    state = ServerState()
+
+    def protocol() -> asyncio.Protocol:
+        return HttpProtocol(connections, config=config, server_state=state, app_state={})
+
+    server = await asyncio.get_running_loop().create_server(protocol, "127.0.0.1", 0)
+    async with server:
+        yield server.sockets[0].getsockname()[1], connections

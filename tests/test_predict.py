@@ -6,23 +6,17 @@ import struct
 import threading
 import time
 import zlib
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any, cast
 
 import httpx
 import numpy as np
 import pytest
-import uvicorn
 from fastapi import FastAPI
 from PIL import Image
 from pydantic import ValidationError
-from uvicorn.server import ServerState
 
-from app.connections import Connections, Share, Shares
 from app.contract import Images
 from app.images import decode
-from app.protocol import HttpProtocol
 from app.routes import predict
 from app.routes.request_body import EXAMPLE_BASE64
 from app.schemas import Predictions
@@ -31,6 +25,7 @@ from tests.artifacts import CLASSES, numpy_predict, solid
 from tests.conftest import Connect, MakeSettings, Picture
 from tests.fakes import FailingBackend, HeldBackend, RecordingBackend
 from tests.problems import check
+from tests.servers import sockets
 
 pytestmark = pytest.mark.anyio
 
@@ -61,24 +56,6 @@ async def _until_waiting(client: httpx.AsyncClient, images: int) -> None:
 async def _until_in_flight(client: httpx.AsyncClient, requests: int) -> None:
     """Wait until so many requests are being answered; the one that asks counts itself."""
     await _until(client, f"convscope_http_requests_in_flight {requests + 1:.1f}")
-
-
-@asynccontextmanager
-async def _sockets(client: httpx.AsyncClient) -> AsyncIterator[int]:
-    """Serve the client's application with the service's own protocol; give the port."""
-    config = uvicorn.Config(_app(client), lifespan="off", log_config=None)
-    config.load()
-    state = ServerState()
-    connections = Connections(
-        _service(client).settings, _service(client).metrics, limit=100, share=Share(Shares(1), 0)
-    )
-
-    def protocol() -> asyncio.Protocol:
-        return HttpProtocol(connections, config=config, server_state=state, app_state={})
-
-    server = await asyncio.get_running_loop().create_server(protocol, "127.0.0.1", 0)
-    async with server:
-        yield server.sockets[0].getsockname()[1]
 
 
 def _post(body: bytes) -> bytes:
@@ -353,7 +330,7 @@ async def test_image_of_a_client_that_has_gone_is_never_computed(
     connect: Connect, picture: Picture
 ) -> None:
     backend = HeldBackend()
-    async with connect(backend) as client, _sockets(client) as port:
+    async with connect(backend) as client, sockets(client) as (port, _):
         first = asyncio.create_task(client.post("/predict", content=picture("red"), headers=PNG))
         assert await asyncio.to_thread(backend.entered.wait, 5)
         _, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -374,7 +351,7 @@ async def test_client_that_sends_its_next_request_early_has_not_gone(
     connect: Connect, picture: Picture
 ) -> None:
     backend = HeldBackend()
-    async with connect(backend) as client, _sockets(client) as port:
+    async with connect(backend) as client, sockets(client) as (port, _):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(_post(picture("red")))
         assert await asyncio.to_thread(backend.entered.wait, 5)
@@ -411,7 +388,7 @@ async def test_image_that_nobody_waits_for_is_never_decoded(
     large = picture("red").ljust(100_000, b"\0")
     patience = 10 if leaves else 0.1
     settings = {"decode_threads": 1, "request_timeout_seconds": patience}
-    async with connect(backend, **settings) as client, _sockets(client) as port:
+    async with connect(backend, **settings) as client, sockets(client) as (port, _):
         held = asyncio.create_task(_service(client).in_thread(release.wait, 10))
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(_post(large))

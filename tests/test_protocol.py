@@ -5,25 +5,18 @@ import json
 import socket
 import struct
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, closing
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
-from typing import cast
 
-import httpx
 import pytest
-import uvicorn
-from fastapi import FastAPI
-from uvicorn.server import ServerState
 
-from app.connections import Connections, Share, Shares
-from app.protocol import MAX_AHEAD, HttpProtocol
+from app.protocol import MAX_AHEAD
 from app.schemas import Problem
-from app.service import Service
 from app.shedding import MAX_HEAD_BYTES, is_plain_post
 from tests.conftest import Connect, Picture
 from tests.fakes import HeldBackend
-from tests.servers import CONVSCOPE, Server, get, started, wait_until
+from tests.servers import CONVSCOPE, Server, get, sockets, started, wait_until
 
 pytestmark = pytest.mark.anyio
 
@@ -188,26 +181,6 @@ def test_what_is_refused_here_is_counted(server: Server) -> None:
     assert count() == before + 1
 
 
-@asynccontextmanager
-async def _sockets(client: httpx.AsyncClient) -> AsyncIterator[tuple[int, Connections]]:
-    """Serve the client's application on a socket too; give the port."""
-    app = cast(FastAPI, cast(httpx.ASGITransport, client._transport).app)
-    service: Service = app.state.service
-    config = uvicorn.Config(app, lifespan="off", log_config=None)
-    config.load()
-    connections = Connections(
-        service.settings, service.metrics, limit=100, share=Share(Shares(1), 0)
-    )
-    state = ServerState()
-
-    def protocol() -> asyncio.Protocol:
-        return HttpProtocol(connections, config=config, server_state=state, app_state={})
-
-    server = await asyncio.get_running_loop().create_server(protocol, "127.0.0.1", 0)
-    async with server:
-        yield server.sockets[0].getsockname()[1], connections
-
-
 async def _until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(10):
         while not condition():
@@ -218,7 +191,10 @@ async def test_worker_with_enough_to_do_refuses_posts_at_once_and_takes_gets(
     connect: Connect, picture: Picture
 ) -> None:
     backend = HeldBackend()
-    async with connect(backend, max_requests=2) as client, _sockets(client) as (port, connections):
+    async with (
+        connect(backend, max_requests=2) as client,
+        sockets(client) as (port, connections),
+    ):
         streams = [await asyncio.open_connection("127.0.0.1", port) for _ in range(3)]
         for _, writer in streams[:2]:
             writer.write(_post(picture("red")))
@@ -254,7 +230,10 @@ async def test_body_of_a_refused_request_need_not_arrive(
     connect: Connect, picture: Picture
 ) -> None:
     backend = HeldBackend()
-    async with connect(backend, max_requests=1) as client, _sockets(client) as (port, connections):
+    async with (
+        connect(backend, max_requests=1) as client,
+        sockets(client) as (port, connections),
+    ):
         _, first = await asyncio.open_connection("127.0.0.1", port)
         first.write(_post(picture("red")))
         await _until(lambda: connections.working == 1)
@@ -272,7 +251,10 @@ async def test_client_that_goes_away_frees_its_place(
     connect: Connect, picture: Picture, how: str
 ) -> None:
     backend = HeldBackend()
-    async with connect(backend, max_requests=10) as client, _sockets(client) as (port, connections):
+    async with (
+        connect(backend, max_requests=10) as client,
+        sockets(client) as (port, connections),
+    ):
         held = asyncio.create_task(
             client.post("/predict", content=picture("red"), headers={"Content-Type": "image/png"})
         )
@@ -292,7 +274,7 @@ async def test_large_head_of_a_pipelined_request_does_not_overtake_the_answer_be
     connect: Connect, picture: Picture
 ) -> None:
     backend = HeldBackend()
-    async with connect(backend) as client, _sockets(client) as (port, _):
+    async with connect(backend) as client, sockets(client) as (port, _):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(_post(picture("red")))
         assert await asyncio.to_thread(backend.entered.wait, 5)
@@ -458,7 +440,7 @@ async def test_requests_sent_ahead_count_as_work_one_after_the_other(
     connect: Connect, picture: Picture
 ) -> None:
     backend = HeldBackend()
-    async with connect(backend) as client, _sockets(client) as (port, connections):
+    async with connect(backend) as client, sockets(client) as (port, connections):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         for _ in range(5):
             writer.write(_post(picture("red")))
@@ -475,7 +457,7 @@ async def test_client_that_leaves_after_a_large_body_is_noticed(
     connect: Connect, picture: Picture
 ) -> None:
     backend = HeldBackend()
-    async with connect(backend) as client, _sockets(client) as (port, connections):
+    async with connect(backend) as client, sockets(client) as (port, connections):
         held = asyncio.create_task(
             client.post("/predict", content=picture("red"), headers={"Content-Type": "image/png"})
         )
