@@ -72,9 +72,17 @@ def describe(name: str, classes: int | None = None) -> Description:
     with torch.device("meta"):
         network = architecture.build(classes or architecture.classes, 0.0).eval()
         image = torch.empty(1, 3, *architecture.image_size)
-    tracer = _LayerRecorder(fx.symbolic_trace(network))
-    tracer.run(image)
-    return Description(name, tuple(image.shape[1:]), tuple(tracer.layers))
+    recorder = _LayerRecorder(fx.GraphModule(network, _LayerTracer().trace(network)))
+    recorder.run(image)
+    return Description(name, tuple(image.shape[1:]), tuple(recorder.layers))
+
+
+class _LayerTracer(fx.Tracer):
+    """Takes a convolution or fully connected layer for one layer, whoever defined it."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        is_layer = isinstance(m, nn.Conv2d | nn.Linear)
+        return is_layer or super().is_leaf_module(m, module_qualified_name)
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,18 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from torch import nn
 
+from training.architectures import imagenet
+from training.architectures.alexnet import AlexNet
+from training.architectures.efficientnet import EfficientNetB0
 from training.architectures.fc import FullyConnected
-from training.architectures.imagenet import vgg16
+from training.architectures.resnet import resnet18, resnet20
 from training.architectures.simple_cnn import SimpleCNN
+from training.architectures.speednet import SpeedNet
+from training.architectures.vgg import VGG16
 from training.errors import RecipeError
 
 
@@ -29,7 +35,20 @@ class Architecture:
 ARCHITECTURES: dict[str, Architecture] = {
     "simple-cnn": Architecture(SimpleCNN),
     "fc": Architecture(FullyConnected),
-    "vgg16-imagenet": Architecture(vgg16, (224, 224), 1000),
+    "speednet": Architecture(SpeedNet),
+    "speednet-95": Architecture(partial(SpeedNet, widths=(128, 384, 384))),
+    "speednet-96": Architecture(partial(SpeedNet, widths=(128, 384, 512), depth=3)),
+    "speednet-proxy": Architecture(partial(SpeedNet, widths=(32, 64, 64))),
+    "fast": Architecture(partial(SpeedNet, widths=(64, 192, 256), activation=nn.ReLU)),
+    "alexnet": Architecture(AlexNet),
+    "vgg16": Architecture(VGG16),
+    "resnet18": Architecture(resnet18),
+    "resnet20": Architecture(resnet20),
+    "efficientnet-b0": Architecture(EfficientNetB0),
+    "alexnet-imagenet": Architecture(imagenet.alexnet, (224, 224), 1000),
+    "vgg16-imagenet": Architecture(imagenet.vgg16, (224, 224), 1000),
+    "resnet50-imagenet": Architecture(imagenet.resnet50, (224, 224), 1000),
+    "efficientnet-b0-imagenet": Architecture(imagenet.efficientnet_b0, (224, 224), 1000),
 }
 
 
