@@ -26,6 +26,7 @@ from app.evaluation import Confusion as Confusion
 from app.evaluation import Evaluation as Evaluation
 from app.evaluation import Mistake as Mistake
 from app.evaluation import TestFigures as TestFigures
+from app.evaluation import Views as Views
 from app.manifest import MAX_FILE_BYTES as MAX_FILE_BYTES
 from app.manifest import DataRecord as DataRecord
 from app.manifest import FileRecord as FileRecord

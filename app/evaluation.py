@@ -4,7 +4,7 @@ Who needs these records imports them from `contract`. Nothing here reads a file.
 """
 
 from collections import Counter
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
@@ -16,6 +16,7 @@ def _check_distinct(labels: tuple[str, ...]) -> tuple[str, ...]:
     return labels
 
 
+Views = Literal[1, 2, 6]
 Classes = Annotated[tuple[str, ...], Field(min_length=2), AfterValidator(_check_distinct)]
 
 
@@ -68,11 +69,13 @@ class Mistake(Frozen):
 class Evaluation(Frozen):
     """`evaluation.json`: the figures measured on the test split.
 
-    `confusion_matrix` is `[classes][classes]` counts, rows true, columns predicted.
+    `confusion_matrix` is `[classes][classes]` counts, rows true, columns predicted. `views` is how
+    many views of each image were averaged.
     """
 
     classes: Classes
     images: int
+    views: Annotated[Views, Field(exclude_if=lambda views: views == 1)] = 1
     temperature: float
     test: TestFigures
     confusion_matrix: tuple[tuple[Annotated[int, Field(ge=0)], ...], ...]

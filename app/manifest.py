@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from app.evaluation import Classes, Frozen, TestFigures
+from app.evaluation import Classes, Frozen, TestFigures, Views
 
 Precision = Literal["float32", "int8"]
 
@@ -79,7 +79,11 @@ class Int8Record(Frozen):
 
 
 class Manifest(Frozen):
-    """Everything that a server or a reader must know of a model before using it."""
+    """Everything that a server or a reader must know of a model before using it.
+
+    `views` is how many views of an image the graph averages (mirrored, moved by a pixel); `macs`
+    counts them all.
+    """
 
     schema_version: Literal[1]
     name: Name
@@ -100,6 +104,7 @@ class Manifest(Frozen):
     git_commit: str
     parameters: int
     macs: int
+    views: Annotated[Views, Field(exclude_if=lambda views: views == 1)] = 1
     test: TestFigures
     temperature: Annotated[float, Field(gt=0)]
     golden_tolerance: dict[str, Annotated[float, Field(gt=0, lt=1)]]

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from training.errors import RecipeError
-from training.optimization import learning_rate
+from training.optimization import schedule
 from training.recipes import RECIPES, Recipe, find_recipe
 
 
@@ -14,7 +14,7 @@ def test_the_exercises_recipe_is_the_exercises(name: str) -> None:
     assert (recipe.epochs, recipe.batch_size, recipe.optimizer) == (30, 128, "adam")
     assert recipe.learning_rate == 0.001
     assert recipe.schedule == "constant"
-    assert not recipe.flip
+    assert recipe.flip == "off"
     assert (recipe.translate, recipe.dropout, recipe.label_smoothing, recipe.weight_decay) == (
         0,
         0,
@@ -40,6 +40,9 @@ def test_a_recipe_survives_being_written_down(recipe: Recipe) -> None:
         ("holdout", 5000),
         ("optimizer", "sgd"),
         ("schedule", "cosine"),
+        ("flip", "sometimes"),
+        ("cutout", 32),
+        ("selected", 0.0),
         ("precision", "float16"),
     ],
 )
@@ -54,18 +57,40 @@ def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
         find_recipe("resnet99")
 
 
+def _parts(recipe: Recipe, images: int) -> list[float]:
+    steps = images // recipe.candidates
+    return [
+        schedule(recipe, images, epoch, step)
+        for epoch in range(1, recipe.epochs + 1)
+        for step in range(1, steps + 1)
+    ]
+
+
 def test_a_constant_rate_stays() -> None:
-    rates = {learning_rate(find_recipe("fc"), 1000, epoch, 3) for epoch in range(1, 31)}
-    assert rates == {0.001}
+    assert set(_parts(find_recipe("fc"), 1280)) == {1.0}
 
 
 def test_one_cycle_rises_to_its_peak_at_thirty_percent_and_falls_to_zero() -> None:
-    recipe = Recipe("fc", epochs=10, batch_size=10, learning_rate=1.0, schedule="one-cycle")
-    rates = [
-        learning_rate(recipe, 100, epoch, step) for epoch in range(1, 11) for step in range(1, 11)
-    ]
-    assert rates[0] == pytest.approx(1 / 25)
-    assert max(rates) == pytest.approx(rates[30]) == pytest.approx(1.0)
-    assert rates[:31] == sorted(rates[:31])
-    assert rates[30:] == sorted(rates[30:], reverse=True)
-    assert rates[-1] < 0.001
+    parts = _parts(Recipe("fc", epochs=10, batch_size=10, schedule="one-cycle"), 100)
+    assert parts[0] == pytest.approx(1 / 25)
+    assert max(parts) == pytest.approx(parts[30]) == pytest.approx(1.0)
+    assert parts[:31] == sorted(parts[:31])
+    assert parts[30:] == sorted(parts[30:], reverse=True)
+    assert parts[-1] < 0.001
+
+
+def test_a_linear_schedule_falls_by_the_same_amount_each_step_and_ends_near_zero() -> None:
+    recipe = Recipe("fc", epochs=2, batch_size=10, schedule="linear", proxy="fc", selected=0.5)
+    assert _parts(recipe, 100) == pytest.approx([part / 10 for part in range(10, 0, -1)])
+
+
+def test_a_recipe_that_an_older_version_wrote_down_has_the_new_fields_defaults() -> None:
+    values = find_recipe("simple-cnn").as_dict()
+    del values["cutout"], values["proxy"]
+    assert Recipe.from_dict(values) == find_recipe("simple-cnn")
+
+
+@pytest.mark.parametrize("change", [{"selected": 0.5}, {"proxy": "fc"}])
+def test_a_part_is_selected_by_a_proxy_and_a_proxy_selects_a_part(change: dict[str, Any]) -> None:
+    with pytest.raises(RecipeError, match="it takes a proxy to select a part"):
+        replace(find_recipe("fc"), **change)

@@ -10,11 +10,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tests.training_fixtures import TINY, SilentReporter, train_quietly
+from tests.training_fixtures import TINY, train_quietly
 from training import checkpoint, data
 from training.checkpoint import Checkpoint, EpochFigures
 from training.errors import Diverged, RecipeError, RunError
 from training.recipes import Precision, Recipe, find_recipe
+from training.reporter import SilentReporter
 from training.train import check_finite
 
 
@@ -60,7 +61,7 @@ def test_everything_that_augments_and_regularises_is_the_same_twice(
         weight_decay=0.05,
         label_smoothing=0.1,
         dropout=0.2,
-        flip=True,
+        flip="random",
         translate=4,
     )
     runs = [train_quietly(recipe, source, tmp_path / name) for name in ("a", "b")]
@@ -222,7 +223,7 @@ def test_an_architecture_for_other_images_is_refused(source: data.Source, tmp_pa
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_cuda_without_a_gpu_is_refused() -> None:
-    from training.train import choose_device
+    from training.hardware import choose_device
 
     with pytest.raises(RecipeError, match="no CUDA device"):
         choose_device("cuda")

@@ -50,11 +50,13 @@ def test_every_field_of_a_recipe_is_an_option(image_folder: Path, tmp_path: Path
         "precision": "float32",
     }
     options = [word for name, value in given.items() for word in (f"--{name}", str(value))]
-    output = _run("train", "fc", "--data-dir", image_folder, "--out", tmp_path, "--flip", *options)
+    output = _run(
+        "train", "fc", "--data-dir", image_folder, "--out", tmp_path, "--flip", "random", *options
+    )
     assert "epoch 1/1  loss" in output
     recipe = open_run(tmp_path).state.recipe
     values = {name.replace("_", "-"): value for name, value in recipe.as_dict().items()}
-    assert values == given | {"flip": True}
+    assert values == given | {"flip": "random"}
 
 
 def test_a_run_leaves_its_history_and_its_learning_curve(trained: Checkpoint) -> None:

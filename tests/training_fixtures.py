@@ -10,28 +10,16 @@ import torch
 from app.contract import Artifact
 from tests import sample
 from training import cifar10, data
-from training.checkpoint import Checkpoint, EpochFigures
+from training.checkpoint import Checkpoint
 from training.evaluate import evaluate, save_evaluation
 from training.export import Export, export
 from training.recipes import Recipe, find_recipe
 from training.report import LEARNING_CURVE, draw_learning_curve
-from training.train import Reporter, train
+from training.reporter import Reporter, SilentReporter
+from training.train import train
 
 THREADS = torch.get_num_threads()
 TINY = replace(find_recipe("simple-cnn"), epochs=2, batch_size=32, precision="float32")
-
-
-class SilentReporter:
-    """Watches a run and says nothing."""
-
-    def epoch_started(self, epoch: int, epochs: int, images: int) -> None:
-        pass
-
-    def progressed(self, images: int, loss: float, accuracy: float) -> None:
-        pass
-
-    def epoch_ended(self, figures: EpochFigures) -> None:
-        pass
 
 
 def train_quietly(

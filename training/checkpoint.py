@@ -4,6 +4,7 @@
         epoch-00007/          the newest finished epoch; older ones are removed
             network.safetensors
             optimizer.safetensors
+            proxy_network.safetensors, proxy_optimizer.safetensors   where the recipe has a proxy
             state.json        recipe, data, history: all that is not a tensor
             evaluation.json   once it has been evaluated
         history.json          the epochs so far, for who wants to plot them
@@ -25,10 +26,12 @@ from torch import Tensor, nn
 
 from training import durable
 from training.errors import RecipeError, RunError
+from training.learner import Learner
 from training.recipes import Recipe
 
 NETWORK = "network.safetensors"
 OPTIMIZER = "optimizer.safetensors"
+PROXY = "proxy_"
 STATE = "state.json"
 HISTORY = "history.json"
 
@@ -91,27 +94,36 @@ class Checkpoint:
     path: Path
     state: RunState
 
-    def load_network(self, network: nn.Module) -> None:
+    def load(self, learner: Learner, proxy: Learner | None) -> None:
+        """Put the checkpoint's weights and optimizer state into what goes on learning.
+
+        Raises:
+            RunError: a file is damaged or holds other tensors than the network.
+        """
+        self.load_network(learner.network)
+        self._load_optimizer(learner.optimizer)
+        if proxy is not None:
+            self.load_network(proxy.network, PROXY)
+            self._load_optimizer(proxy.optimizer, PROXY)
+
+    def load_network(self, network: nn.Module, prefix: str = "") -> None:
         """Put the checkpoint's weights into a network of the same architecture.
 
         Raises:
             RunError: the file is damaged or holds other tensors than the network.
         """
+        path = self.path / (prefix + NETWORK)
         try:
-            network.load_state_dict(load_file(self.path / NETWORK))
+            network.load_state_dict(load_file(path))
         except (OSError, SafetensorError, RuntimeError) as exc:
-            raise RunError(f"{self.path / NETWORK}: {exc}") from exc
+            raise RunError(f"{path}: {exc}") from exc
 
-    def load_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
-        """Put the checkpoint's state into an optimizer of the same network.
-
-        Raises:
-            RunError: the file is damaged.
-        """
+    def _load_optimizer(self, optimizer: torch.optim.Optimizer, prefix: str = "") -> None:
+        path = self.path / (prefix + OPTIMIZER)
         try:
-            tensors = load_file(self.path / OPTIMIZER)
+            tensors = load_file(path)
         except (OSError, SafetensorError) as exc:
-            raise RunError(f"{self.path / OPTIMIZER}: {exc}") from exc
+            raise RunError(f"{path}: {exc}") from exc
         state: dict[int, dict[str, Tensor]] = {}
         for key, tensor in tensors.items():
             index, _, name = key.partition(".")
@@ -125,7 +137,7 @@ class Checkpoint:
                     values[name] = torch.empty_like(parameter).copy_(value)
 
 
-def save(run: Path, state: RunState, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def save(run: Path, state: RunState, learner: Learner, proxy: Learner | None = None) -> None:
     """Write a checkpoint of the finished epoch, then remove the older ones.
 
     Raises:
@@ -134,8 +146,9 @@ def save(run: Path, state: RunState, network: nn.Module, optimizer: torch.optim.
     final = run / f"epoch-{state.epoch:05d}"
     try:
         with durable.new_directory(final) as partial:
-            save_file(_contiguous(network.state_dict()), partial / NETWORK)
-            save_file(_optimizer_tensors(optimizer), partial / OPTIMIZER)
+            _save_learner(learner, partial)
+            if proxy is not None:
+                _save_learner(proxy, partial, PROXY)
             (partial / STATE).write_text(_to_json(state))
     except (OSError, SafetensorError) as exc:
         raise RunError(f"{final}: cannot be written: {exc}") from exc
@@ -143,6 +156,11 @@ def save(run: Path, state: RunState, network: nn.Module, optimizer: torch.optim.
     for older in run.glob("epoch-*"):
         if older != final:
             shutil.rmtree(older, ignore_errors=True)
+
+
+def _save_learner(learner: Learner, folder: Path, prefix: str = "") -> None:
+    save_file(_contiguous(learner.network.state_dict()), folder / (prefix + NETWORK))
+    save_file(_optimizer_tensors(learner.optimizer), folder / (prefix + OPTIMIZER))
 
 
 def write_history(run: Path, state: RunState) -> None:

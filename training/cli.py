@@ -12,6 +12,7 @@ from typing import Any, get_args, get_type_hints
 import click
 from rich.console import Console
 
+from app.contract import Views
 from training import checkpoint as checkpoints
 from training import data, evaluate, report
 from training.architectures import ARCHITECTURES
@@ -21,9 +22,9 @@ from training.describe import describe as describe_architecture
 from training.errors import TrainingError
 from training.export import Export, next_version
 from training.export import export as export_artifact
+from training.hardware import DeviceName, choose_device
 from training.progress import watch
 from training.recipes import RECIPES, Recipe, find_recipe
-from training.train import DeviceName, choose_device
 from training.train import train as run_training
 
 Command = Callable[..., Any]
@@ -43,6 +44,14 @@ store_option = click.option(
     default=Path("models_store"),
     show_default=True,
     help="The folder of the artifacts.",
+)
+views_option = click.option(
+    "--views",
+    type=click.Choice(["1", "2", "6"]),
+    default="1",
+    show_default=True,
+    callback=lambda _context, _option, views: int(views),
+    help="Views of each image whose logits are averaged: mirrored, and moved by a pixel.",
 )
 run_argument = click.argument("run", type=click.Path(path_type=Path))
 
@@ -121,10 +130,11 @@ def train(
 @run_argument
 @data_dir_option
 @device_option
-def evaluate_command(run: Path, data_dir: Path | None, device: DeviceName) -> None:
+@views_option
+def evaluate_command(run: Path, data_dir: Path | None, device: DeviceName, views: Views) -> None:
     """Measure the run RUN on the test images."""
     last = checkpoints.open_run(run)
-    found = evaluate.evaluate(last, _data_of(last, data_dir), choose_device(device))
+    found = evaluate.evaluate(last, _data_of(last, data_dir), choose_device(device), views)
     evaluate.save_evaluation(last, found)
     for table in report.evaluation_tables(found):
         console.print(table)
@@ -136,6 +146,7 @@ def evaluate_command(run: Path, data_dir: Path | None, device: DeviceName) -> No
 @store_option
 @click.option("--name", help="The model's name.  [default: the architecture's]")
 @click.option("--version", help="The model's version.  [default: the next number]")
+@views_option
 @click.option("--int8", is_flag=True, help="Add an int8 graph, for CONVSCOPE_PRECISION=int8.")
 def export(
     run: Path,
@@ -143,6 +154,7 @@ def export(
     store: Path,
     name: str | None,
     version: str | None,
+    views: Views,
     *,
     int8: bool,
 ) -> None:
@@ -152,8 +164,8 @@ def export(
     name = name or last.state.recipe.architecture
     version = version or next_version(store, name)
     found = evaluate.read_evaluation(last)
-    if found is None:
-        found = evaluate.evaluate(last, source, choose_device("cpu"))
+    if found is None or found.views != views:
+        found = evaluate.evaluate(last, source, choose_device("cpu"), views)
         evaluate.save_evaluation(last, found)
     artifact = export_artifact(Export(last, found, source, name, version, int8), store)
     figures = f"{found.test.accuracy:.2%}"

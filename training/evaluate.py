@@ -24,12 +24,14 @@ from app.contract import (
     Mistake,
     Probabilities,
     TestFigures,
+    Views,
 )
 from training import data, durable
 from training.architectures import find_architecture
 from training.checkpoint import Checkpoint
 from training.errors import DataError, RunError
 from training.train import compute_logits
+from training.views import with_views
 from training.vision import import_torchvision
 
 CALIBRATION_BINS = 15
@@ -46,13 +48,16 @@ def load_network(checkpoint: Checkpoint) -> nn.Module:
     return network.eval()
 
 
-def evaluate(checkpoint: Checkpoint, source: data.Source, device: torch.device) -> Evaluation:
+def evaluate(
+    checkpoint: Checkpoint, source: data.Source, device: torch.device, views: Views = 1
+) -> Evaluation:
     """Fit the temperature on the held-out images, then measure on the test split.
 
     Args:
         checkpoint: of a run; a run without a holdout keeps the temperature 1.
         source: the data set that it was trained on.
         device: what computes the logits, in float32.
+        views: of each image, whose logits are averaged.
 
     Raises:
         DataError: `source` is not the data set that the run was trained on.
@@ -60,7 +65,7 @@ def evaluate(checkpoint: Checkpoint, source: data.Source, device: torch.device) 
     """
     state = checkpoint.state
     check_source(checkpoint, source)
-    network = load_network(checkpoint).to(device)
+    network = with_views(load_network(checkpoint), views).to(device)
 
     def logits_of(split: data.Split) -> Tensor:
         return compute_logits(network, split.images, state.mean, state.deviation, device)
@@ -70,7 +75,8 @@ def evaluate(checkpoint: Checkpoint, source: data.Source, device: torch.device) 
     if len(heldout) > 0:
         temperature = fit_temperature(logits_of(heldout), heldout.labels)
     test = source.load_test()
-    return _measure(logits_of(test), test.labels, temperature, state.classes)
+    evaluation = _measure(logits_of(test), test.labels, temperature, state.classes)
+    return evaluation.model_copy(update={"views": views})
 
 
 def check_source(checkpoint: Checkpoint, source: data.Source) -> None:

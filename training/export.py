@@ -83,7 +83,9 @@ def export(what: Export, store: Path) -> Artifact:
     place = store / what.name / what.version
     state = what.checkpoint.state
     network = load_network(what.checkpoint)
-    served = ServedNetwork(network, state.mean, state.deviation, what.evaluation.temperature)
+    served = ServedNetwork(
+        network, state.mean, state.deviation, what.evaluation.temperature, what.evaluation.views
+    )
     served.eval()
     try:
         with durable.new_directory(place) as folder:
@@ -224,7 +226,8 @@ def _manifest(what: Export, folder: Path) -> Manifest:
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         git_commit=_git_commit(),
         parameters=description.parameters,
-        macs=description.macs,
+        macs=description.macs * what.evaluation.views,
+        views=what.evaluation.views,
         test=what.evaluation.test,
         temperature=what.evaluation.temperature,
         golden_tolerance=GOLDEN_TOLERANCE,

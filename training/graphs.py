@@ -12,9 +12,10 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from app.contract import Images, Probabilities
+from app.contract import Images, Probabilities, Views
 from training import data
 from training.errors import ExportError
+from training.views import with_views
 
 OPSET = 20
 
@@ -30,10 +31,15 @@ class ServedNetwork(nn.Module):
     shift: Tensor
 
     def __init__(
-        self, network: nn.Module, mean: list[float], deviation: list[float], temperature: float
+        self,
+        network: nn.Module,
+        mean: list[float],
+        deviation: list[float],
+        temperature: float,
+        views: Views = 1,
     ) -> None:
         super().__init__()
-        self.network = network
+        self.network = with_views(network, views)
         self.temperature = temperature
         # One number for each value of an image: onnxruntime is ten times slower at repeating
         # three along the innermost dimension.

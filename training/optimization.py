@@ -1,41 +1,144 @@
 """Optimizers and learning rate schedules by recipe; knows nothing of data."""
 
 import math
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from training.recipes import Recipe
 
+MUON_MOMENTUM = 0.6
+SGD_MOMENTUM = 0.85
 
-def learning_rate(recipe: Recipe, images: int, epoch: int, step: int) -> float:
-    """Return the learning rate of a step; epochs and steps count from 1.
 
-    `one-cycle` rises from peak/25 along a cosine in the first 30% of all steps and falls to zero
-    along a cosine in the rest (Smith & Topin 2018, with the cosine of Loshchilov & Hutter 2017).
+def schedule(recipe: Recipe, images: int, epoch: int, step: int) -> float:
+    """Return the part of the peak learning rate of a step; epochs and steps count from 1.
+
+    `one-cycle` rises from 1/25 along a cosine in the first 30% of all steps and falls to zero
+    along a cosine in the rest (Smith & Topin 2018, with the cosine of Loshchilov & Hutter 2017);
+    `linear` falls along a line from one to zero.
+
+    Args:
+        recipe: whose schedule it is.
+        images: how many an epoch looks at.
+        epoch: of the step.
+        step: within the epoch.
     """
     if recipe.schedule == "constant":
-        return recipe.learning_rate
-    steps = math.ceil(images / recipe.batch_size)
+        return 1.0
+    steps = math.ceil(images / recipe.candidates)
     progress = ((epoch - 1) * steps + step - 1) / (recipe.epochs * steps)
-    low = recipe.learning_rate / 25
+    if recipe.schedule == "linear":
+        return 1 - progress
+    low = 1 / 25
     if progress < 0.3:
-        return low + (recipe.learning_rate - low) * (1 - math.cos(math.pi * progress / 0.3)) / 2
-    return recipe.learning_rate * (1 + math.cos(math.pi * (progress - 0.3) / 0.7)) / 2
+        return low + (1 - low) * (1 - math.cos(math.pi * progress / 0.3)) / 2
+    return (1 + math.cos(math.pi * (progress - 0.3) / 0.7)) / 2
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Set the rate of every parameter group."""
+def set_learning_rate(optimizer: torch.optim.Optimizer, part: float) -> None:
+    """Set the rate of every parameter group to a part of its peak."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = part * group["peak_lr"]
 
 
 def make_optimizer(recipe: Recipe, network: nn.Module) -> torch.optim.Optimizer:
-    """Return the recipe's optimizer, with weight decay on matrices and kernels alone."""
-    parameters = list(network.parameters())
+    """Return the recipe's optimizer of all weights that learn.
+
+    With Adam and AdamW, weight decay acts on matrices and kernels alone.
+    """
+    learned = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    groups: list[dict[str, Any]]
+    if recipe.optimizer == "muon":
+        groups = _muon_groups(recipe, network, learned)
+        return Muon(groups)
     groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": recipe.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": [p for p in learned if p.ndim > 1], "weight_decay": recipe.weight_decay},
+        {"params": [p for p in learned if p.ndim <= 1], "weight_decay": 0.0},
     ]
+    for group in groups:
+        group["peak_lr"] = recipe.learning_rate
     kind = torch.optim.Adam if recipe.optimizer == "adam" else torch.optim.AdamW
     return kind(groups, lr=recipe.learning_rate, fused=True)
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon for kernels and matrices (Jordan 2024), SGD with Nesterov's momentum for the rest.
+
+    A group with `orthogonal` set takes steps whose matrix (outputs × all else) has been made
+    nearly orthogonal, and keeps every weight tensor at the norm that an orthogonal one of its
+    number of outputs has, as airbench's recipe does. The other groups take SGD's steps, with
+    `weight_decay` the part that a step at the peak rate takes away.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]]) -> None:
+        super().__init__(groups, {"orthogonal": False, "weight_decay": 0.0})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override] # noqa: ARG002
+        """Take one step."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                momentum = MUON_MOMENTUM if group["orthogonal"] else SGD_MOMENTUM
+                gradient = self._with_momentum(parameter, parameter.grad, momentum)
+                if group["orthogonal"]:
+                    parameter.mul_(len(parameter) ** 0.5 / parameter.norm())
+                    step = orthogonalize(gradient.reshape(len(gradient), -1)).view_as(parameter)
+                    parameter.add_(step, alpha=-group["lr"])
+                else:
+                    parameter.mul_(1 - group["weight_decay"] * group["lr"] / group["peak_lr"])
+                    parameter.add_(gradient, alpha=-group["lr"])
+
+    def _with_momentum(self, parameter: Tensor, gradient: Tensor, momentum: float) -> Tensor:
+        """Return Nesterov's look ahead of the gradient."""
+        state = self.state[parameter]
+        if "momentum" not in state:
+            state["momentum"] = torch.zeros_like(gradient)
+        velocity: Tensor = state["momentum"]
+        velocity.mul_(momentum).add_(gradient)
+        return gradient.add(velocity, alpha=momentum)
+
+
+def orthogonalize(matrix: Tensor, steps: int = 3) -> Tensor:
+    """Return float32 `[M,N]` near the closest matrix whose rows or columns are orthonormal.
+
+    Newton-Schulz iteration of degree five with the coefficients of Jordan (2024): singular values
+    come to lie about one, not at it, which is all that Muon needs. Multiplied in bfloat16.
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    x: Tensor = matrix.bfloat16()
+    x = x / (x.norm() + 1e-7)
+    tall = x.shape[0] > x.shape[1]
+    if tall:
+        x = x.T
+    for _ in range(steps):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return (x.T if tall else x).float()
+
+
+def _muon_groups(
+    recipe: Recipe, network: nn.Module, learned: list[nn.Parameter]
+) -> list[dict[str, Any]]:
+    """Part the weights: kernels and inner matrices, biases and scales, the last layer's matrix.
+
+    The loss is a batch's mean; the rates of the last two are for its sum, so that they hold for
+    any batch size.
+    """
+    head = [module for module in network.modules() if isinstance(module, nn.Linear)][-1].weight
+    inner = [p for p in learned if p.ndim > 1 and p is not head]
+    biases = [p for p in learned if p.ndim <= 1]
+    summed = recipe.batch_size
+    decay = recipe.weight_decay
+    return [
+        {"params": inner, "peak_lr": recipe.learning_rate, "orthogonal": True},
+        {
+            "params": biases,
+            "peak_lr": recipe.bias_learning_rate * summed,
+            "weight_decay": decay,
+        },
+        {"params": [head], "peak_lr": recipe.head_learning_rate * summed, "weight_decay": decay},
+    ]

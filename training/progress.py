@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from training.checkpoint import EpochFigures
-from training.train import Reporter
+from training.reporter import Reporter
 
 
 class LineReporter:

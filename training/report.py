@@ -49,8 +49,9 @@ def draw_learning_curve(history: Sequence[EpochFigures], path: Path) -> None:
 def evaluation_tables(evaluation: Evaluation) -> list[Table]:
     """Return the figures, those by class, and the worst confusions and mistakes as tables."""
     test = evaluation.test
+    views = f", {evaluation.views} views of each" if evaluation.views > 1 else ""
     overall = _table(
-        f"{evaluation.images:,} test images, temperature {evaluation.temperature:.3f}",
+        f"{evaluation.images:,} test images{views}, temperature {evaluation.temperature:.3f}",
         ("", "raw", "calibrated"),
         [
             ("accuracy", f"{test.accuracy:.2%}", f"{test.accuracy:.2%}"),

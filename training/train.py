@@ -14,39 +14,25 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812 - the name that the field uses
 
-from training import checkpoint, data
+from training import checkpoint, data, distributed
 from training.architectures import find_architecture
+from training.architectures.initialization import InitializedFromImages
 from training.checkpoint import Checkpoint, EpochFigures, RunState
+from training.distributed import Workers
 from training.errors import Diverged, RecipeError, RunError
-from training.optimization import learning_rate, make_optimizer, set_learning_rate
+from training.hardware import DeviceName, choose_device, describe_device, resolve_precision
+from training.learner import Batch, Learner, normalize
+from training.optimization import make_optimizer, schedule
 from training.recipes import Recipe
-
-DeviceName = Literal["auto", "cpu", "cuda"]
+from training.reporter import Reporter, SilentReporter
 
 EVALUATION_BATCH = 500
+INITIALIZATION_IMAGES = 5000
 PROGRESS_STEPS = 16  # how often the loss is looked at: seldom enough for a GPU not to wait
-
-
-class Reporter(Protocol):
-    """Who is told how the run goes."""
-
-    def epoch_started(self, epoch: int, epochs: int, images: int) -> None:
-        """An epoch of so many images starts; the first is 1."""
-        ...
-
-    def progressed(self, images: int, loss: float, accuracy: float) -> None:
-        """So many images of the epoch are done, with this mean loss and accuracy (0 to 1)."""
-        ...
-
-    def epoch_ended(self, figures: EpochFigures) -> None:
-        """The epoch is done and its checkpoint is on disk."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -54,13 +40,19 @@ class Run:
     """What does not change from epoch to epoch."""
 
     recipe: Recipe
-    network: nn.Module
-    optimizer: torch.optim.Optimizer
+    learner: Learner
+    proxy: Learner | None
     train: data.Split
     heldout: data.Split
     mean: list[float]
     deviation: list[float]
     device: torch.device
+    workers: Workers
+
+    @property
+    def network(self) -> nn.Module:
+        """What is trained."""
+        return self.learner.network
 
 
 def train(
@@ -92,46 +84,38 @@ def train(
         Diverged: the loss became infinite or not a number; the last checkpoint stands.
         DataError: the images cannot be read or split.
     """
-    torch_device = choose_device(device)
-    recipe = replace(recipe, precision=_resolve_precision(recipe, torch_device))
-    architecture = find_architecture(recipe.architecture)
-    if architecture.image_size != data.IMAGE_SIZE:
-        raise RecipeError(f"{recipe.architecture} takes images of {architecture.image_size} pixels")
+    torch_device = choose_device(device, distributed.local_index())
+    recipe = replace(recipe, precision=resolve_precision(recipe.precision, torch_device))
+    _check_architectures(recipe)
     last = checkpoint.newest(run_dir)
     if last is not None:
         _check_resumable(last, recipe, source, run_dir, resume=resume)
     _make_directory(run_dir)
     torch.use_deterministic_algorithms(torch_device.type == "cpu")
-    torch.manual_seed(recipe.seed)
-    network = architecture.build(len(source.classes), recipe.dropout)
-    run = _prepare(recipe, source, network, torch_device)
-    state = _new_state(run, source)
-    if last is not None:
-        last.load_network(run.network)
-        last.load_optimizer(run.optimizer)
-        state = last.state
-        checkpoint.write_history(run_dir, state)
-    while state.epoch < recipe.epochs:
-        reporter.epoch_started(state.epoch + 1, recipe.epochs, len(run.train))
-        figures = _epoch(run, state.epoch + 1, reporter)
-        check_finite(run.network, figures.epoch)
-        state = replace(state, history=(*state.history, figures))
-        checkpoint.save(run_dir, state, run.network, run.optimizer)
-        reporter.epoch_ended(figures)
+    with distributed.join(torch_device) as workers:
+        run = _prepare(recipe, source, torch_device, workers)
+        state = _new_state(run, source)
+        if last is not None:
+            last.load(run.learner, run.proxy)
+            state = last.state
+        workers.wait_for_all()
+        _go_on(run, state, run_dir, reporter if workers.is_first else SilentReporter())
+        workers.wait_for_all()
     return checkpoint.open_run(run_dir)
 
 
-def choose_device(name: DeviceName) -> torch.device:
-    """Return the device of this name.
-
-    Raises:
-        RecipeError: CUDA is asked for and torch sees no GPU.
-    """
-    if name == "cuda" and not torch.cuda.is_available():
-        raise RecipeError("device is cuda, but torch sees no CUDA device")
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
+def _go_on(run: Run, state: RunState, run_dir: Path, reporter: Reporter) -> None:
+    """Train the epochs that are left, with a checkpoint after each."""
+    if run.workers.is_first and state.epoch > 0:
+        checkpoint.write_history(run_dir, state)
+    while state.epoch < run.recipe.epochs:
+        reporter.epoch_started(state.epoch + 1, run.recipe.epochs, len(run.train))
+        figures = _epoch(run, state.epoch + 1, reporter)
+        check_finite(run.network, figures.epoch)
+        state = replace(state, history=(*state.history, figures))
+        if run.workers.is_first:
+            checkpoint.save(run_dir, state, run.learner, run.proxy)
+        reporter.epoch_ended(figures)
 
 
 @torch.inference_mode()
@@ -156,59 +140,57 @@ def compute_logits(
     )
 
 
-def _epoch(run: Run, epoch: int, reporter: Reporter) -> EpochFigures:
-    """Train on every image once and measure the held-out ones."""
+def _epoch(run: Run, number: int, reporter: Reporter) -> EpochFigures:
+    """Train on every image once, or on the chosen part, and measure the held-out ones."""
     run.network.train()
     started = time.perf_counter()
-    seed = run.recipe.seed * 100_003 + epoch
-    torch.manual_seed(seed)
-    total_loss = torch.zeros((), device=run.device)
-    total_correct = torch.zeros((), device=run.device)
-    images = 0
-    for step, batch in enumerate(_augmented(run, seed), start=1):
-        set_learning_rate(run.optimizer, learning_rate(run.recipe, len(run.train), epoch, step))
-        loss, logits = _step(run, batch)
-        total_loss += loss * len(batch)
-        total_correct += (logits.argmax(1) == batch.labels).sum()
-        images += len(batch)
-        if step % PROGRESS_STEPS == 0 or images == len(run.train):
-            mean_loss = total_loss.item() / images
+    epoch = data.Epoch(number, run.recipe.seed)
+    torch.manual_seed(epoch.own_seed + run.workers.rank)
+    totals = torch.zeros(3, device=run.device)  # loss, correct, images learned from
+    seen = 0
+    for step, candidates in enumerate(_augmented(run, epoch), start=1):
+        rate = schedule(run.recipe, len(run.train), number, step)
+        share = run.workers.share(candidates)
+        weight = run.workers.weight(len(share), len(candidates))
+        batch = _choose(run, normalize(share, run.mean, run.deviation), rate, weight)
+        loss, correct = run.learner.learn(batch, rate, weight)
+        totals += torch.stack([loss * len(batch), correct, torch.full_like(loss, len(batch))])
+        seen += len(candidates)
+        if step % PROGRESS_STEPS == 0 or seen == len(run.train):
+            mean_loss, accuracy = _means(totals)
             if not math.isfinite(mean_loss):
-                raise Diverged(f"the mean loss is {mean_loss} in epoch {epoch}, step {step}")
-            reporter.progressed(images, mean_loss, total_correct.item() / images)
+                raise Diverged(f"the mean loss is {mean_loss} in epoch {number}, step {step}")
+            reporter.progressed(seen, mean_loss, accuracy)
+    mean_loss, accuracy = _means(run.workers.sum(totals))
     seconds = time.perf_counter() - started
     return EpochFigures(
-        epoch=epoch,
-        loss=total_loss.item() / images,
-        train_accuracy=total_correct.item() / images,
-        heldout_accuracy=_heldout_accuracy(run),
-        images_per_second=images / seconds,
+        epoch=number,
+        loss=mean_loss,
+        train_accuracy=accuracy,
+        heldout_accuracy=_heldout_accuracy(run) if run.workers.is_first else None,
+        images_per_second=seen / seconds,
         seconds=seconds,
     )
 
 
-def _step(run: Run, batch: data.Split) -> tuple[Tensor, Tensor]:
-    """Take one step of the optimizer; return the batch's mean loss and its logits, detached."""
-    images = data.normalize(batch.images, run.mean, run.deviation)
-    bfloat16 = run.recipe.precision == "bfloat16"
-    with torch.autocast(run.device.type, torch.bfloat16, enabled=bfloat16):
-        logits = run.network(images)
-    logits = logits.float()
-    loss = F.cross_entropy(logits, batch.labels, label_smoothing=run.recipe.label_smoothing)
-    run.optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    run.optimizer.step()
-    return loss.detach(), logits.detach()
+def _means(totals: Tensor) -> tuple[float, float]:
+    """Return loss and accuracy of one image from the sums over an epoch so far."""
+    loss, correct, images = totals.tolist()
+    return loss / images, correct / images
 
 
-def _augmented(run: Run, seed: int) -> Iterator[data.Split]:
-    return data.epoch_batches(
-        run.train,
-        run.recipe.batch_size,
-        torch.Generator().manual_seed(seed),
-        flip=run.recipe.flip,
-        translate=run.recipe.translate,
-    )
+def _choose(run: Run, candidates: Batch, rate: float, weight: float) -> Batch:
+    """Return what the network learns from: all, or what the proxy found hardest."""
+    if run.proxy is None:
+        return candidates
+    count = math.ceil(len(candidates) * run.recipe.selected)
+    return candidates[run.proxy.learn_hardest(candidates, count, rate, weight)]
+
+
+def _augmented(run: Run, epoch: data.Epoch) -> Iterator[data.Split]:
+    recipe = run.recipe
+    augmentation = data.Augmentation(recipe.flip, recipe.translate, recipe.cutout)
+    return data.epoch_batches(run.train, recipe.candidates, epoch, augmentation)
 
 
 def _heldout_accuracy(run: Run) -> float | None:
@@ -218,21 +200,40 @@ def _heldout_accuracy(run: Run) -> float | None:
     return (logits.argmax(1) == run.heldout.labels.cpu()).float().mean().item()
 
 
-def _prepare(recipe: Recipe, source: data.Source, network: nn.Module, device: torch.device) -> Run:
-    network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+def _prepare(recipe: Recipe, source: data.Source, device: torch.device, workers: Workers) -> Run:
     images = source.load_train()
     chosen, held = data.split_holdout(images.labels, recipe.holdout, recipe.split_seed)
-    mean, deviation = data.channel_statistics(images.images[chosen])
+    train = images[chosen].to(device)
+    mean, deviation = data.channel_statistics(train.images)
+    first = data.normalize(train.images[:INITIALIZATION_IMAGES], mean, deviation)
+    torch.manual_seed(recipe.seed)
+    learner, *proxies = (
+        _new_learner(recipe, architecture, len(source.classes), first, workers)
+        for architecture in filter(None, (recipe.architecture, recipe.proxy))
+    )
     return Run(
         recipe=recipe,
-        network=network,
-        optimizer=make_optimizer(recipe, network),
-        train=images[chosen].to(device),
+        learner=learner,
+        proxy=proxies[0] if proxies else None,
+        train=train,
         heldout=images[held].to(device),
         mean=mean,
         deviation=deviation,
         device=device,
+        workers=workers,
     )
+
+
+def _new_learner(
+    recipe: Recipe, architecture: str, classes: int, images: Tensor, workers: Workers
+) -> Learner:
+    """Build a network, on the device of the normalised images that it may start from."""
+    network = find_architecture(architecture).build(classes, recipe.dropout).to(images.device)
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if isinstance(network, InitializedFromImages):
+        network.initialize_from(images)
+    averaging = workers.average_gradients_of(network)
+    return Learner(recipe, network, averaging, make_optimizer(recipe, network))
 
 
 def _make_directory(run_dir: Path) -> None:
@@ -252,6 +253,13 @@ def check_finite(network: nn.Module, epoch: int) -> None:
             raise Diverged(f"{name} holds values that are not finite after epoch {epoch}")
 
 
+def _check_architectures(recipe: Recipe) -> None:
+    for name in filter(None, (recipe.architecture, recipe.proxy)):
+        size = find_architecture(name).image_size
+        if size != data.IMAGE_SIZE:
+            raise RecipeError(f"{name} takes images of {size} pixels")
+
+
 def _new_state(run: Run, source: data.Source) -> RunState:
     return RunState(
         recipe=run.recipe,
@@ -261,7 +269,7 @@ def _new_state(run: Run, source: data.Source) -> RunState:
         classes=source.classes,
         mean=run.mean,
         deviation=run.deviation,
-        hardware=_hardware(run.device),
+        hardware=_hardware(run),
         libraries={"python": platform.python_version(), "torch": torch.__version__},
     )
 
@@ -286,24 +294,6 @@ def _check_resumable(
         )
 
 
-def _resolve_precision(recipe: Recipe, device: torch.device) -> Literal["float32", "bfloat16"]:
-    if recipe.precision != "auto":
-        return recipe.precision
-    if device.type == "cuda":
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        # Private, and so perhaps not there in another version; float32 is right everywhere.
-        probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-        fast = any(getattr(torch.cpu, probe, bool)() for probe in probes)
-    return "bfloat16" if fast else "float32"
-
-
-def _hardware(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [line for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        model = names[0].partition(":")[2].strip() if names else model
-    return f"{model}, {torch.get_num_threads()} threads"
+def _hardware(run: Run) -> str:
+    name = describe_device(run.device)
+    return name if run.workers.count == 1 else f"{run.workers.count} × {name}"

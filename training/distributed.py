@@ -1,0 +1,88 @@
+"""One run in several processes or on several machines, as torchrun starts them.
+
+    torchrun --nproc-per-node=2 -m training.cli train speednet
+
+Every process cuts the same global batches and learns from its share of each; gradients are
+averaged (DistributedDataParallel), through gloo between processors and NCCL between GPUs. Batch
+normalisation sees a process's own share. The first process alone writes; the others read the same
+run directory, so machines must share it.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from training.data import Split
+from training.errors import RunError
+
+
+@dataclass(frozen=True)
+class Workers:
+    """The processes of a run, and which of them this one is."""
+
+    rank: int = 0
+    count: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process reports and writes."""
+        return self.rank == 0
+
+    def share(self, batch: Split) -> Split:
+        """Return this process's part of a global batch."""
+        if self.count == 1:
+            return batch
+        return batch[torch.arange(self.rank, len(batch), self.count, device=batch.labels.device)]
+
+    def weight(self, share: int, batch: int) -> float:
+        """Return what a mean over a share counts for, so that the workers' average is global."""
+        return share * self.count / batch
+
+    def average_gradients_of(self, network: nn.Module) -> nn.Module:
+        """Return the network, wrapped where there are other processes to agree with."""
+        return network if self.count == 1 else DistributedDataParallel(network)
+
+    def sum(self, figures: Tensor) -> Tensor:
+        """Return the sum over all processes."""
+        if self.count > 1:
+            distributed.all_reduce(figures)
+        return figures
+
+    def wait_for_all(self) -> None:
+        """Return when every process has come here."""
+        if self.count > 1:
+            distributed.barrier()
+
+
+def local_index() -> int:
+    """Return which process of this machine this one is."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+@contextmanager
+def join(device: torch.device) -> Iterator[Workers]:
+    """Meet the other processes that torchrun has started, if it has, for the time of a run.
+
+    Raises:
+        RunError: another process has gone or does not answer.
+    """
+    if "RANK" not in os.environ or os.environ.get("WORLD_SIZE") == "1":
+        yield Workers()
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    try:
+        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        yield Workers(distributed.get_rank(), distributed.get_world_size())
+    except RuntimeError as exc:
+        raise RunError(
+            f"another process of the run is gone or does not answer; go on with --resume ({exc})"
+        ) from exc
+    finally:
+        if distributed.is_initialized():
+            distributed.destroy_process_group()

@@ -1,0 +1,54 @@
+"""What computes: the device, what it is called, and whether it multiplies in bfloat16."""
+
+import platform
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from training.errors import RecipeError
+from training.recipes import Precision
+
+DeviceName = Literal["auto", "cpu", "cuda"]
+
+
+def choose_device(name: DeviceName, index: int = 0) -> torch.device:
+    """Return the device of this name.
+
+    Args:
+        name: `auto` is CUDA where there is a GPU.
+        index: which of a machine's GPUs.
+
+    Raises:
+        RecipeError: CUDA is asked for and torch sees no GPU.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise RecipeError("device is cuda, but torch sees no CUDA device")
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(f"cuda:{index}" if name == "cuda" else name)
+
+
+def resolve_precision(precision: Precision, device: torch.device) -> Literal["float32", "bfloat16"]:
+    """Return what `auto` means on a device; anything else is what it is."""
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        # Private, and so perhaps not there in another version; float32 is right everywhere.
+        probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+        fast = any(getattr(torch.cpu, probe, bool)() for probe in probes)
+    return "bfloat16" if fast else "float32"
+
+
+def describe_device(device: torch.device) -> str:
+    """Return the GPU's name, or the processor's with the number of threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [line for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        model = names[0].partition(":")[2].strip() if names else model
+    return f"{model}, {torch.get_num_threads()} threads"

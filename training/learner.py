@@ -1,0 +1,91 @@
+"""A network with its optimizer: one step on one batch, and the choice of a batch's hard images.
+
+Knows nothing of epochs, of files or of where the images come from.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - the name that the field uses
+
+from training import data
+from training.optimization import set_learning_rate
+from training.recipes import Recipe
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Normalised images `[N,3,H,W]` and labels int64 `[N]`."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: Tensor) -> "Batch":
+        images = self.images[index].contiguous(memory_format=torch.channels_last)
+        return Batch(images, self.labels[index])
+
+
+@dataclass(frozen=True)
+class Learner:
+    """What learns. The loss is always float32, the network's arithmetic as the recipe says.
+
+    Attributes:
+        recipe: of the run.
+        network: the weights.
+        averaging: the network, or what wraps it to average gradients with other processes.
+        optimizer: of the weights.
+    """
+
+    recipe: Recipe
+    network: nn.Module
+    averaging: nn.Module
+    optimizer: torch.optim.Optimizer
+
+    def learn(self, batch: Batch, rate: float, weight: float = 1.0) -> tuple[Tensor, Tensor]:
+        """Take a step; return the batch's mean loss and how many it had right, detached.
+
+        Args:
+            batch: to learn from.
+            rate: part of the peak learning rate.
+            weight: of the batch's mean loss, where it is a process's share of a larger batch.
+        """
+        logits = self._logits(batch)
+        loss = self._losses(logits, batch).mean()
+        self._step(loss * weight, rate)
+        return loss.detach(), (logits.argmax(1) == batch.labels).sum()
+
+    def learn_hardest(self, batch: Batch, count: int, rate: float, weight: float = 1.0) -> Tensor:
+        """Take a step on the images with the highest loss; return their places, int64 `[count]`."""
+        losses = self._losses(self._logits(batch), batch)
+        hardest = losses.detach().topk(min(count, len(batch)), sorted=False).indices
+        self._step(losses[hardest].mean() * weight, rate)
+        return hardest
+
+    def _logits(self, batch: Batch) -> Tensor:
+        bfloat16 = self.recipe.precision == "bfloat16"
+        with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=bfloat16):
+            logits: Tensor = self.averaging(batch.images)
+        return logits.float()
+
+    def _losses(self, logits: Tensor, batch: Batch) -> Tensor:
+        return F.cross_entropy(
+            logits,
+            batch.labels,
+            label_smoothing=self.recipe.label_smoothing,
+            reduction="none",
+        )
+
+    def _step(self, loss: Tensor, rate: float) -> None:
+        set_learning_rate(self.optimizer, rate)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+
+
+def normalize(batch: data.Split, mean: list[float], deviation: list[float]) -> Batch:
+    """Return the batch as a network takes it."""
+    return Batch(data.normalize(batch.images, mean, deviation), batch.labels)
