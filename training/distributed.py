@@ -59,6 +59,11 @@ class Workers:
             distributed.barrier()
 
 
+def is_first_process() -> bool:
+    """Return whether this is the process that prints, of those that torchrun has started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def local_index() -> int:
     """Return which process of this machine this one is."""
     return int(os.environ.get("LOCAL_RANK", "0"))

@@ -1,0 +1,101 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests import gradient_worker
+from training.checkpoint import newest, open_run
+from training.distributed import Workers
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+
+
+def test_two_processes_have_the_gradients_of_one_with_the_same_global_batch(
+    image_folder: Path, tmp_path: Path
+) -> None:
+    gradient_worker.main(image_folder, tmp_path / "one")
+    worker = [gradient_worker.__file__, str(image_folder), str(tmp_path / "two")]
+    subprocess.run(
+        [*TORCHRUN, *worker],
+        check=True,
+        capture_output=True,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)},
+        timeout=120,
+    )
+    one, two = load_file(tmp_path / "one"), load_file(tmp_path / "two")
+    assert (one.pop("images").item(), two.pop("images").item()) == (33, 17)
+    assert one.keys() == two.keys()
+    for name, gradient in one.items():
+        assert torch.allclose(gradient, two[name], rtol=1e-4, atol=1e-7), name
+
+
+def _training(image_folder: Path, run: Path, epochs: int) -> list[str]:
+    places = ["--data-dir", str(image_folder), "--out", str(run), "--device", "cpu"]
+    options = ["--epochs", str(epochs), "--batch-size", "31", "--precision", "float32"]
+    return [*TORCHRUN, "-m", "training.cli", "train", "fc", *places, *options]
+
+
+def test_a_killed_worker_ends_the_run_with_a_word_and_resume_goes_on(
+    image_folder: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    process = subprocess.Popen(
+        _training(image_folder, run, 40),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    while newest(run) is None:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    os.kill(_workers(process.pid)[1], signal.SIGKILL)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "go on with --resume" in output
+    done = open_run(run).state.epoch
+    assert 1 <= done < 40
+    resumed = subprocess.run(
+        [*_training(image_folder, run, 40), "--resume"],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert resumed.returncode == 0, resumed.stderr
+    assert f"epoch {done + 1:>2}/40" in resumed.stdout
+    assert "epoch  1/40" not in resumed.stdout
+    last = open_run(run).state
+    assert last.epoch == 40
+    assert last.hardware.startswith("2 × ")
+
+
+def _workers(launcher: int) -> list[int]:
+    """Return the processes that torchrun has started, by rank."""
+    children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
+    ranks = {}
+    for child in map(int, children):
+        for variable in Path(f"/proc/{child}/environ").read_bytes().split(b"\0"):
+            if variable.startswith(b"LOCAL_RANK="):
+                ranks[int(variable[11:])] = child
+    return [ranks[rank] for rank in sorted(ranks)]
+
+
+@pytest.mark.parametrize("images", [7, 8])
+def test_shares_hold_every_image_once_and_their_weights_make_the_global_mean(images: int) -> None:
+    from training.data import Split
+
+    batch = Split(torch.zeros(images, 1, 1, 3, dtype=torch.uint8), torch.arange(images))
+    workers = [Workers(rank, 3) for rank in range(3)]
+    shares = [worker.share(batch).labels for worker in workers]
+    assert sorted(torch.cat(shares).tolist()) == list(range(images))
+    means = [
+        worker.weight(len(share), images) * share.float().mean()
+        for worker, share in zip(workers, shares, strict=True)
+    ]
+    assert sum(means).item() / 3 == pytest.approx((images - 1) / 2)
