@@ -27,6 +27,7 @@ from app.evaluation import Evaluation as Evaluation
 from app.evaluation import Mistake as Mistake
 from app.evaluation import TestFigures as TestFigures
 from app.evaluation import Views as Views
+from app.evaluation import Weights as Weights
 from app.manifest import MAX_FILE_BYTES as MAX_FILE_BYTES
 from app.manifest import DataRecord as DataRecord
 from app.manifest import FileRecord as FileRecord
@@ -126,12 +127,16 @@ class Artifact:
         """
         layers = self.arrays(FILTERS)
         for layer, weights in layers.items():
-            if weights.dtype != np.float32 or weights.ndim != 4 or not weights.size:
+            if (
+                weights.dtype not in (np.float32, np.float16)
+                or weights.ndim != 4
+                or not weights.size
+            ):
                 raise ArtifactError(
                     f"{self.path / FILTERS}: {layer!r} is {weights.dtype} {weights.shape}; "
-                    "it must be float32 of four dimensions"
+                    "it must be float32 or float16 of four dimensions"
                 )
-        return layers
+        return {layer: weights.astype(np.float32) for layer, weights in layers.items()}
 
     def evaluation(self) -> Evaluation:
         """Return the figures measured on the test split.

@@ -17,6 +17,7 @@ def _check_distinct(labels: tuple[str, ...]) -> tuple[str, ...]:
 
 
 Views = Literal[1, 2, 6]
+Weights = Literal["float32", "float16"]
 Classes = Annotated[tuple[str, ...], Field(min_length=2), AfterValidator(_check_distinct)]
 
 
@@ -70,12 +71,13 @@ class Evaluation(Frozen):
     """`evaluation.json`: the figures measured on the test split.
 
     `confusion_matrix` is `[classes][classes]` counts, rows true, columns predicted. `views` is how
-    many views of each image were averaged.
+    many views of each image were averaged, `weights` what the kernels and matrices are stored as.
     """
 
     classes: Classes
     images: int
     views: Annotated[Views, Field(exclude_if=lambda views: views == 1)] = 1
+    weights: Annotated[Weights, Field(exclude_if=lambda weights: weights == "float32")] = "float32"
     temperature: float
     test: TestFigures
     confusion_matrix: tuple[tuple[Annotated[int, Field(ge=0)], ...], ...]

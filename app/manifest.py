@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from app.evaluation import Classes, Frozen, TestFigures, Views
+from app.evaluation import Classes, Frozen, TestFigures, Views, Weights
 
 Precision = Literal["float32", "int8"]
 
@@ -82,7 +82,8 @@ class Manifest(Frozen):
     """Everything that a server or a reader must know of a model before using it.
 
     `views` is how many views of an image the graph averages (mirrored, moved by a pixel); `macs`
-    counts them all.
+    counts them all. `weights` is what its kernels and matrices are stored as; they are computed
+    with in float32.
     """
 
     schema_version: Literal[1]
@@ -105,6 +106,7 @@ class Manifest(Frozen):
     parameters: int
     macs: int
     views: Annotated[Views, Field(exclude_if=lambda views: views == 1)] = 1
+    weights: Annotated[Weights, Field(exclude_if=lambda weights: weights == "float32")] = "float32"
     test: TestFigures
     temperature: Annotated[float, Field(gt=0)]
     golden_tolerance: dict[str, Annotated[float, Field(gt=0, lt=1)]]

@@ -135,7 +135,7 @@ def test_compare_puts_the_store_side_by_side(artifact: Artifact, tmp_path: Path)
     out = tmp_path / "comparison"
     printed = _training("compare", "--store", artifact.path.parent.parent, "--out", out)
     assert "sampled/1" in printed
-    (row,) = json.loads((out / "comparison.json").read_text())
+    (row,) = json.loads((out / "comparison.json").read_text())["models"]
     assert row["accuracy"] == artifact.manifest.test.accuracy
     assert row["latency_ms"] > 0
     assert "1,070,986" in (out / "comparison.md").read_text()

@@ -6,19 +6,21 @@ Only reads arguments and prints; every error of `training.errors` ends as one li
 import sys
 from collections.abc import Callable
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import click
 from rich.console import Console
 
-from app.contract import Views
+from app.contract import Views, Weights
 from training import checkpoint as checkpoints
-from training import data, evaluate, report
+from training import comparison_report, data, evaluate, report
 from training.architectures import ARCHITECTURES
 from training.checkpoint import Checkpoint
 from training.compare import compare as compare_models
 from training.describe import describe as describe_architecture
+from training.distributed import is_first_process
 from training.errors import TrainingError
 from training.export import Export, next_version
 from training.export import export as export_artifact
@@ -52,6 +54,13 @@ views_option = click.option(
     show_default=True,
     callback=lambda _context, _option, views: int(views),
     help="Views of each image whose logits are averaged: mirrored, and moved by a pixel.",
+)
+weights_option = click.option(
+    "--weights",
+    type=click.Choice(get_args(Weights)),
+    default="float32",
+    show_default=True,
+    help="What kernels and matrices are rounded to and stored as.",
 )
 run_argument = click.argument("run", type=click.Path(path_type=Path))
 
@@ -119,9 +128,12 @@ def train(
     recipe = replace(find_recipe(name), **given)
     run = out or Path("runs") / f"{name}-seed{recipe.seed}"
     source = data.find(data_dir)
+    console.quiet = not is_first_process()
     console.print(f"{name} on {source.name} in {source.place} → {run}", soft_wrap=True)
     with watch(console) as reporter:
         last = run_training(recipe, source, run, reporter, device=device, resume=resume)
+    if not is_first_process():
+        return
     report.draw_learning_curve(last.state.history, run / report.LEARNING_CURVE)
     console.print(f"done: {last.path}", soft_wrap=True)
 
@@ -131,10 +143,14 @@ def train(
 @data_dir_option
 @device_option
 @views_option
-def evaluate_command(run: Path, data_dir: Path | None, device: DeviceName, views: Views) -> None:
+@weights_option
+def evaluate_command(
+    run: Path, data_dir: Path | None, device: DeviceName, views: Views, weights: Weights
+) -> None:
     """Measure the run RUN on the test images."""
     last = checkpoints.open_run(run)
-    found = evaluate.evaluate(last, _data_of(last, data_dir), choose_device(device), views)
+    source = _data_of(last, data_dir)
+    found = evaluate.evaluate(last, source, choose_device(device), views, weights)
     evaluate.save_evaluation(last, found)
     for table in report.evaluation_tables(found):
         console.print(table)
@@ -147,6 +163,7 @@ def evaluate_command(run: Path, data_dir: Path | None, device: DeviceName, views
 @click.option("--name", help="The model's name.  [default: the architecture's]")
 @click.option("--version", help="The model's version.  [default: the next number]")
 @views_option
+@weights_option
 @click.option("--int8", is_flag=True, help="Add an int8 graph, for CONVSCOPE_PRECISION=int8.")
 def export(
     run: Path,
@@ -155,6 +172,7 @@ def export(
     name: str | None,
     version: str | None,
     views: Views,
+    weights: Weights,
     *,
     int8: bool,
 ) -> None:
@@ -164,8 +182,8 @@ def export(
     name = name or last.state.recipe.architecture
     version = version or next_version(store, name)
     found = evaluate.read_evaluation(last)
-    if found is None or found.views != views:
-        found = evaluate.evaluate(last, source, choose_device("cpu"), views)
+    if found is None or (found.views, found.weights) != (views, weights):
+        found = evaluate.evaluate(last, source, choose_device("cpu"), views, weights)
         evaluate.save_evaluation(last, found)
     artifact = export_artifact(Export(last, found, source, name, version, int8), store)
     figures = f"{found.test.accuracy:.2%}"
@@ -176,6 +194,7 @@ def export(
 
 @main.command("compare")
 @store_option
+@data_dir_option
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -183,11 +202,14 @@ def export(
     show_default=True,
     help="The folder for comparison.json, comparison.md and the plots.",
 )
-def compare_command(store: Path, out: Path) -> None:
-    """Put every artifact of the store side by side."""
-    models = compare_models(store)
-    report.write_comparison(models, out)
-    console.print(report.comparison_table(models))
+def compare_command(store: Path, data_dir: Path | None, out: Path) -> None:
+    """Put every artifact of the store side by side, and find which test images they get wrong."""
+    comparison = compare_models(store, partial(data.find, data_dir))
+    comparison_report.write_comparison(comparison, out)
+    for table in comparison_report.comparison_tables(comparison):
+        console.print(table)
+    if comparison.errors.left_out:
+        console.print(comparison_report.left_out_note(comparison), soft_wrap=True)
     console.print(f"written: {out}", soft_wrap=True)
 
 

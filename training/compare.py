@@ -1,17 +1,21 @@
-"""Every artifact of a store, side by side: what it costs and what it gives.
+"""Every artifact of a store, side by side: what it costs, what it gives and where it errs.
 
-Accuracy comes from each artifact's own evaluation, so the test split is not read again; latency and
-throughput are measured here and now. Tables and plots are `training.report`'s.
+Accuracy comes from each artifact's own evaluation; latency and throughput are measured here and
+now. The float32 graphs classify the test images, which `training.evaluate` reads, once more, to see
+whose errors are the same: nothing is chosen by that. Tables and plots are
+`training.comparison_report`'s.
 """
 
 import statistics
 import time
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
 
-from app.backends import Backend, open_backend
+from app.backends import Backend, Precision, open_backend
 from app.contract import (
     GOLDEN,
     HISTORY,
@@ -19,16 +23,33 @@ from app.contract import (
     TORCHSCRIPT_GRAPH,
     Artifact,
     Images,
+    Views,
     read_artifact,
 )
 from app.errors import ConvscopeError
+from training import data
 from training.checkpoint import EpochFigures, parse_history
 from training.errors import RunError
+from training.evaluate import predictions_on_test
+from training.overlap import Overlap, find_overlap
 
 BATCH = 64
 ROUNDS = 15
 SINGLE_CALLS = 50
 BATCH_CALLS = 4
+FULLY_CONNECTED = "fc"
+"""The architecture of the networks without a convolution."""
+
+Point = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Int8Figures:
+    """The int8 graph's: test accuracy 0 to 1; latency and throughput as in `ModelFigures`."""
+
+    accuracy: float
+    latency_ms: float
+    images_per_second: float
 
 
 @dataclass(frozen=True)
@@ -37,8 +58,10 @@ class ModelFigures:
 
     Attributes:
         model: `name/version`.
+        architecture: of the network.
         parameters: learned numbers.
-        macs: multiply-accumulates for one image.
+        macs: multiply-accumulates for one image, in all of its views.
+        views: of each image, whose logits the graph averages.
         onnx_bytes: size of the ONNX graph.
         torchscript_bytes: size of the TorchScript graph.
         training_seconds: of the run, on `training_hardware`.
@@ -51,12 +74,15 @@ class ModelFigures:
         recall_by_class: the part of each class's test images that is recognised.
         latency_ms: of one image, median, ONNX on one thread.
         images_per_second: at batch 64, median, ONNX on one thread.
+        int8: the same of the int8 graph; None where the artifact has none.
         history: one record an epoch.
     """
 
     model: str
+    architecture: str
     parameters: int
     macs: int
+    views: Views
     onnx_bytes: int
     torchscript_bytes: int
     training_seconds: float
@@ -69,37 +95,114 @@ class ModelFigures:
     recall_by_class: dict[str, float]
     latency_ms: float
     images_per_second: float
+    int8: Int8Figures | None
     history: tuple[EpochFigures, ...]
 
 
-def compare(store: Path) -> list[ModelFigures]:
-    """Verify and measure every artifact of a store, by name and version.
+@dataclass(frozen=True)
+class Errors:
+    """Where the models of a store err on the same test images.
+
+    Attributes:
+        overlap: of those that were trained on the data found; None where there are fewer than two.
+        left_out: models that were trained on other data.
+        pictures: the test images that `overlap` names, by index, uint8 `[H,W,3]`.
+    """
+
+    overlap: Overlap | None = None
+    left_out: tuple[str, ...] = ()
+    pictures: dict[int, Images] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All models of a store, by name and version, and where they err together."""
+
+    models: tuple[ModelFigures, ...]
+    errors: Errors
+
+
+def compare(store: Path, find_data: Callable[[], data.Source]) -> Comparison:
+    """Verify and measure every artifact of a store.
+
+    Args:
+        store: the folder of the artifacts.
+        find_data: finds the data set whose test images the models are asked about; called only
+            if there are two models to compare.
 
     Raises:
         RunError: the store holds no artifact, or one that is damaged.
+        DataError: no data is found.
     """
     try:
-        artifacts = [read_artifact(path) for path in store.glob("[!.]*/[1-9]*")]
-        if not artifacts:
-            raise RunError(f"{store}: holds no artifact")
-        artifacts.sort(key=lambda item: (item.manifest.name, int(item.manifest.version)))
-        return [_figures(artifact) for artifact in artifacts]
+        artifacts = _read_store(store)
+        errors = _compare_errors(artifacts, find_data()) if len(artifacts) > 1 else Errors()
+        return Comparison(tuple(map(_figures, artifacts)), errors)
     except ConvscopeError as exc:
         raise RunError(str(exc)) from exc
 
 
+def pareto_front(points: Sequence[Point]) -> list[Point]:
+    """Return the points that no other one beats, by rising cost.
+
+    Args:
+        points: each a cost, of which less is better, and a gain, of which more is better. A point
+            that another one equals in one and beats in the other is left out; of equal points, one
+            stays.
+    """
+    front: list[Point] = []
+    for cost, gain in sorted(points, key=lambda point: (point[0], -point[1])):
+        if not front or gain > front[-1][1]:
+            front.append((cost, gain))
+    return front
+
+
+def _read_store(store: Path) -> list[Artifact]:
+    artifacts = [read_artifact(path) for path in store.glob("[!.]*/[1-9]*")]
+    if not artifacts:
+        raise RunError(f"{store}: holds no artifact")
+    for artifact in artifacts:
+        artifact.verify()
+    return sorted(artifacts, key=lambda item: (item.manifest.name, int(item.manifest.version)))
+
+
+def _compare_errors(artifacts: Sequence[Artifact], source: data.Source) -> Errors:
+    same = [item for item in artifacts if item.manifest.data.sha256 == source.sha256]
+    left_out = tuple(_key(item) for item in artifacts if item not in same)
+    if len(same) < 2:
+        return Errors(left_out=left_out)
+    threads = torch.get_num_threads()
+    models = {_key(item): open_backend(item, "onnx-cpu", threads).predict for item in same}
+    dense = {_key(item) for item in same if item.manifest.architecture == FULLY_CONNECTED}
+    test, predictions = predictions_on_test(source, models)
+    overlap = find_overlap(test.labels.numpy(), predictions, source.classes, dense)
+    pictures = {index: test.images[index].numpy() for index in _named_images(overlap)}
+    return Errors(overlap, left_out, pictures)
+
+
+def _named_images(overlap: Overlap) -> Iterator[int]:
+    for group in (overlap.by_all, overlap.by_fully_connected):
+        if group is not None:
+            yield from (example.index for example in group.examples)
+
+
+def _key(artifact: Artifact) -> str:
+    return f"{artifact.manifest.name}/{artifact.manifest.version}"
+
+
 def _figures(artifact: Artifact) -> ModelFigures:
-    artifact.verify()
     manifest, evaluation = artifact.manifest, artifact.evaluation()
     history = parse_history(artifact.read(HISTORY).decode())
-    backend = open_backend(artifact, "onnx-cpu", threads=1)
-    images: Images = np.resize(
-        artifact.arrays(GOLDEN)["images"], (BATCH, *artifact.manifest.image_size, 3)
-    )
+    latency_ms, images_per_second = _speed(artifact, "float32")
+    int8 = None
+    if manifest.int8 is not None:
+        int8 = Int8Figures(manifest.int8.test_accuracy, *_speed(artifact, "int8"))
     return ModelFigures(
-        model=f"{manifest.name}/{manifest.version}",
+        model=_key(artifact),
+        architecture=manifest.architecture,
         parameters=manifest.parameters,
         macs=manifest.macs,
+        views=manifest.views,
         onnx_bytes=manifest.files[ONNX_GRAPH].bytes,
         torchscript_bytes=manifest.files[TORCHSCRIPT_GRAPH].bytes,
         training_seconds=manifest.training_seconds,
@@ -110,9 +213,22 @@ def _figures(artifact: Artifact) -> ModelFigures:
         cross_entropy=manifest.test.cross_entropy_calibrated,
         ece=manifest.test.ece_calibrated,
         recall_by_class={figures.label: figures.recall for figures in evaluation.per_class},
-        latency_ms=1000 * _seconds_a_call(backend, images[:1], SINGLE_CALLS),
-        images_per_second=BATCH / _seconds_a_call(backend, images, BATCH_CALLS),
+        latency_ms=latency_ms,
+        images_per_second=images_per_second,
+        int8=int8,
         history=history,
+    )
+
+
+def _speed(artifact: Artifact, precision: Precision) -> tuple[float, float]:
+    """Return the latency of one image in milliseconds, and images a second at batch 64."""
+    backend = open_backend(artifact, "onnx-cpu", threads=1, precision=precision)
+    images: Images = np.resize(
+        artifact.arrays(GOLDEN)["images"], (BATCH, *artifact.manifest.image_size, 3)
+    )
+    return (
+        1000 * _seconds_a_call(backend, images[:1], SINGLE_CALLS),
+        BATCH / _seconds_a_call(backend, images, BATCH_CALLS),
     )
 
 

@@ -4,7 +4,7 @@ The temperature is fitted on the held-out images; the test split is read once, a
 arithmetic of the metrics is torchmetrics'. Nothing here writes an artifact.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -25,11 +25,13 @@ from app.contract import (
     Probabilities,
     TestFigures,
     Views,
+    Weights,
 )
 from training import data, durable
 from training.architectures import find_architecture
 from training.checkpoint import Checkpoint
 from training.errors import DataError, RunError
+from training.half_weights import rounded
 from training.train import compute_logits
 from training.views import with_views
 from training.vision import import_torchvision
@@ -39,17 +41,24 @@ TOP_CONFUSIONS = 10
 CONFIDENT_MISTAKES = 10
 
 
-def load_network(checkpoint: Checkpoint) -> nn.Module:
-    """Return the checkpoint's network, float32, on the processor, in evaluation mode."""
+def load_network(checkpoint: Checkpoint, weights: Weights = "float32") -> nn.Module:
+    """Return the checkpoint's network, float32, on the processor, in evaluation mode.
+
+    With `float16`, its kernels and matrices are rounded to what a float16 can hold.
+    """
     state = checkpoint.state
     build = find_architecture(state.recipe.architecture).build
     network = build(len(state.classes), state.recipe.dropout)
     checkpoint.load_network(network)
-    return network.eval()
+    return network.eval() if weights == "float32" else rounded(network)
 
 
 def evaluate(
-    checkpoint: Checkpoint, source: data.Source, device: torch.device, views: Views = 1
+    checkpoint: Checkpoint,
+    source: data.Source,
+    device: torch.device,
+    views: Views = 1,
+    weights: Weights = "float32",
 ) -> Evaluation:
     """Fit the temperature on the held-out images, then measure on the test split.
 
@@ -58,6 +67,7 @@ def evaluate(
         source: the data set that it was trained on.
         device: what computes the logits, in float32.
         views: of each image, whose logits are averaged.
+        weights: what the network's kernels and matrices are rounded to.
 
     Raises:
         DataError: `source` is not the data set that the run was trained on.
@@ -65,7 +75,7 @@ def evaluate(
     """
     state = checkpoint.state
     check_source(checkpoint, source)
-    network = with_views(load_network(checkpoint), views).to(device)
+    network = with_views(load_network(checkpoint, weights), views).to(device)
 
     def logits_of(split: data.Split) -> Tensor:
         return compute_logits(network, split.images, state.mean, state.deviation, device)
@@ -76,7 +86,7 @@ def evaluate(
         temperature = fit_temperature(logits_of(heldout), heldout.labels)
     test = source.load_test()
     evaluation = _measure(logits_of(test), test.labels, temperature, state.classes)
-    return evaluation.model_copy(update={"views": views})
+    return evaluation.model_copy(update={"views": views, "weights": weights})
 
 
 def check_source(checkpoint: Checkpoint, source: data.Source) -> None:
@@ -131,6 +141,23 @@ def agreement_on_test(
         name: float(np.mean(_predictions(predict, images) == expected))
         for name, predict in others.items()
     }
+
+
+def predictions_on_test(
+    source: data.Source, models: Mapping[str, Callable[[Images], Probabilities]]
+) -> tuple[data.Split, dict[str, NDArray[np.int64]]]:
+    """Return the test split and the class that each model predicts for each of its images.
+
+    Args:
+        source: the data set.
+        models: uint8 images `[N,H,W,3]` to probabilities `[N,classes]`, by the models' names.
+
+    Returns:
+        The split, and by name int64 `[N]`.
+    """
+    test = source.load_test()
+    images = test.images.numpy()
+    return test, {name: _predictions(predict, images) for name, predict in models.items()}
 
 
 @dataclass(frozen=True)

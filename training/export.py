@@ -45,6 +45,7 @@ from training.describe import describe
 from training.errors import ExportError
 from training.evaluate import agreement_on_test, check_source, load_heldout, load_network
 from training.graphs import OPSET, ServedNetwork, onnx_graph, torchscript_graph
+from training.half_weights import pack_onnx, packed
 from training.quantize import add_int8
 from training.report import LEARNING_CURVE, draw_learning_curve
 
@@ -82,14 +83,14 @@ def export(what: Export, store: Path) -> Artifact:
     _check_exportable(what, store)
     place = store / what.name / what.version
     state = what.checkpoint.state
-    network = load_network(what.checkpoint)
+    network = load_network(what.checkpoint, what.evaluation.weights)
     served = ServedNetwork(
         network, state.mean, state.deviation, what.evaluation.temperature, what.evaluation.views
     )
     served.eval()
     try:
         with durable.new_directory(place) as folder:
-            _write_files(what, network, served, folder)
+            _write_files(what, served, folder)
             manifest = _manifest(what, folder)
             (folder / MANIFEST).write_text(manifest.model_dump_json(indent=1))
             artifact = Artifact(folder, manifest)
@@ -132,14 +133,18 @@ def next_version(store: Path, name: str) -> str:
     return str(max(versions, default=0) + 1)
 
 
-def _write_files(what: Export, network: nn.Module, served: ServedNetwork, folder: Path) -> None:
+def _write_files(what: Export, served: ServedNetwork, folder: Path) -> None:
     images = _golden_images(what)
-    (folder / ONNX_GRAPH).write_bytes(onnx_graph(served, images))
-    (folder / TORCHSCRIPT_GRAPH).write_bytes(torchscript_graph(served, images))
+    half = what.evaluation.weights == "float16"
+    graph = onnx_graph(served, images)
+    (folder / ONNX_GRAPH).write_bytes(pack_onnx(graph) if half else graph)
+    script = torchscript_graph(packed(served) if half else served, images)
+    (folder / TORCHSCRIPT_GRAPH).write_bytes(script)
     np.savez_compressed(folder / GOLDEN, images=images, probabilities=served.predict(images))
-    weights = first_filters_and_kernels(network, data.IMAGE_SIZE)
-    np.savez_compressed(folder / FILTERS, allow_pickle=False, **weights)
-    _, first = next(iter(weights.items()))
+    filters = first_filters_and_kernels(load_network(what.checkpoint), data.IMAGE_SIZE)
+    stored = {layer: kernels.astype(what.evaluation.weights) for layer, kernels in filters.items()}
+    np.savez_compressed(folder / FILTERS, allow_pickle=False, **stored)
+    _, first = next(iter(filters.items()))
     (folder / FILTERS_PLOT).write_bytes(_filters_plot(first))
     (folder / EVALUATION).write_text(what.evaluation.model_dump_json(indent=1))
     (folder / CONFUSION_MATRIX_PLOT).write_bytes(
@@ -228,6 +233,7 @@ def _manifest(what: Export, folder: Path) -> Manifest:
         parameters=description.parameters,
         macs=description.macs * what.evaluation.views,
         views=what.evaluation.views,
+        weights=what.evaluation.weights,
         test=what.evaluation.test,
         temperature=what.evaluation.temperature,
         golden_tolerance=GOLDEN_TOLERANCE,

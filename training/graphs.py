@@ -85,12 +85,12 @@ def onnx_graph(served: ServedNetwork, images: Images) -> bytes:
         return bytes(program.model_proto.SerializeToString())
 
 
-def torchscript_graph(served: ServedNetwork, images: Images) -> bytes:
+def torchscript_graph(served: nn.Module, images: Images) -> bytes:
     """Return the network as a TorchScript file, traced with uint8 images `[N,H,W,3]`."""
     buffer = io.BytesIO()
     with _quiet_exporters(), torch.no_grad():
         traced = torch.jit.trace(served, torch.from_numpy(images), check_trace=False)
-        torch.jit.save(torch.jit.freeze(traced), buffer)
+        torch.jit.save(traced, buffer)
     return buffer.getvalue()
 
 

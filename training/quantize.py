@@ -31,6 +31,7 @@ from training import data
 from training.checkpoint import Checkpoint
 from training.errors import ExportError
 from training.evaluate import accuracy, load_heldout, measure_served
+from training.half_weights import unpack_onnx
 
 CALIBRATION_IMAGES = 1000
 CALIBRATION_SEED = 0
@@ -63,7 +64,7 @@ def add_int8(artifact: Artifact, checkpoint: Checkpoint, source: data.Source) ->
         ConvscopeError: a graph does not load or fails.
     """
     calibration = choose_calibration_images(checkpoint, source)
-    graph = quantize(artifact.read(ONNX_GRAPH), calibration)
+    graph = quantize(unpack_onnx(artifact.read(ONNX_GRAPH)), calibration)
     (artifact.path / INT8_GRAPH).write_bytes(graph)
     artifact = _with_files(artifact, INT8_GRAPH)
     threads = torch.get_num_threads()

@@ -166,7 +166,8 @@ RECIPES: dict[str, Recipe] = {
     "speednet-96": replace(
         SPEEDNET,
         architecture="speednet-96",
-        epochs=40,
+        epochs=36,
+        learning_rate=0.1,
         cutout=12,
         translate=4,
         proxy="speednet-proxy",

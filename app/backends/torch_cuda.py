@@ -26,12 +26,12 @@ class TorchBackend:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeprecationWarning)
-                self._module = torch.jit.load(io.BytesIO(graph), map_location=self._device)
+                module = torch.jit.load(io.BytesIO(graph), map_location=self._device)
+                self._module = torch.jit.freeze(module.eval())  # widens float16 weights once
         except RuntimeError as exc:
             raise ArtifactError(
                 f"{artifact.path / TORCHSCRIPT_GRAPH}: does not load: {exc}"
             ) from exc
-        self._module.eval()
 
     def predict(self, images: Images) -> Probabilities:
         """Return float32 probabilities `[N,classes]` for uint8 RGB images `[N,H,W,3]`."""

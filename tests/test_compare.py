@@ -1,0 +1,293 @@
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from app.backends import Backend, BackendName, Precision, open_backend
+from app.contract import MANIFEST, Artifact
+from tests import sample
+from training import compare as comparing
+from training import comparison_report as report
+from training import data, quantize
+from training.checkpoint import Checkpoint
+from training.cli import main
+from training.compare import Comparison, compare, pareto_front
+from training.errors import RunError
+from training.evaluate import read_evaluation
+from training.export import Export, export
+from training.overlap import Labels, SharedMistake, find_overlap
+
+CLASSES = ("cat", "dog", "ship")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_rounds() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("ROUNDS", "SINGLE_CALLS", "BATCH_CALLS"):
+            patch.setattr(comparing, name, 2)
+        yield
+
+
+@pytest.fixture(scope="module")
+def store(
+    exported: Artifact,
+    trained: Checkpoint,
+    source: data.Source,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """fc/1 and tiny/1 in float32, other/1 of other data, and small/1, which has int8 as well."""
+    place = tmp_path_factory.mktemp("store")
+    found = read_evaluation(trained)
+    assert found is not None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(quantize, "MOST_LOST", 1.0)
+        export(Export(trained, found, source, "small", "1", int8=True), place)
+    _copy(exported, place, "tiny")
+    _copy(exported, place, "fc", architecture="fc")
+    _copy(exported, place, "other", data={"sha256": "0" * 64})
+    return place
+
+
+@pytest.fixture(scope="module")
+def comparison(store: Path, source: data.Source) -> Comparison:
+    return compare(store, lambda: source)
+
+
+def _copy(artifact: Artifact, store: Path, name: str, **changes: object) -> None:
+    """Copy an artifact under another name, with changes to its manifest."""
+    path = Path(shutil.copytree(artifact.path, store / name / "1"))
+    manifest = json.loads((path / MANIFEST).read_text())
+    for field, value in changes.items():
+        manifest[field] = manifest[field] | value if isinstance(value, dict) else value
+    (path / MANIFEST).write_text(json.dumps(manifest | {"name": name}))
+
+
+def _labels(*values: int) -> Labels:
+    return np.array(values, np.int64)
+
+
+def test_no_point_of_a_pareto_front_is_beaten() -> None:
+    points = [(3.0, 0.9), (1.0, 0.5), (2.0, 0.4), (5.0, 0.8), (4.0, 0.95)]
+    assert pareto_front(points) == [(1.0, 0.5), (3.0, 0.9), (4.0, 0.95)]
+
+
+def test_points_that_are_equal_in_one_do_not_both_stand_in_the_front() -> None:
+    assert pareto_front([(1.0, 0.5), (1.0, 0.6)]) == [(1.0, 0.6)]
+    assert pareto_front([(2.0, 0.5), (1.0, 0.5)]) == [(1.0, 0.5)]
+    assert pareto_front([(1.0, 0.5), (1.0, 0.5)]) == [(1.0, 0.5)]
+    assert pareto_front([]) == []
+
+
+def test_overlap_counts_how_many_models_get_an_image_wrong() -> None:
+    labels = _labels(0, 0, 1, 1, 2)
+    predictions = {
+        "a": _labels(0, 1, 1, 0, 0),  # wrong: 1, 3, 4
+        "b": _labels(0, 0, 1, 0, 1),  # wrong: 3, 4
+        "c": _labels(0, 0, 2, 1, 1),  # wrong: 2, 4
+    }
+    found = find_overlap(labels, predictions, CLASSES)
+    assert (found.models, found.images) == (("a", "b", "c"), 5)
+    assert found.errors == (3, 2, 2)
+    assert found.histogram == (1, 2, 1, 1)
+    assert found.shared == ((1, 0.6667, 0.25), (0.6667, 1, 0.3333), (0.25, 0.3333, 1))
+    assert found.by_all.images == 1
+    assert found.by_all.examples == (SharedMistake(4, "ship", "dog"),)
+
+
+def test_the_fully_connected_networks_own_errors_are_those_that_no_other_model_makes() -> None:
+    labels = _labels(0, 0, 0, 0, 0)
+    predictions = {
+        "fc/1": _labels(1, 1, 2, 0, 1),
+        "cnn/1": _labels(0, 1, 0, 0, 0),
+        "fc/2": _labels(2, 2, 2, 1, 0),
+        "vgg/1": _labels(0, 0, 0, 0, 0),
+    }
+    found = find_overlap(labels, predictions, CLASSES, {"fc/1", "fc/2"}).by_fully_connected
+    assert found is not None
+    assert found.images == 2
+    assert found.examples == (SharedMistake(0, "cat", "dog"), SharedMistake(2, "cat", "ship"))
+
+
+@pytest.mark.parametrize("dense", [set(), {"a", "b"}])
+def test_without_models_of_both_kinds_nothing_is_the_fully_connected_networks_own(
+    dense: set[str],
+) -> None:
+    predictions = {"a": _labels(0, 1), "b": _labels(1, 1)}
+    assert find_overlap(_labels(0, 0), predictions, CLASSES, dense).by_fully_connected is None
+
+
+def test_models_that_never_err_share_all_of_their_errors() -> None:
+    found = find_overlap(_labels(0, 1), dict.fromkeys("ab", _labels(0, 1)), CLASSES, {"a"})
+    assert found.shared == ((1, 1), (1, 1))
+    assert found.histogram == (2, 0, 0)
+    assert found.by_all.examples == ()
+    assert found.by_fully_connected is not None
+    assert found.by_fully_connected.images == 0
+
+
+def test_a_long_group_is_counted_whole_and_listed_in_part() -> None:
+    found = find_overlap(_labels(*[0] * 250), {"a": _labels(*[1] * 250)}, CLASSES).by_all
+    assert found.images == 250
+    assert [example.index for example in found.examples] == list(range(100))
+
+
+def test_int8_is_measured_where_the_artifact_has_it(comparison: Comparison, store: Path) -> None:
+    figures = {model.model: model for model in comparison.models}
+    assert list(figures) == ["fc/1", "other/1", "small/1", "tiny/1"]
+    assert figures["tiny/1"].int8 is None
+    int8 = figures["small/1"].int8
+    assert int8 is not None
+    manifest = json.loads((store / "small" / "1" / MANIFEST).read_text())
+    assert int8.accuracy == manifest["int8"]["test_accuracy"]
+    assert int8.latency_ms > 0
+    assert int8.images_per_second > 0
+
+
+def test_each_graph_is_timed_on_one_thread(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = []
+
+    def open_one(
+        artifact: Artifact, name: BackendName, threads: int, precision: Precision
+    ) -> Backend:
+        opened.append((name, threads, precision))
+        return open_backend(artifact, name, threads, precision)
+
+    shutil.copytree(store / "small", tmp_path / "small")
+    monkeypatch.setattr(comparing, "open_backend", open_one)
+    compare(tmp_path, lambda: pytest.fail("data was looked for"))
+    assert opened == [("onnx-cpu", 1, "float32"), ("onnx-cpu", 1, "int8")]
+
+
+def test_the_overlap_is_of_the_models_own_errors_on_the_test_images(
+    comparison: Comparison, exported: Artifact
+) -> None:
+    overlap = comparison.errors.overlap
+    assert overlap is not None
+    assert overlap.models == ("fc/1", "small/1", "tiny/1")
+    matrix = np.array(exported.evaluation().confusion_matrix)
+    wrong = int(matrix.sum() - matrix.trace())
+    assert overlap.errors == (wrong,) * 3  # they are one network
+    assert overlap.histogram == (80 - wrong, 0, 0, wrong)
+    images, labels = sample.read("test")
+    for example in overlap.by_all.examples:
+        assert example.true == sample.class_names()[labels[example.index]]
+        assert example.predicted != example.true
+        assert np.array_equal(comparison.errors.pictures[example.index], images[example.index])
+    assert overlap.by_fully_connected is not None
+    assert overlap.by_fully_connected.images == 0
+
+
+def test_models_of_other_data_are_named_and_left_out_of_the_overlap(
+    comparison: Comparison, store: Path, source: data.Source
+) -> None:
+    assert comparison.errors.left_out == ("other/1",)
+    elsewhere = compare(store, lambda: replace(source, sha256="0" * 64)).errors
+    assert elsewhere.overlap is None
+    assert elsewhere.left_out == ("fc/1", "small/1", "tiny/1")
+
+
+def test_one_model_alone_needs_no_data(exported: Artifact) -> None:
+    found = compare(exported.path.parent.parent, lambda: pytest.fail("data was looked for"))
+    assert [model.model for model in found.models] == ["tiny/1"]
+    assert found.errors == comparing.Errors()
+
+
+def test_a_damaged_artifact_ends_the_comparison(store: Path, tmp_path: Path) -> None:
+    damaged = Path(shutil.copytree(store, tmp_path / "store"))
+    (damaged / "tiny" / "1" / "filters.png").write_bytes(b"")
+    with pytest.raises(RunError, match=r"filters\.png: .*; manifest\.json says"):
+        compare(damaged, lambda: pytest.fail("data was looked for"))
+
+
+def test_the_command_writes_tables_and_pictures(
+    store: Path, image_folder: Path, tmp_path: Path
+) -> None:
+    arguments = ["compare", "--store", store, "--data-dir", image_folder, "--out", tmp_path]
+    result = CliRunner().invoke(main, list(map(str, arguments)))
+    assert result.exit_code == 0, result.output
+    assert "their errors are not compared: other/1" in result.output
+    content = json.loads((tmp_path / "comparison.json").read_text())
+    assert [row["model"] for row in content["models"]] == ["fc/1", "other/1", "small/1", "tiny/1"]
+    assert content["overlap"]["models"] == ["fc/1", "small/1", "tiny/1"]
+    assert content["left_out"] == ["other/1"]
+    pictures = sorted(tmp_path.glob("*.png"))
+    assert [path.name for path in pictures] == [
+        "accuracy_and_cost.png",
+        "accuracy_by_class.png",
+        "error_overlap.png",
+        "learning_curves.png",
+    ]
+    text = (tmp_path / "comparison.md").read_text()
+    for path in pictures:
+        assert f"]({path.name})" in text
+        with Image.open(path) as picture:
+            assert picture.format == "PNG"
+            assert min(picture.size) > 100
+            picture.load()
+
+
+def _rows(markdown: str) -> list[list[str]]:
+    """The first table of a page, without the line under its heading."""
+    table = markdown.partition("\n\n")[0].splitlines()
+    return [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in table if "---" not in line
+    ]
+
+
+def test_a_row_is_a_model_and_says_nothing_of_int8_where_there_is_none(
+    comparison: Comparison, tmp_path: Path
+) -> None:
+    report.write_comparison(comparison, tmp_path)
+    heading, *rows = _rows((tmp_path / "comparison.md").read_text())
+    assert [row[0] for row in rows] == ["fc/1", "other/1", "small/1", "tiny/1"]
+    cells = {row[0]: dict(zip(heading, row, strict=True)) for row in rows}
+    int8 = ("int8", "ms int8", "images/s int8")
+    assert [cells["tiny/1"][name] for name in int8] == ["-"] * 3
+    figures = comparison.models[2].int8
+    assert figures is not None
+    assert [cells["small/1"][name] for name in int8] == [
+        f"{figures.accuracy:.2%}",
+        f"{figures.latency_ms:.3f}",
+        f"{figures.images_per_second:,.0f}",
+    ]
+    assert "views" not in heading
+
+
+def test_columns_stand_where_a_model_has_something_to_say(
+    comparison: Comparison, tmp_path: Path
+) -> None:
+    tiny = comparison.models[-1]
+    report.write_comparison(replace(comparison, models=(tiny,)), tmp_path)
+    assert "int8" not in " ".join(_rows((tmp_path / "comparison.md").read_text())[0])
+    both = (tiny, replace(tiny, model="tiny/2", views=6))
+    report.write_comparison(replace(comparison, models=both), tmp_path)
+    heading, *rows = _rows((tmp_path / "comparison.md").read_text())
+    assert [row[heading.index("views")] for row in rows] == ["1", "6"]
+
+
+def test_without_an_overlap_no_picture_of_one_is_left(
+    comparison: Comparison, tmp_path: Path
+) -> None:
+    report.write_comparison(comparison, tmp_path)
+    report.write_comparison(replace(comparison, errors=comparing.Errors()), tmp_path)
+    assert json.loads((tmp_path / "comparison.json").read_text())["overlap"] is None
+    assert not (tmp_path / "error_overlap.png").exists()
+    assert "error_overlap" not in (tmp_path / "comparison.md").read_text()
+
+
+def test_hardware_is_said_for_each_model_where_it_differs(
+    comparison: Comparison, tmp_path: Path
+) -> None:
+    first, *_, last = comparison.models
+    models = (replace(first, training_hardware="a GPU"), last)
+    report.write_comparison(replace(comparison, models=models), tmp_path)
+    text = (tmp_path / "comparison.md").read_text()
+    assert f"Trained: fc/1 on a GPU; tiny/1 on {last.training_hardware}." in text
