@@ -145,11 +145,13 @@ class Augmentation:
             odd epochs and the others in even ones (`alternating`).
         translate: shift by up to this many pixels in each direction, reflected at the border.
         cutout: side in pixels of a square that is covered, its centre anywhere in the image.
+        cover: the colour, RGB 0 to 255, that it is covered with.
     """
 
     flip: Flip = "off"
     translate: int = 0
     cutout: int = 0
+    cover: tuple[int, ...] = (0, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -196,7 +198,7 @@ def epoch_batches(
     covered = [_covered(size, count, augmentation.cutout, generator) for size in (height, width)]
     order, rows, columns = order.to(device), rows.to(device), columns.to(device)
     covered_rows, covered_columns = (part.to(device) for part in covered)
-    mean = split.images.float().mean((0, 1, 2)).round().to(torch.uint8)
+    cover = torch.tensor(augmentation.cover, dtype=torch.uint8, device=device)
     for start in range(0, count, batch_size):
         chosen = slice(start, start + batch_size)
         index = order[chosen]
@@ -208,7 +210,7 @@ def epoch_batches(
             images = split.images[index]
         if augmentation.cutout:
             square = covered_rows[chosen, :, None] & covered_columns[chosen, None, :]
-            images = torch.where(square[..., None], mean, images)
+            images = torch.where(square[..., None], cover, images)
         yield Split(images, split.labels[index])
 
 

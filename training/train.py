@@ -189,7 +189,8 @@ def _choose(run: Run, candidates: Batch, rate: float, weight: float) -> Batch:
 
 def _augmented(run: Run, epoch: data.Epoch) -> Iterator[data.Split]:
     recipe = run.recipe
-    augmentation = data.Augmentation(recipe.flip, recipe.translate, recipe.cutout)
+    mean_colour = tuple(round(255 * part) for part in run.mean)
+    augmentation = data.Augmentation(recipe.flip, recipe.translate, recipe.cutout, mean_colour)
     return data.epoch_batches(run.train, recipe.candidates, epoch, augmentation)
 
 
