@@ -12,13 +12,14 @@ ARGS ?=
 VENV := .venv
 PIP := $(VENV)/bin/python -m pip install --disable-pip-version-check
 
-.PHONY: help install serve test lint bench soak
+.PHONY: help install serve test lint bench bench-training soak
 
 help:
 	@echo 'make serve    serve the models in models_store on http://127.0.0.1:$(PORT) (another port: PORT=8080)'
 	@echo 'make test     run the tests (some of them: ARGS="-m '"'not slow'"'")'
 	@echo 'make lint     check formatting, lint and types'
 	@echo 'make bench    measure serving against other servers (a short look: ARGS=--quick); needs wrk and a C compiler'
+	@echo 'make bench-training  measure training: speed against the tutorial'"'"'s loop, accuracy (hours; one seed: ARGS="--seeds 0"; goes on when stopped)'
 	@echo 'make soak     ten minutes of mixed and hostile requests, every answer checked (a short form: ARGS="--minutes 1")'
 	@echo 'make install  only set up what serving needs in $(VENV) (another Python: PYTHON=python3.12)'
 
@@ -37,6 +38,10 @@ lint: $(VENV)/.develop
 
 bench: $(VENV)/.develop
 	$(VENV)/bin/python -m bench.serving $(ARGS)
+
+bench-training: $(VENV)/.develop
+	$(VENV)/bin/python -m bench.training exercise $(ARGS)
+	$(VENV)/bin/python -m bench.training speednet $(ARGS)
 
 soak: $(VENV)/.develop
 	$(VENV)/bin/python -m bench.soak $(ARGS)

@@ -16,10 +16,9 @@ from bench import BUILD, RESULTS, ROOT
 from bench.payloads import USUAL, Payload, payloads
 from bench.results import Cell, Run, ServerResult, Spread, cells_of, requests_per_second
 from bench.servers import CONNECTIONS, OPEN_LOOP_SHARES
-from bench.targets import targets
+from bench.targets import Target, targets
 
 PLOT = ROOT / "docs" / "images" / "serving.png"
-_BEGIN, _END = "<!-- bench:serving -->", "<!-- /bench:serving -->"
 _UNKNOWN = "–"
 
 
@@ -34,13 +33,14 @@ def write_report(run: Run, *, publish: bool) -> None:
     fill(ROOT / "docs" / "performance.md", everything(run))
 
 
-def fill(document: Path, content: str) -> bool:
-    """Put `content` between the markers of a document; return whether it has them."""
+def fill(document: Path, content: str, name: str = "serving") -> bool:
+    """Put `content` between a benchmark's markers in a document; return whether it has them."""
+    begin, end = f"<!-- bench:{name} -->", f"<!-- /bench:{name} -->"
     text = document.read_text() if document.exists() else ""
-    if _BEGIN not in text or _END not in text:
+    if begin not in text or end not in text:
         return False
-    pattern = f"{re.escape(_BEGIN)}.*?{re.escape(_END)}"
-    block = f"{_BEGIN}\n{content}\n{_END}"
+    pattern = f"{re.escape(begin)}.*?{re.escape(end)}"
+    block = f"{begin}\n{content}\n{end}"
     document.write_text(re.sub(pattern, lambda _: block, text, flags=re.DOTALL))
     return True
 
@@ -56,7 +56,7 @@ def everything(run: Run) -> str:
             "Open loop, latency from when a request was due:",
             open_table(run),
             "What Convscope is held to:",
-            targets_table(run),
+            targets_table(targets(run)),
             tunings(run),
             conditions(run),
         )
@@ -75,7 +75,7 @@ def main_table(run: Run) -> str:
     ]
     rows = [_limit_row(run)] if run.limit else []
     rows += [_main_row(result) for result in run.servers.values()]
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def _limit_row(run: Run) -> list[str]:
@@ -125,7 +125,7 @@ def payload_table(run: Run) -> str:
         cells = [_payload_cell(result, payload) for payload in kinds]
         if any(text != _UNKNOWN for text in cells):
             rows.append([result.title, *cells])
-    return _table(["", *(payload.title for payload in kinds)], rows)
+    return table(["", *(payload.title for payload in kinds)], rows)
 
 
 def _payload_cell(result: ServerResult, payload: Payload) -> str:
@@ -154,18 +154,18 @@ def open_table(run: Run) -> str:
                 errors = sum(cell.errors or 0 for cell in cells)
                 what = f"{result.title}, {share:.0%} of its most"
                 rows.append([what, f"{rate:,.0f}", _latencies(cells), str(errors)])
-    return _table(["", "requests/s", "p50 / p90 / p99 / p99.9, ms", "errors"], rows)
+    return table(["", "requests/s", "p50 / p90 / p99 / p99.9, ms", "errors"], rows)
 
 
-def targets_table(run: Run) -> str:
+def targets_table(wanted: Sequence[Target]) -> str:
     """Return every target, what was found, and whether it is reached."""
     rows = []
-    for target in targets(run):
+    for target in wanted:
         sign = "≥" if target.at_least else "≤"
         found = _UNKNOWN if target.figure is None else f"{target.figure:.2f}{target.unit}"
         said = {True: "yes", False: "**no**", None: "not measured"}[target.reached]
         rows.append([target.title, f"{sign} {target.bound:g}{target.unit}", found, said])
-    return _table(["", "wanted", "found", "reached"], rows)
+    return table(["", "wanted", "found", "reached"], rows)
 
 
 def tunings(run: Run) -> str:
@@ -216,7 +216,8 @@ def _spread(spread: Spread | None) -> str:
     return f"{spread.median:,.0f} ({spread.low:,.0f}–{spread.high:,.0f})"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table in Markdown, its first column to the left and all others to the right."""
     clean = [[text.replace("|", "/").replace("\n", " ") for text in row] for row in rows]
     lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in clean)])

@@ -180,14 +180,14 @@ def requests_per_second(
 def new_run(rounds: int, seconds: float, access_logs: str) -> Run:
     """Return an empty run of this machine, these versions and this commit."""
     return Run(
-        machine=_machine(),
+        machine=machine(),
         versions={
             "python": platform.python_version(),
             **{name: version(name) for name in (*_PACKAGES, *_MORE_PACKAGES)},
             "wrk": _first_line("wrk", "-v"),
             "cc": _first_line("cc", "--version"),
         },
-        commit=_commit(),
+        commit=commit("app", "bench"),
         started=now(),
         rounds=rounds,
         seconds=seconds,
@@ -200,7 +200,8 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _machine() -> dict[str, Any]:
+def machine() -> dict[str, Any]:
+    """Return what the figures depend on: processor, cores, memory, kernel, and the load by then."""
     cpu = Path("/proc/cpuinfo").read_text().splitlines()
     model = next((line.split(":")[1].strip() for line in cpu if line.startswith("model name")), "?")
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -224,8 +225,12 @@ def _first_line(program: str, *arguments: str) -> str:
     return line.removeprefix(program).strip()
 
 
-def _commit() -> str:
-    """The commit, with `+changes` where files differ from it; empty outside a checkout."""
+def commit(*folders: str) -> str:
+    """Return the commit; empty outside a checkout.
+
+    Args:
+        folders: `+changes` follows where files in them differ from it.
+    """
     git = shutil.which("git")
     if git is None:
         return ""
@@ -236,5 +241,5 @@ def _commit() -> str:
         )
         return done.stdout.strip()
 
-    changes = say("status", "--porcelain", "--untracked-files=no", "--", "app", "bench")
+    changes = say("status", "--porcelain", "--untracked-files=no", "--", *folders)
     return say("rev-parse", "--short=12", "HEAD") + ("+changes" if changes else "")

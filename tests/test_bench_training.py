@@ -1,0 +1,354 @@
+"""The benchmarks of training, on the sample: what they compare, compute, keep and write."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+
+from bench import exercise, report, speednet, training
+from bench.exercise import ExerciseResults
+from bench.reference_loop import Pictures, make_reference_loop, make_transform
+from bench.speednet import SpeednetResults
+from bench.timed_training import in_memory, put_away, train_timed
+from bench.training_results import with_deviation
+from tests.training_fixtures import TINY
+from training import checkpoint, data
+from training.errors import RunError
+from training.recipes import Recipe, find_recipe
+from training.reporter import SilentReporter
+from training.train import train
+from training.vision import import_torchvision
+
+# The DataLoader forks, as in the tutorial; Python 3.12 and newer warn where there are threads.
+pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+
+ONE_EPOCH = replace(find_recipe("speednet"), epochs=1, batch_size=120, holdout=0.0)
+
+
+@pytest.fixture(autouse=True)
+def _torch_as_it_was() -> Iterator[None]:
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    yield
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(deterministic)
+
+
+@pytest.fixture(autouse=True)
+def _small_convolution(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speednet, "BATCH", 2)
+
+
+class Stopped(Exception):
+    """Somebody pressed Ctrl+C."""
+
+
+class StopsAfterAnEpoch(SilentReporter):
+    def epoch_ended(self, figures: checkpoint.EpochFigures) -> None:  # noqa: ARG002
+        raise Stopped
+
+
+def _exercise(source: data.Source, path: Path, recipe: Recipe = TINY) -> list[exercise.Run]:
+    found = ExerciseResults.open(path, recipe, source)
+    return list(exercise.train_missing(found, path, recipe, source, path.parent / "runs"))
+
+
+def _speednet(source: data.Source, path: Path, recipe: Recipe = ONE_EPOCH) -> speednet.Run | None:
+    found = SpeednetResults.open(path, recipe, source)
+    return speednet.train_missing(found, path, recipe, source, path.parent / "runs")
+
+
+def _run(
+    loop: exercise.Loop, seed: int, accuracy: float, seconds: float, *, resumed: bool = False
+) -> exercise.Run:
+    return exercise.Run(
+        loop=loop,
+        seed=seed,
+        test_accuracy=accuracy,
+        seconds=seconds,
+        resumed=resumed,
+        commit="abc",
+        finished="",
+    )
+
+
+# The tutorial's loop
+
+
+def test_items_are_what_torchvision_gives(source: data.Source) -> None:
+    transforms = import_torchvision().transforms
+    mean, deviation = [0.5, 0.4, 0.3], [0.2, 0.3, 0.4]
+    split = source.load_train()
+
+    image, label = Pictures(split, make_transform(mean, deviation))[7]
+
+    expected = transforms.functional.normalize(
+        transforms.functional.to_tensor(Image.fromarray(split.images[7].numpy())), mean, deviation
+    )
+    assert torch.equal(image, expected)
+    assert label == split.labels[7]
+
+
+def test_batches_are_float32_contiguous_and_hold_every_training_image_once(
+    source: data.Source,
+) -> None:
+    loop = make_reference_loop(TINY, source)
+    images = source.load_train()
+    chosen, _ = data.split_holdout(images.labels, TINY.holdout, TINY.split_seed)
+
+    batches = list(loop.loader)
+
+    assert {len(labels) for _, labels in batches[:-1]} == {TINY.batch_size}
+    assert all(x.dtype == torch.float32 and x.is_contiguous() for x, _ in batches)
+    seen = torch.cat([x for x, _ in batches]).flatten(1)
+    ours = data.normalize(images[chosen].images, loop.mean, loop.deviation).flatten(1)
+    exactly = "donot_use_mm_for_euclid_dist"
+    nearest = torch.cdist(seen, ours, compute_mode=exactly).min(1)
+    assert nearest.values.max() < 1e-3
+    assert sorted(nearest.indices.tolist()) == list(range(len(chosen)))
+    labels = torch.cat([labels for _, labels in batches])
+    assert torch.equal(labels, images.labels[chosen][nearest.indices])
+
+
+def test_both_loops_start_from_the_same_statistics(
+    source: data.Source, trained: checkpoint.Checkpoint
+) -> None:
+    loop = make_reference_loop(TINY, source)
+
+    assert loop.mean == trained.state.mean
+    assert loop.deviation == trained.state.deviation
+
+
+def test_the_tutorials_loop_learns(source: data.Source) -> None:
+    loop = make_reference_loop(TINY, source)
+
+    first, second = loop.train_epoch(), loop.train_epoch()
+
+    assert second < first
+    images = source.load_train()
+    probabilities = loop.predict(images.images.numpy())
+    assert probabilities.sum(1) == pytest.approx(1, abs=1e-5)
+    assert (probabilities.argmax(1) == images.labels.numpy()).mean() > 0.2
+
+
+def test_the_tutorials_loop_is_not_slowed_by_what_ours_asks_of_torch(source: data.Source) -> None:
+    torch.use_deterministic_algorithms(True)
+
+    make_reference_loop(TINY, source).train_epoch()
+
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+# The exercise
+
+
+def test_exercise_trains_by_both_loops_and_not_twice(source: data.Source, tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+
+    runs = _exercise(source, path)
+
+    assert [run.loop for run in runs] == ["reference", "ours"]
+    assert all(0 <= run.test_accuracy <= 1 and run.seconds > 0 for run in runs)
+    assert not any(run.resumed for run in runs)
+    assert ExerciseResults.model_validate_json(path.read_bytes()).runs == runs
+    assert _exercise(source, path) == []
+    assert [run.seed for run in _exercise(source, path, replace(TINY, seed=1))] == [1, 1]
+
+
+def test_a_finished_run_is_on_disk_before_the_next_one_starts(
+    source: data.Source, tmp_path: Path
+) -> None:
+    path = tmp_path / "results.json"
+    found = ExerciseResults.open(path, TINY, source)
+
+    reference = next(exercise.train_missing(found, path, TINY, source, tmp_path / "runs"))
+
+    assert ExerciseResults.model_validate_json(path.read_bytes()).runs == [reference]
+    assert [run.loop for run in _exercise(source, path)] == ["ours"]
+
+
+def test_rounds_that_are_missing_are_measured(source: data.Source, tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    found = ExerciseResults.open(path, TINY, source)
+
+    first = list(exercise.measure_missing(found, path, TINY, source, 1))
+
+    assert first[0].reference > 0
+    assert first[0].ours > 0
+    found = ExerciseResults.open(path, TINY, source)
+    assert list(exercise.measure_missing(found, path, TINY, source, 1)) == []
+    second = list(exercise.measure_missing(found, path, TINY, source, 2))
+    assert ExerciseResults.open(path, TINY, source).rounds == first + second
+
+
+def test_results_of_another_recipe_are_refused(source: data.Source, tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    ExerciseResults.open(path, TINY, source).write(path)
+    other = replace(source, sha256="0")
+
+    with pytest.raises(RunError, match=r"results of another recipe, data set; remove it"):
+        ExerciseResults.open(path, replace(TINY, epochs=3), other)
+    path.write_text("{}")
+    with pytest.raises(RunError, match="not the results of a run"):
+        ExerciseResults.open(path, TINY, source)
+
+
+def test_exercise_report_gives_median_ratios_within_rounds(
+    source: data.Source, tmp_path: Path
+) -> None:
+    found = ExerciseResults.open(tmp_path / "results.json", TINY, source)
+    for before, after in ((100, 500), (200, 600), (100, 450)):
+        found.rounds.append(exercise.Round(reference=before, ours=after, commit="abc"))
+    found.runs += [
+        _run("reference", 0, 0.70, 1800),
+        _run("reference", 1, 0.72, 1800),
+        _run("ours", 0, 0.71, 400, resumed=True),
+    ]
+
+    reference, ours, ratio = exercise.exercise_table(found).splitlines()[2:]
+
+    assert "| 100 (100–200) | 1,800 ± 0 | 71.00 ± 1.41% | 0, 1 |" in reference
+    assert "float32" in reference
+    assert "| 400 (1 resumed: the sum of its epochs) | 71.00% | 0 |" in ours
+    assert "| 4.50× (3.00×–5.00×) | 4.50× |" in ratio
+    assert "≥ 4× | 4.50× | yes" in exercise.exercise_targets(found)
+    assert "commit abc" in found.conditions(found.rounds)
+
+
+def test_reports_of_nothing_measured_say_so(source: data.Source, tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    nothing = ExerciseResults.open(path, TINY, source)
+    nothing_either = SpeednetResults.open(path, ONE_EPOCH, source)
+
+    assert "–" in exercise.exercise_table(nothing)
+    assert exercise.exercise_targets(nothing).count("not measured") == 1
+    assert speednet.speednet_targets(nothing_either).count("not measured") == 3
+    assert speednet.speednet_table(nothing_either)
+
+
+# speednet
+
+
+def test_arithmetic_of_a_training_is_six_flop_a_multiply_accumulate() -> None:
+    recipe = find_recipe("speednet")
+
+    flop = speednet.training_flop(recipe, 50_000, 10)
+
+    assert flop == 6 * 118_147_360 * 50_000 * recipe.epochs
+    assert flop <= speednet.MOST_PFLOP * 1e15
+
+
+def test_convolution_rate_counts_every_multiply_and_add(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0, 9, 0, 9, *[0, 3] * 5, 0, 2])
+    monkeypatch.setattr("bench.speednet.time.perf_counter", lambda: next(clock))
+
+    assert speednet.convolution_flops(2) == 2 * 9 * 256 * 256 * 2 * 16 * 16 / 2
+
+
+def test_speednet_is_measured_once_a_seed(source: data.Source, tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+
+    run = _speednet(source, path)
+
+    assert run is not None
+    assert run.flop == 6 * 118_147_360 * len(source.load_train())
+    assert sorted(run.test_accuracy) == [1, 2, 6]
+    assert all(rate > 0 for rate in run.convolution_flops)
+    assert run.share == run.flop / run.seconds / max(run.convolution_flops)
+    assert SpeednetResults.model_validate_json(path.read_bytes()).runs == [run]
+    assert _speednet(source, path) is None
+    table = speednet.speednet_table(SpeednetResults.open(path, ONE_EPOCH, source))
+    assert f"| {run.test_accuracy[6]:.2%} |" in table
+
+
+def test_a_run_that_was_stopped_goes_on_and_says_so(source: data.Source, tmp_path: Path) -> None:
+    recipe = replace(TINY, precision="float32")
+    with pytest.raises(Stopped):
+        train(recipe, source, tmp_path / "run", StopsAfterAnEpoch(), device="cpu")
+
+    timed = train_timed(recipe, source, tmp_path / "run")
+
+    assert timed.resumed
+    assert timed.last.state.epoch == recipe.epochs
+    assert timed.seconds == timed.last.state.training_seconds
+    put_away(tmp_path / "run")
+    assert not train_timed(recipe, source, tmp_path / "run").resumed
+
+
+def test_a_run_is_timed_from_images_that_are_in_memory(source: data.Source, tmp_path: Path) -> None:
+    memory = in_memory(source)
+
+    assert memory.load_train() is memory.load_train()
+    timed = train_timed(TINY, memory, tmp_path / "run")
+    assert timed.seconds > timed.last.state.training_seconds
+    assert not timed.resumed
+
+
+# The commands
+
+
+def test_exercise_prints_and_fills_the_documents_that_have_its_markers(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    document, out = tmp_path / "training.md", tmp_path / "results.json"
+    document.write_text("before\n<!-- bench:exercise -->\n<!-- /bench:exercise -->\nafter\n")
+    monkeypatch.setenv(data.DATA_DIR_VARIABLE, str(image_folder))
+    monkeypatch.setattr(training, "DOCUMENTS", (document, tmp_path / "missing.md"))
+    command = ["exercise", "--rounds", "1", "--no-accuracy", "--out", str(out)]
+
+    elsewhere = CliRunner().invoke(training.main, command)
+
+    assert elsewhere.exit_code == 0, elsewhere.output
+    assert "PyTorch's tutorial, float32" in elsewhere.output
+    assert "PyTorch" not in document.read_text()
+    monkeypatch.setattr(training, "EXERCISE_OUT", out)
+    assert CliRunner().invoke(training.main, command).exit_code == 0
+    text = document.read_text()
+    assert text.startswith("before\n<!-- bench:exercise -->\n| loop |")
+    assert text.endswith("<!-- /bench:exercise -->\nafter\n")
+
+
+@pytest.mark.slow
+def test_speednet_command_trains_every_seed_it_is_given(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(data.DATA_DIR_VARIABLE, str(image_folder))
+    monkeypatch.setattr(training, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(training, "find_recipe", lambda _: replace(ONE_EPOCH, holdout=0.1))
+    command = ["speednet", "--seeds", "0,3", "--out", str(tmp_path / "results.json")]
+
+    result = CliRunner().invoke(training.main, command)
+
+    assert result.exit_code == 0, result.output
+    assert "| mean ± deviation |" in result.output
+    found = SpeednetResults.model_validate_json((tmp_path / "results.json").read_bytes())
+    assert [run.seed for run in found.runs] == [0, 3]
+    assert found.recipe["holdout"] == 0
+
+
+def test_seeds_that_are_no_numbers_are_refused() -> None:
+    result = CliRunner().invoke(training.main, ["speednet", "--seeds", "0,x"])
+
+    assert result.exit_code == 2
+    assert "'0,x' is not a list of numbers such as 0,1,2" in result.output
+
+
+def test_markers_of_one_benchmark_leave_those_of_another(tmp_path: Path) -> None:
+    document = tmp_path / "README.md"
+    serving = "<!-- bench:serving -->\nold\n<!-- /bench:serving -->\n"
+    document.write_text(serving + "<!-- bench:speednet -->\nold\n<!-- /bench:speednet -->\n")
+
+    assert report.fill(document, "new", "speednet")
+
+    assert document.read_text() == (
+        serving + "<!-- bench:speednet -->\nnew\n<!-- /bench:speednet -->\n"
+    )
+
+
+def test_deviation_is_of_a_sample_and_of_several_values_only() -> None:
+    assert with_deviation([1.0, 2.0, 3.0], 2, 10, "%") == "20.00 ± 10.00%"
+    assert with_deviation([1234.0], 0) == "1,234"
+    assert with_deviation([], 0) == "–"
