@@ -16,7 +16,6 @@ from PIL import Image
 from tests import sample
 from training import cifar10, data
 from training.errors import DataError
-from training.recipes import Flip
 
 
 @pytest.fixture
@@ -242,90 +241,6 @@ def test_no_holdout_trains_on_all() -> None:
 def test_a_holdout_that_does_not_fit_is_refused(holdout: float, message: str) -> None:
     with pytest.raises(DataError, match=message):
         data.split_holdout(torch.arange(10).repeat(3), holdout, seed=0)
-
-
-def _batches(
-    number: int = 1,
-    *,
-    flip: Flip = "off",
-    translate: int = 0,
-    cutout: int = 0,
-    size: int = 64,
-) -> list[data.Split]:
-    images, labels = sample.read("train")
-    split = data.Split(torch.from_numpy(images), torch.arange(len(labels)))
-    augmentation = data.Augmentation(flip, translate, cutout, cover=(120, 110, 100))
-    return list(data.epoch_batches(split, size, data.Epoch(number, seed=5), augmentation))
-
-
-def test_an_epoch_holds_every_image_once_and_the_last_batch_is_smaller() -> None:
-    batches = _batches()
-    assert [len(batch) for batch in batches] == [64, 64, 64, 48]
-    order = torch.cat([batch.labels for batch in batches])
-    assert sorted(order.tolist()) == list(range(240))
-    assert order.tolist() != list(range(240))
-    images, _ = sample.read("train")
-    assert np.array_equal(torch.cat([batch.images for batch in batches]), images[order])
-
-
-def test_about_half_of_the_images_are_mirrored_and_the_rest_untouched() -> None:
-    images, _ = sample.read("train")
-    mirrored = 0
-    for batch in _batches(flip="random"):
-        for image, index in zip(batch.images.numpy(), batch.labels.tolist(), strict=True):
-            if not np.array_equal(image, images[index]):
-                assert np.array_equal(image, images[index][:, ::-1])
-                mirrored += 1
-    assert 90 < mirrored < 150
-
-
-def _mirrored_in(number: int) -> set[int]:
-    images, _ = sample.read("train")
-    return {
-        index
-        for batch in _batches(number, flip="alternating")
-        for image, index in zip(batch.images.numpy(), batch.labels.tolist(), strict=True)
-        if not np.array_equal(image, images[index])
-    }
-
-
-def test_alternating_flip_shows_each_image_both_ways_in_any_two_epochs() -> None:
-    first, second, third = (_mirrored_in(number) for number in (1, 2, 3))
-    assert 90 < len(first) < 150
-    assert first.isdisjoint(second)
-    assert len(first | second) == 240
-    assert third == first
-
-
-def test_cutout_covers_a_square_with_its_colour_and_leaves_the_rest() -> None:
-    images, _ = sample.read("train")
-    sizes = set()
-    for batch in _batches(cutout=8):
-        for image, index in zip(batch.images.numpy(), batch.labels.tolist(), strict=True):
-            changed = np.any(image != images[index], axis=2)
-            rows, columns = changed.any(1).nonzero()[0], changed.any(0).nonzero()[0]
-            square = image[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-            assert (square == (120, 110, 100)).all()
-            sizes.add(square.shape[:2])
-    assert max(sizes) == (8, 8)
-    assert min(min(size) for size in sizes) == 4
-
-
-def test_a_translated_image_is_a_crop_of_the_reflected_one() -> None:
-    images, _ = sample.read("train")
-    seen = set()
-    for batch in _batches(translate=3):
-        for image, index in zip(batch.images.numpy(), batch.labels.tolist(), strict=True):
-            padded = np.pad(images[index], ((3, 3), (3, 3), (0, 0)), mode="reflect")
-            places = [
-                (row, column)
-                for row in range(7)
-                for column in range(7)
-                if np.array_equal(padded[row : row + 32, column : column + 32], image)
-            ]
-            assert places
-            seen.add(places[0])
-    assert len(seen) > 40
 
 
 def test_channel_statistics_are_numpys() -> None:

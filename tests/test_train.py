@@ -69,6 +69,17 @@ def test_everything_that_augments_and_regularises_is_the_same_twice(
     assert _weights(runs[0])["fc1.weight"].dtype == torch.float32
 
 
+def test_a_proxy_leaves_the_network_the_selected_part_of_each_batch(
+    source: data.Source, tmp_path: Path
+) -> None:
+    whole = replace(TINY, architecture="fc", epochs=3)
+    half = replace(whole, proxy="speednet-proxy", selected=0.5)
+    runs = [train_quietly(recipe, source, tmp_path / recipe.proxy) for recipe in (whole, half)]
+    trained_on_all, trained_on_half = (run.state.history[0] for run in runs)
+    assert trained_on_half.loss > trained_on_all.loss
+    assert (runs[1].path / "proxy_network.safetensors").is_file()
+
+
 def test_the_test_split_is_not_read(source: data.Source, tmp_path: Path) -> None:
     def refuse() -> data.Split:
         raise AssertionError("the test split was read")
@@ -98,6 +109,14 @@ class _InterruptAfterFirst(SilentReporter):
         TINY,
         replace(TINY, architecture="fc"),
         replace(find_recipe("simple-cnn-augmented"), epochs=2, batch_size=32),
+        replace(
+            find_recipe("speednet-96"),
+            architecture="speednet-proxy",
+            epochs=2,
+            batch_size=32,
+            micro_batch=16,
+            holdout=0.1,
+        ),
     ],
 )
 def test_a_resumed_run_ends_with_the_weights_of_an_undisturbed_one(

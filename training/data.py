@@ -1,14 +1,13 @@
-"""Images in memory: find them, verify them, split them, cut them into augmented batches.
+"""Images in memory: find them, verify them, split them, normalise them.
 
 CIFAR-10 is read from either of its official layouts, every file checked against its known hash
 before its content is looked at; a folder in ImageFolder layout (`{train,test}/<class>/*`) serves
-as well. Batches are cut and augmented as whole tensors on the device that trains. Only
-`training.evaluate` may call `Source.load_test`. Nothing here knows of networks.
+as well. Only `training.evaluate` may call `Source.load_test`. Nothing here knows of networks.
 """
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +20,6 @@ from app.errors import ImageError
 from app.images import decode
 from training import cifar10
 from training.errors import DataError
-from training.recipes import Flip
 
 DATA_DIR_VARIABLE = "CONVSCOPE_DATA_DIR"
 DEFAULT_DATA_DIR = Path("data")
@@ -136,84 +134,6 @@ def channel_statistics(images: Tensor) -> tuple[list[float], list[float]]:
     return means, deviations
 
 
-@dataclass(frozen=True)
-class Augmentation:
-    """How training images are varied; all off by default.
-
-    Attributes:
-        flip: mirror each image with probability one half (`random`), or a random half of them in
-            odd epochs and the others in even ones (`alternating`).
-        translate: shift by up to this many pixels in each direction, reflected at the border.
-        cutout: side in pixels of a square that is covered, its centre anywhere in the image.
-        cover: the colour, RGB 0 to 255, that it is covered with.
-    """
-
-    flip: Flip = "off"
-    translate: int = 0
-    cutout: int = 0
-    cover: tuple[int, ...] = (0, 0, 0)
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """Which pass over the images it is, and what its random numbers hang on.
-
-    Attributes:
-        number: the first is 1.
-        seed: of the run; it decides which images `alternating` mirrors first.
-    """
-
-    number: int
-    seed: int
-
-    @property
-    def own_seed(self) -> int:
-        """A seed for this epoch alone."""
-        return self.seed * 100_003 + self.number
-
-
-def epoch_batches(
-    split: Split, batch_size: int, epoch: Epoch, augmentation: Augmentation
-) -> Iterator[Split]:
-    """Yield every image once, in random order, augmented, uint8 batches `[B,32,32,3]`.
-
-    Flip and translation are one gather: each image has its own row and column indices, mirrored
-    or shifted, and reflected back where they leave the image.
-
-    Args:
-        split: the images, already on the device that trains.
-        batch_size: images a batch; the last may be smaller.
-        epoch: decides order and augmentation, on the processor, whatever the device.
-        augmentation: how the images are varied.
-    """
-    generator = torch.Generator().manual_seed(epoch.own_seed)
-    count, device = len(split), split.images.device
-    height, width = split.images.shape[1:3]
-    order = torch.randperm(count, generator=generator)
-    rows = _shifted(height, count, augmentation.translate, generator)
-    columns = _shifted(width, count, augmentation.translate, generator)
-    if augmentation.flip != "off":
-        mirrored = _mirrored(order, epoch, augmentation.flip, generator)
-        columns = torch.where(mirrored[:, None], columns.flip(1), columns)
-    covered = [_covered(size, count, augmentation.cutout, generator) for size in (height, width)]
-    order, rows, columns = order.to(device), rows.to(device), columns.to(device)
-    covered_rows, covered_columns = (part.to(device) for part in covered)
-    cover = torch.tensor(augmentation.cover, dtype=torch.uint8, device=device)
-    for start in range(0, count, batch_size):
-        chosen = slice(start, start + batch_size)
-        index = order[chosen]
-        if augmentation.flip != "off" or augmentation.translate:
-            images = split.images[
-                index[:, None, None], rows[chosen, :, None], columns[chosen, None, :]
-            ]
-        else:
-            images = split.images[index]
-        if augmentation.cutout:
-            square = covered_rows[chosen, :, None] & covered_columns[chosen, None, :]
-            images = torch.where(square[..., None], cover, images)
-        yield Split(images, split.labels[index])
-
-
 def normalize(images: Tensor, mean: list[float], deviation: list[float]) -> Tensor:
     """Return float32 `[N,3,H,W]` (channels last in memory) from uint8 `[N,H,W,3]`.
 
@@ -222,30 +142,6 @@ def normalize(images: Tensor, mean: list[float], deviation: list[float]) -> Tens
     scale = 1 / (255 * torch.tensor(deviation, device=images.device))
     shift = torch.tensor(mean, device=images.device) / torch.tensor(deviation, device=images.device)
     return (images * scale - shift).permute(0, 3, 1, 2)
-
-
-def _shifted(size: int, count: int, limit: int, generator: torch.Generator) -> Tensor:
-    """Return int64 `[count,size]`: 0..size-1 shifted at random, reflected at both borders."""
-    shifts = torch.randint(-limit, limit + 1, (count, 1), generator=generator)
-    index = (torch.arange(size) + shifts).abs()
-    return torch.where(index >= size, 2 * (size - 1) - index, index)
-
-
-def _mirrored(order: Tensor, epoch: Epoch, flip: Flip, generator: torch.Generator) -> Tensor:
-    """Return bool `[count]`: which images of the order are mirrored in this epoch."""
-    if flip == "random":
-        return torch.rand(len(order), generator=generator) < 0.5
-    first = torch.rand(len(order), generator=torch.Generator().manual_seed(epoch.seed)) < 0.5
-    return first[order] ^ (epoch.number % 2 == 0)
-
-
-def _covered(size: int, count: int, side: int, generator: torch.Generator) -> Tensor:
-    """Return bool `[count,size]`: the rows or columns of a square with its centre anywhere."""
-    if side == 0:
-        return torch.zeros(count, size, dtype=torch.bool)
-    start = torch.randint(0, size, (count, 1), generator=generator) - side // 2
-    place = torch.arange(size)
-    return (place >= start) & (place < start + side)
 
 
 def _open(place: Path) -> Source | None:

@@ -3,6 +3,7 @@
 Knows nothing of epochs, of files or of where the images come from.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -27,6 +28,11 @@ class Batch:
     def __getitem__(self, index: Tensor) -> "Batch":
         images = self.images[index].contiguous(memory_format=torch.channels_last)
         return Batch(images, self.labels[index])
+
+    def parts(self, size: int) -> Iterator["Batch"]:
+        """Yield the batch in parts; the last may be smaller."""
+        for images, labels in zip(self.images.split(size), self.labels.split(size), strict=True):
+            yield Batch(images, labels)
 
 
 @dataclass(frozen=True)
@@ -53,16 +59,25 @@ class Learner:
             rate: part of the peak learning rate.
             weight: of the batch's mean loss, where it is a process's share of a larger batch.
         """
-        logits = self._logits(batch)
-        loss = self._losses(logits, batch).mean()
-        self._step(loss * weight, rate)
-        return loss.detach(), (logits.argmax(1) == batch.labels).sum()
+        total = torch.zeros((), device=batch.images.device)
+        correct = torch.zeros((), dtype=torch.int64, device=batch.images.device)
+        self._start_step(rate)
+        for part in batch.parts(self.recipe.micro_batch or len(batch)):
+            logits = self._logits(part)
+            loss = self._losses(logits, part).sum() / len(batch)
+            (loss * weight).backward()
+            total += loss.detach()
+            correct += (logits.argmax(1) == part.labels).sum()
+        self.optimizer.step()
+        return total, correct
 
     def learn_hardest(self, batch: Batch, count: int, rate: float, weight: float = 1.0) -> Tensor:
         """Take a step on the images with the highest loss; return their places, int64 `[count]`."""
         losses = self._losses(self._logits(batch), batch)
         hardest = losses.detach().topk(min(count, len(batch)), sorted=False).indices
-        self._step(losses[hardest].mean() * weight, rate)
+        self._start_step(rate)
+        (losses[hardest].mean() * weight).backward()
+        self.optimizer.step()
         return hardest
 
     def _logits(self, batch: Batch) -> Tensor:
@@ -79,11 +94,9 @@ class Learner:
             reduction="none",
         )
 
-    def _step(self, loss: Tensor, rate: float) -> None:
+    def _start_step(self, rate: float) -> None:
         set_learning_rate(self.optimizer, rate)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimizer.step()
 
 
 def normalize(batch: data.Split, mean: list[float], deviation: list[float]) -> Batch:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from training import checkpoint, data, distributed
 from training.architectures import find_architecture
 from training.architectures.initialization import InitializedFromImages
+from training.augmentation import Augmentation, Epoch, epoch_batches
 from training.checkpoint import Checkpoint, EpochFigures, RunState
 from training.distributed import Workers
 from training.errors import Diverged, RecipeError, RunError
@@ -144,7 +145,7 @@ def _epoch(run: Run, number: int, reporter: Reporter) -> EpochFigures:
     """Train on every image once, or on the chosen part, and measure the held-out ones."""
     run.network.train()
     started = time.perf_counter()
-    epoch = data.Epoch(number, run.recipe.seed)
+    epoch = Epoch(number, run.recipe.seed)
     torch.manual_seed(epoch.own_seed + run.workers.rank)
     totals = torch.zeros(3, device=run.device)  # loss, correct, images learned from
     seen = 0
@@ -187,11 +188,18 @@ def _choose(run: Run, candidates: Batch, rate: float, weight: float) -> Batch:
     return candidates[run.proxy.learn_hardest(candidates, count, rate, weight)]
 
 
-def _augmented(run: Run, epoch: data.Epoch) -> Iterator[data.Split]:
+def _augmented(run: Run, epoch: Epoch) -> Iterator[data.Split]:
     recipe = run.recipe
-    mean_colour = tuple(round(255 * part) for part in run.mean)
-    augmentation = data.Augmentation(recipe.flip, recipe.translate, recipe.cutout, mean_colour)
-    return data.epoch_batches(run.train, recipe.candidates, epoch, augmentation)
+    augmentation = Augmentation(
+        flip=recipe.flip,
+        translate=recipe.translate,
+        cutout=recipe.cutout,
+        brightness=recipe.brightness,
+        contrast=recipe.contrast,
+        mean=tuple(255 * part for part in run.mean),
+        deviation=tuple(255 * part for part in run.deviation),
+    )
+    return epoch_batches(run.train, recipe.candidates, epoch, augmentation)
 
 
 def _heldout_accuracy(run: Run) -> float | None:

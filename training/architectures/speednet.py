@@ -3,7 +3,8 @@
 After airbench (Jordan 2024, arXiv 2404.00498, and its later variant for the Muon optimizer),
 which grew out of hlb-CIFAR10 (Swan 2023) and Page's ResNet-9 (2019). What differs here: the
 whitening convolution has no bias, so the gradient never reaches the image and its share of the
-arithmetic falls away; batch normalisation keeps the usual epsilon; the activation is a choice.
+arithmetic falls away; batch normalisation keeps the usual epsilon; activations are SiLU, which a
+later speedrun (Hiverge 2025) found no worse than GELU and a processor computes faster.
 """
 
 from collections import OrderedDict
@@ -16,7 +17,7 @@ from training.architectures.initialization import InitializedFromImages
 
 WHITENING_SIZE = 2
 WHITENING_EPSILON = 5e-4
-BATCH_NORM_MOMENTUM = 0.1  # over batches of 500; the published 0.4 is for batches of 2,000
+BATCH_NORM_MOMENTUM = 0.15  # a step of 1,536 in parts of 512 moves it by 0.39, as published
 
 Activation = Callable[[], nn.Module]
 
@@ -32,7 +33,7 @@ class SpeedNet(nn.Sequential, InitializedFromImages):
         dropout: before the last layer; the published recipes have none.
         widths: channels of the three blocks.
         depth: convolutions a block, 2 or 3; with 3, the last two have a shortcut.
-        activation: makes the activation, GELU in the published networks.
+        activation: makes the activations.
     """
 
     def __init__(
@@ -42,7 +43,7 @@ class SpeedNet(nn.Sequential, InitializedFromImages):
         *,
         widths: tuple[int, int, int] = (64, 256, 256),
         depth: int = 2,
-        activation: Activation = nn.GELU,
+        activation: Activation = nn.SiLU,
     ) -> None:
         whitened = 2 * 3 * WHITENING_SIZE**2
         channels = (whitened, *widths)

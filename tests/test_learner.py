@@ -1,0 +1,56 @@
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+
+from training.architectures import find_architecture
+from training.learner import Batch, Learner
+from training.optimization import make_optimizer
+from training.recipes import Recipe, find_recipe
+
+RECIPE = replace(find_recipe("fc"), optimizer="adamw", learning_rate=0.01, precision="float32")
+
+
+def _learner(recipe: Recipe) -> Learner:
+    torch.manual_seed(0)
+    network = find_architecture("fc").build(10, 0.0)
+    return Learner(recipe, network, network, make_optimizer(recipe, network))
+
+
+def _batch(images: int) -> Batch:
+    torch.manual_seed(1)
+    return Batch(torch.randn(images, 3, 32, 32), torch.randint(0, 10, (images,)))
+
+
+def test_a_batch_in_parts_is_learned_from_as_in_one() -> None:
+    batch = _batch(10)
+    whole, parts = _learner(RECIPE), _learner(replace(RECIPE, micro_batch=4))
+    results = [learner.learn(batch, rate=1.0) for learner in (whole, parts)]
+    assert results[0][0].item() == pytest.approx(results[1][0].item(), rel=1e-6)
+    assert results[0][1].item() == results[1][1].item()
+    for a, b in zip(whole.network.parameters(), parts.network.parameters(), strict=True):
+        assert a.grad is not None
+        assert b.grad is not None
+        assert torch.allclose(a.grad, b.grad, atol=1e-7)
+
+
+def test_the_hardest_images_are_those_with_the_highest_loss() -> None:
+    learner, batch = _learner(RECIPE), _batch(20)
+    with torch.no_grad():
+        losses = torch.nn.functional.cross_entropy(
+            learner.network(batch.images), batch.labels, reduction="none"
+        )
+    hardest = learner.learn_hardest(batch, 5, rate=0.0)
+    assert sorted(hardest.tolist()) == sorted(losses.topk(5).indices.tolist())
+
+
+def test_it_is_the_hardest_images_that_are_learned_from() -> None:
+    learner, batch = _learner(RECIPE), _batch(20)
+    reference = copy.deepcopy(learner)
+    hardest = learner.learn_hardest(batch, 5, rate=0.0)
+    reference.learn(batch[hardest], rate=0.0)
+    for a, b in zip(learner.network.parameters(), reference.network.parameters(), strict=True):
+        assert a.grad is not None
+        assert b.grad is not None
+        assert torch.allclose(a.grad, b.grad, atol=1e-7)
