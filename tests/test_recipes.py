@@ -1,8 +1,10 @@
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from training.describe import describe
 from training.errors import RecipeError
 from training.optimization import schedule
 from training.recipes import RECIPES, Recipe, find_recipe
@@ -94,3 +96,27 @@ def test_a_recipe_that_an_older_version_wrote_down_has_the_new_fields_defaults()
 def test_a_part_is_selected_by_a_proxy_and_a_proxy_selects_a_part(change: dict[str, Any]) -> None:
     with pytest.raises(RecipeError, match="it takes a proxy to select a part"):
         replace(find_recipe("fc"), **change)
+
+
+def test_the_documented_recipes_are_those_that_there_are() -> None:
+    text = (Path(__file__).parent.parent / "docs" / "training.md").read_text()
+    rows = [line.split("|")[1:-1] for line in text.splitlines() if line.startswith("| `")]
+    documented = {}
+    for row in rows:
+        if len(row) == 7:
+            name, _, parameters, macs, epochs, optimizer, heldout = (cell.strip() for cell in row)
+            documented[name.strip("`")] = (parameters, macs, epochs, optimizer, heldout)
+    assert documented == {name: _documented(recipe) for name, recipe in RECIPES.items()}
+
+
+def _documented(recipe: Recipe) -> tuple[str, ...]:
+    description = describe(recipe.architecture)
+    mega = description.macs / 1e6
+    heldout = round(recipe.holdout * 50_000)
+    return (
+        f"{description.parameters:,}",
+        f"{mega:.1f} M" if mega < 10 else f"{mega:.0f} M",
+        str(recipe.epochs),
+        {"adam": "Adam", "adamw": "AdamW", "muon": "Muon"}[recipe.optimizer],
+        f"{heldout:,}" if heldout else "none",
+    )
