@@ -39,7 +39,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "speednet-95": Architecture(partial(SpeedNet, widths=(128, 384, 384))),
     "speednet-96": Architecture(partial(SpeedNet, widths=(128, 384, 512), depth=3)),
     "speednet-proxy": Architecture(partial(SpeedNet, widths=(32, 64, 64))),
-    "fast": Architecture(partial(SpeedNet, widths=(64, 192, 256), activation=nn.ReLU)),
+    "fast": Architecture(partial(SpeedNet, widths=(64, 160, 256), activation=nn.ReLU)),
     "alexnet": Architecture(AlexNet),
     "vgg16": Architecture(VGG16),
     "resnet18": Architecture(resnet18),
