@@ -41,6 +41,7 @@ def _training(image_folder: Path, run: Path, epochs: int) -> list[str]:
     return [*TORCHRUN, "-m", "training.cli", "train", "fc", *places, *options]
 
 
+@pytest.mark.slow
 def test_a_killed_worker_ends_the_run_with_a_word_and_resume_goes_on(
     image_folder: Path, tmp_path: Path
 ) -> None:
