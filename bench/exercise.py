@@ -115,7 +115,7 @@ def train_missing(
         source: the images, in memory.
         folder: where our loop leaves its checkpoints; the reference leaves none.
     """
-    place = folder / f"exercise-seed{recipe.seed}"
+    place = folder / f"exercise-seed{recipe.seed}-{found.commit[:12]}"
     for loop in TITLES:
         if any(run.seed == recipe.seed for run in found.of(loop)):
             continue
@@ -211,5 +211,16 @@ def exercise_targets(found: ExerciseResults) -> str:
     ratios = speedups(found)
     title = "training the exercise's CNN, images/s against the tutorial's loop"
     return targets_table(
-        [Target(title, median(ratios) if ratios else None, WANTED_SPEEDUP, unit="×")]
+        [
+            Target(title, median(ratios) if ratios else None, WANTED_SPEEDUP, unit="×"),
+            Target(
+                "difference of their mean test accuracies", _difference(found), 1, False, " points"
+            ),
+        ]
     )
+
+
+def _difference(found: ExerciseResults) -> float | None:
+    """Return how far apart the loops' mean test accuracies are, in points."""
+    means = [[run.test_accuracy for run in found.of(loop)] for loop in TITLES]
+    return 100 * abs(mean(means[0]) - mean(means[1])) if all(means) else None

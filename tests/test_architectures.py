@@ -4,7 +4,6 @@ from torch import Tensor, nn
 
 from training import data
 from training.architectures import ARCHITECTURES, find_architecture
-from training.architectures.initialization import InitializedFromImages
 from training.architectures.speednet import SpeedNet, Whitening
 from training.describe import describe
 
@@ -59,8 +58,7 @@ def test_images_become_finite_logits_and_every_weight_that_learns_has_a_gradient
 
 def _whitened(images: Tensor) -> Tensor:
     network = SpeedNet()
-    assert isinstance(network, InitializedFromImages)
-    network.initialize_from(images)
+    network.whiten_from(images)
     whiten = next(module for module in network if isinstance(module, Whitening))
     assert not whiten.weight.requires_grad
     return whiten(images).transpose(0, 1).flatten(1)  # type: ignore[no-any-return]

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests import gradient_worker
+from training import distributed
 from training.checkpoint import newest, open_run
 from training.distributed import Workers
 
@@ -85,6 +86,73 @@ def _workers(launcher: int) -> list[int]:
             if variable.startswith(b"LOCAL_RANK="):
                 ranks[int(variable[11:])] = child
     return [ranks[rank] for rank in sorted(ranks)]
+
+
+def test_a_batch_smaller_than_the_number_of_processes_is_refused(
+    image_folder: Path, tmp_path: Path
+) -> None:
+    command = [*_training(image_folder, tmp_path / "run", 1), "--batch-size", "1"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
+    assert done.returncode != 0
+    assert "batch_size is 1; 2 processes need at least 2" in done.stderr
+
+
+def test_an_epochs_last_image_is_left_out_where_two_processes_cannot_share_it(
+    image_folder: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    command = [*_training(image_folder, run, 1), "--holdout", "0.1", "--batch-size", "43"]
+    subprocess.run(command, check=True, capture_output=True, timeout=120)  # 216 = 5 * 43 + 1
+    assert open_run(run).state.history[0].loss > 0
+
+
+def test_processes_that_start_from_different_places_are_told_apart(tmp_path: Path) -> None:
+    script = tmp_path / "worker.py"
+    script.write_text(
+        "import os, torch\n"
+        "from training import distributed\n"
+        "with distributed.join(torch.device('cpu')) as workers:\n"
+        "    workers.check_same(('epoch', os.environ['RANK']))\n"
+    )
+    done = subprocess.run(
+        [*TORCHRUN, str(script)],
+        check=False,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)},
+        timeout=120,
+    )
+    assert done.returncode != 0
+    assert "processes [1] do not start where process 0 does" in done.stderr
+
+
+def test_another_error_is_not_taken_for_a_lost_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(RuntimeError, match="out of memory"), distributed.join(torch.device("cpu")):
+        raise RuntimeError("out of memory")
+
+
+def test_a_terminated_process_says_how_to_go_on(tmp_path: Path) -> None:
+    script = tmp_path / "worker.py"
+    script.write_text(
+        "import os, signal, time, torch\n"
+        "from training import distributed\n"
+        "with distributed.join(torch.device('cpu')) as workers:\n"
+        "    if not workers.is_first:\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    time.sleep(60)\n"
+    )
+    done = subprocess.run(
+        [*TORCHRUN, str(script)],
+        check=False,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)},
+        timeout=50,
+    )
+    assert done.returncode != 0
+    assert "RunError: another process of the run is gone" in done.stderr
 
 
 @pytest.mark.parametrize("images", [7, 8])

@@ -35,6 +35,24 @@ def test_a_batch_in_parts_is_learned_from_as_in_one() -> None:
         assert torch.allclose(a.grad, b.grad, atol=1e-7)
 
 
+def test_a_smaller_share_is_cut_into_as_many_parts_as_the_largest() -> None:
+    learner, batch = _learner(replace(RECIPE, micro_batch=4)), _batch(4)
+    calls: list[int] = []
+    learner.network.register_forward_hook(
+        lambda _module, images, _out: calls.append(len(images[0]))
+    )
+    learner.learn(batch, rate=0.0, largest=5)
+    assert calls == [2, 2]
+
+
+def test_a_smaller_share_without_parts_is_one_part() -> None:
+    learner, batch = _learner(RECIPE), _batch(4)
+    calls: list[int] = []
+    learner.network.register_forward_hook(lambda _, images, __: calls.append(len(images[0])))
+    learner.learn(batch, rate=0.0, largest=5)
+    assert calls == [4]
+
+
 def test_the_hardest_images_are_those_with_the_highest_loss() -> None:
     learner, batch = _learner(RECIPE), _batch(20)
     with torch.no_grad():

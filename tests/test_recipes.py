@@ -92,6 +92,17 @@ def test_a_recipe_that_an_older_version_wrote_down_has_the_new_fields_defaults()
     assert Recipe.from_dict(values) == find_recipe("simple-cnn")
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"optimizer": "muon"}, {"bias_learning_rate": 0.1}, {"head_learning_rate": 0.1}],
+)
+def test_rates_of_biases_and_last_layer_go_with_muon_and_with_nothing_else(
+    change: dict[str, Any],
+) -> None:
+    with pytest.raises(RecipeError, match="must be above 0 with muon, and 0 with any other"):
+        replace(find_recipe("fc"), **change)
+
+
 @pytest.mark.parametrize("change", [{"selected": 0.5}, {"proxy": "fc"}])
 def test_a_part_is_selected_by_a_proxy_and_a_proxy_selects_a_part(change: dict[str, Any]) -> None:
     with pytest.raises(RecipeError, match="it takes a proxy to select a part"):

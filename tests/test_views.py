@@ -1,9 +1,7 @@
-import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name that the field uses
 
-from app.contract import Views
 from training.views import with_views
 
 
@@ -34,14 +32,10 @@ def test_six_views_count_the_unmoved_as_much_as_the_moved() -> None:
     assert torch.allclose(with_views(_Pixels(), 6)(images), expected)
 
 
-@pytest.mark.parametrize("views", [2, 6])
-def test_a_mirrored_image_is_answered_as_the_image_is(views: Views) -> None:
+def test_two_views_answer_a_mirrored_image_as_the_image() -> None:
     torch.manual_seed(0)
+    plain = nn.Sequential(nn.Flatten(), nn.Linear(192, 5))
     images = torch.rand(2, 3, 8, 8)
-    images[:, :, :, 4:] = images[:, :, :, :4].flip(3)  # moved views of it are mirror images too
-    network = with_views(nn.Sequential(nn.Flatten(), nn.Linear(192, 5)), views)
-    tilted = images + torch.linspace(0, 1, 8)
-    assert torch.allclose(network(images), network(images.flip(3)), atol=1e-6)
-    assert torch.allclose(
-        with_views(network, 2)(tilted), with_views(network, 2)(tilted.flip(3)), atol=1e-6
-    )
+    averaged = with_views(plain, 2)
+    assert not torch.allclose(plain(images), plain(images.flip(3)), atol=1e-3)
+    assert torch.allclose(averaged(images), averaged(images.flip(3)), atol=1e-6)

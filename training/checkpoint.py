@@ -129,7 +129,10 @@ class Checkpoint:
             index, _, name = key.partition(".")
             state.setdefault(int(index), {})[name] = tensor
         groups = optimizer.state_dict()["param_groups"]
-        optimizer.load_state_dict({"state": state, "param_groups": groups})
+        try:
+            optimizer.load_state_dict({"state": state, "param_groups": groups})
+        except (KeyError, ValueError) as exc:
+            raise RunError(f"{path}: not the state of this optimizer: {exc}") from exc
         for parameter, values in optimizer.state.items():
             for name, value in values.items():
                 if value.shape == parameter.shape:

@@ -71,10 +71,7 @@ def recipe_options(command: Command) -> Command:
     for field in reversed(fields(Recipe)):
         kind, choices = hints[field.name], get_args(hints[field.name])
         flag = "--" + field.name.replace("_", "-")
-        if kind is bool:
-            option = click.option(f"{flag}/--no-{flag[2:]}", default=None)
-        else:
-            option = click.option(flag, type=click.Choice(choices) if choices else kind)
+        option = click.option(flag, type=click.Choice(choices) if choices else kind)
         command = option(command)
     return command
 

@@ -29,7 +29,7 @@ from app.contract import (
 from app.errors import ConvscopeError
 from training import data
 from training.checkpoint import EpochFigures, parse_history
-from training.errors import RunError
+from training.errors import DataError, RunError
 from training.evaluate import predictions_on_test
 from training.overlap import Overlap, find_overlap
 
@@ -128,15 +128,14 @@ def compare(store: Path, find_data: Callable[[], data.Source]) -> Comparison:
     Args:
         store: the folder of the artifacts.
         find_data: finds the data set whose test images the models are asked about; called only
-            if there are two models to compare.
+            if there are two models to compare. Where it finds none, errors are not compared.
 
     Raises:
         RunError: the store holds no artifact, or one that is damaged.
-        DataError: no data is found.
     """
     try:
         artifacts = _read_store(store)
-        errors = _compare_errors(artifacts, find_data()) if len(artifacts) > 1 else Errors()
+        errors = _find_errors(artifacts, find_data) if len(artifacts) > 1 else Errors()
         return Comparison(tuple(map(_figures, artifacts)), errors)
     except ConvscopeError as exc:
         raise RunError(str(exc)) from exc
@@ -155,6 +154,15 @@ def pareto_front(points: Sequence[Point]) -> list[Point]:
         if not front or gain > front[-1][1]:
             front.append((cost, gain))
     return front
+
+
+def _find_errors(artifacts: Sequence[Artifact], find_data: Callable[[], data.Source]) -> Errors:
+    """Compare errors where the test images are at hand; all other figures need none."""
+    try:
+        source = find_data()
+    except DataError:
+        return Errors()
+    return _compare_errors(artifacts, source)
 
 
 def _read_store(store: Path) -> list[Artifact]:

@@ -9,9 +9,11 @@ run directory, so machines must share it.
 """
 
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import FrameType
 
 import torch
 from torch import Tensor, distributed, nn
@@ -19,6 +21,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from training.data import Split
 from training.errors import RunError
+
+GONE = "another process of the run is gone or does not answer; go on with --resume"
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,14 @@ class Workers:
         """Return what a mean over a share counts for, so that the workers' average is global."""
         return share * self.count / batch
 
+    def largest_share(self, batch: int) -> int:
+        """Return how many images of a global batch the first process has."""
+        return -(-batch // self.count)
+
+    def own(self, seed: int) -> int:
+        """Return a seed that no other process and no other seed of a run gives."""
+        return seed * self.count + self.rank
+
     def average_gradients_of(self, network: nn.Module) -> nn.Module:
         """Return the network, wrapped where there are other processes to agree with."""
         return network if self.count == 1 else DistributedDataParallel(network)
@@ -52,6 +64,23 @@ class Workers:
         if self.count > 1:
             distributed.all_reduce(figures)
         return figures
+
+    def check_same(self, facts: object) -> None:
+        """Raise RunError unless all processes start from the same facts.
+
+        Raises:
+            RunError: a process reads another run folder, other data or another recipe.
+        """
+        if self.count == 1:
+            return
+        all_facts: list[object] = [None] * self.count
+        distributed.all_gather_object(all_facts, facts)
+        differing = [rank for rank, other in enumerate(all_facts) if other != all_facts[0]]
+        if differing:
+            raise RunError(
+                f"processes {differing} do not start where process 0 does: "
+                "all must share the run's folder, the recipe and the data"
+            )
 
     def wait_for_all(self) -> None:
         """Return when every process has come here."""
@@ -81,13 +110,25 @@ def join(device: torch.device) -> Iterator[Workers]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    before = signal.signal(signal.SIGTERM, _end_with_a_word)
     try:
         distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
         yield Workers(distributed.get_rank(), distributed.get_world_size())
     except RuntimeError as exc:
-        raise RunError(
-            f"another process of the run is gone or does not answer; go on with --resume ({exc})"
-        ) from exc
+        if not _is_communication(exc):
+            raise
+        raise RunError(f"{GONE} ({exc})") from exc
     finally:
+        signal.signal(signal.SIGTERM, before)
         if distributed.is_initialized():
             distributed.destroy_process_group()
+
+
+def _end_with_a_word(_signal: int, _frame: FrameType | None) -> None:
+    """Torchrun ends the processes that are left when one has gone."""
+    raise RunError(GONE)
+
+
+def _is_communication(error: RuntimeError) -> bool:
+    text = str(error).lower()
+    return isinstance(error, distributed.DistError) or "gloo" in text or "nccl" in text

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from training.errors import ExportError
+
 _SUFFIX = "_float16"
 
 
@@ -25,6 +27,9 @@ def rounded(network: nn.Module) -> nn.Module:
 
     Normalisations that follow a convolution become part of it first, as an exporter would make
     them after the rounding.
+
+    Raises:
+        ExportError: a weight is too large.
     """
     for module in network.eval().modules():
         if isinstance(module, nn.Sequential):
@@ -32,6 +37,8 @@ def rounded(network: nn.Module) -> nn.Module:
     for parameter in network.parameters():
         if parameter.ndim > 1:
             parameter.copy_(parameter.half().float())
+            if not parameter.isfinite().all():
+                raise ExportError("a weight is too large for a float16")
     return network
 
 
@@ -43,17 +50,21 @@ def _fold_normalisation(layers: nn.Sequential) -> None:
 
 
 def pack_onnx(graph: bytes) -> bytes:
-    """Return an ONNX graph with its rounded weights as float16, each followed by a Cast."""
+    """Return an ONNX graph with its rounded weights as float16, each followed by a Cast.
+
+    Raises:
+        ExportError: a weight is not one that `rounded` has left.
+    """
     model = onnx.load_from_string(graph)
     casts = []
     for tensor in model.graph.initializer:
         if tensor.data_type == TensorProto.FLOAT and _is_matrix(tensor):
-            wide = numpy_helper.to_array(tensor)
+            wide, name = numpy_helper.to_array(tensor), tensor.name
             narrow = wide.astype(np.float16)
-            if np.array_equal(narrow, wide):
-                name = tensor.name
-                tensor.CopyFrom(numpy_helper.from_array(narrow, name + _SUFFIX))
-                casts.append(helper.make_node("Cast", [tensor.name], [name], to=TensorProto.FLOAT))
+            if not np.array_equal(narrow, wide):
+                raise ExportError(f"{name} was changed after it had been rounded to float16")
+            tensor.CopyFrom(numpy_helper.from_array(narrow, name + _SUFFIX))
+            casts.append(helper.make_node("Cast", [tensor.name], [name], to=TensorProto.FLOAT))
     for cast in reversed(casts):
         model.graph.node.insert(0, cast)
     return bytes(model.SerializeToString())
@@ -88,7 +99,7 @@ class _Widened(nn.Module):
 
 
 def _is_matrix(tensor: TensorProto) -> bool:
-    return len(tensor.dims) > 1
+    return len(tensor.dims) in {2, 4}  # fully connected and convolutional weights
 
 
 def _widens(node: onnx.NodeProto) -> bool:

@@ -3,6 +3,7 @@
 Knows nothing of epochs, of files or of where the images come from.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -29,9 +30,10 @@ class Batch:
         images = self.images[index].contiguous(memory_format=torch.channels_last)
         return Batch(images, self.labels[index])
 
-    def parts(self, size: int) -> Iterator["Batch"]:
-        """Yield the batch in parts; the last may be smaller."""
-        for images, labels in zip(self.images.split(size), self.labels.split(size), strict=True):
+    def parts(self, count: int) -> Iterator["Batch"]:
+        """Yield the batch in so many parts of the same size, but for one image."""
+        parts = (self.images.tensor_split(count), self.labels.tensor_split(count))
+        for images, labels in zip(*parts, strict=True):
             yield Batch(images, labels)
 
 
@@ -51,18 +53,23 @@ class Learner:
     averaging: nn.Module
     optimizer: torch.optim.Optimizer
 
-    def learn(self, batch: Batch, rate: float, weight: float = 1.0) -> tuple[Tensor, Tensor]:
+    def learn(
+        self, batch: Batch, rate: float, weight: float = 1.0, largest: int = 0
+    ) -> tuple[Tensor, Tensor]:
         """Take a step; return the batch's mean loss and how many it had right, detached.
 
         Args:
             batch: to learn from.
             rate: part of the peak learning rate.
             weight: of the batch's mean loss, where it is a process's share of a larger batch.
+            largest: images in the largest share, where there are several: all processes must
+                average gradients equally often.
         """
         total = torch.zeros((), device=batch.images.device)
         correct = torch.zeros((), dtype=torch.int64, device=batch.images.device)
         self._start_step(rate)
-        for part in batch.parts(self.recipe.micro_batch or len(batch)):
+        largest = max(largest, len(batch))
+        for part in batch.parts(math.ceil(largest / (self.recipe.micro_batch or largest))):
             logits = self._logits(part)
             loss = self._losses(logits, part).sum() / len(batch)
             (loss * weight).backward()

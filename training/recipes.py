@@ -1,4 +1,4 @@
-"""Every number that a training run depends on, as frozen records.
+"""Every number in which one training run can differ from another, as frozen records.
 
 A recipe knows nothing of data or of the loop. The named ones are what `convscope-train train NAME`
 runs; each field can be overridden on the command line.
@@ -106,6 +106,13 @@ class Recipe:
             if getattr(self, name) not in get_args(kind):
                 raise RecipeError(
                     f"{name} is {getattr(self, name)!r}; it can be {' or '.join(get_args(kind))}"
+                )
+        for name in ("bias_learning_rate", "head_learning_rate"):
+            rate = getattr(self, name)
+            if (rate > 0) != (self.optimizer == "muon"):
+                raise RecipeError(
+                    f"{name} is {rate} with {self.optimizer}; it must be above 0 with muon, and 0 "
+                    "with any other optimizer"
                 )
         if (self.selected < 1) != bool(self.proxy):
             raise RecipeError(
@@ -238,9 +245,6 @@ RECIPES: dict[str, Recipe] = {
         SPEEDNET,
         architecture="speednet-96",
         epochs=36,
-        batch_size=512,
-        micro_batch=0,
-        learning_rate=0.1,
         cutout=12,
         translate=4,
         proxy="speednet-proxy",

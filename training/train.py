@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from training import checkpoint, data, distributed
 from training.architectures import find_architecture
-from training.architectures.initialization import InitializedFromImages
+from training.architectures.speednet import SpeedNet
 from training.augmentation import Augmentation, Epoch, epoch_batches
 from training.checkpoint import Checkpoint, EpochFigures, RunState
 from training.distributed import Workers
@@ -93,13 +93,20 @@ def train(
         _check_resumable(last, recipe, source, run_dir, resume=resume)
     _make_directory(run_dir)
     torch.use_deterministic_algorithms(torch_device.type == "cpu")
+    # Else every tensor is filled before it is written to, in case something reads it first.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     with distributed.join(torch_device) as workers:
+        if recipe.batch_size < workers.count:
+            raise RecipeError(
+                f"batch_size is {recipe.batch_size}; {workers.count} processes need at least "
+                f"{workers.count}"
+            )
         run = _prepare(recipe, source, torch_device, workers)
         state = _new_state(run, source)
         if last is not None:
             last.load(run.learner, run.proxy)
-            state = last.state
-        workers.wait_for_all()
+            state = _go_on_elsewhere(last.state, state)
+        workers.check_same((state.epoch, state.recipe.as_dict(), state.data_sha256))
         _go_on(run, state, run_dir, reporter if workers.is_first else SilentReporter())
         workers.wait_for_all()
     return checkpoint.open_run(run_dir)
@@ -146,15 +153,18 @@ def _epoch(run: Run, number: int, reporter: Reporter) -> EpochFigures:
     run.network.train()
     started = time.perf_counter()
     epoch = Epoch(number, run.recipe.seed)
-    torch.manual_seed(epoch.own_seed + run.workers.rank)
+    torch.manual_seed(run.workers.own(epoch.own_seed))
     totals = torch.zeros(3, device=run.device)  # loss, correct, images learned from
     seen = 0
     for step, candidates in enumerate(_augmented(run, epoch), start=1):
+        if len(candidates) < run.workers.count:
+            break  # the last images of an epoch are too few for every process to have one
         rate = schedule(run.recipe, len(run.train), number, step)
         share = run.workers.share(candidates)
         weight = run.workers.weight(len(share), len(candidates))
         batch = _choose(run, normalize(share, run.mean, run.deviation), rate, weight)
-        loss, correct = run.learner.learn(batch, rate, weight)
+        largest = _part(run.recipe, run.workers.largest_share(len(candidates)))
+        loss, correct = run.learner.learn(batch, rate, weight, largest)
         totals += torch.stack([loss * len(batch), correct, torch.full_like(loss, len(batch))])
         seen += len(candidates)
         if step % PROGRESS_STEPS == 0 or seen == len(run.train):
@@ -184,8 +194,13 @@ def _choose(run: Run, candidates: Batch, rate: float, weight: float) -> Batch:
     """Return what the network learns from: all, or what the proxy found hardest."""
     if run.proxy is None:
         return candidates
-    count = math.ceil(len(candidates) * run.recipe.selected)
+    count = _part(run.recipe, len(candidates))
     return candidates[run.proxy.learn_hardest(candidates, count, rate, weight)]
+
+
+def _part(recipe: Recipe, candidates: int) -> int:
+    """Return how many of the candidates are learned from."""
+    return math.ceil(candidates * recipe.selected - 1e-9)
 
 
 def _augmented(run: Run, epoch: Epoch) -> Iterator[data.Split]:
@@ -214,7 +229,8 @@ def _prepare(recipe: Recipe, source: data.Source, device: torch.device, workers:
     chosen, held = data.split_holdout(images.labels, recipe.holdout, recipe.split_seed)
     train = images[chosen].to(device)
     mean, deviation = data.channel_statistics(train.images)
-    first = data.normalize(train.images[:INITIALIZATION_IMAGES], mean, deviation)
+    spaced = train.images[:: max(1, len(train) // INITIALIZATION_IMAGES)]  # of all classes
+    first = data.normalize(spaced[:INITIALIZATION_IMAGES], mean, deviation)
     torch.manual_seed(recipe.seed)
     learner, *proxies = (
         _new_learner(recipe, architecture, len(source.classes), first, workers)
@@ -239,8 +255,8 @@ def _new_learner(
     """Build a network, on the device of the normalised images that it may start from."""
     network = find_architecture(architecture).build(classes, recipe.dropout).to(images.device)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if isinstance(network, InitializedFromImages):
-        network.initialize_from(images)
+    if isinstance(network, SpeedNet):
+        network.whiten_from(images)
     averaging = workers.average_gradients_of(network)
     return Learner(recipe, network, averaging, make_optimizer(recipe, network))
 
@@ -260,6 +276,17 @@ def check_finite(network: nn.Module, epoch: int) -> None:
     for name, tensor in network.state_dict().items():
         if not tensor.isfinite().all():
             raise Diverged(f"{name} holds values that are not finite after epoch {epoch}")
+
+
+def _go_on_elsewhere(before: RunState, now: RunState) -> RunState:
+    """Return the state of a resumed run, which names all that has computed it."""
+    hardware, libraries = before.hardware, dict(before.libraries)
+    if not hardware.endswith(now.hardware):
+        hardware += f", then {now.hardware}"
+    for name, version in now.libraries.items():
+        if not libraries.get(name, "").endswith(version):
+            libraries[name] = f"{libraries.get(name, 'unknown')}, then {version}"
+    return replace(before, hardware=hardware, libraries=libraries)
 
 
 def _check_architectures(recipe: Recipe) -> None:

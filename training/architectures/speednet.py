@@ -9,11 +9,10 @@ later speedrun (Hiverge 2025) found no worse than GELU and a processor computes 
 
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
-
-from training.architectures.initialization import InitializedFromImages
 
 WHITENING_SIZE = 2
 WHITENING_EPSILON = 5e-4
@@ -22,7 +21,7 @@ BATCH_NORM_MOMENTUM = 0.15  # a step of 1,536 in parts of 512 moves it by 0.39, 
 Activation = Callable[[], nn.Module]
 
 
-class SpeedNet(nn.Sequential, InitializedFromImages):
+class SpeedNet(nn.Sequential):
     """Whitening Conv(3→24, 2×2, VALID), three blocks, MaxPool(3×3), FC without a bias.
 
     Float `[N,3,32,32]` to logits `[N,classes]`. Every block halves height and width, so the
@@ -63,13 +62,13 @@ class SpeedNet(nn.Sequential, InitializedFromImages):
             )
         )
 
-    def initialize_from(self, images: Tensor) -> None:
+    def whiten_from(self, images: Tensor) -> None:
         """Set the first kernels so that what they give of these images is white.
 
         Args:
             images: normalised float `[N,3,H,W]`; 5,000 are plenty.
         """
-        next(module for module in self if isinstance(module, Whitening)).fit(images)
+        cast(Whitening, self.whiten).fit(images)
 
 
 class Whitening(nn.Conv2d):
