@@ -13,8 +13,13 @@ from training import data
 from training.recipes import find_recipe
 
 STORE = Path(__file__).parent.parent / "models_store"
-RECIPES = {"simple-cnn/1": "simple-cnn", "simple-cnn/2": "simple-cnn-augmented", "fc/1": "fc"}
-LEAST_ACCURACY = {"simple-cnn/1": 0.70, "simple-cnn/2": 0.82, "fc/1": 0.50}
+RECIPES = {
+    "simple-cnn/1": "simple-cnn",
+    "simple-cnn/2": "simple-cnn-augmented",
+    "fc/1": "fc",
+    "fast/1": "fast",
+}
+LEAST_ACCURACY = {"simple-cnn/1": 0.70, "simple-cnn/2": 0.82, "fc/1": 0.50, "fast/1": 0.93}
 
 
 @pytest.fixture(params=RECIPES)
@@ -39,7 +44,8 @@ def test_the_recipe_is_the_named_one_with_seed_0(artifact: Artifact) -> None:
     precision = artifact.manifest.recipe["precision"]
     assert artifact.manifest.recipe == replace(recipe, seed=0, precision=precision).as_dict()
     sizes = artifact.manifest.data
-    assert (sizes.train, sizes.heldout, sizes.test) == (45_000, 5_000, 10_000)
+    heldout = round(50_000 * recipe.holdout)
+    assert (sizes.train, sizes.heldout, sizes.test) == (50_000 - heldout, heldout, 10_000)
 
 
 def test_the_manifest_repeats_the_evaluation(artifact: Artifact) -> None:
