@@ -37,26 +37,33 @@ def test_every_field_of_a_recipe_is_an_option(image_folder: Path, tmp_path: Path
         "architecture": "simple-cnn",
         "epochs": 1,
         "batch-size": 60,
-        "optimizer": "adamw",
+        "micro-batch": 30,
+        "optimizer": "muon",
         "learning-rate": 0.01,
+        "bias-learning-rate": 0.001,
+        "head-learning-rate": 0.002,
         "weight-decay": 0.1,
         "schedule": "one-cycle",
         "label-smoothing": 0.2,
         "dropout": 0.3,
+        "flip": "random",
         "translate": 2,
+        "cutout": 4,
+        "brightness": 0.1,
+        "contrast": 0.2,
+        "proxy": "speednet-proxy",
+        "selected": 0.5,
         "holdout": 0.2,
         "split-seed": 5,
         "seed": 7,
         "precision": "float32",
     }
     options = [word for name, value in given.items() for word in (f"--{name}", str(value))]
-    output = _run(
-        "train", "fc", "--data-dir", image_folder, "--out", tmp_path, "--flip", "random", *options
-    )
+    output = _run("train", "fc", "--data-dir", image_folder, "--out", tmp_path, *options)
     assert "epoch 1/1  loss" in output
     recipe = open_run(tmp_path).state.recipe
     values = {name.replace("_", "-"): value for name, value in recipe.as_dict().items()}
-    assert values == given | {"flip": "random"}
+    assert values == given
 
 
 def test_a_run_leaves_its_history_and_its_learning_curve(trained: Checkpoint) -> None:
