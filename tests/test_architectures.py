@@ -4,6 +4,7 @@ from torch import Tensor, nn
 
 from training import data
 from training.architectures import ARCHITECTURES, find_architecture
+from training.architectures.simple_cnn import SimpleCNN
 from training.architectures.speednet import SpeedNet, Whitening
 from training.describe import describe
 
@@ -54,6 +55,18 @@ def test_images_become_finite_logits_and_every_weight_that_learns_has_a_gradient
         if parameter.requires_grad:
             assert parameter.grad is not None, parameter_name
             assert parameter.grad.abs().max() > 0, parameter_name
+
+
+def test_pooling_before_relu_in_training_changes_no_gradient_of_simple_cnn() -> None:
+    torch.manual_seed(0)
+    network = SimpleCNN()
+    images = torch.randn(8, 3, 32, 32)
+    as_listed = nn.Sequential(*network)
+    gradients = (
+        torch.autograd.grad(logits.square().sum(), list(network.parameters()))
+        for logits in (network(images), as_listed(images))
+    )
+    torch.testing.assert_close(*gradients, rtol=0, atol=0)
 
 
 def _whitened(images: Tensor) -> Tensor:

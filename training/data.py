@@ -139,9 +139,14 @@ def normalize(images: Tensor, mean: list[float], deviation: list[float]) -> Tens
 
     `(x / 255 - mean) / deviation` for each channel.
     """
-    scale = 1 / (255 * torch.tensor(deviation, device=images.device))
-    shift = torch.tensor(mean, device=images.device) / torch.tensor(deviation, device=images.device)
-    return (images * scale - shift).permute(0, 3, 1, 2)
+    scale = 1 / (255 * torch.tensor(deviation))
+    shift = torch.tensor(mean) / torch.tensor(deviation)
+    # An image as one row: arithmetic on rows of three channels is several times slower.
+    scale, shift = (
+        part.repeat(images[0, ..., 0].numel()).to(images.device) for part in (scale, shift)
+    )
+    rows = images.flatten(1).float().mul_(scale).sub_(shift)
+    return rows.view(images.shape).permute(0, 3, 1, 2)
 
 
 def _open(place: Path) -> Source | None:

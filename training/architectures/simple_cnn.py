@@ -2,7 +2,7 @@
 
 from collections import OrderedDict
 
-from torch import nn
+from torch import Tensor, nn
 
 
 class SimpleCNN(nn.Sequential):
@@ -32,3 +32,14 @@ class SimpleCNN(nn.Sequential):
                 fc2=nn.Linear(256, classes),
             )
         )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits."""
+        layers = list(self)
+        if self.training:
+            # After the pooling, a ReLU and its gradient are the same at a quarter of the work.
+            for relu in (2, 6):
+                layers[relu : relu + 2] = layers[relu + 1], layers[relu]
+        for layer in layers:
+            images = layer(images)
+        return images
