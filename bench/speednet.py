@@ -100,7 +100,10 @@ def training_flop(recipe: Recipe, images: int, classes: int) -> float:
         images: that an epoch trains on.
         classes: that the network tells apart.
     """
-    return 6.0 * describe(recipe.architecture, classes).macs * images * recipe.epochs
+    return sum(
+        6.0 * describe(recipe.architecture, classes, size).macs * images * epochs
+        for size, epochs in _sizes(recipe)
+    )
 
 
 def executed_flop(recipe: Recipe, images: int, classes: int) -> float:
@@ -109,9 +112,19 @@ def executed_flop(recipe: Recipe, images: int, classes: int) -> float:
     The whitening layer is not trained, so two of its three passes are left out, and one of the
     first block's first convolution, that for the gradient of its input.
     """
-    layers = {layer.name: layer.macs for layer in describe(recipe.architecture, classes).layers}
-    left_out = 2 * layers["whiten"] + layers["block1.first.conv"]
-    return training_flop(recipe, images, classes) - 2.0 * left_out * images * recipe.epochs
+    left_out = 0.0
+    for size, epochs in _sizes(recipe):
+        description = describe(recipe.architecture, classes, size)
+        layers = {layer.name: layer.macs for layer in description.layers}
+        macs = 2 * layers["whiten"] + layers["block1.first.conv"]
+        left_out += 2.0 * macs * images * epochs
+    return training_flop(recipe, images, classes) - left_out
+
+
+def _sizes(recipe: Recipe) -> list[tuple[tuple[int, int], int]]:
+    """Return how large the images are in how many epochs."""
+    whole = data.IMAGE_SIZE, recipe.epochs - recipe.cropped_epochs
+    return [whole, ((recipe.crop, recipe.crop), recipe.cropped_epochs)] if recipe.crop else [whole]
 
 
 def train_missing(

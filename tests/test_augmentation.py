@@ -12,6 +12,7 @@ def _batches(
     *,
     flip: Flip = "off",
     translate: int = 0,
+    crop: int = 0,
     cutout: int = 0,
     brightness: float = 0.0,
     contrast: float = 0.0,
@@ -20,7 +21,14 @@ def _batches(
     images, labels = sample.read("train")
     split = data.Split(torch.from_numpy(images), torch.arange(len(labels)))
     augmentation = Augmentation(
-        flip, translate, cutout, brightness, contrast, mean=(120, 110, 100), deviation=(60, 50, 40)
+        flip=flip,
+        translate=translate,
+        crop=crop,
+        cutout=cutout,
+        brightness=brightness,
+        contrast=contrast,
+        mean=(120, 110, 100),
+        deviation=(60, 50, 40),
     )
     return list(epoch_batches(split, size, Epoch(number, seed=5), augmentation))
 
@@ -93,6 +101,20 @@ def test_a_translated_image_is_a_crop_of_the_reflected_one() -> None:
             assert places
             seen.add(places[0])
     assert len(seen) > 40
+
+
+def test_a_cropped_image_is_a_smaller_part_of_the_reflected_one() -> None:
+    images, _ = sample.read("train")
+    seen = set()
+    for batch in _batches(crop=28, translate=1):
+        assert batch.images.shape[1:] == (28, 28, 3)
+        for image, index in zip(batch.images.numpy(), batch.labels.tolist(), strict=True):
+            padded = np.pad(images[index], ((1, 1), (1, 1), (0, 0)), mode="reflect")
+            parts = np.lib.stride_tricks.sliding_window_view(padded, (28, 28), axis=(0, 1))
+            found = (parts.transpose(0, 1, 3, 4, 2) == image).all(axis=(2, 3, 4))
+            assert found.any()
+            seen.add(tuple(np.argwhere(found)[0]))
+    assert seen == {(row, column) for row in range(7) for column in range(7)}
 
 
 def test_brightness_moves_all_channels_by_the_same_part_of_their_deviations() -> None:

@@ -237,7 +237,7 @@ def test_arithmetic_of_a_training_is_six_flop_a_multiply_accumulate() -> None:
 
     flop = speednet.training_flop(recipe, 50_000, 10)
 
-    assert flop == 6 * 118_147_360 * 50_000 * recipe.epochs
+    assert flop == 6 * (3 * 118_147_360 + 7 * 89_216_032) * 50_000
     assert flop <= speednet.MOST_PFLOP * 1e15
 
 
@@ -254,7 +254,7 @@ def test_speednet_is_measured_once_a_seed(source: data.Source, tmp_path: Path) -
     run = _speednet(source, path)
 
     assert run is not None
-    assert run.flop == 6 * 118_147_360 * len(source.load_train())
+    assert run.flop == 6 * 89_216_032 * len(source.load_train())
     assert sorted(run.test_accuracy) == [1, 2, 6]
     assert all(rate > 0 for rate in run.convolution_flops)
     assert run.share == run.flop / run.seconds / max(run.convolution_flops)

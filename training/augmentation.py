@@ -21,6 +21,7 @@ class Augmentation:
         flip: mirror each image with probability one half (`random`), or a random half of them in
             odd epochs and the others in even ones (`alternating`).
         translate: shift by up to this many pixels in each direction, reflected at the border.
+        crop: keep a square of so many pixels a side, anywhere in the image; 0: all of it.
         cutout: side in pixels of a square that is covered with the mean colour, its centre
             anywhere in the image.
         brightness: most that an image becomes brighter or darker, in deviations of each channel.
@@ -31,6 +32,7 @@ class Augmentation:
 
     flip: Flip = "off"
     translate: int = 0
+    crop: int = 0
     cutout: int = 0
     brightness: float = 0.0
     contrast: float = 0.0
@@ -100,8 +102,10 @@ def _draw(split: Split, epoch: Epoch, augmentation: Augmentation) -> _Draws:
     generator = torch.Generator().manual_seed(epoch.own_seed)
     count, (height, width) = len(split), split.images.shape[1:3]
     order = torch.randperm(count, generator=generator)
-    rows = _shifted(height, count, augmentation.translate, generator)
-    columns = _shifted(width, count, augmentation.translate, generator)
+    rows, columns = (
+        _shifted(size, count, augmentation.crop, augmentation.translate, generator)
+        for size in (height, width)
+    )
     if augmentation.flip != "off":
         mirrored = _mirrored(order, epoch, augmentation.flip, generator)
         columns = torch.where(mirrored[:, None], columns.flip(1), columns)
@@ -109,15 +113,15 @@ def _draw(split: Split, epoch: Epoch, augmentation: Augmentation) -> _Draws:
         order,
         rows,
         columns,
-        _covered(height, count, augmentation.cutout, generator),
-        _covered(width, count, augmentation.cutout, generator),
+        _covered(rows.shape[1], count, augmentation.cutout, generator),
+        _covered(columns.shape[1], count, augmentation.cutout, generator),
         _around(0, augmentation.brightness, count, generator),
         _around(1, augmentation.contrast, count, generator),
     )
 
 
 def _gather(images: Tensor, draws: _Draws, augmentation: Augmentation) -> Tensor:
-    if augmentation.flip == "off" and not augmentation.translate:
+    if augmentation.flip == "off" and not augmentation.translate and not augmentation.crop:
         return images[draws.order]
     return images[draws.order[:, None, None], draws.rows[:, :, None], draws.columns[:, None, :]]
 
@@ -136,10 +140,14 @@ def _vary(images: Tensor, draws: _Draws, augmentation: Augmentation) -> Tensor:
     return images
 
 
-def _shifted(size: int, count: int, limit: int, generator: torch.Generator) -> Tensor:
-    """Return int64 `[count,size]`: 0..size-1 shifted at random, reflected at both borders."""
-    shifts = torch.randint(-limit, limit + 1, (count, 1), generator=generator)
-    index = (torch.arange(size) + shifts).abs()
+def _shifted(size: int, count: int, crop: int, limit: int, generator: torch.Generator) -> Tensor:
+    """Return int64 `[count,crop or size]`: neighbours among 0..size-1, reflected at both borders.
+
+    The first is at random up to `limit` before the first place that would fit, or after the last.
+    """
+    kept = crop or size
+    first = torch.randint(-limit, size - kept + limit + 1, (count, 1), generator=generator)
+    index = (torch.arange(kept) + first).abs()
     return torch.where(index >= size, 2 * (size - 1) - index, index)
 
 

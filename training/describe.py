@@ -58,12 +58,15 @@ class Description:
         return sum(layer.macs for layer in self.layers)
 
 
-def describe(name: str, classes: int | None = None) -> Description:
+def describe(
+    name: str, classes: int | None = None, image_size: tuple[int, int] | None = None
+) -> Description:
     """Describe the architecture of this name.
 
     Args:
         name: in `training.architectures`.
         classes: the number of classes, if not that of the data set it is known for.
+        image_size: height and width in pixels, if not those that it is made for.
 
     Raises:
         RecipeError: there is no such architecture.
@@ -71,7 +74,7 @@ def describe(name: str, classes: int | None = None) -> Description:
     architecture = find_architecture(name)
     with torch.device("meta"):
         network = architecture.build(classes or architecture.classes, 0.0).eval()
-        image = torch.empty(1, 3, *architecture.image_size)
+        image = torch.empty(1, 3, *(image_size or architecture.image_size))
     recorder = _LayerRecorder(fx.GraphModule(network, _LayerTracer().trace(network)))
     recorder.run(image)
     return Description(name, tuple(image.shape[1:]), tuple(recorder.layers))

@@ -208,6 +208,7 @@ def _augmented(run: Run, epoch: Epoch) -> Iterator[data.Split]:
     augmentation = Augmentation(
         flip=recipe.flip,
         translate=recipe.translate,
+        crop=recipe.crop if epoch.number <= recipe.cropped_epochs else 0,
         cutout=recipe.cutout,
         brightness=recipe.brightness,
         contrast=recipe.contrast,
