@@ -34,7 +34,7 @@ def test_data_says_what_was_found(image_folder: Path) -> None:
 
 def test_every_field_of_a_recipe_is_an_option(image_folder: Path, tmp_path: Path) -> None:
     given = {
-        "architecture": "simple-cnn",
+        "architecture": "speednet-proxy",
         "epochs": 1,
         "batch-size": 60,
         "micro-batch": 30,
@@ -48,6 +48,8 @@ def test_every_field_of_a_recipe_is_an_option(image_folder: Path, tmp_path: Path
         "dropout": 0.3,
         "flip": "random",
         "translate": 2,
+        "crop": 28,
+        "cropped": 0.5,
         "cutout": 4,
         "brightness": 0.1,
         "contrast": 0.2,
@@ -77,6 +79,10 @@ def test_a_run_leaves_its_history_and_its_learning_curve(trained: Checkpoint) ->
         (["train", "resnet99"], "Error: no recipe 'resnet99'; there are simple-cnn, fc"),
         (["describe", "lenet"], "Error: no architecture 'lenet'; there are simple-cnn, fc"),
         (["train", "fc", "--epochs", "0"], "Error: epochs is 0; it can be 1 to 10000"),
+        (
+            ["train", "speednet", "--crop", "0"],
+            "Error: crop is 0 and cropped is 0.7; both are 0 or neither",
+        ),
         (["evaluate", "nowhere"], "Error: nowhere: holds no checkpoint"),
         (["export", "nowhere"], "Error: nowhere: holds no checkpoint"),
         (["compare", "--store", "nowhere"], "Error: nowhere: holds no artifact"),
@@ -84,6 +90,15 @@ def test_a_run_leaves_its_history_and_its_learning_curve(trained: Checkpoint) ->
 )
 def test_an_error_is_one_line(arguments: list[str], message: str) -> None:
     assert _fail(*arguments).startswith(message)
+
+
+def test_a_crop_that_does_not_fit_the_network_is_refused(
+    image_folder: Path, tmp_path: Path
+) -> None:
+    options = ("--crop", "28", "--cropped", "0.5", "--out", tmp_path / "run")
+    line = _fail("train", "simple-cnn", "--data-dir", image_folder, *options)
+    assert line == "Error: crop is 28; simple-cnn cannot learn from that"
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_in_the_way_is_said_in_one_line(trained: Checkpoint, image_folder: Path) -> None:

@@ -246,8 +246,11 @@ RECIPES: dict[str, Recipe] = {
     "fast": replace(
         SPEEDNET,
         architecture="fast",
-        epochs=28,
+        epochs=20,
         translate=4,
+        crop=0,
+        cropped=0.0,
+        holdout=0.02,
     ),
     "speednet-95": replace(
         SPEEDNET,

@@ -23,6 +23,7 @@ from training.architectures import find_architecture
 from training.architectures.speednet import SpeedNet
 from training.augmentation import Augmentation, Epoch, epoch_batches
 from training.checkpoint import Checkpoint, EpochFigures, RunState
+from training.describe import describe
 from training.distributed import Workers
 from training.errors import Diverged, RecipeError, RunError
 from training.hardware import DeviceName, choose_device, describe_device, resolve_precision
@@ -295,6 +296,11 @@ def _check_architectures(recipe: Recipe) -> None:
         size = find_architecture(name).image_size
         if size != data.IMAGE_SIZE:
             raise RecipeError(f"{name} takes images of {size} pixels")
+        if recipe.crop:
+            try:
+                describe(name, image_size=(recipe.crop, recipe.crop))
+            except RuntimeError as exc:
+                raise RecipeError(f"crop is {recipe.crop}; {name} cannot learn from that") from exc
 
 
 def _new_state(run: Run, source: data.Source) -> RunState:
