@@ -6,6 +6,7 @@ two. The test split is read after the training, for each number of views.
 """
 
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean
@@ -23,7 +24,7 @@ from bench.targets import Target
 from bench.timed_training import put_away, train_timed
 from bench.training_results import Results, TrainedRun, with_deviation
 from training import data
-from training.describe import describe
+from training.describe import Description, describe
 from training.evaluate import evaluate
 from training.recipes import Recipe
 
@@ -101,8 +102,8 @@ def training_flop(recipe: Recipe, images: int, classes: int) -> float:
         classes: that the network tells apart.
     """
     return sum(
-        6.0 * describe(recipe.architecture, classes, size).macs * images * epochs
-        for size, epochs in _sizes(recipe)
+        6.0 * description.macs * images * epochs
+        for description, epochs in _descriptions(recipe, classes)
     )
 
 
@@ -112,19 +113,21 @@ def executed_flop(recipe: Recipe, images: int, classes: int) -> float:
     The whitening layer is not trained, so two of its three passes are left out, and one of the
     first block's first convolution, that for the gradient of its input.
     """
-    left_out = 0.0
-    for size, epochs in _sizes(recipe):
-        description = describe(recipe.architecture, classes, size)
-        layers = {layer.name: layer.macs for layer in description.layers}
-        macs = 2 * layers["whiten"] + layers["block1.first.conv"]
-        left_out += 2.0 * macs * images * epochs
-    return training_flop(recipe, images, classes) - left_out
+    executed = 0.0
+    for description, epochs in _descriptions(recipe, classes):
+        macs = {layer.name: layer.macs for layer in description.layers}
+        left_out = 2 * macs["whiten"] + macs["block1.first.conv"]
+        executed += (6.0 * description.macs - 2.0 * left_out) * images * epochs
+    return executed
 
 
-def _sizes(recipe: Recipe) -> list[tuple[tuple[int, int], int]]:
-    """Return how large the images are in how many epochs."""
-    whole = data.IMAGE_SIZE, recipe.epochs - recipe.cropped_epochs
-    return [whole, ((recipe.crop, recipe.crop), recipe.cropped_epochs)] if recipe.crop else [whole]
+def _descriptions(recipe: Recipe, classes: int) -> Iterator[tuple[Description, int]]:
+    """Yield the network for each size of images, and how many epochs have images of that size."""
+    sizes = {data.IMAGE_SIZE: recipe.epochs - recipe.cropped_epochs}
+    if recipe.crop:
+        sizes[recipe.crop, recipe.crop] = recipe.cropped_epochs
+    for size, epochs in sizes.items():
+        yield describe(recipe.architecture, classes, size), epochs
 
 
 def train_missing(

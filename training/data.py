@@ -142,9 +142,8 @@ def normalize(images: Tensor, mean: list[float], deviation: list[float]) -> Tens
     scale = 1 / (255 * torch.tensor(deviation))
     shift = torch.tensor(mean) / torch.tensor(deviation)
     # An image as one row: arithmetic on rows of three channels is several times slower.
-    scale, shift = (
-        part.repeat(images[0, ..., 0].numel()).to(images.device) for part in (scale, shift)
-    )
+    pixels = images.shape[1] * images.shape[2]
+    scale, shift = (part.to(images.device).repeat(pixels) for part in (scale, shift))
     rows = images.flatten(1).float().mul_(scale).sub_(shift)
     return rows.view(images.shape).permute(0, 3, 1, 2)
 
