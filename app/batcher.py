@@ -18,7 +18,7 @@ from typing import Protocol
 import numpy as np
 
 from app.backends import Backend
-from app.contract import Images, Probabilities
+from app.contract import Images, Outputs
 from app.errors import (
     BackendFailed,
     DeadlineExceeded,
@@ -32,9 +32,9 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Answer:
-    """Probabilities `[N,classes]` and the seconds that were spent waiting and computing."""
+    """What the model gave for a request's images, and the seconds spent waiting and computing."""
 
-    probabilities: Probabilities
+    outputs: Outputs
     queue_seconds: float
     inference_seconds: float
 
@@ -70,7 +70,7 @@ class _Batch:
     items: Sequence[_Item]
     images: Images
     started: float
-    rows: Probabilities | None = None
+    outputs: Outputs | None = None
     error: BaseException | None = None
 
 
@@ -140,7 +140,7 @@ class Batcher:
         self._batches.put(None)
 
     async def submit(self, images: Images, deadline: float) -> Answer:
-        """Wait for the probabilities of one request's images.
+        """Wait for what the model makes of one request's images.
 
         Args:
             images: uint8 `[N,H,W,3]`; more than a batch are computed in several.
@@ -239,7 +239,7 @@ class Batcher:
         """Compute one batch after the other, in the thread."""
         while (batch := self._batches.get()) is not None:
             try:
-                batch.rows = self._backend.predict(batch.images)
+                batch.outputs = self._backend.predict(batch.images)
             except BaseException as exc:  # noqa: BLE001 - the callers raise it
                 batch.error = exc
             try:
@@ -262,17 +262,17 @@ class Batcher:
     def _answer(self, batch: _Batch, now: float) -> None:
         if batch.error is not None:
             raise batch.error
-        rows, images = batch.rows, batch.images
-        found = 0 if rows is None else len(rows)
-        if rows is None or found != len(images):
+        outputs, images = batch.outputs, batch.images
+        found = 0 if outputs is None else len(outputs.probabilities)
+        if outputs is None or found != len(images):
             raise BackendFailed(f"{found} answers for {len(images)} images")
-        if not np.isfinite(rows).all():
+        if not np.isfinite(outputs.probabilities).all():
             raise BackendFailed("probabilities that are no numbers")
         seconds = now - batch.started
         self._observer.computed(len(images), seconds)
         at = 0
         for item in batch.items:
-            part = rows[at : at + len(item.images)]
+            part = outputs.part(at, len(item.images))
             at += len(item.images)
             if not item.answer.done():
                 item.answer.set_result(Answer(part, batch.started - item.arrived, seconds))
@@ -319,7 +319,7 @@ def _too_late(item: _Item) -> str:
 
 def _join(answers: Sequence[Answer]) -> Answer:
     return Answer(
-        np.concatenate([answer.probabilities for answer in answers]),
+        Outputs.join([answer.outputs for answer in answers]),
         max(answer.queue_seconds for answer in answers),
         sum(answer.inference_seconds for answer in answers),
     )

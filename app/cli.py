@@ -19,11 +19,12 @@ import numpy as np
 
 from app import logs
 from app.backends import open_backend
-from app.contract import Images
+from app.contract import Images, Outputs
 from app.cpus import usable_cpus
 from app.errors import ConvscopeError, ImageError
 from app.images import decode
-from app.schemas import VERSION_HELP, ModelVersion, Predictions, top_k_of
+from app.queries import VERSION_HELP
+from app.schemas import ModelVersion, Predictions, top_k_of
 from app.settings import Settings, read_settings
 from app.store import Store, read_store
 
@@ -96,13 +97,14 @@ def predict(
     backend = open_backend(artifact, settings.backend, settings.threads, settings.precision)
     names, images = _decode_files(files, artifact.manifest.image_size, settings)
     if names:
-        probabilities = np.concatenate(
+        outputs = Outputs.join(
             [
                 backend.predict(images[at : at + settings.max_batch])
                 for at in range(0, len(images), settings.max_batch)
             ]
         )
-        answer = Predictions.render(artifact, probabilities, names, top_k)
+        confidence = artifact.manifest.confidence.get(settings.precision)
+        answer = Predictions.render(artifact, outputs, names, top_k, confidence)
         _show(Predictions.model_validate_json(answer), as_json=as_json)
     if len(names) < len(files):
         raise SystemExit(1)

@@ -28,39 +28,58 @@ from app.evaluation import Mistake as Mistake
 from app.evaluation import TestFigures as TestFigures
 from app.evaluation import Views as Views
 from app.evaluation import Weights as Weights
+from app.layout import BIAS as BIAS
+from app.layout import CLASSIFIER as CLASSIFIER
+from app.layout import EVALUATION as EVALUATION
+from app.layout import EXAMPLE_COLUMNS as EXAMPLE_COLUMNS
+from app.layout import EXAMPLE_SHEET as EXAMPLE_SHEET
+from app.layout import EXAMPLES as EXAMPLES
+from app.layout import FILTERS as FILTERS
+from app.layout import GOLDEN as GOLDEN
+from app.layout import GOLDEN_PROBABILITIES as GOLDEN_PROBABILITIES
+from app.layout import GOLDEN_SCORES as GOLDEN_SCORES
+from app.layout import HISTORY as HISTORY
+from app.layout import INT8_GRAPH as INT8_GRAPH
+from app.layout import LAYER_OUTPUT as LAYER_OUTPUT
+from app.layout import LAYER_OUTPUTS as LAYER_OUTPUTS
+from app.layout import LAYERS as LAYERS
+from app.layout import MANIFEST as MANIFEST
+from app.layout import ONNX_GRAPH as ONNX_GRAPH
+from app.layout import PIXELS as PIXELS
+from app.layout import RESPONSE_CORNERS as RESPONSE_CORNERS
+from app.layout import RESPONSE_IMAGES as RESPONSE_IMAGES
+from app.layout import RESPONSE_VALUES as RESPONSE_VALUES
+from app.layout import RESPONSES as RESPONSES
+from app.layout import RESPONSES_A_FILTER as RESPONSES_A_FILTER
+from app.layout import SHEET as SHEET
+from app.layout import TORCHSCRIPT_GRAPH as TORCHSCRIPT_GRAPH
+from app.manifest import FEATURES as FEATURES
 from app.manifest import MAX_FILE_BYTES as MAX_FILE_BYTES
+from app.manifest import OOD_SCORE as OOD_SCORE
+from app.manifest import Confidence as Confidence
+from app.manifest import Conformal as Conformal
+from app.manifest import Coverage as Coverage
 from app.manifest import DataRecord as DataRecord
 from app.manifest import FileRecord as FileRecord
 from app.manifest import Int8Record as Int8Record
+from app.manifest import LayerRecord as LayerRecord
 from app.manifest import Manifest as Manifest
 from app.manifest import Name as Name
+from app.manifest import OutOfDistribution as OutOfDistribution
 from app.manifest import Precision as Precision
+from app.manifest import SetMethod as SetMethod
 from app.manifest import TensorSpec as TensorSpec
 from app.manifest import Version as Version
-
-Images = NDArray[np.uint8]
-"""A batch of images, uint8 `[N,H,W,3]`, RGB."""
-
-Probabilities = NDArray[np.float32]
-"""Class probabilities, float32 `[N,classes]`; each row sums to one."""
-
-MANIFEST = "manifest.json"
-ONNX_GRAPH = "model.onnx"
-INT8_GRAPH = "model.int8.onnx"
-TORCHSCRIPT_GRAPH = "model.ts"
-GOLDEN = "golden.npz"
-FILTERS = "filters.npz"
-EVALUATION = "evaluation.json"
-HISTORY = "history.json"
-
-GOLDEN_PROBABILITIES: dict[Precision, str] = {
-    "float32": "probabilities",
-    "int8": "probabilities_int8",
-}
-"""The arrays of `golden.npz` that a graph must reproduce."""
+from app.manifest import Window as Window
+from app.outputs import Images as Images
+from app.outputs import Outputs as Outputs
+from app.outputs import Probabilities as Probabilities
 
 MAX_MANIFEST_BYTES = 1 << 20
 MAX_ARRAY_BYTES = 1 << 28  # of one file, unpacked
+SCORE_TOLERANCE: dict[Precision, float] = {"float32": 0.05, "int8": 0.25}
+"""Of an out-of-distribution score, as a part of one plus its size: where a network is as sure of
+nearly all held-out images, a small difference of a probability is a large one of the score."""
 
 
 @dataclass(frozen=True)
@@ -171,18 +190,18 @@ class Artifact:
     def check_golden(
         self,
         backend: str,
-        predict: Callable[[Images], Probabilities],
+        predict: Callable[[Images], Outputs],
         precision: Precision = "float32",
     ) -> float:
-        """Compare a backend's probabilities for the golden images with those seen at export.
+        """Compare a backend's answers for the golden images with those seen at export.
 
         Args:
             backend: the backend's name in the manifest's `golden_tolerance`.
-            predict: uint8 `[N,H,W,3]` to float32 probabilities `[N,classes]`.
+            predict: what the backend makes of uint8 `[N,H,W,3]`.
             precision: of the graph; int8 has golden probabilities and a tolerance of its own.
 
         Returns:
-            The largest absolute difference.
+            The largest absolute difference of a probability.
 
         Raises:
             ArtifactError: the difference is over the tolerance, or the answer has another shape.
@@ -191,9 +210,10 @@ class Artifact:
         tolerance = self._tolerance(backend, precision)
         images, expected = self._golden(GOLDEN_PROBABILITIES[precision])
         try:
-            found = predict(images)
+            outputs = predict(images)
         except BackendFailed as exc:
             raise ArtifactError(f"{path}: {backend} fails on the images: {exc}") from exc
+        found = outputs.probabilities
         if found.shape != expected.shape:
             raise ArtifactError(
                 f"{path}: {backend} answers with shape {found.shape}, expected {expected.shape}"
@@ -204,7 +224,22 @@ class Artifact:
                 f"{path}: {backend} differs from the golden probabilities by {difference:.3g}; "
                 f"the tolerance is {tolerance:.3g}"
             )
+        self._check_scores(backend, outputs, precision)
         return difference
+
+    def _check_scores(self, backend: str, outputs: Outputs, precision: Precision) -> None:
+        expected = self.arrays(GOLDEN).get(GOLDEN_SCORES[precision])
+        if expected is None:
+            return
+        path, found = self.path / GOLDEN, outputs.ood_scores
+        if found is None or found.shape != expected.shape:
+            raise ArtifactError(f"{path}: {backend} gives other out-of-distribution scores")
+        difference = float(np.max(np.abs(found - expected) / (1 + np.abs(expected))))
+        if not difference <= SCORE_TOLERANCE[precision]:
+            raise ArtifactError(
+                f"{path}: {backend} differs from the golden out-of-distribution scores by "
+                f"{difference:.3g}; the tolerance is {SCORE_TOLERANCE[precision]:.3g}"
+            )
 
     def _tolerance(self, backend: str, precision: Precision) -> float:
         if precision == "int8" and self.manifest.int8 is not None:
@@ -249,6 +284,12 @@ def read_artifact(path: Path) -> Artifact:
             f"the directory is {'/'.join(place)}"
         )
     return Artifact(path, manifest)
+
+
+def rewritten(artifact: Artifact) -> Artifact:
+    """Write an unfinished artifact's manifest into its directory; return the artifact."""
+    (artifact.path / MANIFEST).write_text(artifact.manifest.model_dump_json(indent=1))
+    return artifact
 
 
 def record_file(path: Path) -> FileRecord:

@@ -4,6 +4,7 @@ Shared by the service and by export. This module knows nothing of HTTP, models o
 computes no metric beyond what it writes into a picture.
 """
 
+import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -63,7 +64,16 @@ def filter_grid(weights: NDArray[np.float32], scale: int, columns: int) -> bytes
         raise ValueError(f"weights have shape {weights.shape}; expected [out,in,kh,kw]")
     if scale < 1 or columns < 1:
         raise ValueError(f"scale is {scale} and columns is {columns}; both are at least 1")
-    tiles = _tiles(weights)
+    return png(enlarge(tile_grid(filter_tiles(weights), columns), scale))
+
+
+def tile_grid(tiles: NDArray[np.uint8], columns: int) -> NDArray[np.uint8]:
+    """Lay pictures out row by row on neutral grey, a pixel apart.
+
+    Args:
+        tiles: uint8 `[n,height,width,3]`.
+        columns: pictures in a row; fewer pictures than that make a narrower grid.
+    """
     count, height, width, _ = tiles.shape
     columns = min(columns, count)
     rows = -(-count // columns)
@@ -73,7 +83,7 @@ def filter_grid(weights: NDArray[np.float32], scale: int, columns: int) -> bytes
         row, column = divmod(index, columns)
         top, left = row * (height + 1) + 1, column * (width + 1) + 1
         grid[top : top + height, left : left + width] = tile
-    return _png(_enlarge(grid, scale))
+    return grid
 
 
 def single_filter(weights: NDArray[np.float32], index: int, scale: int) -> bytes:
@@ -92,7 +102,7 @@ def single_filter(weights: NDArray[np.float32], index: int, scale: int) -> bytes
         raise IndexError(f"filter {index} does not exist; there are {len(weights)}")
     if scale < 1:
         raise ValueError(f"scale is {scale}; it is at least 1")
-    return _png(_enlarge(_tiles(weights[index : index + 1])[0], scale))
+    return png(enlarge(filter_tiles(weights[index : index + 1])[0], scale))
 
 
 def normalized(counts: NDArray[np.int64], normalize: Normalization | None) -> NDArray[np.float64]:
@@ -147,11 +157,11 @@ def confusion_matrix(
     _draw_title(draw, layout, counts, normalize)
     _draw_cells(draw, layout, np.sqrt(values / top), texts)
     _draw_labels(picture, draw, layout, labels)
-    return _png(picture)
+    return png(picture)
 
 
-def _tiles(weights: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Each filter as uint8 `[out,kh,kw,3]`."""
+def filter_tiles(weights: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Return a picture of each filter, uint8 `[out,kh,kw,3]`, as `filter_grid` describes it."""
     if weights.shape[1] == 3:
         tiles = weights.transpose(0, 2, 3, 1).astype(np.float64)
     else:
@@ -165,11 +175,18 @@ def _tiles(weights: NDArray[np.float32]) -> NDArray[np.uint8]:
     return levels
 
 
-def _enlarge(pixels: NDArray[np.uint8], scale: int) -> Image.Image:
+def enlarge(pixels: NDArray[np.uint8], scale: int) -> Image.Image:
+    """Return a picture of uint8 `[height,width,3]` with squares of `scale` pixels for each."""
     return Image.fromarray(pixels.repeat(scale, axis=0).repeat(scale, axis=1))
 
 
-def _png(picture: Image.Image) -> bytes:
+def data_url(pixels: NDArray[np.uint8]) -> str:
+    """Return a picture uint8 `[height,width,3]` as a PNG within a URL."""
+    return "data:image/png;base64," + base64.b64encode(png(Image.fromarray(pixels))).decode()
+
+
+def png(picture: Image.Image) -> bytes:
+    """Return a picture as a PNG file."""
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
     return buffer.getvalue()

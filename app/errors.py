@@ -23,7 +23,9 @@
     ├── NotFound                  a name in the request stands for nothing here
     │   ├── UnknownModel
     │   ├── UnknownLayer
-    │   └── UnknownFilter
+    │   ├── UnknownFilter
+    │   ├── UnknownClass
+    │   └── NothingToSee
     ├── InvalidParameter          a query parameter holds a value that is not allowed
     ├── NotAcceptable             no representation that the client accepts
     ├── NotReady                  the process cannot serve all its models at this moment
@@ -131,6 +133,14 @@ class UnknownLayer(NotFound):
 
 class UnknownFilter(NotFound):
     """The layer has fewer filters than that."""
+
+
+class UnknownClass(NotFound):
+    """The model knows no class of this name."""
+
+
+class NothingToSee(NotFound):
+    """The model's files do not hold what would be shown."""
 
 
 class InvalidParameter(ConvscopeError):

@@ -50,6 +50,8 @@ STATUSES: Mapping[type[ConvscopeError], tuple[int, str]] = {
     errors.UnknownModel: (404, "Unknown model"),
     errors.UnknownLayer: (404, "Unknown layer"),
     errors.UnknownFilter: (404, "Unknown filter"),
+    errors.UnknownClass: (404, "Unknown class"),
+    errors.NothingToSee: (404, "Nothing to see"),
     errors.InvalidParameter: (422, "Invalid parameter"),
     errors.NotAcceptable: (406, "Not acceptable"),
     errors.NotReady: (503, "Not ready"),

@@ -13,6 +13,8 @@ import io
 import re
 import struct
 import warnings
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +30,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
+from app.eight_bit import eight_bit
 from app.errors import DamagedImage, ImageError, NotAnImage, TooManyPixels, UnsupportedImage
 
 LIGHT_PIXELS = 2_100_000  # decoded however few the bytes: a screen of 1920x1080
@@ -39,7 +42,6 @@ MAX_TIFF_VALUES = 10_000  # strips or tiles: Pillow makes a Python object of eac
 MAX_TIFF_TAGS = 1_000  # some tens are usual
 MAX_JPEG_SCANS = 50  # about ten are usual; each goes over all pixels again, whatever its length
 MAX_EXIF_BYTES = 65_536  # what fits into the one segment that JPEG has for EXIF
-_STRIP_PIXELS = 1 << 18
 
 _SIGNATURE = re.compile(
     rb"(?P<PNG>\x89PNG\r\n\x1a\n)|(?P<JPEG>\xff\xd8\xff)|(?P<WebP>RIFF.{4}WEBP)"
@@ -50,19 +52,6 @@ _SIGNATURE = re.compile(
 
 _TILE_WIDTH, _TILE_LENGTH, _TIFF_XMP, _TIFF_ASCII = 322, 323, 700, 2
 _PNG_CHUNKS = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"eXIf", b"IEND"})
-
-_CONVERSIONS = {
-    "1": "L",
-    "P": "RGB",
-    "PA": "RGBA",
-    "La": "LA",
-    "RGBa": "RGBA",
-    "CMYK": "RGB",
-    "YCbCr": "RGB",
-}
-# Everything else has no meaning in 8 bits that all writers agree on ("F", "I", "LAB").
-_SIXTEEN = {"I;16", "I;16B", "I;16L", "I;16N"}
-_READ_MODES = {"L", "LA", "RGB", "RGBA", *_SIXTEEN, *_CONVERSIONS}
 
 _TRANSPOSES = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -138,6 +127,55 @@ def decode(
         UnsupportedImage: HEIC, or samples without a meaning in 8 bits, such as floats.
         TooManyPixels: the header announces more than the limits; nothing was decoded.
     """
+    whole = max_pixels_whole or max_pixels
+
+    def fit(kind: str) -> NDArray[np.uint8]:
+        return _fit(_load(kind, data, max(size), max_pixels, whole), size)
+
+    return _translated(data, whole, fit)
+
+
+def decode_whole(
+    data: bytes, longest: int, max_pixels: int, *, max_pixels_whole: int | None = None
+) -> NDArray[np.uint8]:
+    """Decode all of an image file, not only the part that a model sees, to show it.
+
+    Args:
+        data: the file's bytes.
+        longest: what its longer side is reduced to, in pixels; a smaller image stays as it is.
+        max_pixels: as for `decode`, which also says what is raised.
+        max_pixels_whole: likewise.
+
+    Returns:
+        Read-only uint8 `[height,width,3]`, RGB, turned as its EXIF orientation says.
+    """
+    whole = max_pixels_whole or max_pixels
+
+    def fit(kind: str) -> NDArray[np.uint8]:
+        loaded = _load(kind, data, longest, max_pixels, whole)
+        width, height = loaded.extent
+        scale = min(1.0, longest / max(width, height))
+        size = max(round(height * scale), 1), max(round(width * scale), 1)
+        return _fit(loaded, size[::-1] if loaded.orientation >= 5 else size, crop=False)
+
+    return _translated(data, whole, fit)
+
+
+class _Loaded(NamedTuple):
+    """A decoded image before it is turned.
+
+    `extent` is its width and height, in fractions where it was reduced on the way.
+    """
+
+    image: Image.Image
+    extent: tuple[float, float]
+    orientation: int
+
+
+def _translated(
+    data: bytes, max_pixels: int, read: Callable[[str], NDArray[np.uint8]]
+) -> NDArray[np.uint8]:
+    """Read a file of a known format; whatever Pillow raises becomes an error of ours."""
     match = _SIGNATURE.match(data)
     kind = match.lastgroup if match else None
     if kind is None:
@@ -145,19 +183,18 @@ def decode(
     if kind not in _READERS:
         raise UnsupportedImage(f"{kind} is not read; send {', '.join(_READERS)}")
     try:
-        return _decode(kind, data, size, max_pixels, max_pixels_whole or max_pixels)
+        return read(kind)
     except ImageError:
         raise
     except Image.DecompressionBombError as exc:  # raised before Pillow says how large it is
-        limit = _megapixels(max_pixels_whole or max_pixels)
+        limit = _megapixels(max_pixels)
         raise TooManyPixels(f"{kind} image is far over the limit of {limit}") from exc
     except Exception as exc:  # Pillow documents no list of what its decoders raise
         raise DamagedImage(f"{kind} image is damaged: {exc or type(exc).__name__}") from exc
 
 
-def _decode(
-    kind: str, data: bytes, size: tuple[int, int], max_pixels: int, max_pixels_whole: int
-) -> NDArray[np.uint8]:
+def _load(kind: str, data: bytes, side: int, max_pixels: int, max_pixels_whole: int) -> _Loaded:
+    """Decode what is to be resampled to `side` pixels on its longer side."""
     # A filter that stays, because `warnings.catch_warnings` is not safe between threads.
     if _PILLOW_WARNINGS not in warnings.filters:
         warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -175,12 +212,12 @@ def _decode(
         _check_pixels(image, len(data), max_pixels_whole, what)
         _check_passes(image, data, max_pixels_whole)
     # Twice the target leaves the filter enough to work on: libjpeg reduces with a box.
-    image.draft(None, (2 * max(size), 2 * max(size)))
+    image.draft(None, (2 * side, 2 * side))
     image.load()
-    picture, factor = _eight_bit(image, data, 3 * max(size))
+    picture, factor = eight_bit(image, data, 3 * side)
     # Pillow turns a TIFF when it loads it, and leaves no EXIF in `info`.
     orientation = _orientation(image.info["exif"]) if "exif" in image.info else 1
-    return _fit(picture, (image.width / factor, image.height / factor), size, orientation)
+    return _Loaded(picture, (image.width / factor, image.height / factor), orientation)
 
 
 def _is_sequential(image: JpegImageFile, before_scan: bytes) -> bool:
@@ -264,52 +301,6 @@ def _without_png_metadata(data: bytes) -> bytes:
     return b"".join(kept)
 
 
-def _eight_bit(image: ImageFile, data: bytes, enough: int) -> tuple[Image.Image, int]:
-    """Return the image as "L", "LA", "RGB" or "RGBA", alpha included, and what reduced it.
-
-    What has to be converted is reduced on the way, strip by strip, as long as its shorter side
-    keeps `enough` pixels: a second copy of all pixels would cost as much memory as the first.
-    """
-    if image.mode not in _READ_MODES:
-        raise UnsupportedImage(f"{image.format} image of mode {image.mode} is not read")
-    if isinstance(image, PngImageFile) and image.mode in {"L", "RGB"}:
-        _scale_png_transparency(image, depth=data[24])
-    # Pillow leaves 12-bit samples as they are, in the lower bits.
-    bits = image.tag_v2.get(ExifTag.BitsPerSample) if isinstance(image, TiffImageFile) else None
-    shift = 4 if bits in {12, (12,)} else 8
-    factor = min(image.size) // enough
-    if factor < 2 or (image.mode in {"L", "RGB"} and "transparency" not in image.info):
-        return _convert(image, shift), 1
-    width, height = image.size
-    rows = max(_STRIP_PIXELS // (width * factor), 1) * factor
-    boxes = [(0, top, width, min(top + rows, height)) for top in range(0, height, rows)]
-    reduced = [np.asarray(_convert(image.crop(box), shift).reduce(factor)) for box in boxes]
-    return Image.fromarray(np.concatenate(reduced)), factor
-
-
-def _convert(image: Image.Image, shift: int) -> Image.Image:
-    if image.mode in _SIXTEEN:
-        samples = np.asarray(image)
-        grey = Image.fromarray((samples >> shift).astype(np.uint8))
-        if "transparency" in image.info:
-            opaque = samples != image.info["transparency"]
-            grey.putalpha(Image.fromarray(opaque.astype(np.uint8) * 255))
-        return grey
-    if "transparency" in image.info:
-        return image.convert("RGBA")
-    return image.convert(_CONVERSIONS[image.mode]) if image.mode in _CONVERSIONS else image
-
-
-def _scale_png_transparency(image: PngImageFile, depth: int) -> None:
-    """Bring the transparent colour of a tRNS chunk to the 8 bits that Pillow gives the samples."""
-    colour = image.info.get("transparency")
-    if isinstance(colour, int):
-        image.info["transparency"] = {2: colour * 85, 4: colour * 17}.get(depth, colour) & 255
-    elif isinstance(colour, tuple):
-        shift = 8 if depth == 16 else 0
-        image.info["transparency"] = tuple(sample >> shift & 255 for sample in colour)
-
-
 def _orientation(exif: bytes) -> int:
     tags = Image.Exif()
     try:
@@ -320,14 +311,13 @@ def _orientation(exif: bytes) -> int:
     return orientation if orientation in _TRANSPOSES else 1
 
 
-def _fit(
-    image: Image.Image, extent: tuple[float, float], size: tuple[int, int], orientation: int
-) -> NDArray[np.uint8]:
+def _fit(loaded: _Loaded, size: tuple[int, int], *, crop: bool = True) -> NDArray[np.uint8]:
     """Crop, resample, composite over white and turn: uint8 `[H,W,3]`."""
+    image, extent, orientation = loaded
     height, width = size
     stored = (height, width) if orientation >= 5 else (width, height)
     if image.size != stored:
-        box = _centre(extent, stored)
+        box = central_box(extent, stored) if crop else (0.0, 0.0, *extent)
         image = image.resize(stored, Image.Resampling.BICUBIC, box=box, reducing_gap=3.0)
     if image.mode in {"LA", "RGBA"}:
         white = Image.new("RGB", stored, "white")
@@ -340,10 +330,18 @@ def _fit(
     return np.frombuffer(image.tobytes(), np.uint8).reshape(height, width, 3)
 
 
-def _centre(
+def central_box(
     size: tuple[float, float], target: tuple[int, int]
 ) -> tuple[float, float, float, float]:
-    """The largest centred box of the target's aspect ratio: left, upper, right, lower."""
+    """Return the part of an image that a model sees, as `decode` crops it.
+
+    Args:
+        size: width and height of the image.
+        target: width and height of what the model takes.
+
+    Returns:
+        The largest centred box of the target's aspect ratio: left, upper, right, lower.
+    """
     scale = min(size[0] / target[0], size[1] / target[1])
     left, upper = (size[0] - target[0] * scale) / 2, (size[1] - target[1] * scale) / 2
     return left, upper, size[0] - left, size[1] - upper

@@ -16,9 +16,18 @@ from app.backends import Backend
 from app.errors import ConvscopeError, SettingsError
 from app.metrics import Metrics
 from app.middleware import RequestMiddleware
-from app.routes import confusion_matrix, filters, health, models, predict
+from app.routes import (
+    activations,
+    confusion_matrix,
+    explain,
+    filters,
+    health,
+    models,
+    page,
+    predict,
+)
 from app.routes import metrics as metrics_route
-from app.schemas import Filters, Problem
+from app.schemas import Activations, Filters, Problem
 from app.service import run_service
 from app.settings import Settings, read_settings
 from app.store import Key, Store, open_backends, read_store
@@ -69,8 +78,10 @@ def create_app(
         telemetry={"tracing": False, "metrics": False, "logs": False},
         swagger_ui_parameters={"validatorUrl": None, "tryItOutEnabled": True},
     )
-    for module in (predict, filters, confusion_matrix, models, health, metrics_route):
+    modules = (predict, explain, activations, filters, confusion_matrix, models, health)
+    for module in (*modules, metrics_route, page):
         app.include_router(module.router)
+    app.routes.append(page.mount())
     for error in (ConvscopeError, RequestValidationError, HTTPException):
         app.add_exception_handler(error, http_errors.respond)
     app.add_middleware(RequestMiddleware, metrics=registry)
@@ -122,7 +133,7 @@ def _document(app: FastAPI) -> None:
 
     def openapi() -> dict[str, Any]:
         schema = generate()
-        for model in (Filters, Problem):
+        for model in (Activations, Filters, Problem):
             schema["components"]["schemas"][model.__name__] = model.model_json_schema()
         return schema
 

@@ -12,8 +12,15 @@ from pydantic import AfterValidator, Field, model_validator
 from app.evaluation import Classes, Frozen, TestFigures, Views, Weights
 
 Precision = Literal["float32", "int8"]
+SetMethod = Literal["lac", "aps"]
 
 MAX_FILE_BYTES = 1 << 30
+
+OOD_SCORE = "ood_score"
+"""The graph's output that says how unlike the training images an image is, float32 `[N]`."""
+
+FEATURES = "features"
+"""The graph's output before global average pooling, float32 `[N,C,h,w]`, where it ends in that."""
 
 
 def _check_name(value: str) -> str:
@@ -78,12 +85,97 @@ class Int8Record(Frozen):
     golden_tolerance: Annotated[float, Field(gt=0, lt=1)]
 
 
+class Coverage(Frozen):
+    """What prediction sets of one kind were measured to be on the test split, parts of one.
+
+    `wanted` is the probability that was asked for, `found` how many sets held the true class;
+    `classes` is the mean number in a set, `empty` how many sets held none.
+    """
+
+    method: SetMethod
+    wanted: float
+    found: float
+    classes: float
+    empty: float
+
+
+class Conformal(Frozen):
+    """Thresholds of prediction sets: the first is for a coverage of 1%, the last for 99%."""
+
+    lac: Annotated[tuple[float, ...], Field(min_length=99, max_length=99)]
+    aps: Annotated[tuple[float, ...], Field(min_length=99, max_length=99)]
+    measured: tuple[Coverage, ...]
+
+
+class OutOfDistribution(Frozen):
+    """How images are told that are of nothing the model knows: those above a score's threshold.
+
+    False alarms are parts of one, on held-out and on test images; `auroc` is of test images
+    against each kind of foreign ones (0.5 is chance), `detected` the part of these above the
+    threshold.
+    """
+
+    threshold: float
+    heldout_false_alarms: float
+    test_false_alarms: float
+    auroc: dict[str, float]
+    detected: dict[str, float]
+
+
+class Confidence(Frozen):
+    """What one of the model's graphs may be trusted in, fitted on so many held-out images."""
+
+    heldout_images: Annotated[int, Field(ge=1)]
+    conformal: Conformal
+    out_of_distribution: OutOfDistribution
+
+
+class Window(Frozen):
+    """How a convolution or pooling moves over its input; sides and steps are in pixels.
+
+    Each of `groups` parts of a convolution's outputs sees that part of its input channels alone.
+    """
+
+    kernel: Annotated[int, Field(ge=1)]
+    stride: Annotated[int, Field(ge=1)]
+    padding: Annotated[int, Field(ge=0)] = 0
+    groups: Annotated[int, Field(ge=1)] = 1
+
+
+class LayerRecord(Frozen):
+    """One layer of the network, as it works on one image.
+
+    `source` is the layer whose output it takes, `pixels` for the normalised image; None where
+    several outputs are joined before it. `shape` is its output's without the batch: channels,
+    height and width, or units. `receptive_field` is the side in pixels of what one of its values
+    sees; None where that is the whole image. What the first value sees begins `effective_padding`
+    pixels outside of the image, and each further one's `effective_stride` pixels on.
+    """
+
+    name: str
+    kind: str
+    source: str | None
+    shape: tuple[Annotated[int, Field(ge=1)], ...]
+    parameters: int
+    macs: int
+    receptive_field: int | None
+    effective_stride: int = 1
+    effective_padding: int = 0
+    window: Annotated[Window | None, Field(exclude_if=lambda window: window is None)] = None
+
+    @property
+    def is_convolution(self) -> bool:
+        """Whether it has filters that move over its input."""
+        return self.window is not None and self.parameters > 0
+
+
 class Manifest(Frozen):
     """Everything that a server or a reader must know of a model before using it.
 
-    `views` is how many views of an image the graph averages (mirrored, moved by a pixel); `macs`
-    counts them all. `weights` is what its kernels and matrices are stored as; they are computed
-    with in float32.
+    The graph's first two outputs are logits and probabilities. `layers` are in the order in which
+    they run; those that only pass numbers on are left out. `views` is how many views of an image
+    the graph averages (mirrored, moved by a pixel); `macs` counts them all. `weights` is what its
+    kernels and matrices are stored as; they are computed with in float32.
     """
 
     schema_version: Literal[1]
@@ -92,7 +184,7 @@ class Manifest(Frozen):
     architecture: str
     classes: Classes
     input: TensorSpec
-    outputs: tuple[TensorSpec, TensorSpec]
+    outputs: Annotated[tuple[TensorSpec, ...], Field(min_length=2, max_length=4)]
     opset: int
     files: dict[FileName, FileRecord]
     recipe: dict[str, Any]
@@ -107,10 +199,14 @@ class Manifest(Frozen):
     macs: int
     views: Annotated[Views, Field(exclude_if=lambda views: views == 1)] = 1
     weights: Annotated[Weights, Field(exclude_if=lambda weights: weights == "float32")] = "float32"
+    layers: Annotated[tuple[LayerRecord, ...], Field(exclude_if=lambda layers: not layers)] = ()
     test: TestFigures
     temperature: Annotated[float, Field(gt=0)]
     golden_tolerance: dict[str, Annotated[float, Field(gt=0, lt=1)]]
     int8: Annotated[Int8Record | None, Field(exclude_if=lambda record: record is None)] = None
+    confidence: Annotated[
+        dict[Precision, Confidence], Field(exclude_if=lambda records: not records)
+    ] = {}  # noqa: RUF012 - a field of a frozen model
 
     @model_validator(mode="after")
     def _tensors_fit(self) -> Self:
@@ -123,7 +219,7 @@ class Manifest(Frozen):
                     f"the input is {self.input.dtype} {shape}; it must be uint8 ('N', H, W, 3)"
                 )
         expected = ("N", len(self.classes))
-        for output in self.outputs:
+        for output in self.outputs[:2]:
             if (output.dtype, output.shape) != ("float32", expected):
                 raise ValueError(
                     f"{output.name} is {output.dtype} {output.shape}; "
@@ -141,6 +237,17 @@ class Manifest(Frozen):
     def precisions(self) -> tuple[Precision, ...]:
         """What the model can be served in."""
         return ("float32",) if self.int8 is None else ("float32", "int8")
+
+    @property
+    def predicted(self) -> list[str]:
+        """The names of the graph's outputs that make a prediction: probabilities first."""
+        scores = [output.name for output in self.outputs[2:] if output.name == OOD_SCORE]
+        return [self.outputs[1].name, *scores]
+
+    @property
+    def averages_features(self) -> bool:
+        """Whether only global average pooling is between the last feature map and layer."""
+        return any(output.name == FEATURES for output in self.outputs)
 
     @property
     def image_size(self) -> tuple[int, int]:

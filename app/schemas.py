@@ -1,16 +1,25 @@
-"""What the service answers and which query parameters it takes: OpenAPI is written from these."""
+"""What the service answers: OpenAPI is written from these."""
 
 import json
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
 
-from app.contract import Artifact, ClassFigures, Confusion, Manifest, Precision, Probabilities
+from app.contract import (
+    Artifact,
+    ClassFigures,
+    Confidence,
+    Confusion,
+    Manifest,
+    Outputs,
+    Precision,
+)
 from app.errors import InvalidParameter
-
-VERSION_HELP = "Its version; unless given, the default's for the default model, else the highest."
+from app.saliency import SaliencyMethod
 
 
 class Prediction(BaseModel):
@@ -20,6 +29,15 @@ class Prediction(BaseModel):
     class_id: int
     confidence: float
     probabilities: dict[str, float]
+    prediction_set: list[str] | None = Field(
+        None, description="With `coverage`: the classes among which the true one is so often."
+    )
+    ood_score: float | None = Field(
+        None, description="How unlike the model's training images this one is."
+    )
+    out_of_distribution: bool | None = Field(
+        None, description="Whether that is more than of 95% of the images it should know."
+    )
     filename: str | None = None
 
 
@@ -37,6 +55,8 @@ class Predictions(BaseModel):
                         "class_id": 3,
                         "confidence": 0.91,
                         "probabilities": {"cat": 0.91, "dog": 0.06, "frog": 0.01},
+                        "ood_score": 0.31,
+                        "out_of_distribution": False,
                         "filename": "cat.png",
                     }
                 ],
@@ -52,20 +72,48 @@ class Predictions(BaseModel):
     def render(
         cls,
         artifact: Artifact,
-        probabilities: Probabilities,
+        outputs: Outputs,
         filenames: Sequence[str | None],
         top_k: int,
+        confidence: Confidence | None,
+        sets: NDArray[np.bool_] | None = None,
     ) -> str:
-        """Write float32 probabilities `[N,classes]` as this schema's JSON, the highest first.
+        """Write what a model gave as this schema's JSON, the highest probability first.
 
         Without a model object on the way: filling one takes longer than all of the writing.
+
+        Args:
+            artifact: the model.
+            outputs: of its graph, for N images.
+            filenames: of the N images.
+            top_k: how many probabilities to give.
+            confidence: what the graph's scores mean, if that is known.
+            sets: which classes are in each image's prediction set, `[N,classes]`, if that is
+                asked for.
         """
         names = _quoted(artifact.manifest.classes)
-        rows = zip(probabilities.tolist(), filenames, strict=True)
-        predictions = ",".join([_render(names, row, top_k, filename) for row, filename in rows])
+        rows = outputs.probabilities.tolist()
+        written = [_render(names, row, top_k) for row in rows]
+        if sets is not None:
+            members = [",".join(names[place] for place in np.flatnonzero(row)) for row in sets]
+            written = [
+                f'{text},"prediction_set":[{inside}]'
+                for text, inside in zip(written, members, strict=True)
+            ]
+        if outputs.ood_scores is not None and confidence is not None:
+            limit = confidence.out_of_distribution.threshold
+            written = [
+                f'{text},"ood_score":{score:.6g},'
+                f'"out_of_distribution":{"true" if score > limit else "false"}'
+                for text, score in zip(written, outputs.ood_scores.tolist(), strict=True)
+            ]
+        named = [
+            text if filename is None else f'{text},"filename":{json.dumps(filename)}'
+            for text, filename in zip(written, filenames, strict=True)
+        ]
         return (
             f'{{"model":"{artifact.manifest.name}","version":"{artifact.manifest.version}",'
-            f'"predictions":[{predictions}]}}'
+            f'"predictions":[{",".join([f"{{{text}}}" for text in named])}]}}'
         )
 
 
@@ -89,15 +137,14 @@ def _quoted(names: tuple[str, ...]) -> list[str]:
     return [json.dumps(name) for name in names]
 
 
-def _render(names: Sequence[str], row: Sequence[float], top_k: int, filename: str | None) -> str:
+def _render(names: Sequence[str], row: Sequence[float], top_k: int) -> str:
     # A stable sort leaves equal probabilities in the order of the classes, as argmax does.
     best = sorted(range(len(row)), key=row.__getitem__, reverse=True)[:top_k]
     # Six digits are what a float32 is sure of.
     pairs = ",".join([f"{names[index]}:{row[index]:.6g}" for index in best])
-    named = f',"filename":{json.dumps(filename)}' if filename is not None else ""
     return (
-        f'{{"label":{names[best[0]]},"class_id":{best[0]},"confidence":{row[best[0]]:.6g},'
-        f'"probabilities":{{{pairs}}}{named}}}'
+        f'"label":{names[best[0]]},"class_id":{best[0]},"confidence":{row[best[0]]:.6g},'
+        f'"probabilities":{{{pairs}}}'
     )
 
 
@@ -113,6 +160,9 @@ class ModelVersion(BaseModel):
     macs: int
     test_accuracy: float
     precisions: tuple[Precision, ...]
+    explanations: tuple[SaliencyMethod, ...] = Field(
+        description="The methods of `/explain` that it can be asked with."
+    )
 
     @classmethod
     def of(cls, manifest: Manifest, *, default: bool) -> Self:
@@ -127,6 +177,7 @@ class ModelVersion(BaseModel):
             macs=manifest.macs,
             test_accuracy=manifest.test.accuracy,
             precisions=manifest.precisions,
+            explanations=("occlusion", "cam") if manifest.averages_features else ("occlusion",),
         )
 
 
@@ -162,10 +213,76 @@ class ConfusionMatrix(BaseModel):
     top_confusions: tuple[Confusion, ...]
 
 
+class CellImage(BaseModel):
+    """A test image by its index in the test split, its prediction's probability, and a data URL."""
+
+    index: int
+    confidence: float
+    png: str
+
+
+class ConfusionCell(BaseModel):
+    """The test images behind a cell of the confusion matrix, the surest predictions first.
+
+    `count` is how many there are in all; at most 24 are kept.
+    """
+
+    model: str
+    version: str
+    true: str
+    predicted: str
+    count: int
+    images: list[CellImage]
+
+
+class Explanation(BaseModel):
+    """How much each pixel speaks for a class (above 0) or against it, rows from the top.
+
+    `occlusion` counts the log-probability that is lost, in nats, when a square around the pixel
+    is covered; `cam` what the pixel adds to the class's logit.
+    """
+
+    model: str
+    version: str
+    method: SaliencyMethod
+    label: str
+    class_id: int
+    probability: float
+    heat: list[list[float]]
+
+
+class Activations(BaseModel):
+    """What a layer gives for an image: `[channels,height,width]`, `[height,width]` or `[units]`.
+
+    `layers` are those that can be asked for; `channel` is given if one was.
+    """
+
+    model: str
+    version: str
+    layer: str
+    layers: list[str]
+    channel: int | None
+    shape: list[int]
+    values: list[Any]
+
+
+class StrongResponse(BaseModel):
+    """A part of a test image, by the image's index in the test split, and a filter's answer to it.
+
+    It starts at `row` and `column` of the image, which may lie outside it.
+    """
+
+    image: int
+    row: int
+    column: int
+    value: float
+
+
 class Filters(BaseModel):
     """A layer's weights, float32 `[filters,channels,height,width]`, or those of one filter.
 
-    One filter has the shape `[channels,height,width]` and its `index`.
+    One filter has the shape `[channels,height,width]`, its `index`, the `bias` that is added to
+    its output if there is one, and the test images' parts to which it responds most.
     """
 
     model: str
@@ -175,6 +292,8 @@ class Filters(BaseModel):
     index: int | None = None
     shape: list[int]
     weights: list[Any]
+    bias: float | None = None
+    responses: list[StrongResponse] | None = None
 
 
 class Problem(BaseModel):
@@ -186,71 +305,3 @@ class Problem(BaseModel):
     detail: str
     instance: str
     request_id: str
-
-
-class Query(BaseModel):
-    """Query parameters; one that is not known is an error, because a typo would go unnoticed."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _know_every_name(cls, values: Any) -> Any:
-        unknown = [name for name in values if name not in cls.model_fields]
-        if unknown:
-            raise ValueError(
-                f"unknown query parameter {unknown[0][:64]!r}; there are: "
-                f"{', '.join(cls.model_fields) or 'none'}"
-            )
-        return values
-
-
-class ModelQuery(Query):
-    """Which model, by name and version; the default model unless given."""
-
-    model: str | None = Field(None, max_length=64, description="The model's name.")
-    version: str | None = Field(None, max_length=16, description=VERSION_HELP)
-
-
-class PredictQuery(ModelQuery):
-    """Parameters of a prediction."""
-
-    top_k: int | None = Field(
-        None,
-        ge=1,
-        description="How many probabilities to give, highest first: 1 to the number of classes; "
-        "all unless given.",
-    )
-
-
-class FilterQuery(ModelQuery):
-    """Parameters of one filter's picture."""
-
-    layer: str | None = Field(
-        None, max_length=256, description="The layer's name; the first with filters unless given."
-    )
-    scale: int | None = Field(
-        None,
-        ge=1,
-        le=64,
-        description="Side in pixels of a weight's square; chosen for a handy picture unless given.",
-    )
-    format: Literal["png", "json"] | None = Field(None, description="Wins over Accept.")
-
-
-class FiltersQuery(FilterQuery):
-    """Parameters of a layer's picture."""
-
-    columns: int | None = Field(
-        None,
-        ge=1,
-        le=1024,
-        description="Filters in a row; about as many as there are rows unless given.",
-    )
-
-
-class ConfusionMatrixQuery(ModelQuery):
-    """Parameters of a confusion matrix."""
-
-    normalize: Literal["true", "pred", "all"] | None = Field(
-        None, description="Divide by the sum of the row, of the column, or of everything."
-    )
-    format: Literal["json", "png", "csv"] | None = Field(None, description="Wins over Accept.")

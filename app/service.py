@@ -14,6 +14,8 @@ from typing import ParamSpec, TypeVar
 from app.backends import Backend
 from app.batcher import Batcher
 from app.bodies import Bodies
+from app.contract import Artifact
+from app.inside import Inside, Insides
 from app.metrics import Metrics, ModelMetrics
 from app.settings import Settings
 from app.store import Key, Store, key_of
@@ -35,6 +37,7 @@ class Service:
     threads: ThreadPoolExecutor
     upload_limits: UploadLimits
     bodies: Bodies
+    insides: Insides
 
     @property
     def broken(self) -> list[str]:
@@ -64,6 +67,15 @@ class Service:
         """
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self.threads, lambda: function(*args, **kwargs))
+
+    async def look_inside(self, artifact: Artifact) -> Inside:
+        """Return a model's layers, opened in a thread that no image waits for.
+
+        Raises:
+            NothingToSee: the model was exported without them.
+            ArtifactError: its files are damaged.
+        """
+        return await asyncio.to_thread(self.insides.open, artifact)
 
 
 @asynccontextmanager
@@ -105,6 +117,7 @@ async def run_service(
                     max_images=settings.max_images,
                 ),
                 Bodies(settings.max_held_bytes),
+                Insides(),
             )
         finally:
             await asyncio.gather(*(batcher.stop() for batcher in batchers.values()))

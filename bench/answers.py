@@ -33,7 +33,7 @@ def expected(name: str) -> list[list[Answer]]:
     right = []
     for files in payloads()[name].requests:
         images = np.stack([decode(data, (32, 32), _MAX_PIXELS) for data in files])
-        rows = runtime.predict(images)
+        rows = runtime.predict(images).probabilities
         right.append([Answer(classes[int(row.argmax())], row.tolist()) for row in rows])
     return right
 

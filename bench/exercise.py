@@ -24,7 +24,7 @@ from bench.targets import Target
 from bench.timed_training import put_away, train_timed
 from bench.training_results import Record, Results, TrainedRun, with_deviation
 from training import data
-from training.evaluate import evaluate, measure_served
+from training.evaluate import answer_test, evaluate
 from training.recipes import Recipe
 from training.reporter import SilentReporter
 from training.train import train
@@ -142,7 +142,7 @@ def train_reference(recipe: Recipe, source: data.Source, commit: str) -> Run:
     return Run(
         loop="reference",
         seed=recipe.seed,
-        test_accuracy=measure_served(loop.predict, source).accuracy,
+        test_accuracy=answer_test(loop.predict, source).accuracy,
         seconds=round(seconds, 2),
         resumed=False,
         commit=commit,

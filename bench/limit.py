@@ -129,7 +129,8 @@ def measure_photo(payload: Payload, repeats: int = 7) -> PhotoDecoding:
             ours.append(middle - start)
             full.append(time.perf_counter() - middle)
         pairs.append((left, right))
-    labels = backend().predict(np.stack([image for pair in pairs for image in pair])).argmax(1)
+    outputs = backend().predict(np.stack([image for pair in pairs for image in pair]))
+    labels = outputs.probabilities.argmax(1)
     distances = [np.abs(left.astype(int) - right).mean() for left, right in pairs]
     return PhotoDecoding(
         ours_ms=1000 * statistics.median(ours),

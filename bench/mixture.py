@@ -76,7 +76,8 @@ class _Model:
 
     def label(self, file: bytes) -> str | None:
         """Return the label of an image file; None if another is nearly as likely."""
-        row = self._backend.predict(decode(file, (32, 32), _MAX_PIXELS)[np.newaxis])[0]
+        outputs = self._backend.predict(decode(file, (32, 32), _MAX_PIXELS)[np.newaxis])
+        row = outputs.probabilities[0]
         second, first = np.argsort(row)[-2:]
         return self._classes[first] if row[first] - row[second] > _MARGIN else None
 

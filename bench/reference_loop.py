@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from app.contract import Images, Probabilities
+from app.contract import Images, Outputs
 from training import data
 from training.architectures import find_architecture
 from training.recipes import Recipe
@@ -82,13 +82,12 @@ class ReferenceLoop:
             running_loss += loss.item()
         return running_loss / len(self.loader)
 
-    def predict(self, images: Images) -> Probabilities:
-        """Return float32 probabilities `[N,classes]` for uint8 images `[N,32,32,3]`."""
+    def predict(self, images: Images) -> Outputs:
+        """Return probabilities for uint8 images `[N,32,32,3]`."""
         logits = compute_logits(
             self.network, torch.from_numpy(images), self.mean, self.deviation, torch.device("cpu")
         )
-        probabilities: Probabilities = logits.softmax(1).numpy()
-        return probabilities
+        return Outputs(logits.softmax(1).numpy())
 
 
 def make_reference_loop(recipe: Recipe, source: data.Source) -> ReferenceLoop:

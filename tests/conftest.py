@@ -15,8 +15,9 @@ from app.main import create_app
 from app.settings import Settings
 from app.store import Key, key_of, read_store
 from tests.artifacts import COLOURS, write_artifact
+from tests.inside_artifacts import write_averaging
 
-pytest_plugins = ["tests.training_fixtures"]
+pytest_plugins = ["tests.browser", "tests.training_fixtures"]
 
 Connect = Callable[..., AbstractAsyncContextManager[httpx.AsyncClient]]
 MakeSettings = Callable[..., Settings]
@@ -35,6 +36,15 @@ def store_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_artifact(path, "colour", "1")
     write_artifact(path, "colour", "2")
     write_artifact(path, "flat", "1", convolutions=False)
+    return path
+
+
+@pytest.fixture(scope="session")
+def inside_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """averaging/1, a network that can be looked into, and colour/1, which was exported without."""
+    path = tmp_path_factory.mktemp("inside")
+    write_averaging(path)
+    write_artifact(path, "colour", "1")
     return path
 
 

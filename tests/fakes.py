@@ -5,9 +5,9 @@ import time
 
 import numpy as np
 
-from app.contract import Images, Probabilities
+from app.contract import Images, Outputs
 from app.errors import BackendFailed
-from tests.artifacts import numpy_predict
+from tests.artifacts import CLASSES, numpy_predict
 
 
 class RecordingBackend:
@@ -16,9 +16,9 @@ class RecordingBackend:
     def __init__(self) -> None:
         self.batches: list[Images] = []
 
-    def predict(self, images: Images) -> Probabilities:
+    def predict(self, images: Images) -> Outputs:
         self.batches.append(images)
-        return numpy_predict(images)
+        return Outputs(numpy_predict(images))
 
 
 class SlowBackend(RecordingBackend):
@@ -28,7 +28,7 @@ class SlowBackend(RecordingBackend):
         super().__init__()
         self._seconds = seconds
 
-    def predict(self, images: Images) -> Probabilities:
+    def predict(self, images: Images) -> Outputs:
         time.sleep(self._seconds)
         return super().predict(images)
 
@@ -41,11 +41,43 @@ class HeldBackend(RecordingBackend):
         self.entered = threading.Event()
         self.release = threading.Event()
 
-    def predict(self, images: Images) -> Probabilities:
+    def predict(self, images: Images) -> Outputs:
         self.entered.set()
         if not self.release.wait(10):
             raise TimeoutError("nobody let the batch go")
         return super().predict(images)
+
+
+class LaterHeldBackend(HeldBackend):
+    """Computes its first batch at once and holds the others."""
+
+    def predict(self, images: Images) -> Outputs:
+        if not self.batches:
+            return RecordingBackend.predict(self, images)
+        return super().predict(images)
+
+
+class PatchBackend(RecordingBackend):
+    """The more red a patch of 4×4 pixels is, the likelier is the second class."""
+
+    def __init__(self, top: int, left: int) -> None:
+        super().__init__()
+        self._patch = slice(top, top + 4), slice(left, left + 4)
+
+    def predict(self, images: Images) -> Outputs:
+        super().predict(images)
+        red = images[:, *self._patch, 0].astype(np.float32).mean(axis=(1, 2)) / 255
+        odds = np.ones((len(images), len(CLASSES)), np.float32)
+        odds[:, 1] = np.exp(8 * red - 4)
+        return Outputs(odds / odds.sum(axis=1, keepdims=True))
+
+
+class BrightnessBackend(RecordingBackend):
+    """Takes an image for the more foreign the brighter it is: 0 to 1."""
+
+    def predict(self, images: Images) -> Outputs:
+        scores = images.astype(np.float32).mean(axis=(1, 2, 3)) / 255
+        return Outputs(super().predict(images).probabilities, scores)
 
 
 class HangingBackend(RecordingBackend):
@@ -55,7 +87,7 @@ class HangingBackend(RecordingBackend):
         super().__init__()
         self.entered = threading.Event()
 
-    def predict(self, images: Images) -> Probabilities:
+    def predict(self, images: Images) -> Outputs:
         self.entered.set()
         threading.Event().wait()
         return super().predict(images)
@@ -64,7 +96,7 @@ class HangingBackend(RecordingBackend):
 class FailingBackend(RecordingBackend):
     """Fails on batches that hold a black image."""
 
-    def predict(self, images: Images) -> Probabilities:
+    def predict(self, images: Images) -> Outputs:
         answer = super().predict(images)
         if not images.any(axis=(1, 2, 3)).all():
             raise BackendFailed("secret of the inside")
@@ -74,15 +106,15 @@ class FailingBackend(RecordingBackend):
 class ShortBackend(RecordingBackend):
     """Loses a row."""
 
-    def predict(self, images: Images) -> Probabilities:
-        return super().predict(images)[1:]
+    def predict(self, images: Images) -> Outputs:
+        return super().predict(images).part(1, len(images))
 
 
 class NumberlessBackend(RecordingBackend):
     """Answers with what is no number, as a graph that divides by zero."""
 
-    def predict(self, images: Images) -> Probabilities:
-        return super().predict(images) * np.float32("nan")
+    def predict(self, images: Images) -> Outputs:
+        return Outputs(super().predict(images).probabilities * np.float32("nan"))
 
 
 class Crash(BaseException):
@@ -92,7 +124,7 @@ class Crash(BaseException):
 class DyingBackend(RecordingBackend):
     """Takes the worker with it."""
 
-    def predict(self, images: Images) -> Probabilities:
+    def predict(self, images: Images) -> Outputs:
         raise Crash(f"the end, at {len(images)} images")
 
 

@@ -90,8 +90,10 @@ def environment(store: Path, **changes: str) -> dict[str, str]:
 
 
 @contextmanager
-def started(command: list[str], store: Path, log: Path, **changes: str) -> Iterator[Server]:
-    port = free_port()
+def started(
+    command: list[str], store: Path, log: Path, port: int | None = None, /, **changes: str
+) -> Iterator[Server]:
+    port = port or free_port()
     with log.open("wb") as output:
         process = subprocess.Popen(
             [*command, "--port", str(port)],

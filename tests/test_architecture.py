@@ -17,25 +17,45 @@ ALLOWED: dict[str, set[str]] = {
     "app.errors": set(),
     "app.evaluation": set(),
     "app.manifest": {"app.evaluation"},
-    "app.contract": {"app.errors", "app.evaluation", "app.manifest"},
+    "app.outputs": set(),
+    "app.layout": {"app.manifest"},
+    "app.contract": {
+        "app.errors",
+        "app.evaluation",
+        "app.layout",
+        "app.manifest",
+        "app.outputs",
+    },
     "app.drawing": set(),
+    "app.conformal": {"app.contract"},
+    "app.saliency": {"app.contract"},
+    "app.heat_maps": {"app.drawing", "app.saliency"},
+    "app.feature_maps": {"app.drawing", "app.heat_maps"},
+    "app.sheets": {"app.contract", "app.errors"},
+    "app.responses": {"app.contract", "app.drawing", "app.errors", "app.sheets"},
+    "app.examples": {"app.contract", "app.drawing", "app.errors", "app.sheets"},
     "app.backends": {"app.contract", "app.errors"},
     "app.settings": {"app.backends", "app.errors"},
-    "app.images": {"app.errors"},
+    "app.eight_bit": {"app.errors"},
+    "app.images": {"app.eight_bit", "app.errors"},
     "app.uploads": {"app.errors"},
     "app.batcher": {"app.backends", "app.contract", "app.errors"},
     "app.store": {"app.backends", "app.contract", "app.errors"},
+    "app.inside": {"app.backends", "app.contract", "app.errors", "app.store"},
     "app.metrics": set(),
     "app.logs": set(),
     "app.cpus": set(),
     "app.bodies": {"app.errors"},
-    "app.schemas": {"app.contract", "app.errors"},
+    "app.schemas": {"app.contract", "app.errors", "app.saliency"},
+    "app.queries": {"app.contract", "app.saliency"},
     "app.http_errors": {"app.errors", "app.schemas"},
     "app.representations": {"app.errors"},
     "app.service": {
         "app.backends",
         "app.batcher",
         "app.bodies",
+        "app.contract",
+        "app.inside",
         "app.metrics",
         "app.settings",
         "app.store",
@@ -58,6 +78,7 @@ ALLOWED: dict[str, set[str]] = {
 TOP = {"app.main", "app.cli", "app.routes", "app.supervisor"}
 TRAINING_MAY_IMPORT = (
     "app.contract",
+    "app.conformal",
     "app.errors",
     "app.backends",
     "app.images",
@@ -118,7 +139,8 @@ def test_imports_of_the_service_point_one_way(path: Path) -> None:
 
 def test_routes_do_not_import_each_other() -> None:
     routes = [path for path in _files("app/routes") if path.name != "__init__.py"]
-    resources = {_module(path) for path in routes} - {"app.routes.request_body"}
+    shared = {f"app.routes.{name}" for name in ("request_body", "posted", "picture_size")}
+    resources = {_module(path) for path in routes} - shared
     for path in routes:
         assert not resources & set(_imports(path)), path
 

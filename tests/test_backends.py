@@ -23,7 +23,7 @@ from tests.artifacts import (
 def test_onnx_computes_what_the_model_is(store_path: Path) -> None:
     backend = open_backend(read_artifact(store_path / "colour" / "2"), "onnx-cpu")
     images = np.random.default_rng(0).integers(0, 256, (7, 32, 32, 3), np.uint8)
-    probabilities = backend.predict(images)
+    probabilities = backend.predict(images).probabilities
     assert probabilities.dtype == np.float32
     np.testing.assert_allclose(probabilities, numpy_predict(images), atol=1e-6)
 
@@ -32,7 +32,7 @@ def test_onnx_computes_what_the_model_is(store_path: Path) -> None:
 def test_batch_size_is_free(store_path: Path, count: int) -> None:
     backend = open_backend(read_artifact(store_path / "colour" / "2"), "onnx-cpu", threads=2)
     images = np.repeat(solid("cyan"), count, axis=0)
-    assert backend.predict(images).shape == (count, len(CLASSES))
+    assert backend.predict(images).probabilities.shape == (count, len(CLASSES))
 
 
 def test_images_of_another_shape_fail_as_backend_error(store_path: Path) -> None:
@@ -101,16 +101,18 @@ def test_torch_runs_the_torchscript_graph(store_path: Path, tmp_path: Path) -> N
     rehash(path, {"onnx-cpu": 1e-4, "torch-cpu": 1e-4})
     backend = open_backend(read_artifact(path), "torch-cpu", threads=torch.get_num_threads())
     images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
-    np.testing.assert_allclose(backend.predict(images), numpy_predict(images), atol=1e-5)
+    np.testing.assert_allclose(
+        backend.predict(images).probabilities, numpy_predict(images), atol=1e-5
+    )
 
 
 def test_int8_answers_by_the_int8_graph(tmp_path: Path) -> None:
     artifact = write_artifact(tmp_path, "small", "1", int8=True)
     images = np.random.default_rng(0).integers(0, 256, (7, 32, 32, 3), np.uint8)
-    int8 = open_backend(artifact, "onnx-cpu", precision="int8").predict(images)
+    int8 = open_backend(artifact, "onnx-cpu", precision="int8").predict(images).probabilities
     assert int8.dtype == np.float32
     np.testing.assert_allclose(int8, numpy_predict_int8(images), atol=1e-6)
-    float32 = open_backend(artifact, "onnx-cpu").predict(images)
+    float32 = open_backend(artifact, "onnx-cpu").predict(images).probabilities
     np.testing.assert_allclose(float32, numpy_predict(images), atol=1e-6)
     assert np.abs(int8 - float32).max() > 1e-3
 

@@ -83,8 +83,8 @@ async def test_each_caller_gets_the_rows_of_its_own_images() -> None:
         tasks = [ask(batcher, solid(label)) for label in CLASSES * 5]
         for label, task in zip(CLASSES * 5, tasks, strict=True):
             answer = await task
-            assert answer.probabilities.shape == (1, len(CLASSES))
-            assert CLASSES[int(answer.probabilities[0].argmax())] == label
+            assert answer.outputs.probabilities.shape == (1, len(CLASSES))
+            assert CLASSES[int(answer.outputs.probabilities[0].argmax())] == label
 
 
 async def test_batch_is_what_waited_while_the_backend_was_busy_up_to_the_limit() -> None:
@@ -118,8 +118,8 @@ async def test_cancelled_request_does_not_affect_batch_mates() -> None:
         leaves.cancel()
         await asyncio.sleep(0)
         backend.release.set()
-        assert CLASSES[int((await stays).probabilities.argmax())] == "blue"
-        assert CLASSES[int((await first).probabilities.argmax())] == "red"
+        assert CLASSES[int((await stays).outputs.probabilities.argmax())] == "blue"
+        assert CLASSES[int((await first).outputs.probabilities.argmax())] == "red"
     np.testing.assert_array_equal(np.concatenate(backend.batches[1:]), solid("blue"))
 
 
@@ -146,7 +146,7 @@ async def test_request_cancelled_during_inference_does_not_affect_batch_mates() 
         tasks[0].cancel()
         await asyncio.sleep(0)
         backend.release.set()
-        assert CLASSES[int((await tasks[1]).probabilities.argmax())] == "blue"
+        assert CLASSES[int((await tasks[1]).outputs.probabilities.argmax())] == "blue"
         assert batcher.alive
 
 
@@ -164,7 +164,7 @@ async def test_cancelled_request_gives_its_place_in_the_queue_back() -> None:
         stays = ask(batcher, np.repeat(solid("blue"), 2, axis=0))
         await asyncio.sleep(0)
         backend.release.set()
-        assert len((await stays).probabilities) == 2
+        assert len((await stays).outputs.probabilities) == 2
 
 
 async def test_error_fails_its_batch_only_and_the_worker_goes_on() -> None:
@@ -173,7 +173,7 @@ async def test_error_fails_its_batch_only_and_the_worker_goes_on() -> None:
         for task in bad:
             with pytest.raises(BackendFailed, match="secret of the inside"):
                 await task
-        assert len((await ask(batcher, solid("red"))).probabilities) == 1
+        assert len((await ask(batcher, solid("red"))).outputs.probabilities) == 1
         assert batcher.alive
 
 
@@ -254,7 +254,7 @@ async def test_shutdown_drains_the_queue_and_refuses_new_work() -> None:
         await stop
         assert len(backend.batches) == 4
         answers = await asyncio.gather(*tasks)
-        found = [CLASSES[int(answer.probabilities.argmax())] for answer in answers]
+        found = [CLASSES[int(answer.outputs.probabilities.argmax())] for answer in answers]
         assert found == list(CLASSES[:4])
 
 
@@ -303,7 +303,7 @@ async def test_observer_that_raises_fails_its_batch_only_and_the_worker_goes_on(
         with pytest.raises(BackendFailed, match="no space left for metrics"):
             await ask(batcher, solid("red"))
         assert batcher.alive
-        assert len((await ask(batcher, solid("red"))).probabilities) == 1
+        assert len((await ask(batcher, solid("red"))).outputs.probabilities) == 1
 
 
 async def test_images_of_two_sizes_fail_their_batch_only_and_the_worker_goes_on() -> None:
@@ -341,7 +341,7 @@ async def test_group_larger_than_a_batch_is_computed_in_several_and_joined() -> 
     images = np.concatenate([solid(label) for label in CLASSES])
     async with running(backend, max_batch=4, notes=notes) as batcher:
         answer = await ask(batcher, images)
-    np.testing.assert_allclose(answer.probabilities, numpy_predict(images), atol=1e-6)
+    np.testing.assert_allclose(answer.outputs.probabilities, numpy_predict(images), atol=1e-6)
     assert notes.batches == [4, 2]
     assert answer.inference_seconds >= 0.02
 

@@ -129,7 +129,7 @@ def test_the_tutorials_loop_learns(source: data.Source) -> None:
 
     assert second < first
     images = source.load_train()
-    probabilities = loop.predict(images.images.numpy())
+    probabilities = loop.predict(images.images.numpy()).probabilities
     assert probabilities.sum(1) == pytest.approx(1, abs=1e-5)
     assert (probabilities.argmax(1) == images.labels.numpy()).mean() > 0.2
 

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from app.backends import Backend, BackendName, Precision, open_backend
-from app.contract import MANIFEST, Artifact
+from app.contract import MANIFEST, Artifact, read_artifact
 from tests import sample
 from training import compare as comparing
 from training import comparison_report as report
@@ -291,3 +291,29 @@ def test_hardware_is_said_for_each_model_where_it_differs(
     report.write_comparison(replace(comparison, models=models), tmp_path)
     text = (tmp_path / "comparison.md").read_text()
     assert f"Trained: fc/1 on a GPU; tiny/1 on {last.training_hardware}." in text
+
+
+def test_confidence_of_every_model_that_has_it_is_shown(
+    comparison: Comparison, store: Path, tmp_path: Path
+) -> None:
+    report.write_comparison(comparison, tmp_path)
+    shown = (tmp_path / report.COMPARISON_MARKDOWN).read_text()
+    tiny = next(model for model in comparison.models if model.model == "tiny/1")
+    measured = read_artifact(store / "tiny" / "1").manifest.confidence["float32"]
+    assert tiny.confidence is not None
+    assert tiny.confidence.auroc == measured.out_of_distribution.auroc
+    lac = {item.wanted: item for item in measured.conformal.measured if item.method == "lac"}
+    cells = (f"{lac[wanted].found:.1%}, {lac[wanted].classes:.2f}" for wanted in (0.9, 0.95, 0.99))
+    assert f"| tiny/1 | {' | '.join(cells)} |" in shown
+
+
+def test_model_without_confidence_is_left_out_of_its_tables(comparison: Comparison) -> None:
+    bare = tuple(replace(model, confidence=None) for model in comparison.models)
+    titles = [
+        str(table.title) for table in report.comparison_tables(replace(comparison, models=bare))
+    ]
+    assert not any("AUROC" in title or "sets" in title for title in titles)
+    some = (*bare[:-1], comparison.models[-1])
+    tables = report.comparison_tables(replace(comparison, models=some))
+    (foreign,) = (table for table in tables if "AUROC" in str(table.title))
+    assert foreign.row_count == 1

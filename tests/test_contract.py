@@ -10,7 +10,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from app.contract import Artifact, Manifest, read_artifact, record_file
+from app.contract import (
+    Artifact,
+    Images,
+    Manifest,
+    Outputs,
+    Probabilities,
+    read_artifact,
+    record_file,
+)
 from app.errors import ArtifactError
 from tests.artifacts import (
     CLASSES,
@@ -27,6 +35,10 @@ from tests.artifacts import (
 def path(store_path: Path, tmp_path: Path) -> Path:
     """An artifact to damage."""
     return copy_store(store_path, tmp_path / "store") / "colour" / "2"
+
+
+def _outputs(predict: Callable[[Images], Probabilities]) -> Callable[[Images], Outputs]:
+    return lambda images: Outputs(predict(images))
 
 
 def _change_manifest(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
@@ -218,29 +230,29 @@ def test_golden_images_that_are_none_are_found(
     (path / "golden.npz").write_bytes(_npz(**arrays))
     rehash(path)
     with pytest.raises(ArtifactError, match=rf"golden\.npz: .*{message}"):
-        read_artifact(path).check_golden("onnx-cpu", numpy_predict)
+        read_artifact(path).check_golden("onnx-cpu", _outputs(numpy_predict))
 
 
 def test_golden_check_returns_the_largest_difference(path: Path) -> None:
     artifact = read_artifact(path)
-    assert artifact.check_golden("onnx-cpu", numpy_predict) == 0
-    near = artifact.check_golden("onnx-cpu", lambda images: numpy_predict(images) + 5e-5)
+    assert artifact.check_golden("onnx-cpu", _outputs(numpy_predict)) == 0
+    near = artifact.check_golden("onnx-cpu", lambda images: Outputs(numpy_predict(images) + 5e-5))
     assert near == pytest.approx(5e-5, rel=0.01)
 
 
 def test_golden_check_fails_over_the_tolerance_on_nan_and_on_another_shape(path: Path) -> None:
     artifact = read_artifact(path)
     with pytest.raises(ArtifactError, match=r"by 0\.001; the tolerance is 0\.0001"):
-        artifact.check_golden("onnx-cpu", lambda images: numpy_predict(images) + 1e-3)
+        artifact.check_golden("onnx-cpu", lambda images: Outputs(numpy_predict(images) + 1e-3))
     with pytest.raises(ArtifactError, match="by nan"):
-        artifact.check_golden("onnx-cpu", lambda images: numpy_predict(images) * np.nan)
+        artifact.check_golden("onnx-cpu", lambda images: Outputs(numpy_predict(images) * np.nan))
     with pytest.raises(ArtifactError, match=r"shape \(5, 6\), expected \(6, 6\)"):
-        artifact.check_golden("onnx-cpu", lambda images: numpy_predict(images[1:]))
+        artifact.check_golden("onnx-cpu", lambda images: Outputs(numpy_predict(images[1:])))
 
 
 def test_backend_without_a_tolerance_is_not_proven(path: Path) -> None:
     with pytest.raises(ArtifactError, match="no golden tolerance for torch-cuda"):
-        read_artifact(path).check_golden("torch-cuda", numpy_predict)
+        read_artifact(path).check_golden("torch-cuda", _outputs(numpy_predict))
 
 
 def test_evaluation_that_breaks_the_schema_is_named(path: Path) -> None:
@@ -337,11 +349,11 @@ def test_int8_record_that_makes_no_sense_is_refused_in_one_line(
 
 def test_int8_has_golden_probabilities_and_a_tolerance_of_its_own(int8_path: Path) -> None:
     artifact = read_artifact(int8_path)
-    assert artifact.check_golden("onnx-cpu", numpy_predict_int8, "int8") == 0
+    assert artifact.check_golden("onnx-cpu", _outputs(numpy_predict_int8), "int8") == 0
     with pytest.raises(ArtifactError, match=r"differs .* the tolerance is 0\.0001"):
-        artifact.check_golden("onnx-cpu", numpy_predict_int8)
+        artifact.check_golden("onnx-cpu", _outputs(numpy_predict_int8))
     with pytest.raises(ArtifactError, match=r"differs .* the tolerance is 0\.01"):
-        artifact.check_golden("onnx-cpu", numpy_predict, "int8")
+        artifact.check_golden("onnx-cpu", _outputs(numpy_predict), "int8")
 
 
 def test_golden_file_without_int8_probabilities_is_named(int8_path: Path) -> None:
@@ -349,4 +361,4 @@ def test_golden_file_without_int8_probabilities_is_named(int8_path: Path) -> Non
     np.savez(int8_path / "golden.npz", images=images, probabilities=numpy_predict(images))
     rehash(int8_path)
     with pytest.raises(ArtifactError, match="holds no arrays images and probabilities_int8"):
-        read_artifact(int8_path).check_golden("onnx-cpu", numpy_predict_int8, "int8")
+        read_artifact(int8_path).check_golden("onnx-cpu", _outputs(numpy_predict_int8), "int8")

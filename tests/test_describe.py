@@ -1,13 +1,21 @@
+from collections import OrderedDict
+
 import pytest
 import torch
+from torch import nn
 
+from app.contract import LayerRecord, Window
 from training.architectures import find_architecture
-from training.describe import Layer, describe
+from training.describe import Layer, averaged_layer, describe, layers_of, records_of
 from training.errors import RecipeError
 
 
 def _layers(name: str) -> dict[str, Layer]:
     return {layer.name: layer for layer in describe(name).layers}
+
+
+def _records(name: str) -> dict[str, LayerRecord]:
+    return {record.name: record for record in records_of(describe(name).layers)}
 
 
 @pytest.mark.parametrize(
@@ -65,3 +73,115 @@ def test_a_fully_connected_layer_sees_the_whole_image() -> None:
 def test_an_unknown_architecture_is_answered_with_the_known_ones() -> None:
     with pytest.raises(RecipeError, match="no architecture 'lenet'; there are simple-cnn"):
         describe("lenet")
+
+
+def test_the_records_of_simple_cnn_are_its_layers_in_their_order() -> None:
+    records = _records("simple-cnn")
+    blocks = [[f"{kind}{number}" for kind in ("conv", "bn", "relu", "pool")] for number in (1, 2)]
+    chain = [*blocks[0], *blocks[1], "fc1", "relu3", "fc2"]
+    assert list(records) == chain  # what only passes numbers on is left out
+    assert [record.source for record in records.values()] == ["pixels", *chain[:-1]]
+    assert records["conv1"] == LayerRecord(
+        name="conv1",
+        kind="Conv2d 3→32, 3×3",
+        source="pixels",
+        shape=(32, 32, 32),
+        parameters=896,
+        macs=884_736,
+        receptive_field=3,
+        effective_padding=1,
+        window=Window(kernel=3, stride=1, padding=1),
+    )
+    assert records["pool1"].window == Window(kernel=2, stride=2)
+    assert (records["fc1"].window, records["fc1"].shape) == (None, (256,))
+    convolutions = [name for name, record in records.items() if record.is_convolution]
+    assert convolutions == ["conv1", "conv2"]
+
+
+def test_the_records_of_a_residual_network_know_where_branches_meet() -> None:
+    records = _records("resnet20")
+    assert records["conv"].source == "pixels"
+    first = records["block1_1.residual.conv1"]
+    assert (first.source, first.receptive_field) == ("relu", 5)
+    assert records["block1_1.residual.conv2"].source == "block1_1.residual.relu"
+    assert records["block1_1.relu"].source is None
+    assert records["block1_2.residual.conv1"].source == "block1_1.relu"
+    halving = records["block2_1.residual.conv1"]
+    assert halving.window == Window(kernel=3, stride=2, padding=1)
+    assert (halving.shape, halving.receptive_field) == ((32, 16, 16), 17)
+    # The wider branch counts: two more convolutions at half size.
+    assert records["block2_1.residual.conv2"].receptive_field == 17 + 2 * 2
+    assert records["fc"].receptive_field is None
+    assert records["fc"].source == "average"
+
+
+def test_a_depthwise_convolution_sees_one_channel_with_each_filter() -> None:
+    records = _records("efficientnet-b0")
+    depthwise = records["block2_1.layers.depthwise"]
+    assert depthwise.window == Window(kernel=3, stride=2, padding=1, groups=96)
+    assert (depthwise.shape, depthwise.parameters) == ((96, 16, 16), 96 * 9)
+    assert records["block2_1.layers.expand"].window == Window(kernel=1, stride=1)
+    # A gate between the two multiplies what is projected, so no one layer is before it.
+    assert records["block2_1.layers.project"].source is None
+    squeeze = records["block2_1.layers.excite.gate.squeeze"]
+    assert (squeeze.receptive_field, squeeze.shape) == (None, (4, 1, 1))
+
+
+@pytest.mark.parametrize(
+    "name", ["simple-cnn", "fc", "fast", "speednet-96", "alexnet", "vgg16", "resnet18"]
+)
+def test_every_record_names_a_layer_of_the_network_once(name: str) -> None:
+    network = find_architecture(name).build(10, 0.0)
+    layers = records_of(describe(name).layers)
+    names = [layer.name for layer in layers]
+    assert len(set(names)) == len(names)
+    for index, layer in enumerate(layers):
+        network.get_submodule(layer.name)
+        assert layer.source in (None, "pixels", *names[:index])
+
+
+@pytest.mark.parametrize(
+    ("name", "layer"),
+    [
+        ("resnet18", "block4_2.relu"),
+        ("resnet20", "block3_3.relu"),
+        ("vgg16", None),  # has one pixel left before it
+        ("efficientnet-b0", "block7_1.layers.bn3"),
+        ("simple-cnn", None),
+        ("fc", None),
+        ("fast", None),  # takes the highest value of each channel
+    ],
+)
+def test_the_averaged_layer_is_the_one_before_global_average_pooling(
+    name: str, layer: str | None
+) -> None:
+    found = averaged_layer(records_of(describe(name).layers))
+    assert found == layer
+
+
+@pytest.mark.parametrize(("side", "averaged"), [(1, "conv"), (2, None)])
+def test_an_average_over_parts_of_the_image_is_not_one_over_all(
+    side: int, averaged: str | None
+) -> None:
+    network = nn.Sequential(
+        OrderedDict(
+            conv=nn.Conv2d(3, 4, 3),
+            average=nn.AdaptiveAvgPool2d(side),
+            flatten=nn.Flatten(),
+            fc=nn.Linear(4 * side**2, 2),
+        )
+    )
+    layers = records_of(layers_of(network.eval(), torch.empty(1, 3, 32, 32)))
+    assert averaged_layer(layers) == averaged
+
+
+def test_padding_is_said_in_pixels_however_it_was_asked_for() -> None:
+    network = nn.Sequential(
+        nn.Conv2d(3, 2, 5, padding="same"), nn.Conv2d(2, 2, 3, padding="valid"), nn.AvgPool2d(2)
+    )
+    layers = layers_of(network.eval(), torch.empty(1, 3, 32, 32))
+    assert [layer.window for layer in layers] == [
+        Window(kernel=5, stride=1, padding=2),
+        Window(kernel=3, stride=1, padding=0),
+        Window(kernel=2, stride=2, padding=0),
+    ]

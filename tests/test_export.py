@@ -1,3 +1,4 @@
+import copy
 import hashlib
 import json
 from dataclasses import replace
@@ -8,15 +9,28 @@ import onnx
 import pytest
 import torch
 
-from app.backends import BackendName, open_backend
-from app.contract import FILTERS, GOLDEN, MANIFEST, ONNX_GRAPH, Artifact, Images
+from app.backends import BackendName, open_backend, open_layers
+from app.contract import (
+    EXAMPLES,
+    FILTERS,
+    GOLDEN,
+    LAYERS,
+    MANIFEST,
+    ONNX_GRAPH,
+    RESPONSES,
+    Artifact,
+    Images,
+)
 from tests import sample
 from training import data, export
 from training.checkpoint import Checkpoint
 from training.errors import DataError, ExportError
-from training.evaluate import load_network, read_evaluation
+from training.evaluate import load_heldout, load_network, read_evaluation
 from training.export import Export
+from training.foreign import foreign_images
 from training.graphs import ServedNetwork, onnx_graph
+from training.inside import first_filters_and_kernels
+from training.layer_outputs import outputs_of
 
 
 @pytest.fixture
@@ -60,7 +74,9 @@ def test_the_graph_takes_bytes_and_gives_logits_and_probabilities(exported: Arti
         "image": ["N", 32, 32, 3],
         "logits": ["N", 10],
         "probabilities": ["N", 10],
+        "ood_score": ["N"],
     }
+    assert [spec.name for spec in exported.manifest.outputs] == list(shapes)[1:]
     assert graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.UINT8
 
 
@@ -74,7 +90,7 @@ def test_both_graphs_answer_as_the_network_with_its_temperature(
     batch = data.normalize(torch.from_numpy(images), state.mean, state.deviation)
     with torch.inference_mode():
         logits = load_network(trained)(batch) / exported.manifest.temperature
-    found = open_backend(exported, backend).predict(images)
+    found = open_backend(exported, backend).predict(images).probabilities
     assert found.dtype == np.float32
     assert np.abs(found - logits.softmax(1).numpy()).max() < 1e-4
 
@@ -104,7 +120,7 @@ def test_filters_hold_every_convolutions_weights_in_order(
 
 def test_a_fully_connected_first_layer_is_kept_as_pictures_of_the_input() -> None:
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 5))
-    weights = export.first_filters_and_kernels(network, (32, 32))
+    weights = first_filters_and_kernels(network, (32, 32))
     assert list(weights) == ["1"]
     assert weights["1"].shape == (5, 3, 32, 32)
     linear = network[1]
@@ -133,9 +149,10 @@ def test_the_next_version_follows_the_highest(exported: Artifact, tmp_path: Path
 def test_graphs_that_disagree_with_the_network_are_not_exported(
     what: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def graph_of_another_temperature(served: ServedNetwork, images: Images) -> bytes:
-        other = ServedNetwork(served.network, [0.5] * 3, [0.25] * 3, served.temperature * 2)
-        return onnx_graph(other.eval(), images)
+    def graph_of_another_temperature(served: ServedNetwork, images: Images) -> tuple[bytes, bytes]:
+        other = copy.deepcopy(served)
+        other.temperature *= 2
+        return onnx_graph(other, images)
 
     monkeypatch.setattr(export, "onnx_graph", graph_of_another_temperature)
     with pytest.raises(ExportError, match="differs from the golden probabilities"):
@@ -173,3 +190,76 @@ def test_other_data_than_the_runs_are_refused(what: Export, tmp_path: Path) -> N
     other = replace(what, source=replace(what.source, sha256="0" * 64))
     with pytest.raises(DataError):
         export.export(other, tmp_path)
+
+
+def test_the_layers_are_recorded_and_the_graph_gives_what_the_network_does(
+    exported: Artifact, trained: Checkpoint
+) -> None:
+    names = [layer.name for layer in exported.manifest.layers]
+    network = load_network(trained)
+    passing = {"flatten", "dropout1", "dropout2"}
+    assert names == [name for name, _ in network.named_children() if name not in passing]
+    state, image = trained.state, sample.read("test")[0][0]
+    batch = data.normalize(torch.from_numpy(image[None]), state.mean, state.deviation)
+    with torch.inference_mode(), outputs_of(network, names, 1) as expected:
+        network(batch)
+    for name, values in zip(names, open_layers(exported).outputs(image, names), strict=True):
+        np.testing.assert_allclose(values, expected[name][0].numpy(), atol=1e-4, err_msg=name)
+
+
+def test_biases_lie_beside_the_kernels_and_nothing_is_said_of_a_classifier(
+    exported: Artifact, trained: Checkpoint
+) -> None:
+    arrays = exported.arrays(LAYERS)
+    assert arrays.keys() == {"outputs", "conv1.bias", "conv2.bias"}
+    bias = load_network(trained).get_parameter("conv2.bias").detach().numpy()
+    assert np.array_equal(arrays["conv2.bias"], bias)
+
+
+def test_responses_and_examples_are_of_the_test_split(
+    exported: Artifact, trained: Checkpoint
+) -> None:
+    images, labels = sample.read("test")
+    responses, shown = exported.arrays(RESPONSES), exported.arrays(EXAMPLES)
+    assert responses["conv2.images"].shape == (64, 9)
+    image = responses["conv1.images"][3, 0]
+    state = trained.state
+    batch = data.normalize(torch.from_numpy(images[[image]]), state.mean, state.deviation)
+    with torch.inference_mode():
+        highest = load_network(trained).get_submodule("conv1")(batch)[0, 3].max().item()
+    assert responses["conv1.values"][3, 0] == pytest.approx(highest, abs=1e-5)
+    assert np.array_equal(shown["true"], labels[shown["index"]])
+    matrix = np.zeros((10, 10), int)
+    np.add.at(matrix, (shown["true"], shown["predicted"]), 1)
+    assert np.array_equal(matrix, exported.evaluation().confusion_matrix)  # of all 80 images
+
+
+def test_confidence_is_fitted_on_the_held_out_images(
+    exported: Artifact, trained: Checkpoint, source: data.Source
+) -> None:
+    assert list(exported.manifest.confidence) == ["float32"]
+    found = exported.manifest.confidence["float32"]
+    heldout = load_heldout(trained, source)
+    outputs = open_backend(exported, "onnx-cpu").predict(heldout.images.numpy())
+    true = outputs.probabilities[np.arange(20), heldout.labels.numpy()]
+    assert found.heldout_images == 20
+    assert found.conformal.lac[49] == pytest.approx(np.sort(1 - true)[10], abs=1e-5)
+    assert found.out_of_distribution.auroc.keys() == foreign_images().keys()
+    assert outputs.ood_scores is not None
+    threshold = found.out_of_distribution.threshold
+    assert threshold == pytest.approx(np.quantile(outputs.ood_scores, 0.95), abs=1e-4)
+
+
+def test_without_held_out_images_nothing_is_said_of_confidence(
+    what: Export, tmp_path: Path
+) -> None:
+    recipe = replace(what.checkpoint.state.recipe, holdout=0.0)
+    state = replace(what.checkpoint.state, recipe=recipe)
+    checkpoint = replace(what.checkpoint, state=state)
+    artifact = export.export(replace(what, checkpoint=checkpoint), tmp_path)
+    assert artifact.manifest.confidence == {}
+    assert [output.name for output in artifact.manifest.outputs] == ["logits", "probabilities"]
+    assert "confidence" not in json.loads((artifact.path / MANIFEST).read_text())
+    backend = open_backend(artifact, "onnx-cpu")
+    assert backend.predict(sample.read("test")[0]).ood_scores is None
+    assert artifact.manifest.layers

@@ -207,7 +207,7 @@ async def test_fully_connected_layer_is_given_whole_as_json_and_as_a_handy_pictu
         answer = (await client.get("/filters", headers={"Accept": "application/json"})).json()
         assert answer["shape"] == [256, 3, 32, 32]
         assert np.array(answer["weights"]).shape == (256, 3, 32, 32)
-        assert _size(await client.get("/filters")) == (529, 529)
+        assert _size(await client.get("/filters")) == (1058, 1058)
         assert _size(await client.get("/filters/0")) == (512, 512)
 
 

@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from app.backends import open_backend
-from app.contract import FILTERS, Artifact, Int8Record, Precision, read_artifact
+from app.contract import EXAMPLES, FILTERS, Artifact, Int8Record, Precision, read_artifact
 from training import data
 from training.recipes import Recipe, find_recipe
 
@@ -18,8 +18,18 @@ RECIPES = {
     "simple-cnn/2": "simple-cnn-augmented",
     "fc/1": "fc",
     "fast/1": "fast",
+    "speednet/1": "speednet-95",
 }
-LEAST_ACCURACY = {"simple-cnn/1": 0.70, "simple-cnn/2": 0.82, "fc/1": 0.50, "fast/1": 0.93}
+LEAST_ACCURACY = {
+    "simple-cnn/1": 0.70,
+    "simple-cnn/2": 0.82,
+    "fc/1": 0.50,
+    "fast/1": 0.93,
+    "speednet/1": 0.945,
+}
+LIGHT = 60e6  # multiply-accumulates with which a model is asked about all test images
+MANY = 300
+LARGEST_ECE = {"fc/1": 0.036}  # overfitted by the exercise's recipe
 
 
 @pytest.fixture(params=RECIPES)
@@ -78,13 +88,31 @@ def test_int8_lost_no_more_than_it_may(artifact: Artifact, int8: Int8Record) -> 
     assert int8.test_accuracy >= LEAST_ACCURACY[_reference(artifact)]
 
 
+def test_the_pictures_behind_the_confusion_matrix_are_answered_as_it_says(
+    artifact: Artifact, real_cifar10: data.Source
+) -> None:
+    examples = artifact.arrays(EXAMPLES)
+    chosen = np.linspace(0, len(examples["index"]) - 1, MANY).astype(int)
+    test = real_cifar10.load_test()
+    index = examples["index"][chosen]
+    assert (test.labels.numpy()[index] == examples["true"][chosen]).all()
+    found = open_backend(artifact, "onnx-cpu").predict(test.images.numpy()[index]).probabilities
+    assert (found.argmax(1) == examples["predicted"][chosen]).all()
+    assert np.abs(found.max(1) - examples["confidence"][chosen]).max() < 1e-3
+
+
+def _needs_light(artifact: Artifact) -> None:
+    if artifact.manifest.macs > LIGHT:
+        pytest.skip(f"{_reference(artifact)} takes minutes for all test images")
+
+
 def _confusion_matrix(
     artifact: Artifact, source: data.Source, precision: Precision
 ) -> NDArray[np.int64]:
     test = source.load_test()
     backend = open_backend(artifact, "onnx-cpu", precision=precision)
     predicted = np.concatenate(
-        [backend.predict(batch.numpy()).argmax(1) for batch in test.images.split(500)]
+        [backend.predict(batch.numpy()).probabilities.argmax(1) for batch in test.images.split(500)]
     )
     found = np.zeros((10, 10), np.int64)
     np.add.at(found, (test.labels.numpy(), predicted), 1)
@@ -94,6 +122,7 @@ def _confusion_matrix(
 def test_the_whole_test_split_gives_the_accuracy_and_the_matrix_that_are_written(
     artifact: Artifact, real_cifar10: data.Source
 ) -> None:
+    _needs_light(artifact)
     found = _confusion_matrix(artifact, real_cifar10, "float32")
     expected = np.array(artifact.evaluation().confusion_matrix)
     assert np.abs(found - expected).sum() <= 2  # one image may fall on the other side
@@ -103,5 +132,29 @@ def test_the_whole_test_split_gives_the_accuracy_and_the_matrix_that_are_written
 def test_the_whole_test_split_gives_the_int8_accuracy_that_is_written(
     artifact: Artifact, int8: Int8Record, real_cifar10: data.Source
 ) -> None:
+    _needs_light(artifact)
     found = _confusion_matrix(artifact, real_cifar10, "int8")
     assert np.trace(found) / found.sum() == pytest.approx(int8.test_accuracy, abs=2e-4)
+
+
+def test_prediction_sets_hold_the_truth_as_often_as_is_asked(artifact: Artifact) -> None:
+    for confidence in artifact.manifest.confidence.values():
+        for measured in confidence.conformal.measured:
+            assert measured.found == pytest.approx(measured.wanted, abs=0.01)
+
+
+def test_probabilities_are_calibrated(artifact: Artifact) -> None:
+    assert artifact.manifest.test.ece_calibrated <= LARGEST_ECE.get(_reference(artifact), 0.015)
+
+
+def test_document_has_the_figures_of_the_manifest(artifact: Artifact) -> None:
+    """In `docs/confidence.md`, whose tables are those of `compare`."""
+    confidence = artifact.manifest.confidence["float32"]
+    lac = [item for item in confidence.conformal.measured if item.method == "lac"]
+    sets = (f"{item.found:.1%}, {item.classes:.2f}" for item in lac)
+    foreign = confidence.out_of_distribution
+    kinds = (f"{value:.3f}" for value in foreign.auroc.values())
+    document = (STORE.parent / "docs" / "confidence.md").read_text()
+    assert f"| {_reference(artifact)} | {' | '.join(sets)} |" in document
+    row = f"| {_reference(artifact)} | {foreign.test_false_alarms:.1%} | {' | '.join(kinds)} |"
+    assert row in document

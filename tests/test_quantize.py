@@ -21,7 +21,6 @@ from training.cli import main
 from training.errors import ExportError
 from training.evaluate import load_heldout, load_network, read_evaluation
 from training.export import Export, export
-from training.graphs import ServedNetwork, onnx_graph
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +50,7 @@ def test_the_int8_graph_answers_nearly_as_the_network(both: Artifact, trained: C
     batch = data.normalize(torch.from_numpy(images), state.mean, state.deviation)
     with torch.inference_mode():
         logits = load_network(trained)(batch) / both.manifest.temperature
-    found = open_backend(both, "onnx-cpu", precision="int8").predict(images)
+    found = open_backend(both, "onnx-cpu", precision="int8").predict(images).probabilities
     difference = np.abs(found - logits.softmax(1).numpy()).max()
     assert 1e-4 < difference < 0.1
 
@@ -60,8 +59,10 @@ def test_the_int8_graph_answers_nearly_as_the_network(both: Artifact, trained: C
 def test_the_batch_is_free(both: Artifact, count: int) -> None:
     backend = open_backend(both, "onnx-cpu", precision="int8")
     images = sample.read("test")[0]
-    one_by_one = np.concatenate([backend.predict(image[None]) for image in images[:count]])
-    np.testing.assert_allclose(backend.predict(images[:count]), one_by_one, atol=1e-6)
+    one_by_one = np.concatenate(
+        [backend.predict(image[None]).probabilities for image in images[:count]]
+    )
+    np.testing.assert_allclose(backend.predict(images[:count]).probabilities, one_by_one, atol=1e-6)
 
 
 def test_products_of_two_weights_do_not_overflow_without_vnni(both: Artifact) -> None:
@@ -71,7 +72,7 @@ def test_products_of_two_weights_do_not_overflow_without_vnni(both: Artifact) ->
         for tensor in graph.initializer
         if tensor.data_type == onnx.TensorProto.INT8 and len(tensor.dims) > 1
     }
-    assert [name.removeprefix("network.") for name in weights] == [
+    assert [name.removeprefix("served.network.") for name in weights] == [
         "conv1.weight_quantized",
         "conv2.weight_quantized",
         "fc1.weight_quantized",
@@ -83,12 +84,18 @@ def test_products_of_two_weights_do_not_overflow_without_vnni(both: Artifact) ->
 def test_pixels_and_logits_are_not_rounded(both: Artifact) -> None:
     graph = onnx.load_from_string(both.read(INT8_GRAPH)).graph
     types = {tensor.name: tensor.data_type for tensor in graph.initializer}
-    assert types["network.fc2.weight"] == onnx.TensorProto.FLOAT
+    assert types["served.network.fc2.weight"] == onnx.TensorProto.FLOAT
     order = [node.op_type for node in graph.node]
     first = order.index("QuantizeLinear")
     assert max(order.index("Mul"), order.index("Sub")) < first
     last = len(order) - 1 - order[::-1].index("QuantizeLinear")
     assert last < order.index("Gemm", order.index("Gemm") + 1)
+
+
+def test_normalisation_is_part_of_the_int8_layers(both: Artifact) -> None:
+    kinds = {node.op_type for node in onnx.load_from_string(both.read(INT8_GRAPH)).graph.node}
+    assert "Conv" in kinds
+    assert "BatchNormalization" not in kinds
 
 
 def test_the_record_says_what_was_measured(
@@ -97,7 +104,7 @@ def test_the_record_says_what_was_measured(
     record = both.manifest.int8
     assert record is not None
     images, labels = sample.read("test")
-    probabilities = open_backend(both, "onnx-cpu", precision="int8").predict(images)
+    probabilities = open_backend(both, "onnx-cpu", precision="int8").predict(images).probabilities
     right = probabilities.argmax(1) == labels
     assert record.test_accuracy == pytest.approx(right.mean())
     of_truth = probabilities[np.arange(len(labels)), labels]
@@ -110,17 +117,40 @@ def test_the_record_says_what_was_measured(
     held = load_heldout(trained, source)
     backends = [open_backend(both, "onnx-cpu"), open_backend(both, "onnx-cpu", precision="int8")]
     found = [
-        np.mean(backend.predict(held.images.numpy()).argmax(1) == held.labels.numpy())
+        np.mean(backend.predict(held.images.numpy()).probabilities.argmax(1) == held.labels.numpy())
         for backend in backends
     ]
     assert found == [record.heldout_accuracy_float32, record.heldout_accuracy]
     assert record.calibration_images == 220
 
 
+def test_each_graph_has_the_thresholds_of_its_own_answers(
+    both: Artifact, trained: Checkpoint, source: data.Source
+) -> None:
+    confidence = both.manifest.confidence
+    assert list(confidence) == ["float32", "int8"]
+    images = load_heldout(trained, source).images.numpy()
+    for precision, record in confidence.items():
+        outputs = open_backend(both, "onnx-cpu", precision=precision).predict(images)
+        assert outputs.ood_scores is not None
+        threshold = record.out_of_distribution.threshold
+        assert threshold == pytest.approx(np.quantile(outputs.ood_scores, 0.95), abs=1e-3)
+        assert record.heldout_images == len(images) == 20
+    assert confidence["float32"].conformal.lac != confidence["int8"].conformal.lac
+
+
+def test_the_score_is_computed_in_float32(both: Artifact) -> None:
+    graph = onnx.load_from_string(both.read(INT8_GRAPH)).graph
+    makers = {name: node for node in graph.node for name in node.output}
+    matrix = next(node for node in graph.node if "served.ood_score.precision" in node.input)
+    sources = [makers[name].op_type for name in matrix.input if name in makers]
+    assert sources == ["Sub"]
+
+
 def test_float32_is_the_same_with_int8_beside_it(both: Artifact, exported: Artifact) -> None:
     assert both.read(ONNX_GRAPH) == exported.read(ONNX_GRAPH)
     with_int8, without = both.arrays(GOLDEN), exported.arrays(GOLDEN)
-    assert with_int8.keys() - without.keys() == {"probabilities_int8"}
+    assert with_int8.keys() - without.keys() == {"probabilities_int8", "ood_scores_int8"}
     for name, array in without.items():
         assert np.array_equal(with_int8[name], array)
     assert both.manifest.test == exported.manifest.test
@@ -135,17 +165,17 @@ def test_without_the_option_there_is_no_trace_of_int8(exported: Artifact) -> Non
 
 
 def test_calibration_uses_images_that_were_trained_on_and_the_same_ones_again(
-    trained: Checkpoint, source: data.Source, monkeypatch: pytest.MonkeyPatch
+    trained: Checkpoint, source: data.Source
 ) -> None:
-    monkeypatch.setattr(quantize, "CALIBRATION_IMAGES", 50)
-    chosen = quantize.choose_calibration_images(trained, source)
+    chosen = quantize.choose_training_images(trained, source, 50).images.numpy()
     assert chosen.shape == (50, 32, 32, 3)
     train, recipe = source.load_train(), trained.state.recipe
     kept, _ = data.split_holdout(train.labels, recipe.holdout, recipe.split_seed)
     known = {image.tobytes() for image in train.images[kept].numpy()}
     assert {image.tobytes() for image in chosen} <= known
     assert len({image.tobytes() for image in chosen}) == 50
-    assert np.array_equal(chosen, quantize.choose_calibration_images(trained, source))
+    again = quantize.choose_training_images(trained, source, 50)
+    assert np.array_equal(chosen, again.images.numpy())
 
 
 @pytest.mark.parametrize(
@@ -164,15 +194,15 @@ def test_int8_may_cost_three_tenths_of_a_point(int8: float, refused: bool) -> No
     )
 
 
-def _of_another_model(graph: bytes, output: str) -> bytes:
-    """Negate what goes into an output: the likeliest class becomes the least likely."""
+def _of_another_temperature(graph: bytes, factor: float) -> bytes:
+    """Multiply the temperature; by -1, the likeliest class becomes the least likely."""
     model = onnx.load_from_string(graph)
     for node in model.graph.node:
-        if output in node.output:
+        if "logits" in node.output:
             divisor = node.input[1]
     for tensor in model.graph.initializer:
         if tensor.name == divisor:
-            values = -onnx.numpy_helper.to_array(tensor)
+            values = np.float32(factor) * onnx.numpy_helper.to_array(tensor)
             tensor.CopyFrom(onnx.numpy_helper.from_array(values, divisor))
     return bytes(model.SerializeToString())
 
@@ -183,7 +213,7 @@ def test_a_graph_that_loses_too_much_on_the_held_out_images_is_not_exported(
     heldout = load_heldout(what.checkpoint, what.source)
     sound = quantize.quantize
     monkeypatch.setattr(
-        quantize, "quantize", lambda *given: _of_another_model(sound(*given), "logits")
+        quantize, "quantize", lambda *given: _of_another_temperature(sound(*given), -1)
     )
     with pytest.raises(ExportError, match=rf"of the {len(heldout)} held-out .* limit is 0\.30$"):
         export(what, tmp_path)
@@ -222,15 +252,8 @@ def test_golden_images_tell_an_int8_graph_of_another_temperature(
     both: Artifact, what: Export, tmp_path: Path
 ) -> None:
     path = _copy(both, tmp_path)
-    state = what.checkpoint.state
-    other = ServedNetwork(
-        load_network(what.checkpoint),
-        state.mean,
-        state.deviation,
-        both.manifest.temperature * 1.5,
-    )
-    images = quantize.choose_calibration_images(what.checkpoint, what.source)
-    graph = quantize.quantize(onnx_graph(other.eval(), images[:2]), images)
+    images = quantize.choose_training_images(what.checkpoint, what.source, 1000).images.numpy()
+    graph = quantize.quantize(_of_another_temperature(both.read(ONNX_GRAPH), 1.5), images)
     (path / INT8_GRAPH).write_bytes(graph)
     files = both.manifest.files | {INT8_GRAPH: record_file(path / INT8_GRAPH)}
     changed = Artifact(path, both.manifest.model_copy(update={"files": files}))

@@ -1,18 +1,20 @@
 """What several tests of training share: the sample on disk, and a run and an artifact of it."""
 
 import os
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from app.contract import Artifact
+from app.contract import Artifact, Images
 from tests import sample
 from training import cifar10, data
 from training.checkpoint import Checkpoint
 from training.evaluate import evaluate, save_evaluation
 from training.export import Export, export
+from training.foreign import foreign_images
 from training.recipes import Recipe, find_recipe
 from training.report import LEARNING_CURVE, draw_learning_curve
 from training.reporter import Reporter, SilentReporter
@@ -32,6 +34,18 @@ def train_quietly(
 ) -> Checkpoint:
     torch.set_num_threads(THREADS)  # a torch backend that another test opened has changed it
     return train(recipe, source, run, reporter or SilentReporter(), device="cpu", resume=resume)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _few_foreign_images() -> Iterator[None]:
+    """Of each kind 50: all of them take longer to classify than everything else of an export."""
+
+    def few() -> dict[str, Images]:
+        return {kind: images[:50] for kind, images in foreign_images().items()}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("training.export.foreign_images", few)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -30,7 +30,7 @@ from app.errors import ConvscopeError
 from training import data
 from training.checkpoint import EpochFigures, parse_history
 from training.errors import DataError, RunError
-from training.evaluate import predictions_on_test
+from training.evaluate import answer_test
 from training.overlap import Overlap, find_overlap
 
 BATCH = 64
@@ -50,6 +50,24 @@ class Int8Figures:
     accuracy: float
     latency_ms: float
     images_per_second: float
+
+
+@dataclass(frozen=True)
+class ConfidenceFigures:
+    """How prediction sets and the out-of-distribution score of the float32 graph did.
+
+    Attributes:
+        found: the part of the test images whose set holds the true class, by what was asked for
+            ("90%"), with the method `lac`.
+        classes: the mean number of classes in a set, likewise.
+        false_alarms: the part of the test images that is marked as foreign.
+        auroc: of test images against each kind of foreign ones.
+    """
+
+    found: dict[str, float]
+    classes: dict[str, float]
+    false_alarms: float
+    auroc: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -75,6 +93,7 @@ class ModelFigures:
         latency_ms: of one image, median, ONNX on one thread.
         images_per_second: at batch 64, median, ONNX on one thread.
         int8: the same of the int8 graph; None where the artifact has none.
+        confidence: None where no images were held out to fit it on.
         history: one record an epoch.
     """
 
@@ -96,6 +115,7 @@ class ModelFigures:
     latency_ms: float
     images_per_second: float
     int8: Int8Figures | None
+    confidence: ConfidenceFigures | None
     history: tuple[EpochFigures, ...]
 
 
@@ -180,11 +200,15 @@ def _compare_errors(artifacts: Sequence[Artifact], source: data.Source) -> Error
     if len(same) < 2:
         return Errors(left_out=left_out)
     threads = torch.get_num_threads()
-    models = {_key(item): open_backend(item, "onnx-cpu", threads).predict for item in same}
+    answers = {
+        _key(item): answer_test(open_backend(item, "onnx-cpu", threads).predict, source)
+        for item in same
+    }
     dense = {_key(item) for item in same if item.manifest.architecture == FULLY_CONNECTED}
-    test, predictions = predictions_on_test(source, models)
-    overlap = find_overlap(test.labels.numpy(), predictions, source.classes, dense)
-    pictures = {index: test.images[index].numpy() for index in _named_images(overlap)}
+    predictions = {key: answered.predicted for key, answered in answers.items()}
+    test = answers[_key(same[0])]
+    overlap = find_overlap(test.labels, predictions, source.classes, dense)
+    pictures = {index: test.images[index] for index in _named_images(overlap)}
     return Errors(overlap, left_out, pictures)
 
 
@@ -224,7 +248,22 @@ def _figures(artifact: Artifact) -> ModelFigures:
         latency_ms=latency_ms,
         images_per_second=images_per_second,
         int8=int8,
+        confidence=_confidence(artifact),
         history=history,
+    )
+
+
+def _confidence(artifact: Artifact) -> ConfidenceFigures | None:
+    confidence = artifact.manifest.confidence.get("float32")
+    if confidence is None:
+        return None
+    measured = [item for item in confidence.conformal.measured if item.method == "lac"]
+    foreign = confidence.out_of_distribution
+    return ConfidenceFigures(
+        found={f"{item.wanted:.0%}": item.found for item in measured},
+        classes={f"{item.wanted:.0%}": item.classes for item in measured},
+        false_alarms=foreign.test_false_alarms,
+        auroc=foreign.auroc,
     )
 
 

@@ -48,6 +48,9 @@ def comparison_tables(comparison: Comparison) -> list[Table]:
         "Size and speed, one thread": _grid(models, [name for name in figures if name in _COST]),
         "Recognised by class": _class_grid(models),
     }
+    if any(model.confidence for model in models):
+        grids["Prediction sets: coverage, classes"] = _sets_grid(models)
+        grids["AUROC against foreign images"] = _foreign_grid(models)
     if comparison.errors.overlap is not None:
         grids["Errors in common"] = _histogram_grid(comparison.errors.overlap)
     return [make_table(title, grid[0], grid[1:]) for title, grid in grids.items()]
@@ -139,6 +142,38 @@ def _class_grid(models: Sequence[ModelFigures]) -> Grid:
     return [("model", *labels), *rows]
 
 
+def _sets_grid(models: Sequence[ModelFigures]) -> Grid:
+    known = [(model.model, model.confidence) for model in models if model.confidence]
+    rows = [
+        (
+            name,
+            *(
+                f"{found:.1%}, {confidence.classes[wanted]:.2f}"
+                for wanted, found in confidence.found.items()
+            ),
+        )
+        for name, confidence in known
+    ]
+    return [("model", *known[0][1].found), *rows]
+
+
+def _foreign_grid(models: Sequence[ModelFigures]) -> Grid:
+    known = [(model.model, model.confidence) for model in models if model.confidence]
+    kinds = list(dict.fromkeys(kind for _, confidence in known for kind in confidence.auroc))
+    rows = [
+        (
+            name,
+            f"{confidence.false_alarms:.1%}",
+            *(
+                f"{confidence.auroc[kind]:.3f}" if kind in confidence.auroc else NONE
+                for kind in kinds
+            ),
+        )
+        for name, confidence in known
+    ]
+    return [("model", "false alarms", *kinds), *rows]
+
+
 def _histogram_grid(overlap: Overlap) -> Grid:
     rows = [
         (str(count), f"{images:,}", f"{images / overlap.images:.2%}")
@@ -176,11 +211,26 @@ def _markdown(comparison: Comparison) -> str:
         f"![Learning curves]({LEARNING_CURVES})",
         "",
     ]
+    if any(model.confidence for model in models):
+        lines += _confidence_markdown(models)
     if comparison.errors.overlap is not None:
         lines += _overlap_markdown(comparison.errors.overlap)
     if comparison.errors.left_out:
         lines += [left_out_note(comparison), ""]
     return "\n".join(lines)
+
+
+def _confidence_markdown(models: Sequence[ModelFigures]) -> list[str]:
+    return [
+        "Prediction sets (LAC) that are to hold the true class of 90, 95 and 99% of the images: "
+        "the part of the test images whose set does, and the mean number of classes in a set:",
+        "",
+        *_markdown_table(_sets_grid(models)),
+        "Test images that are marked as foreign, and how well the score tells each kind of foreign "
+        "images from them (area under the ROC curve; 0.5 is chance):",
+        "",
+        *_markdown_table(_foreign_grid(models)),
+    ]
 
 
 def _training_note(models: Sequence[ModelFigures]) -> str:

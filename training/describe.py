@@ -6,13 +6,18 @@ normalisation, activations and pooling are not, as is usual.
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from app.contract import PIXELS, LayerRecord, Window
 from training.architectures import find_architecture
+
+# Numbers pass through these as they are, when nothing is trained.
+_PASSING = (nn.Dropout, nn.Flatten, nn.Identity)
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,11 @@ class Layer:
         macs: multiply-accumulates.
         receptive_field: side in pixels of the square of the input that one output value sees;
             None where it sees the whole image.
+        effective_stride: pixels of the input from what one output value sees to what the next does.
+        effective_padding: pixels by which what the first one sees reaches out of the input.
+        source: the layer whose output it takes, past those that only pass numbers on; `pixels`
+            for the first, None where several outputs are joined before it.
+        window: of a convolution or a pooling.
     """
 
     name: str
@@ -37,6 +47,10 @@ class Layer:
     parameters: int
     macs: int
     receptive_field: int | None
+    effective_stride: int
+    effective_padding: int
+    source: str | None
+    window: Window | None
 
 
 @dataclass(frozen=True)
@@ -75,9 +89,53 @@ def describe(
     with torch.device("meta"):
         network = architecture.build(classes or architecture.classes, 0.0).eval()
         image = torch.empty(1, 3, *(image_size or architecture.image_size))
+    return Description(name, tuple(image.shape[1:]), layers_of(network, image))
+
+
+@torch.no_grad()
+def layers_of(network: nn.Module, image: Tensor) -> tuple[Layer, ...]:
+    """Return the layers of a network in evaluation mode, in the order in which they run.
+
+    Args:
+        network: on the device of the image.
+        image: float `[1,3,H,W]`; its values do not matter.
+    """
     recorder = _LayerRecorder(fx.GraphModule(network, _LayerTracer().trace(network)))
     recorder.run(image)
-    return Description(name, tuple(image.shape[1:]), tuple(recorder.layers))
+    return tuple(recorder.layers)
+
+
+def records_of(layers: Iterable[Layer]) -> tuple[LayerRecord, ...]:
+    """Return what a manifest says of those layers that change numbers."""
+    passing = {kind.__name__ for kind in _PASSING}
+    return tuple(
+        LayerRecord(
+            name=layer.name,
+            kind=layer.kind,
+            source=layer.source,
+            shape=layer.output,
+            parameters=layer.parameters,
+            macs=layer.macs,
+            receptive_field=layer.receptive_field,
+            effective_stride=layer.effective_stride,
+            effective_padding=layer.effective_padding,
+            window=layer.window,
+        )
+        for layer in layers
+        if layer.kind not in passing
+    )
+
+
+def averaged_layer(layers: Sequence[LayerRecord]) -> str | None:
+    """Return the layer whose output is averaged over all pixels for the last, if that is so."""
+    by_name = {layer.name: layer for layer in layers}
+    last = layers[-1]
+    pool = by_name.get(last.source or "")
+    averaged = by_name.get(pool.source or "") if pool is not None else None
+    if pool is None or averaged is None or averaged.shape[1:] == (1, 1):
+        return None
+    averages = pool.kind == "AdaptiveAvgPool2d" and pool.shape[1:] == (1, 1)
+    return averaged.name if averages and last.kind.startswith("Linear") else None
 
 
 class _LayerTracer(fx.Tracer):
@@ -90,10 +148,14 @@ class _LayerTracer(fx.Tracer):
 
 @dataclass(frozen=True)
 class _Window:
-    """What one value of a tensor sees: `field` pixels a side, neighbours `jump` pixels apart."""
+    """What one value of a tensor sees: `field` pixels a side, neighbours `jump` pixels apart.
+
+    The first one's begins `padding` pixels outside of the input.
+    """
 
     field: float = 1
     jump: int = 1
+    padding: int = 0
 
 
 class _LayerRecorder(fx.Interpreter):
@@ -101,13 +163,15 @@ class _LayerRecorder(fx.Interpreter):
 
     Receptive fields follow Araujo et al. 2019: a window of k steps of size d and stride s widens
     the field by (k - 1) d times the distance of neighbouring values, and multiplies that
-    distance by s. Where branches meet, the wider one counts.
+    distance by s; p pixels of padding begin p times the distance further out. Where branches meet,
+    the wider one counts.
     """
 
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module)
         self.layers: list[Layer] = []
         self._windows: dict[fx.Node, _Window] = {}
+        self._sources: dict[fx.Node, str] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
@@ -116,7 +180,14 @@ class _LayerRecorder(fx.Interpreter):
         if n.op == "call_module":
             module = self.fetch_attr(str(n.target))
             window = _widen(window, module)
-            self.layers.append(_layer(str(n.target), module, result, window))
+            source = self._sources.get(n.all_input_nodes[0])
+            self.layers.append(_layer(str(n.target), module, result, window, source))
+            if not isinstance(module, _PASSING):
+                self._sources[n] = str(n.target)
+            elif source is not None:
+                self._sources[n] = source
+        elif n.op == "placeholder":
+            self._sources[n] = PIXELS
         self._windows[n] = window
         return result
 
@@ -124,16 +195,19 @@ class _LayerRecorder(fx.Interpreter):
 def _widen(window: _Window, module: nn.Module) -> _Window:
     pools_all = isinstance(module, nn.AdaptiveAvgPool2d) and _side(module.output_size) == 1
     if isinstance(module, nn.Linear) or pools_all:
-        return _Window(math.inf, window.jump)
+        return replace(window, field=math.inf)
     if isinstance(module, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d):
         kernel, stride = _side(module.kernel_size), _side(module.stride)
         dilation = 1 if isinstance(module, nn.AvgPool2d) else _side(module.dilation)
         field = window.field + (kernel - 1) * dilation * window.jump
-        return _Window(field, window.jump * stride)
+        padding = window.padding + _padding(module) * window.jump
+        return _Window(field, window.jump * stride, padding)
     return window
 
 
-def _layer(name: str, module: nn.Module, output: Tensor, window: _Window) -> Layer:
+def _layer(
+    name: str, module: nn.Module, output: Tensor, seen: _Window, source: str | None
+) -> Layer:
     shape = tuple(output.shape[1:])
     weight = getattr(module, "weight", None)
     macs = 0
@@ -148,8 +222,29 @@ def _layer(name: str, module: nn.Module, output: Tensor, window: _Window) -> Lay
         weights=0 if weight is None or weight.ndim < 2 else weight.numel(),
         parameters=sum(parameter.numel() for parameter in module.parameters()),
         macs=macs,
-        receptive_field=None if math.isinf(window.field) else int(window.field),
+        receptive_field=None if math.isinf(seen.field) else int(seen.field),
+        effective_stride=seen.jump,
+        effective_padding=seen.padding,
+        source=source,
+        window=_window(module),
     )
+
+
+def _window(module: nn.Module) -> Window | None:
+    if not isinstance(module, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d):
+        return None
+    return Window(
+        kernel=_side(module.kernel_size),
+        stride=_side(module.stride),
+        padding=_padding(module),
+        groups=getattr(module, "groups", 1),
+    )
+
+
+def _padding(module: nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d) -> int:
+    if isinstance(module.padding, str):
+        return (_side(module.kernel_size) - 1) // 2 if module.padding == "same" else 0
+    return _side(module.padding)
 
 
 def _kind(module: nn.Module) -> str:

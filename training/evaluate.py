@@ -4,7 +4,7 @@ The temperature is fitted on the held-out images; the test split is read once, a
 arithmetic of the metrics is torchmetrics'. Nothing here writes an artifact.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -22,7 +22,7 @@ from app.contract import (
     Evaluation,
     Images,
     Mistake,
-    Probabilities,
+    Outputs,
     TestFigures,
     Views,
     Weights,
@@ -39,6 +39,10 @@ from training.vision import import_torchvision
 CALIBRATION_BINS = 15
 TOP_CONFUSIONS = 10
 CONFIDENT_MISTAKES = 10
+SERVED_BATCH = 500
+
+Predict = Callable[[Images], Outputs]
+"""What a backend makes of uint8 images `[N,H,W,3]`."""
 
 
 def load_network(checkpoint: Checkpoint, weights: Weights = "float32") -> nn.Module:
@@ -129,35 +133,47 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     return log_temperature.exp().item()
 
 
-def agreement_on_test(
-    source: data.Source,
-    reference: Callable[[Images], Probabilities],
-    others: dict[str, Callable[[Images], Probabilities]],
-) -> dict[str, float]:
-    """Return for each of `others` the part of all test images that it classifies as `reference`."""
-    images = source.load_test().images.numpy()
-    expected = _predictions(reference, images)
-    return {
-        name: float(np.mean(_predictions(predict, images) == expected))
-        for name, predict in others.items()
-    }
+@dataclass(frozen=True)
+class Answered:
+    """Images with their true classes and what a graph gives for them.
 
-
-def predictions_on_test(
-    source: data.Source, models: Mapping[str, Callable[[Images], Probabilities]]
-) -> tuple[data.Split, dict[str, NDArray[np.int64]]]:
-    """Return the test split and the class that each model predicts for each of its images.
-
-    Args:
-        source: the data set.
-        models: uint8 images `[N,H,W,3]` to probabilities `[N,classes]`, by the models' names.
-
-    Returns:
-        The split, and by name int64 `[N]`.
+    Attributes:
+        images: uint8 `[N,H,W,3]`.
+        labels: int64 `[N]`.
+        outputs: of the graph.
     """
-    test = source.load_test()
-    images = test.images.numpy()
-    return test, {name: _predictions(predict, images) for name, predict in models.items()}
+
+    images: Images
+    labels: NDArray[np.int64]
+    outputs: Outputs
+
+    @property
+    def predicted(self) -> NDArray[np.int64]:
+        """The most probable classes, int64 `[N]`."""
+        classes: NDArray[np.int64] = self.outputs.probabilities.argmax(1)
+        return classes
+
+    @property
+    def accuracy(self) -> float:
+        """The part of the images that is classified correctly."""
+        return float(np.mean(self.predicted == self.labels))
+
+
+def answer(predict: Predict, split: data.Split) -> Answered:
+    """Return what a graph gives for all images of a split."""
+    images: Images = split.images.numpy()
+    return Answered(images, split.labels.numpy(), outputs_for(predict, images))
+
+
+def answer_test(predict: Predict, source: data.Source) -> Answered:
+    """Return what a graph gives for the test split, when nothing depends on the outcome."""
+    return answer(predict, source.load_test())
+
+
+def outputs_for(predict: Predict, images: Images) -> Outputs:
+    """Return what a graph gives for any number of images."""
+    starts = range(0, len(images), SERVED_BATCH)
+    return Outputs.join([predict(images[start : start + SERVED_BATCH]) for start in starts])
 
 
 @dataclass(frozen=True)
@@ -169,24 +185,14 @@ class ServedFigures:
     ece: float
 
 
-def accuracy(predict: Callable[[Images], Probabilities], split: data.Split) -> float:
-    """Return the part of a split's images that a backend classifies correctly."""
-    return float(np.mean(_predictions(predict, split.images.numpy()) == split.labels.numpy()))
-
-
-def measure_served(
-    predict: Callable[[Images], Probabilities], source: data.Source
-) -> ServedFigures:
-    """Measure a backend on the test split, where nothing depends on the outcome any more."""
-    test = source.load_test()
-    probabilities = torch.from_numpy(_probabilities(predict, test.images.numpy()))
-    classes = probabilities.shape[1]
+def measure_served(answered: Answered) -> ServedFigures:
+    """Measure what a graph gave for the test split."""
+    probabilities = torch.from_numpy(answered.outputs.probabilities)
+    labels = torch.from_numpy(answered.labels)
     return ServedFigures(
-        accuracy=_figure(
-            _metrics().multiclass_accuracy(probabilities, test.labels, classes, average="micro")
-        ),
-        cross_entropy=_figure(F.nll_loss(_log(probabilities), test.labels)),
-        ece=_calibration_error(probabilities, test.labels),
+        accuracy=answered.accuracy,
+        cross_entropy=_figure(F.nll_loss(_log(probabilities), labels)),
+        ece=_calibration_error(probabilities, labels),
     )
 
 
@@ -216,16 +222,6 @@ def read_evaluation(checkpoint: Checkpoint) -> Evaluation | None:
         return None
     except (OSError, ValidationError) as exc:
         raise RunError(f"{path}: not an evaluation: {exc}") from exc
-
-
-def _probabilities(predict: Callable[[Images], Probabilities], images: Images) -> Probabilities:
-    parts = range(0, len(images), 500)
-    return np.concatenate([predict(images[start : start + 500]) for start in parts])
-
-
-def _predictions(predict: Callable[[Images], Probabilities], images: Images) -> NDArray[np.int64]:
-    classes: NDArray[np.int64] = _probabilities(predict, images).argmax(1)
-    return classes
 
 
 def _log(probabilities: Tensor) -> Tensor:

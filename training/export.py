@@ -10,22 +10,27 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version as installed_version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
-from torch import nn
 
 from app import drawing
-from app.backends import BackendName, open_backend
+from app.backends import BackendName, open_backend, open_layers
 from app.contract import (
     EVALUATION,
+    EXAMPLES,
     FILTERS,
     GOLDEN,
+    GOLDEN_PROBABILITIES,
+    GOLDEN_SCORES,
     HISTORY,
-    MANIFEST,
+    LAYER_OUTPUTS,
+    LAYERS,
     ONNX_GRAPH,
+    RESPONSES,
     TORCHSCRIPT_GRAPH,
     Artifact,
     DataRecord,
@@ -33,20 +38,37 @@ from app.contract import (
     Images,
     Manifest,
     Name,
+    Precision,
     TensorSpec,
     Version,
     read_artifact,
     record_file,
+    rewritten,
 )
 from app.errors import ConvscopeError
 from training import data, durable
 from training.checkpoint import Checkpoint, history_json
+from training.confidence import OOD_TRAINING_IMAGES, fit_ood_score, measure_confidence
 from training.describe import describe
 from training.errors import ExportError
-from training.evaluate import agreement_on_test, check_source, load_heldout, load_network
+from training.evaluate import (
+    Answered,
+    answer,
+    answer_test,
+    check_source,
+    load_heldout,
+    load_network,
+)
+from training.examples import examples
+from training.foreign import foreign_images
 from training.graphs import OPSET, ServedNetwork, onnx_graph, torchscript_graph
 from training.half_weights import pack_onnx, packed
-from training.quantize import add_int8
+from training.inside import (
+    biases_and_classifier,
+    first_filters_and_kernels,
+    strongest_responses,
+)
+from training.quantize import add_int8, choose_training_images
 from training.report import LEARNING_CURVE, draw_learning_curve
 
 GOLDEN_IMAGES = 16
@@ -82,22 +104,19 @@ def export(what: Export, store: Path) -> Artifact:
     """
     _check_exportable(what, store)
     place = store / what.name / what.version
-    state = what.checkpoint.state
-    network = load_network(what.checkpoint, what.evaluation.weights)
-    served = ServedNetwork(
-        network, state.mean, state.deviation, what.evaluation.temperature, what.evaluation.views
-    )
-    served.eval()
+    heldout = load_heldout(what.checkpoint, what.source)
     try:
+        served = _served(what, heldout)
         with durable.new_directory(place) as folder:
-            _write_files(what, served, folder)
-            manifest = _manifest(what, folder)
-            (folder / MANIFEST).write_text(manifest.model_dump_json(indent=1))
-            artifact = Artifact(folder, manifest)
-            _prove(artifact, served, what.source)
+            answered = answer_test(served.predict, what.source)
+            _write_files(what, served, answered, folder)
+            manifest = _manifest(what, served, folder)
+            artifact = rewritten(Artifact(folder, manifest))
+            _prove(artifact, answered, what.source)
+            artifact = _with_confidence(artifact, heldout, what.source, "float32")
             if what.int8:
                 artifact = add_int8(artifact, what.checkpoint, what.source)
-                open_backend(artifact, "onnx-cpu", precision="int8")
+                artifact = _with_confidence(artifact, heldout, what.source, "int8")
     except (OSError, ValueError, RuntimeError, ConvscopeError) as exc:
         raise ExportError(f"{place}: not exported: {exc}") from exc
     return read_artifact(place)
@@ -127,25 +146,31 @@ def _check_exportable(what: Export, store: Path) -> None:
     check_source(what.checkpoint, what.source)
 
 
+def _served(what: Export, heldout: data.Split) -> ServedNetwork:
+    """Return the network as it is served, with the score that held-out images calibrate."""
+    state, evaluation = what.checkpoint.state, what.evaluation
+    network = load_network(what.checkpoint, evaluation.weights)
+    parts = network, state.mean, state.deviation, evaluation.temperature, evaluation.views
+    served = ServedNetwork(*parts).eval()
+    if len(heldout) == 0:
+        return served
+    learned = choose_training_images(what.checkpoint, what.source, OOD_TRAINING_IMAGES)
+    score = fit_ood_score(served, learned.images.numpy(), heldout.images.numpy())
+    return ServedNetwork(*parts, score).eval()
+
+
 def next_version(store: Path, name: str) -> str:
     """Return the number after the highest version of a model in the store."""
     versions = [int(path.name) for path in (store / name).glob("*") if path.name.isdecimal()]
     return str(max(versions, default=0) + 1)
 
 
-def _write_files(what: Export, served: ServedNetwork, folder: Path) -> None:
-    images = _golden_images(what)
-    half = what.evaluation.weights == "float16"
-    graph = onnx_graph(served, images)
-    (folder / ONNX_GRAPH).write_bytes(pack_onnx(graph) if half else graph)
-    script = torchscript_graph(packed(served) if half else served, images)
-    (folder / TORCHSCRIPT_GRAPH).write_bytes(script)
-    np.savez_compressed(folder / GOLDEN, images=images, probabilities=served.predict(images))
-    filters = first_filters_and_kernels(load_network(what.checkpoint), data.IMAGE_SIZE)
-    stored = {layer: kernels.astype(what.evaluation.weights) for layer, kernels in filters.items()}
-    np.savez_compressed(folder / FILTERS, allow_pickle=False, **stored)
-    _, first = next(iter(filters.items()))
-    (folder / FILTERS_PLOT).write_bytes(_filters_plot(first))
+def _write_files(what: Export, served: ServedNetwork, answered: Answered, folder: Path) -> None:
+    _write_graphs(what, served, folder)
+    _write_inside(what, served, answered, folder)
+    probabilities = answered.outputs.probabilities
+    shown = examples(answered.images, answered.labels, probabilities)
+    np.savez_compressed(folder / EXAMPLES, allow_pickle=False, **shown)
     (folder / EVALUATION).write_text(what.evaluation.model_dump_json(indent=1))
     (folder / CONFUSION_MATRIX_PLOT).write_bytes(
         drawing.confusion_matrix(
@@ -157,27 +182,37 @@ def _write_files(what: Export, served: ServedNetwork, folder: Path) -> None:
     draw_learning_curve(history, folder / LEARNING_CURVE)
 
 
-def first_filters_and_kernels(
-    network: nn.Module, image_size: tuple[int, int]
-) -> dict[str, NDArray[np.float32]]:
-    """Return the weights that can be looked at as pictures, by layer, in network order.
+def _write_graphs(what: Export, served: ServedNetwork, folder: Path) -> None:
+    images = _golden_images(what)
+    half = what.evaluation.weights == "float16"
+    graph, layer_outputs = onnx_graph(served, images)
+    (folder / ONNX_GRAPH).write_bytes(pack_onnx(graph) if half else graph)
+    script = torchscript_graph(packed(served) if half else served, images)
+    (folder / TORCHSCRIPT_GRAPH).write_bytes(script)
+    outputs = served.predict(images)
+    golden: dict[str, NDArray[Any]] = {
+        "images": images,
+        GOLDEN_PROBABILITIES["float32"]: outputs.probabilities,
+    }
+    if outputs.ood_scores is not None:
+        golden[GOLDEN_SCORES["float32"]] = outputs.ood_scores
+    np.savez_compressed(folder / GOLDEN, allow_pickle=False, **golden)
+    weights = biases_and_classifier(served.plain, served.layers)
+    appended = {LAYER_OUTPUTS: np.frombuffer(layer_outputs, np.uint8)}
+    np.savez_compressed(folder / LAYERS, allow_pickle=False, **appended, **weights)
 
-    Every convolution's kernels, `[out,in,height,width]`. Where the first layer is fully
-    connected, its weights come first, as one picture of the input's size for each of its units.
-    """
-    weights: dict[str, NDArray[np.float32]] = {}
-    layers = [
-        (name, module)
-        for name, module in network.named_modules()
-        if isinstance(module, nn.Conv2d | nn.Linear)
-    ]
-    for index, (name, module) in enumerate(layers):
-        kernels = module.weight.detach()
-        if isinstance(module, nn.Conv2d):
-            weights[name] = kernels.contiguous().numpy()
-        elif index == 0:
-            weights[name] = kernels.reshape(len(kernels), 3, *image_size).numpy()
-    return weights
+
+def _write_inside(what: Export, served: ServedNetwork, answered: Answered, folder: Path) -> None:
+    filters = first_filters_and_kernels(served.plain, data.IMAGE_SIZE)
+    stored = {layer: kernels.astype(what.evaluation.weights) for layer, kernels in filters.items()}
+    np.savez_compressed(folder / FILTERS, allow_pickle=False, **stored)
+    _, first = next(iter(filters.items()))
+    (folder / FILTERS_PLOT).write_bytes(_filters_plot(first))
+    state = what.checkpoint.state
+    responses = strongest_responses(
+        served.plain, served.layers, answered.images, state.mean, state.deviation
+    )
+    np.savez_compressed(folder / RESPONSES, allow_pickle=False, **responses)
 
 
 def _filters_plot(weights: NDArray[np.float32]) -> bytes:
@@ -194,17 +229,13 @@ def _golden_images(what: Export) -> Images:
     return images
 
 
-def _manifest(what: Export, folder: Path) -> Manifest:
+def _manifest(what: Export, served: ServedNetwork, folder: Path) -> Manifest:
     state = what.checkpoint.state
     height, width = data.IMAGE_SIZE
     train, heldout = data.split_holdout(
         what.source.load_train().labels, state.recipe.holdout, state.recipe.split_seed
     )
     description = describe(state.recipe.architecture, len(state.classes))
-    outputs = [
-        TensorSpec(name=name, dtype="float32", shape=("N", len(state.classes)))
-        for name in ("logits", "probabilities")
-    ]
     return Manifest(
         schema_version=1,
         name=what.name,
@@ -212,7 +243,7 @@ def _manifest(what: Export, folder: Path) -> Manifest:
         architecture=state.recipe.architecture,
         classes=state.classes,
         input=TensorSpec(name="image", dtype="uint8", shape=("N", height, width, 3)),
-        outputs=(outputs[0], outputs[1]),
+        outputs=_outputs(served),
         opset=OPSET,
         files={path.name: record_file(path) for path in sorted(folder.iterdir())},
         recipe=state.recipe.as_dict(),
@@ -234,26 +265,49 @@ def _manifest(what: Export, folder: Path) -> Manifest:
         macs=description.macs * what.evaluation.views,
         views=what.evaluation.views,
         weights=what.evaluation.weights,
+        layers=served.layers,
         test=what.evaluation.test,
         temperature=what.evaluation.temperature,
         golden_tolerance=GOLDEN_TOLERANCE,
     )
 
 
-def _prove(artifact: Artifact, served: ServedNetwork, source: data.Source) -> None:
+def _outputs(served: ServedNetwork) -> tuple[TensorSpec, ...]:
+    """Return what the graphs give, by running the network on one image."""
+    values = served(torch.zeros(1, *data.IMAGE_SIZE, 3, dtype=torch.uint8))
+    return tuple(
+        TensorSpec(name=name, dtype="float32", shape=("N", *value.shape[1:]))
+        for name, value in zip(served.output_names, values, strict=True)
+    )
+
+
+def _prove(artifact: Artifact, answered: Answered, source: data.Source) -> None:
     """Raise unless both graphs give the eager network's answers, by the service's backends."""
     artifact.verify()
     threads = torch.get_num_threads()
-    backends = {name: open_backend(artifact, name, threads) for name in PROVEN_BACKENDS}
-    agreement = agreement_on_test(
-        source, served.predict, {name: backend.predict for name, backend in backends.items()}
-    )
-    for name, part in agreement.items():
-        if part < LEAST_AGREEMENT:
+    for name in PROVEN_BACKENDS:
+        backend = open_backend(artifact, name, threads)
+        same = answer_test(backend.predict, source).predicted == answered.predicted
+        if same.mean() < LEAST_AGREEMENT:
             raise ExportError(
-                f"{name} gives the network's prediction for {part:.4%} of the test images; "
+                f"{name} gives the network's prediction for {same.mean():.4%} of the test images; "
                 f"the limit is {LEAST_AGREEMENT:.2%}"
             )
+    open_layers(artifact)
+
+
+def _with_confidence(
+    artifact: Artifact, heldout: data.Split, source: data.Source, precision: Precision
+) -> Artifact:
+    """Add what one of the graphs may be trusted in, if images were held out to tell."""
+    if len(heldout) == 0:
+        return artifact
+    backend = open_backend(artifact, "onnx-cpu", torch.get_num_threads(), precision)
+    answers = answer(backend.predict, heldout), answer_test(backend.predict, source)
+    found = measure_confidence(*answers, foreign_images(), backend.predict)
+    confidence = artifact.manifest.confidence | {precision: found}
+    manifest = artifact.manifest.model_copy(update={"confidence": confidence})
+    return rewritten(Artifact(artifact.path, manifest))
 
 
 def _git_commit() -> str:

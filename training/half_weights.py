@@ -17,6 +17,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from training.errors import ExportError
+from training.graphs import nodes_of_logits
 
 _SUFFIX = "_float16"
 
@@ -52,13 +53,16 @@ def _fold_normalisation(layers: nn.Sequential) -> None:
 def pack_onnx(graph: bytes) -> bytes:
     """Return an ONNX graph with its rounded weights as float16, each followed by a Cast.
 
+    What the logits do not come from, which is the out-of-distribution score, stays as it is.
+
     Raises:
         ExportError: a weight is not one that `rounded` has left.
     """
     model = onnx.load_from_string(graph)
     casts = []
+    weights = {name for node in nodes_of_logits(model) for name in node.input}
     for tensor in model.graph.initializer:
-        if tensor.data_type == TensorProto.FLOAT and _is_matrix(tensor):
+        if tensor.name in weights and tensor.data_type == TensorProto.FLOAT and _is_matrix(tensor):
             wide, name = numpy_helper.to_array(tensor), tensor.name
             narrow = wide.astype(np.float16)
             if not np.array_equal(narrow, wide):

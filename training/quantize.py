@@ -19,18 +19,20 @@ from app.backends.onnx_cpu import OnnxBackend  # first: it switches the runtime'
 from app.contract import (
     GOLDEN,
     GOLDEN_PROBABILITIES,
+    GOLDEN_SCORES,
     INT8_GRAPH,
-    MANIFEST,
     ONNX_GRAPH,
     Artifact,
     Images,
     Int8Record,
     record_file,
+    rewritten,
 )
 from training import data
 from training.checkpoint import Checkpoint
 from training.errors import ExportError
-from training.evaluate import accuracy, load_heldout, measure_served
+from training.evaluate import answer, answer_test, load_heldout, measure_served
+from training.graphs import nodes_of_logits
 from training.half_weights import unpack_onnx
 
 CALIBRATION_IMAGES = 1000
@@ -63,16 +65,16 @@ def add_int8(artifact: Artifact, checkpoint: Checkpoint, source: data.Source) ->
             on the held-out images.
         ConvscopeError: a graph does not load or fails.
     """
-    calibration = choose_calibration_images(checkpoint, source)
+    calibration = choose_training_images(checkpoint, source, CALIBRATION_IMAGES).images.numpy()
     graph = quantize(unpack_onnx(artifact.read(ONNX_GRAPH)), calibration)
     (artifact.path / INT8_GRAPH).write_bytes(graph)
     artifact = _with_files(artifact, INT8_GRAPH)
     threads = torch.get_num_threads()
     float32, int8 = (OnnxBackend(artifact, threads, name) for name in (ONNX_GRAPH, INT8_GRAPH))
     heldout = load_heldout(checkpoint, source)
-    before, after = (accuracy(backend.predict, heldout) for backend in (float32, int8))
+    before, after = (answer(backend.predict, heldout).accuracy for backend in (float32, int8))
     check_loss(before, after, len(heldout))
-    test = measure_served(int8.predict, source)
+    test = measure_served(answer_test(int8.predict, source))
     record = Int8Record(
         file=INT8_GRAPH,
         calibration_images=len(calibration),
@@ -105,15 +107,14 @@ def check_loss(float32: float, int8: float, images: int) -> None:
         )
 
 
-def choose_calibration_images(checkpoint: Checkpoint, source: data.Source) -> Images:
-    """Return a seeded choice of the images that the run was trained on, uint8 `[N,H,W,3]`."""
+def choose_training_images(checkpoint: Checkpoint, source: data.Source, count: int) -> data.Split:
+    """Return a seeded choice of the images that the run was trained on."""
     train = source.load_train()
     recipe = checkpoint.state.recipe
     kept, _ = data.split_holdout(train.labels, recipe.holdout, recipe.split_seed)
     generator = torch.Generator().manual_seed(CALIBRATION_SEED)
-    order = torch.randperm(len(kept), generator=generator)[:CALIBRATION_IMAGES]
-    images: Images = train.images[kept[order]].numpy()
-    return images
+    order = torch.randperm(len(kept), generator=generator)[:count]
+    return train[kept[order]]
 
 
 def quantize(graph: bytes, images: Images) -> bytes:
@@ -132,9 +133,10 @@ def quantize(graph: bytes, images: Images) -> bytes:
         ExportError: onnxruntime cannot quantise it.
     """
     from onnxruntime import quantization
+    from onnxscript.rewriter import rewrite
 
-    model = onnx.load_from_string(graph)
     try:
+        model = rewrite(onnx.load_from_string(graph))  # normalisation becomes part of its layer
         with tempfile.TemporaryDirectory() as folder, _quiet_quantizer():
             path = Path(folder) / INT8_GRAPH
             quantization.quantize_static(
@@ -170,19 +172,24 @@ def _float_nodes(model: onnx.ModelProto) -> list[str]:
     """Name what stays in float32: all before the first layer, and the last layer with all after it.
 
     The last layer is a small part of the arithmetic, and its int8 output would give the logits
-    only 256 values.
+    only 256 values. What the logits do not come from, which is the out-of-distribution score,
+    stays too.
     """
-    nodes = list(model.graph.node)
-    layers = [index for index, node in enumerate(nodes) if node.op_type in _LAYERS]
+    before = nodes_of_logits(model)
+    layers = [index for index, node in enumerate(before) if node.op_type in _LAYERS]
     if not layers:
         raise ValueError(f"it has no {' or '.join(sorted(_LAYERS))}")
-    return [node.name for node in (*nodes[: layers[0]], *nodes[layers[-1] :])]
+    quantized = {node.name for node in before[layers[0] : layers[-1]]}
+    return [node.name for node in model.graph.node if node.name not in quantized]
 
 
 def _with_golden(artifact: Artifact, int8: OnnxBackend) -> Artifact:
-    """Add the int8 graph's probabilities for the golden images."""
+    """Add the int8 graph's answers for the golden images."""
     golden = artifact.arrays(GOLDEN)
-    golden[GOLDEN_PROBABILITIES["int8"]] = int8.predict(golden["images"])
+    outputs = int8.predict(golden["images"])
+    golden[GOLDEN_PROBABILITIES["int8"]] = outputs.probabilities
+    if outputs.ood_scores is not None:
+        golden[GOLDEN_SCORES["int8"]] = outputs.ood_scores
     np.savez_compressed(artifact.path / GOLDEN, allow_pickle=False, **golden)
     return _with_files(artifact, GOLDEN)
 
@@ -190,8 +197,7 @@ def _with_golden(artifact: Artifact, int8: OnnxBackend) -> Artifact:
 def _with_record(artifact: Artifact, record: Int8Record) -> Artifact:
     """Write the manifest anew, with the record."""
     manifest = artifact.manifest.model_copy(update={"int8": record})
-    (artifact.path / MANIFEST).write_text(manifest.model_dump_json(indent=1))
-    return Artifact(artifact.path, manifest)
+    return rewritten(Artifact(artifact.path, manifest))
 
 
 def _with_files(artifact: Artifact, *names: str) -> Artifact:

@@ -243,15 +243,7 @@ RECIPES: dict[str, Recipe] = {
         precision="float32",
     ),
     "speednet": SPEEDNET,
-    "fast": replace(
-        SPEEDNET,
-        architecture="fast",
-        epochs=20,
-        translate=4,
-        crop=0,
-        cropped=0.0,
-        holdout=0.02,
-    ),
+    "fast": replace(SPEEDNET, architecture="fast", epochs=28, translate=4),
     "speednet-95": replace(
         SPEEDNET,
         architecture="speednet-95",

@@ -3,9 +3,13 @@
 `open_backend` imports the runtime that is asked for and no other.
 """
 
+from collections.abc import Sequence
 from typing import Literal, Protocol
 
-from app.contract import Artifact, Images, Probabilities
+import numpy as np
+from numpy.typing import NDArray
+
+from app.contract import Artifact, Images, Outputs
 from app.contract import Precision as Precision
 from app.errors import SettingsError
 
@@ -15,12 +19,32 @@ BackendName = Literal["onnx-cpu", "torch-cpu", "torch-cuda"]
 class Backend(Protocol):
     """Anything that classifies a batch."""
 
-    def predict(self, images: Images) -> Probabilities:
-        """Return float32 probabilities `[N,classes]` for uint8 RGB images `[N,H,W,3]`.
+    def predict(self, images: Images) -> Outputs:
+        """Return what the graph gives for uint8 RGB images `[N,H,W,3]`.
 
         Raises:
             BackendFailed: the runtime could not compute them.
         """
+        ...
+
+
+class Layers(Protocol):
+    """Anything that shows what a network's layers give."""
+
+    def outputs(self, image: NDArray[np.uint8], layers: Sequence[str]) -> list[NDArray[np.float32]]:
+        """Return what layers give for one image uint8 `[H,W,3]`, each without the batch.
+
+        Args:
+            image: as the model takes it.
+            layers: names in the manifest, or `pixels`.
+
+        Raises:
+            BackendFailed: the runtime could not compute them.
+        """
+        ...
+
+    def features(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return the feature map before global average pooling, float32 `[C,h,w]`."""
         ...
 
 
@@ -70,3 +94,17 @@ def open_backend(
         backend = TorchBackend(artifact, name.removeprefix("torch-"), threads)
     artifact.check_golden(name, backend.predict, precision)
     return backend
+
+
+def open_layers(artifact: Artifact) -> Layers:
+    """Load an artifact's float32 graph with the output of every layer, and prove it.
+
+    Raises:
+        ArtifactError: a file differs from its record or does not load, or the probabilities for
+            the golden images differ by more than the tolerance.
+    """
+    from app.backends.onnx_cpu import OnnxLayers
+
+    layers = OnnxLayers(artifact)
+    artifact.check_golden("onnx-cpu", layers.predict)
+    return layers

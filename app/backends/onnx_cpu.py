@@ -1,7 +1,11 @@
 """ONNX graphs on the processor. The only import of onnxruntime."""
 
 import os
-from typing import cast
+from collections.abc import Sequence
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
 
 # From 1.29 on, onnxruntime's packages tell Microsoft about the process and its models unless this
 # is set before the import. Who wants that can set it to 0.
@@ -9,32 +13,74 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import onnxruntime as ort
 
-from app.contract import ONNX_GRAPH, Artifact, Images, Probabilities
+from app.contract import (
+    FEATURES,
+    LAYER_OUTPUT,
+    LAYER_OUTPUTS,
+    LAYERS,
+    ONNX_GRAPH,
+    Artifact,
+    Images,
+    Outputs,
+)
 from app.errors import ArtifactError, BackendFailed
 
 _QUIET = 3  # errors only: a warning of the runtime says nothing to who serves
 
 
 class OnnxBackend:
-    """One of an artifact's ONNX graphs, by its file's name, in an onnxruntime session."""
+    """One of an artifact's ONNX graphs in an onnxruntime session."""
 
-    def __init__(self, artifact: Artifact, threads: int = 1, file_name: str = ONNX_GRAPH) -> None:
+    def __init__(
+        self,
+        artifact: Artifact,
+        threads: int = 1,
+        file_name: str = ONNX_GRAPH,
+        more: bytes = b"",
+    ) -> None:
+        """Load the graph.
+
+        Args:
+            artifact: the model directory.
+            threads: how many processor threads one batch may use.
+            file_name: the graph's.
+            more: bytes that are appended to the graph.
+        """
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = _QUIET
-        graph = artifact.read(file_name)
+        graph = artifact.read(file_name) + more
         try:
             self._session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         except Exception as exc:
             raise ArtifactError(f"{artifact.path / file_name}: does not load: {exc}") from exc
         self._input = artifact.manifest.input.name
-        self._output = artifact.manifest.outputs[1].name
+        self._outputs = artifact.manifest.predicted
 
-    def predict(self, images: Images) -> Probabilities:
-        """Return float32 probabilities `[N,classes]` for uint8 RGB images `[N,H,W,3]`."""
+    def predict(self, images: Images) -> Outputs:
+        """Return what the graph gives for uint8 RGB images `[N,H,W,3]`."""
+        return Outputs(*self._run(self._outputs, images))
+
+    def _run(self, outputs: list[str], images: Images) -> list[Any]:
         try:
-            (probabilities,) = self._session.run([self._output], {self._input: images})
+            return cast(list[Any], self._session.run(outputs, {self._input: images}))
         except Exception as exc:
             raise BackendFailed(f"onnxruntime failed on {len(images)} images: {exc}") from exc
-        return cast(Probabilities, probabilities)
+
+
+class OnnxLayers(OnnxBackend):
+    """An artifact's float32 graph with what every layer gives among its outputs."""
+
+    def __init__(self, artifact: Artifact) -> None:
+        super().__init__(artifact, more=artifact.arrays(LAYERS)[LAYER_OUTPUTS].tobytes())
+
+    def outputs(self, image: NDArray[np.uint8], layers: Sequence[str]) -> list[NDArray[np.float32]]:
+        """Return what layers give for one image uint8 `[H,W,3]`, each without the batch."""
+        names = [LAYER_OUTPUT.format(layer) for layer in layers]
+        return [values[0] for values in self._run(names, image[np.newaxis])]
+
+    def features(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return the feature map before global average pooling, float32 `[C,h,w]`."""
+        (features,) = self._run([FEATURES], image[np.newaxis])
+        return cast(NDArray[np.float32], features[0])

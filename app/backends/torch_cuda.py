@@ -9,7 +9,7 @@ import warnings
 import numpy as np
 import torch
 
-from app.contract import TORCHSCRIPT_GRAPH, Artifact, Images, Probabilities
+from app.contract import TORCHSCRIPT_GRAPH, Artifact, Images, Outputs
 from app.errors import ArtifactError, BackendFailed
 
 
@@ -22,6 +22,8 @@ class TorchBackend:
         if device == "cpu":
             torch.set_num_threads(threads)
         self._device = torch.device(device)
+        names = [output.name for output in artifact.manifest.outputs]
+        self._places = [names.index(name) for name in artifact.manifest.predicted]
         graph = artifact.read(TORCHSCRIPT_GRAPH)
         try:
             with warnings.catch_warnings():
@@ -33,13 +35,12 @@ class TorchBackend:
                 f"{artifact.path / TORCHSCRIPT_GRAPH}: does not load: {exc}"
             ) from exc
 
-    def predict(self, images: Images) -> Probabilities:
-        """Return float32 probabilities `[N,classes]` for uint8 RGB images `[N,H,W,3]`."""
+    def predict(self, images: Images) -> Outputs:
+        """Return what the graph gives for uint8 RGB images `[N,H,W,3]`."""
         try:
             with torch.inference_mode():
                 batch = torch.from_numpy(np.ascontiguousarray(images)).to(self._device)
-                _, probabilities = self._module(batch)
-                result: Probabilities = probabilities.cpu().numpy()
+                outputs = self._module(batch)
+                return Outputs(*(outputs[place].cpu().numpy() for place in self._places))
         except RuntimeError as exc:
             raise BackendFailed(f"torch failed on {len(images)} images: {exc}") from exc
-        return result

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from app.contract import Artifact
 from app.errors import InvalidParameter
-from app.schemas import ModelQuery, Query
+from app.queries import ModelQuery, Query
 from app.service import Service
 
 Q = TypeVar("Q", bound=Query)

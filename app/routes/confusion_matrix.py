@@ -5,18 +5,26 @@ import io
 from typing import Annotated
 
 import numpy as np
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Path, Query, Request, Response
 
 from app import drawing, http_errors
-from app.contract import EVALUATION, Artifact, Evaluation
+from app.contract import EVALUATION, EXAMPLES, Artifact, Evaluation
+from app.errors import UnknownClass
+from app.examples import contact_sheet, read_examples
+from app.queries import ConfusionCellQuery, ConfusionMatrixQuery
 from app.representations import CSV, JSON, PNG, Representation, choose
 from app.routes import artifact_of, service_of
-from app.schemas import ConfusionMatrix, ConfusionMatrixQuery
+from app.schemas import (
+    CellImage,
+    ConfusionCell,
+    ConfusionMatrix,
+)
 from app.store import key_of
 
 router = APIRouter(tags=["what is inside"])
 
 _OFFERS = {"json": JSON, "png": PNG, "csv": CSV}
+_CELL_OFFERS = {"json": JSON, "png": PNG}
 
 
 @router.get(
@@ -89,3 +97,66 @@ def _normalized(evaluation: Evaluation, query: ConfusionMatrixQuery) -> list[lis
     counts = np.array(evaluation.confusion_matrix)
     rows: list[list[float]] = drawing.normalized(counts, query.normalize).tolist()
     return rows
+
+
+@router.get(
+    "/confusion-matrix/{true}/{predicted}",
+    response_model=ConfusionCell,
+    responses=http_errors.documented(404, 406, 422)
+    | {
+        200: {
+            "description": "Test images of one class that were predicted as another, or the same.",
+            "content": {PNG: {"schema": {"type": "string", "format": "binary"}}},
+        },
+        304: {"description": "The client's copy is still right (If-None-Match)."},
+    },
+)
+async def confusion_cell(
+    request: Request,
+    true: Annotated[str, Path(description="The class that they show.")],
+    predicted: Annotated[str, Path(description="The class that is predicted.")],
+    query: Annotated[ConfusionCellQuery, Query()],
+) -> Response:
+    """The test images behind a cell of the confusion matrix, the surest predictions first."""
+    artifact = artifact_of(request, query)
+    media_type = choose(request, _CELL_OFFERS, query.format)
+    cell = _class_id(artifact, true), _class_id(artifact, predicted)
+    record = artifact.manifest.files.get(EXAMPLES)
+    sha256 = "" if record is None else record.sha256
+    parameters = (*key_of(artifact), *cell, query.scale)
+    representation = Representation(request, media_type, sha256, *parameters)
+    unchanged = representation.not_modified() if record is not None else None
+    if unchanged is not None:
+        return unchanged
+    content = await service_of(request).in_thread(_render_cell, artifact, media_type, cell, query)
+    return representation.respond(content)
+
+
+def _class_id(artifact: Artifact, name: str) -> int:
+    classes = artifact.manifest.classes
+    if name not in classes:
+        raise UnknownClass(f"no class {name[:64]!r}; there are: {', '.join(classes)}")
+    return classes.index(name)
+
+
+def _render_cell(
+    artifact: Artifact, media_type: str, cell: tuple[int, int], query: ConfusionCellQuery
+) -> bytes | str:
+    shown = read_examples(artifact, *cell)
+    if media_type == PNG:
+        return contact_sheet(shown, query.scale)
+    manifest = artifact.manifest
+    true, predicted = cell
+    return ConfusionCell(
+        model=manifest.name,
+        version=manifest.version,
+        true=manifest.classes[true],
+        predicted=manifest.classes[predicted],
+        count=artifact.evaluation().confusion_matrix[true][predicted],
+        images=[
+            CellImage(index=index, confidence=round(confidence, 6), png=drawing.data_url(image))
+            for image, index, confidence in zip(
+                shown.images, shown.index.tolist(), shown.confidence.tolist(), strict=True
+            )
+        ],
+    ).model_dump_json()

@@ -3,7 +3,6 @@
 The layers are the convolutions, and a fully connected first layer as pictures of its input.
 """
 
-import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Annotated, Any
@@ -13,19 +12,20 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from numpy.typing import NDArray
 
 from app import drawing, http_errors
-from app.contract import FILTERS, Artifact
-from app.errors import InvalidParameter, UnknownFilter, UnknownLayer
+from app.contract import FILTERS, RESPONSES, Artifact
+from app.errors import InvalidParameter, NothingToSee, UnknownFilter, UnknownLayer
+from app.inside import biases_of
+from app.queries import FilterQuery, FiltersQuery
 from app.representations import JSON, PNG, Representation, choose
+from app.responses import read_responses, response_tiles
 from app.routes import artifact_of, service_of
-from app.schemas import FilterQuery, Filters, FiltersQuery
+from app.routes.picture_size import columns_for, scale_for
+from app.schemas import Filters, StrongResponse
 from app.store import key_of
 
 router = APIRouter(tags=["what is inside"])
 
-MAX_PICTURE_PIXELS = 10_000_000
 MAX_JSON_WEIGHTS = 1 << 20
-DEFAULT_SIDE = 1024
-MAX_DEFAULT_SCALE = 16
 
 _OFFERS = {"png": PNG, "json": JSON}
 _RESPONSES: dict[int | str, dict[str, Any]] = {
@@ -46,7 +46,11 @@ Render = Callable[[], bytes | str]
 
 @router.get("/filters", response_class=Response, responses=_RESPONSES)
 async def show_filters(request: Request, query: Annotated[FiltersQuery, Query()]) -> Response:
-    """All filters of a layer: each scaled from its smallest to its largest weight."""
+    """All filters of the first layer, or what those of a deeper one respond to.
+
+    A filter's weights are drawn from its smallest to its largest one. Of a layer with very many
+    filters, what the first ones respond to was kept.
+    """
     return await _answer(request, query, None, query.columns)
 
 
@@ -68,8 +72,9 @@ async def _answer(
     prepare = _prepare_json if media_type == JSON else _prepare_png
     # Before the client's copy is looked at: what does not exist is a 404 with any If-None-Match.
     render = await service.in_thread(prepare, artifact, query, index, columns)
-    sha256 = artifact.manifest.files[FILTERS].sha256
-    parameters = (*key_of(artifact), query.layer, index, query.scale, columns)
+    files = artifact.manifest.files
+    sha256 = "".join(files[name].sha256 for name in (FILTERS, RESPONSES) if name in files)
+    parameters = (*key_of(artifact), query.layer, index, query.scale, columns, query.show)
     representation = Representation(request, media_type, sha256, *parameters)
     unchanged = representation.not_modified()
     if unchanged is not None:
@@ -81,15 +86,45 @@ def _prepare_png(
     artifact: Artifact, query: FilterQuery, index: int | None, columns: int | None
 ) -> Render:
     """Check all that can be wrong with a picture; return what draws it."""
-    _, weights = _find_layer(artifact, artifact.filters(), query.layer)
-    count, _, height, width = weights.shape
+    layer, weights = _find_layer(artifact, artifact.filters(), query.layer)
     if index is not None:
-        _check_index(index, count)
-        return partial(drawing.single_filter, weights, index, _scale(height, width, query.scale))
-    columns = min(columns or _default_columns(count), count)
+        _check_index(index, len(weights))
+    tiles = _tiles(artifact, layer, weights, query, index)
+    count, height, width, _ = tiles.shape
+    if index is not None:
+        scale = scale_for(height, width, query.scale)
+        return lambda: drawing.png(drawing.enlarge(tiles[0], scale))
+    columns = columns_for(count, columns)
     rows = -(-count // columns)
-    scale = _scale(rows * (height + 1) + 1, columns * (width + 1) + 1, query.scale)
-    return partial(drawing.filter_grid, weights, scale, columns)
+    scale = scale_for(rows * (height + 1) + 1, columns * (width + 1) + 1, query.scale)
+    return lambda: drawing.png(drawing.enlarge(drawing.tile_grid(tiles, columns), scale))
+
+
+def _tiles(
+    artifact: Artifact, layer: str, weights: Weights, query: FilterQuery, index: int | None
+) -> NDArray[np.uint8]:
+    """Return the pictures of all filters, or of one, uint8 `[filters,height,width,3]`."""
+    chosen = slice(None) if index is None else slice(index, index + 1)
+    if not _shows_responses(artifact, layer, query):
+        return drawing.filter_tiles(weights[chosen])
+    responses = read_responses(artifact, layer)
+    kept = len(responses.parts)
+    if index is None or index < kept:
+        return response_tiles(responses.parts[chosen])
+    if query.show is None:
+        return drawing.filter_tiles(weights[chosen])
+    raise NothingToSee(
+        f"of {layer}, only what filters 0 to {kept - 1} respond to was kept; "
+        f"show=weights draws filter {index}"
+    )
+
+
+def _shows_responses(artifact: Artifact, layer: str, query: FilterQuery) -> bool:
+    """Whether a picture is of what filters respond to; of the first layer it is of weights."""
+    if query.show is not None:
+        return query.show == "responses"
+    layers = [record.name for record in artifact.manifest.layers if record.is_convolution]
+    return layer in layers[1:] and RESPONSES in artifact.manifest.files
 
 
 def _prepare_json(
@@ -115,7 +150,7 @@ def _prepare_json(
 def _as_json(
     artifact: Artifact, layers: list[str], layer: str, index: int | None, weights: Weights
 ) -> str:
-    return Filters(
+    answer = Filters(
         model=artifact.manifest.name,
         version=artifact.manifest.version,
         layer=layer,
@@ -123,7 +158,30 @@ def _as_json(
         index=index,
         shape=list(weights.shape),
         weights=weights.tolist(),
-    ).model_dump_json(exclude_none=True)
+    )
+    if index is not None:
+        biases = biases_of(artifact, layer)
+        answer.bias = None if biases is None else float(biases[index])
+        answer.responses = _responses(artifact, layer, index)
+    return answer.model_dump_json(exclude_none=True)
+
+
+def _responses(artifact: Artifact, layer: str, index: int) -> list[StrongResponse] | None:
+    try:
+        found = read_responses(artifact, layer)
+    except NothingToSee:
+        return None
+    if index >= len(found.images):
+        return None
+    return [
+        StrongResponse(image=image, row=row, column=column, value=value)
+        for image, (row, column), value in zip(
+            found.images[index].tolist(),
+            found.corners[index].tolist(),
+            found.values[index].tolist(),
+            strict=True,
+        )
+    ]
 
 
 def _find_layer(
@@ -145,19 +203,3 @@ def _check_index(index: int, count: int) -> None:
     if index >= count:
         wanted = str(index)[:16]
         raise UnknownFilter(f"no filter {wanted}; the layer has {count}, from 0 to {count - 1}")
-
-
-def _scale(height: int, width: int, wanted: int | None) -> int:
-    """Return the scale for a picture of so many weights: what is wanted, if it is not too much."""
-    scale = wanted or max(1, min(MAX_DEFAULT_SCALE, DEFAULT_SIDE // max(height, width)))
-    if height * width * scale**2 > MAX_PICTURE_PIXELS:
-        raise InvalidParameter(
-            f"at scale {scale} the picture would be {width * scale}x{height * scale} pixels; "
-            f"the limit is {MAX_PICTURE_PIXELS / 1e6:g} megapixels"
-        )
-    return scale
-
-
-def _default_columns(count: int) -> int:
-    """A power of two, so that the usual numbers of filters fill their last row."""
-    return int(2 ** math.ceil(math.log2(count) / 2))

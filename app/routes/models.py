@@ -4,14 +4,14 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
-from app import http_errors, schemas
+from app import http_errors, queries
 from app.contract import Artifact, Manifest
 from app.routes import service_of
 from app.schemas import ModelVersion, ModelVersions
 
 router = APIRouter(tags=["models"])
 
-NoQuery = Annotated[schemas.Query, Query()]
+NoQuery = Annotated[queries.Query, Query()]
 
 
 @router.get("/models", response_model=ModelVersions, responses=http_errors.documented(422))

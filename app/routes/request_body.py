@@ -1,11 +1,11 @@
-"""How OpenAPI describes what a prediction takes.
+"""How OpenAPI describes the routes that take images.
 
 The body and the parameters are read past FastAPI, which therefore does not know what they may be.
 """
 
 from typing import Any
 
-from app.schemas import PredictQuery
+from app.queries import Query
 
 _BINARY = {"type": "string", "format": "binary"}
 
@@ -20,49 +20,60 @@ EXAMPLE_BASE64 = (
 
 TIMEOUT_HEADER = "X-Request-Timeout-Ms"
 
-_PARAMETERS = [
-    {"name": name, "in": "query", "required": False, "schema": schema}
-    | ({"description": schema["description"]} if "description" in schema else {})
-    for name, schema in PredictQuery.model_json_schema()["properties"].items()
-]
-
-DOCUMENTATION: dict[str, Any] = {
-    "parameters": [
-        *_PARAMETERS,
-        {
-            "name": TIMEOUT_HEADER,
-            "in": "header",
-            "required": False,
-            "schema": {"type": "integer", "minimum": 1},
-            "description": "The milliseconds from the body's last byte in which the answer is "
-            "wanted; after them: 504. Above the service's limit it counts as that limit.",
-        },
-    ],
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["file"],
-                    "properties": {"file": {"type": "array", "items": _BINARY}},
-                }
-            },
-            "image/*": {"schema": _BINARY},
-            "application/octet-stream": {"schema": _BINARY},
-            "application/json": {
-                "schema": {
-                    "type": "object",
-                    "required": ["images"],
-                    "properties": {
-                        "images": {
-                            "type": "array",
-                            "items": {"type": "string", "contentEncoding": "base64"},
-                        }
-                    },
-                },
-                "example": {"images": [EXAMPLE_BASE64]},
-            },
-        },
-    },
+_TIMEOUT_PARAMETER = {
+    "name": TIMEOUT_HEADER,
+    "in": "header",
+    "required": False,
+    "schema": {"type": "integer", "minimum": 1},
+    "description": "The milliseconds from the body's last byte in which the answer is wanted; "
+    "after them: 504. Above the service's limit it counts as that limit.",
 }
+
+
+def document(query: type[Query], *, several: bool) -> dict[str, Any]:
+    """Return what OpenAPI says of a route's parameters and body.
+
+    Args:
+        query: the query parameters.
+        several: whether the body may hold more than one image.
+    """
+    images: dict[str, Any] = {
+        "type": "array",
+        "items": {"type": "string", "contentEncoding": "base64"},
+    }
+    files: dict[str, Any] = {"type": "array", "items": _BINARY}
+    if not several:
+        images["maxItems"] = files["maxItems"] = 1
+    return {
+        "parameters": [*_parameters(query), _TIMEOUT_PARAMETER],
+        "requestBody": {
+            "required": True,
+            "content": {
+                "multipart/form-data": {
+                    "schema": {
+                        "type": "object",
+                        "required": ["file"],
+                        "properties": {"file": files},
+                    }
+                },
+                "image/*": {"schema": _BINARY},
+                "application/octet-stream": {"schema": _BINARY},
+                "application/json": {
+                    "schema": {
+                        "type": "object",
+                        "required": ["images"],
+                        "properties": {"images": images},
+                    },
+                    "example": {"images": [EXAMPLE_BASE64]},
+                },
+            },
+        },
+    }
+
+
+def _parameters(query: type[Query]) -> list[dict[str, Any]]:
+    return [
+        {"name": name, "in": "query", "required": False, "schema": schema}
+        | ({"description": schema["description"]} if "description" in schema else {})
+        for name, schema in query.model_json_schema()["properties"].items()
+    ]

@@ -4,7 +4,6 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name that the field uses
 
@@ -83,10 +82,12 @@ class ResidualBlock(nn.Module):
             )
         )
         self.shortcut = _shortcut(inputs, outputs, stride, shortcut)
+        self.relu = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `[N,outputs,H/stride,W/stride]`."""
-        return torch.relu(self.shortcut(x) + self.residual(x))
+        output: Tensor = self.relu(self.shortcut(x) + self.residual(x))
+        return output
 
 
 class ZeroPadding(nn.Module):

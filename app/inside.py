@@ -1,0 +1,97 @@
+"""What can be looked at inside the served models, opened when somebody first looks.
+
+A graph that gives every layer's output is a second one in memory, so a model that nobody looks
+into has none. Its answers are held to the golden ones, as those of the graph that predicts are.
+"""
+
+import threading
+from collections import defaultdict
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.backends import Layers, open_layers
+from app.contract import BIAS, CLASSIFIER, LAYERS, PIXELS, Artifact
+from app.errors import ArtifactError, NothingToSee, UnknownLayer
+from app.store import Key, key_of
+
+
+@dataclass(frozen=True)
+class Inside:
+    """One model's layers.
+
+    Attributes:
+        artifact: whose they are.
+        layers: computes what they give.
+        classifier: the last layer's weights `[classes,channels]`, float32, where nothing but
+            global average pooling lies between it and the last feature map.
+    """
+
+    artifact: Artifact
+    layers: Layers
+    classifier: NDArray[np.float32] | None
+
+    @property
+    def first_convolution(self) -> str | None:
+        """The name of the first layer if it is a convolution, whose filters see the colours."""
+        first = self.artifact.manifest.layers[0]
+        return first.name if first.window is not None else None
+
+    def weights_of(self, class_id: int) -> NDArray[np.float32]:
+        """Return the last layer's weights for a class, float32 `[channels]`.
+
+        Raises:
+            ArtifactError: the model has no such layer, which its outputs say it has.
+        """
+        if self.classifier is None:
+            raise ArtifactError(f"{self.artifact.path / LAYERS}: holds no {CLASSIFIER}")
+        weights: NDArray[np.float32] = self.classifier[class_id]
+        return weights
+
+    def find(self, layer: str | None) -> str:
+        """Return the name of a layer, of the first one if none is given; `pixels` is one too.
+
+        Raises:
+            UnknownLayer: there is none; the message lists those that there are.
+        """
+        names = [record.name for record in self.artifact.manifest.layers]
+        if layer is None:
+            return names[0]
+        if layer not in (PIXELS, *names):
+            raise UnknownLayer(f"no layer {layer[:64]!r}; there are: {', '.join((PIXELS, *names))}")
+        return layer
+
+
+class Insides:
+    """The models that somebody has looked into. Safe to use from several threads."""
+
+    def __init__(self) -> None:
+        self._opened: dict[Key, Inside] = {}
+        self._locks: defaultdict[Key, threading.Lock] = defaultdict(threading.Lock)
+
+    def open(self, artifact: Artifact) -> Inside:
+        """Return a model's layers.
+
+        Raises:
+            NothingToSee: the model was exported without them.
+            ArtifactError: its files are damaged.
+        """
+        if LAYERS not in artifact.manifest.files:
+            raise NothingToSee(
+                f"{'/'.join(key_of(artifact))} was exported without its layers; "
+                "`convscope-train export` adds them today"
+            )
+        key = key_of(artifact)
+        with self._locks[key]:
+            if key not in self._opened:
+                classifier = artifact.arrays(LAYERS).get(CLASSIFIER)
+                self._opened[key] = Inside(artifact, open_layers(artifact), classifier)
+            return self._opened[key]
+
+
+def biases_of(artifact: Artifact, layer: str) -> NDArray[np.float32] | None:
+    """Return what a layer adds to each of its channels, float32 `[channels]`, if it does."""
+    if LAYERS not in artifact.manifest.files:
+        return None
+    return artifact.arrays(LAYERS).get(BIAS.format(layer))

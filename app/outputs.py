@@ -1,0 +1,43 @@
+"""What a graph takes and gives: images in, probabilities and scores out.
+
+Who needs these imports them from `contract`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Images = NDArray[np.uint8]
+"""A batch of images, uint8 `[N,H,W,3]`, RGB."""
+
+Probabilities = NDArray[np.float32]
+"""Class probabilities, float32 `[N,classes]`; each row sums to one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """What a graph gives for a batch.
+
+    Attributes:
+        probabilities: of the classes.
+        ood_scores: how unlike the training images each image is, float32 `[N]`; None from a graph
+            that was exported without them.
+    """
+
+    probabilities: Probabilities
+    ood_scores: NDArray[np.float32] | None = None
+
+    def part(self, start: int, images: int) -> "Outputs":
+        """Return those for so many images from the one at `start`."""
+        chosen = slice(start, start + images)
+        scores = None if self.ood_scores is None else self.ood_scores[chosen]
+        return Outputs(self.probabilities[chosen], scores)
+
+    @classmethod
+    def join(cls, parts: "Sequence[Outputs]") -> "Outputs":
+        """Return the outputs of several batches of one graph, in their order."""
+        scores = [part.ood_scores for part in parts if part.ood_scores is not None]
+        probabilities = np.concatenate([part.probabilities for part in parts])
+        return cls(probabilities, np.concatenate(scores) if scores else None)

@@ -1,0 +1,148 @@
+"""POST /explain: which pixels speak for a class; JSON, a heat map, or one laid over the picture."""
+
+import json
+from typing import Any
+
+import numpy as np
+from fastapi import APIRouter, Request, Response
+from numpy.typing import NDArray
+
+from app import heat_maps, http_errors, saliency
+from app.contract import Artifact, Probabilities
+from app.errors import InvalidParameter, NothingToSee
+from app.images import central_box, decode_whole
+from app.inside import Inside
+from app.queries import ExplainQuery
+from app.representations import JSON, PNG, choose
+from app.routes import artifact_of, read_query, service_of
+from app.routes.posted import PostedImage, one_image
+from app.routes.request_body import document
+from app.saliency import Heat, SaliencyMethod
+from app.schemas import Explanation
+from app.service import Service
+from app.store import key_of
+
+router = APIRouter(tags=["what is inside"])
+
+OVERLAY_SIDE = 1024
+HEAT_MAP_SCALE = 8
+
+_OFFERS = {"json": JSON, "png": PNG, "overlay": PNG}
+
+
+@router.post(
+    "/explain",
+    response_model=Explanation,
+    responses=http_errors.documented(400, 404, 406, 408, 413, 415, 422, 500, 503, 504)
+    | {
+        200: {
+            "description": "How much each pixel speaks for the class, or against it.",
+            "content": {PNG: {"schema": {"type": "string", "format": "binary"}}},
+        }
+    },
+    openapi_extra=document(ExplainQuery, several=False),
+)
+async def explain(request: Request) -> Response:
+    """Say which pixels of one image speak for a class.
+
+    The class is the predicted one unless the parameter `class` names another.
+    """
+    service = service_of(request)
+    query = read_query(request, ExplainQuery)
+    artifact = artifact_of(request, query)
+    method = _method(artifact, query)
+    media_type = choose(request, _OFFERS, query.format)
+    wanted = _class_id(artifact, query)
+    async with one_image(request, artifact) as posted:
+        answer = await service.batchers[key_of(artifact)].submit(
+            posted.image[np.newaxis], posted.deadline
+        )
+        probabilities = answer.outputs.probabilities[0]
+        class_id = int(probabilities.argmax()) if wanted is None else wanted
+        if method == "cam":
+            inside = await service.look_inside(artifact)
+            heat = await service.in_thread(_class_activation, inside, posted, class_id)
+        else:
+            after = await _ask_again(service, artifact, posted)
+            heat = saliency.occlusion_map(
+                artifact.manifest.image_size, class_id, probabilities, after
+            )
+        if media_type == JSON:
+            content: bytes | str = _as_json(artifact, method, class_id, probabilities, heat)
+        elif query.format == "overlay":
+            content = await service.in_thread(_as_overlay, service, artifact, posted, heat)
+        else:
+            content = await service.in_thread(heat_maps.draw_heat, heat, HEAT_MAP_SCALE)
+    return Response(content, media_type=media_type, headers={"Vary": "Accept"})
+
+
+def _method(artifact: Artifact, query: ExplainQuery) -> SaliencyMethod:
+    if query.method == "cam" and not artifact.manifest.averages_features:
+        name = "/".join(key_of(artifact))
+        raise NothingToSee(
+            f"method=cam: {name} ({artifact.manifest.architecture}) does not end in global "
+            "average pooling; method=occlusion works for every model"
+        )
+    return query.method
+
+
+def _class_id(artifact: Artifact, query: ExplainQuery) -> int | None:
+    if query.class_ is None:
+        return None
+    classes = artifact.manifest.classes
+    if query.class_ not in classes:
+        raise InvalidParameter(f"class={query.class_!r}: there are: {', '.join(classes)}")
+    return classes.index(query.class_)
+
+
+async def _ask_again(service: Service, artifact: Artifact, posted: PostedImage) -> Probabilities:
+    """Return the probabilities `[places,classes]` with a part of the image covered.
+
+    A batch at a time, so that other requests have their turn between two.
+    """
+    covered = saliency.occlude(posted.image)
+    batcher = service.batchers[key_of(artifact)]
+    size = min(service.settings.max_batch, service.settings.queue_capacity)
+    answers = [
+        await batcher.submit(covered[start : start + size], posted.deadline)
+        for start in range(0, len(covered), size)
+    ]
+    return np.concatenate([answer.outputs.probabilities for answer in answers])
+
+
+def _class_activation(inside: Inside, posted: PostedImage, class_id: int) -> Heat:
+    features, weights = inside.layers.features(posted.image), inside.weights_of(class_id)
+    return saliency.class_activation_map(features, weights, inside.artifact.manifest.image_size)
+
+
+def _as_overlay(service: Service, artifact: Artifact, posted: PostedImage, heat: Heat) -> bytes:
+    settings = service.settings
+    picture = decode_whole(
+        posted.data,
+        OVERLAY_SIDE,
+        settings.max_pixels,
+        max_pixels_whole=settings.max_pixels_whole,
+    )
+    height, width = artifact.manifest.image_size
+    box = central_box((picture.shape[1], picture.shape[0]), (width, height))
+    return heat_maps.draw_overlay(picture, box, heat)
+
+
+def _as_json(
+    artifact: Artifact,
+    method: SaliencyMethod,
+    class_id: int,
+    probabilities: Probabilities,
+    heat: NDArray[np.float32],
+) -> str:
+    manifest = artifact.manifest
+    content: dict[str, Any] = {
+        "model": manifest.name,
+        "version": manifest.version,
+        "method": method,
+        "label": manifest.classes[class_id],
+        "class_id": class_id,
+        "probability": float(f"{probabilities[class_id]:.6g}"),
+        "heat": [[float(f"{value:.5g}") for value in row] for row in heat.tolist()],
+    }
+    return json.dumps(content, separators=(",", ":"))

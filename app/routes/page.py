@@ -1,0 +1,43 @@
+"""GET /: the page, and the files that it is made of. It asks no other host for anything."""
+
+from pathlib import Path
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+from starlette.routing import Mount
+from starlette.staticfiles import StaticFiles
+
+router = APIRouter(include_in_schema=False)
+
+WEB = Path(__file__).parent.parent / "web"
+
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
+    "img-src 'self' blob: data:; connect-src 'self'; media-src 'self' blob:; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors 'none'",
+    "Permissions-Policy": "camera=(self), microphone=(), geolocation=()",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    # Asked for again each time, which the ETag makes cheap: the parts belong to one release.
+    "Cache-Control": "no-cache",
+}
+
+
+@router.get("/")
+async def page(request: Request) -> Response:
+    """Show what the models see."""
+    return await _Files(directory=WEB).get_response("index.html", request.scope)
+
+
+class _Files(StaticFiles):
+    """The page's scripts, styles and samples."""
+
+    def file_response(self, *args: object, **kwargs: object) -> Response:
+        response = super().file_response(*args, **kwargs)  # type: ignore[arg-type]
+        response.headers.update(HEADERS)
+        return response
+
+
+def mount() -> Mount:
+    """Return the route to the page's files."""
+    return Mount("/web", _Files(directory=WEB))

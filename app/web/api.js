@@ -1,0 +1,82 @@
+// Every request that the page makes. Errors carry what the service says of them.
+
+// What went wrong, in words; `passing` if asking again may help. `type` is the service's name for it.
+export class Problem extends Error {
+  constructor(message, passing, type) {
+    super(message);
+    this.passing = passing;
+    this.type = type;
+  }
+}
+
+async function ask(path, parameters, options = {}) {
+  const query = new URLSearchParams(
+    Object.entries(parameters).filter(([, value]) => value !== undefined && value !== null),
+  );
+  let answer;
+  try {
+    answer = await fetch(`${path}?${query}`, options);
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Problem("The service does not answer. Is it running?", true);
+  }
+  if (answer.ok) return answer;
+  const said = await answer.json().catch(() => undefined);
+  const words = said?.detail ?? `The service answered with status ${answer.status}.`;
+  throw new Problem(words, answer.status >= 500, said?.type);
+}
+
+const json = async (answer) => (await answer).json();
+const picture = async (answer) => URL.createObjectURL(await (await answer).blob());
+
+export const url = (path, parameters) => `${path}?${new URLSearchParams(parameters)}`;
+
+export function splitKey(key) {
+  const [model, version] = key.split("/");
+  return { model, version };
+}
+
+export const listModels = (signal) => json(ask("models", {}, { signal }));
+
+export const readManifest = (key, signal) => {
+  const { model, version } = splitKey(key);
+  return json(ask(`models/${model}/versions/${version}`, {}, { signal }));
+};
+
+const post = (path, key, image, parameters, signal) =>
+  ask(path, { ...splitKey(key), ...parameters }, { method: "POST", body: image, signal });
+
+export const predict = (key, image, coverage, signal) =>
+  json(post("predict", key, image, { coverage }, signal));
+
+export const explainOver = (key, image, name, method, signal) =>
+  picture(post("explain", key, image, { class: name, method, format: "overlay" }, signal));
+
+export const activations = (key, image, layer, signal) =>
+  json(post("activations", key, image, { layer, format: "json" }, signal));
+
+export const seen = (key, image, signal) =>
+  picture(post("activations", key, image, { layer: "pixels", scale: 8, format: "png" }, signal));
+
+export const readFilter = (key, layer, index, signal) =>
+  json(ask(`filters/${index}`, { ...splitKey(key), layer, format: "json" }, { signal }));
+
+export const responsesPicture = (key, layer, index) =>
+  url(`filters/${index}`, { ...splitKey(key), layer, show: "responses", format: "png" });
+
+export const filtersPicture = (key, layer, scale, columns) =>
+  url("filters", { ...splitKey(key), layer, show: "weights", scale, columns, format: "png" });
+
+export const readMatrix = (key, normalize, signal) =>
+  json(
+    ask("confusion-matrix", { ...splitKey(key), normalize, format: "json" }, { signal }),
+  );
+
+export const readCell = (key, truth, predicted, signal) =>
+  json(
+    ask(
+      `confusion-matrix/${encodeURIComponent(truth)}/${encodeURIComponent(predicted)}`,
+      { ...splitKey(key), format: "json" },
+      { signal },
+    ),
+  );

@@ -1,0 +1,204 @@
+// Where one value of a layer comes from: the numbers that it is made of.
+
+import { html, useEffect, useRef, useState } from "./vendor/htm-preact-3.1.1.js";
+import { inkOn, signedColour } from "./colours.js";
+import { isConvolution } from "./filters.js";
+import { Map2D, Said, largest, number, placeUnder } from "./parts.js";
+import { useAsked } from "./state.js";
+
+const SHOWN_CHANNELS = 3;
+
+export function Arithmetic({ manifest, layer, channel, start, takesFocus, ask, image, onClose }) {
+  const state = useAsked(
+    () => () =>
+      Promise.all([
+        ask.layer(layer.name),
+        layer.source ? ask.layer(layer.source) : undefined,
+        isConvolution(layer) ? ask.filter(layer.name, channel) : undefined,
+      ]),
+    [ask, layer, channel, image],
+  );
+  const [moved, move] = useState();
+  useEffect(() => move(undefined), [start]);
+  const [output, source, filter] = state.answer ?? [];
+  const map = output?.values[channel];
+  const names = manifest.layers.at(-1) === layer ? manifest.classes : undefined;
+  return html`
+    <section class="detail panel" aria-label=${`Channel ${channel} of ${layer.name}`}>
+      <h2>
+        ${layer.name}, ${names?.[channel] ?? `channel ${channel}`} <small>${layer.kind}</small>
+      </h2>
+      <button type="button" class="close" onClick=${onClose}>Close</button>
+      <${Said} state=${state} what="Computing" />
+      ${Array.isArray(map) &&
+      html`<${Cursor}
+        map=${map}
+        takesFocus=${takesFocus}
+        place=${moved ?? start ?? [Math.floor(map.length / 2), Math.floor(map[0].length / 2)]}
+        onPlace=${move}
+        made=${(row, column) =>
+          made({ layer, channel, source, filter, row, column, value: map[row][column] })}
+      />`}
+      ${typeof map === "number" && html`<${Unit} layer=${layer} source=${source} value=${map} />`}
+    </section>
+  `;
+}
+
+function Unit({ layer, source, value }) {
+  const inputs = source?.values.flat(Infinity).length;
+  const said = {
+    Linear: `the sum of ${inputs} inputs, each times a weight, and a bias`,
+    ScaledLinear: `the sum of ${inputs} inputs, each times a weight, scaled`,
+    ReLU: "max(0, the value before)",
+  }[layer.kind.split(" ")[0]];
+  return html`<p class="formula">${said && `${said} = `}<strong>${number(value)}</strong></p>`;
+}
+
+function Cursor({ map, place: [row, column], takesFocus, onPlace, made }) {
+  const itself = useRef();
+  useEffect(() => {
+    if (takesFocus) itself.current.focus();
+  }, [takesFocus]);
+  const [height, width] = [map.length, map[0].length];
+  const move = (event) => onPlace(placeUnder(event, event.currentTarget, map));
+  const steps = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
+  const step = (event) => {
+    const by = steps[event.key];
+    if (!by) return;
+    event.preventDefault();
+    onPlace([
+      Math.max(0, Math.min(height - 1, row + by[0])),
+      Math.max(0, Math.min(width - 1, column + by[1])),
+    ]);
+  };
+  return html`
+    <div class="arithmetic">
+      <div
+        ref=${itself}
+        class="cursor"
+        tabindex="0"
+        role="application"
+        aria-label=${`Feature map, ${height} by ${width}; the arrow keys move over it`}
+        onPointerMove=${move}
+        onPointerDown=${move}
+        onKeyDown=${step}
+      >
+        <${Map2D} rows=${map} top=${largest(map)} label="feature map" />
+        <svg viewBox=${`0 0 ${width} ${height}`} aria-hidden="true">
+          <rect x=${column} y=${row} width="1" height="1" />
+        </svg>
+      </div>
+      <div>
+        <p aria-live="polite">Row ${row}, column ${column}: ${number(map[row][column])}</p>
+        ${made(row, column)}
+      </div>
+    </div>
+  `;
+}
+
+function made({ layer, channel, source, filter, row, column, value }) {
+  const result = html`<strong>${number(value)}</strong>`;
+  if (!source) return html`<p class="formula">Several layers are joined here: ${result}</p>`;
+  const input = source.values;
+  if (filter) return convolved({ layer, channel, input, filter, row, column, result });
+  if (layer.window) return pooled({ layer, input: input[channel], row, column, result });
+  if (layer.kind.startsWith("AdaptiveAvgPool")) return averaged({ input: input[channel], result });
+  const before = input[channel]?.[row]?.[column];
+  if (before === undefined) return html`<p class="formula">${result}</p>`;
+  const formulas = {
+    ReLU: html`max(0, ${number(before)})`,
+    SiLU: html`${number(before)} · sigmoid(${number(before)})`,
+    BatchNorm2d: html`γ (${number(before)} − μ) / σ + β`,
+  };
+  return html`<p class="formula">${formulas[layer.kind] ?? number(before)} = ${result}</p>`;
+}
+
+function windowOf(layer, row, column) {
+  const { kernel, stride, padding } = layer.window;
+  return { kernel, top: row * stride - padding, left: column * stride - padding };
+}
+
+const at = (plane, row, column) => plane[row]?.[column];
+
+function pooled({ layer, input, row, column, result }) {
+  const { kernel, top, left } = windowOf(layer, row, column);
+  const rows = grid(kernel, (y, x) => at(input, top + y, left + x));
+  const name = layer.kind.startsWith("Max") ? "the largest of" : "the mean of";
+  return html`
+    <p>${name}</p>
+    <${Numbers} rows=${rows} />
+    <p class="formula">= ${result}</p>
+  `;
+}
+
+function averaged({ input, result }) {
+  const [height, width] = [input.length, input[0].length];
+  return html`
+    <p class="formula">the mean of the ${height} × ${width} values of the map before = ${result}</p>
+  `;
+}
+
+function convolved({ layer, channel, input, filter, row, column, result }) {
+  const names = layer.source === "pixels" ? ["red", "green", "blue"] : undefined;
+  const { kernel, top, left } = windowOf(layer, row, column);
+  const weights = filter.weights;
+  const group = Math.floor(channel / (layer.shape[0] / layer.window.groups));
+  const sums = weights.map((plane, place) => {
+    const seen = input[group * weights.length + place];
+    const patch = grid(kernel, (y, x) => at(seen, top + y, left + x) ?? 0);
+    let sum = 0;
+    patch.forEach((line, y) => line.forEach((number_, x) => (sum += number_ * plane[y][x])));
+    return { place, patch, plane, sum };
+  });
+  const total = sums.reduce((all, { sum }) => all + sum, 0);
+  const strongest = [...sums]
+    .sort((a, b) => Math.abs(b.sum) - Math.abs(a.sum))
+    .slice(0, SHOWN_CHANNELS);
+  const others = total - strongest.reduce((all, { sum }) => all + sum, 0);
+  const rest = sums.length - strongest.length;
+  return html`
+    <p>Each number under the filter, times its weight, over all input channels:</p>
+    ${strongest.map(
+      ({ place, patch, plane, sum }) => html`
+        <div class="product">
+          <span>${names?.[place] ?? `channel ${place}`}</span>
+          <${Numbers} rows=${patch} /> <span class="sign">⊙</span> <${Numbers} rows=${plane} />
+          <span class="sign">= ${number(sum)}</span>
+        </div>
+      `,
+    )}
+    <p class="formula">
+      ${strongest.map(({ sum }, index) => `${index ? " + " : ""}${bracket(sum)}`)}
+      ${rest > 0 ? ` + ${bracket(others)} of the other ${rest}` : ""}
+      ${filter.bias === undefined ? "" : ` + bias ${bracket(filter.bias)}`} = ${result}
+    </p>
+  `;
+}
+
+const bracket = (value) => (value < 0 ? `(${number(value)})` : number(value));
+
+const grid = (side, value) =>
+  [...Array(side).keys()].map((y) => [...Array(side).keys()].map((x) => value(y, x)));
+
+function Numbers({ rows }) {
+  const top = largest(rows.map((row) => row.map((value) => value ?? 0)));
+  const paint = (value = 0) => {
+    const colour = signedColour(value / top);
+    return { background: `rgb(${colour})`, color: inkOn(colour) };
+  };
+  return html`
+    <table class="numbers">
+      <tbody>
+        ${rows.map(
+          (row) => html`
+            <tr>
+              ${row.map(
+                (value) => html`<td style=${paint(value)}>${value?.toFixed(2) ?? "outside"}</td>`,
+              )}
+            </tr>
+          `,
+        )}
+      </tbody>
+    </table>
+  `;
+}

@@ -1,0 +1,154 @@
+// What every model makes of a picture, side by side.
+
+import { html, useState } from "./vendor/htm-preact-3.1.1.js";
+import * as api from "./api.js";
+import { Choice, Said, percent } from "./parts.js";
+import { useAsked } from "./state.js";
+
+// Occlusion asks a model 81 times: one with more multiply-accumulates waits until somebody asks.
+const LIGHT = 700e6;
+
+const HEAT = {
+  occlusion: {
+    asking: "Covering one part after the other",
+    said: "what covering a part of the picture costs it",
+  },
+  cam: { asking: "Weighing the last feature maps", said: "what the last feature maps add to it" },
+};
+
+const COVERAGES = [
+  ["0.9", "90%"],
+  ["0.95", "95%"],
+  ["0.99", "99%"],
+];
+
+export function Classify({ models, image, shown, show }) {
+  const coverage = shown.coverage ?? "0.9";
+  return html`
+    <section aria-label="Predictions">
+      <div class="bar">
+        <${Choice}
+          label="Sets hold the truth in"
+          value=${coverage}
+          options=${COVERAGES}
+          onChoose=${(value) => show({ coverage: value })}
+        />
+        <span class="legend">
+          <span class="swatch for"></span> speaks for the class, ${" "}
+          <span class="swatch against"></span> against it
+        </span>
+      </div>
+      <div class="cards">
+        ${models.map(
+          (model) => html`
+            <${Card}
+              key=${`${model.name}/${model.version}`}
+              model=${model}
+              image=${image}
+              coverage=${coverage}
+            />
+          `,
+        )}
+      </div>
+    </section>
+  `;
+}
+
+function Card({ model, image, coverage }) {
+  const key = `${model.name}/${model.version}`;
+  const [wanted, setWanted] = useState();
+  const method = model.explanations.at(-1);
+  const answer = useAsked(
+    () => (signal) => predict(key, image, coverage, signal),
+    [key, image, coverage],
+  );
+  const prediction = answer.answer ?? answer.before;
+  const atOnce = method === "cam" || model.macs <= LIGHT;
+  const predicted = prediction?.image === image ? prediction.label : undefined;
+  const explained = wanted?.image === image ? wanted.label : atOnce ? predicted : undefined;
+  const heat = useAsked(
+    () =>
+      explained
+        ? (signal) => api.explainOver(key, image.data, explained, method, signal)
+        : undefined,
+    [key, image, explained],
+  );
+  return html`
+    <article class="card" aria-label=${key}>
+      <h2>
+        ${key}
+        <small>${model.architecture}, ${percent(model.test_accuracy)} on the test images</small>
+      </h2>
+      <${Said} state=${answer} what="Classifying" />
+      ${prediction &&
+      html`
+        <p class="answer">
+          <strong>${prediction.label}</strong> ${percent(prediction.confidence)}
+          ${prediction.out_of_distribution && html`
+            <span class="warning" title=${`score ${prediction.ood_score}`}>
+              unlike anything it was trained on
+            </span>
+          `}
+        </p>
+        <${Sets} prediction=${prediction} />
+        <ul class="bars" aria-label="Probabilities; choose a class to see what speaks for it">
+          ${byLikelihood(prediction.probabilities).map(
+            ([label, value]) => html`
+              <li>
+                <button
+                  type="button"
+                  aria-pressed=${explained === label}
+                  onClick=${() => setWanted({ image, label })}
+                >
+                  <span class="name">${label}</span>
+                  <meter min="0" max="1" value=${value}></meter>
+                  <span class="value">${percent(value)}</span>
+                </button>
+              </li>
+            `,
+          )}
+        </ul>
+      `}
+      ${predicted &&
+      !atOnce &&
+      html`
+        <button type="button" onClick=${() => setWanted({ image, label: predicted })}>
+          Show what speaks for ${predicted}
+        </button>
+      `}
+      <${Said} state=${heat} what=${HEAT[method].asking} />
+      ${heat.answer &&
+      html`
+        <figure>
+          <img class="overlay" src=${heat.answer} alt=${`What speaks for ${explained} in the picture`} />
+          <figcaption>${explained}: ${HEAT[method].said}</figcaption>
+        </figure>
+      `}
+    </article>
+  `;
+}
+
+// A model that was exported without thresholds still predicts.
+async function predict(key, image, coverage, signal) {
+  const ask = (wanted) => api.predict(key, image.data, wanted, signal);
+  const said = await ask(coverage).catch((error) => {
+    if (error.type?.endsWith(":nothing-to-see")) return ask(undefined);
+    throw error;
+  });
+  return { ...said.predictions[0], coverage, image };
+}
+
+export const byLikelihood = (probabilities) =>
+  Object.entries(probabilities).sort(([, a], [, b]) => b - a);
+
+function Sets({ prediction: { coverage, prediction_set: members } }) {
+  if (!members) return null;
+  return html`
+    <p class="set">
+      ${percent(coverage, 0)} set:
+      ${members.length
+        ? members.map((label) => html` <span class="member">${label}</span>`)
+        : " no class is likely enough"}
+    </p>
+  `;
+}

@@ -1,0 +1,29 @@
+// ColorBrewer's "PuOr", as the service draws it: against is purple, for is orange, nothing is white.
+
+const STOPS = [
+  [45, 0, 75],
+  [84, 39, 136],
+  [128, 115, 172],
+  [178, 171, 210],
+  [216, 218, 235],
+  [247, 247, 247],
+  [254, 224, 182],
+  [253, 184, 99],
+  [224, 130, 20],
+  [179, 88, 6],
+  [127, 59, 8],
+];
+
+export function signedColour(value) {
+  const place = ((Math.max(-1, Math.min(1, value)) + 1) / 2) * (STOPS.length - 1);
+  const below = Math.min(Math.floor(place), STOPS.length - 2);
+  return STOPS[below].map((low, band) =>
+    Math.round(low + (place - below) * (STOPS[below + 1][band] - low)),
+  );
+}
+
+// Black or white, whichever is easier to read on a colour: contrast as WCAG 2 defines it.
+export function inkOn(colour) {
+  const [red, green, blue] = colour.map((band) => ((band / 255 + 0.055) / 1.055) ** 2.4);
+  return 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.179 ? "#000" : "#fff";
+}

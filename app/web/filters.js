@@ -1,0 +1,127 @@
+// A layer's filters, and what each responds to.
+
+import { html } from "./vendor/htm-preact-3.1.1.js";
+import * as api from "./api.js";
+import { Choice, Said, number } from "./parts.js";
+import { NOTHING_CHOSEN, useAsked, wholeBelow } from "./state.js";
+
+const A_PAGE = 64;
+const TILE = 48;
+const ACROSS = 16;
+
+export function Filters({ manifest, modelKey, shown, show }) {
+  const layers = (manifest.layers ?? []).filter(isConvolution);
+  if (!layers.length) return html`<p>${modelKey} has no convolutions to look into.</p>`;
+  const layer = layers.find(({ name }) => name === shown.layer) ?? layers[0];
+  const count = layer.shape[0];
+  const from = A_PAGE * Math.floor((wholeBelow(count, shown.from) ?? 0) / A_PAGE);
+  const chosen = wholeBelow(count, shown.filter);
+  const places = [...Array(Math.min(A_PAGE, count - from)).keys()].map((place) => place + from);
+  return html`
+    <section aria-label="Filters">
+      <div class="bar">
+        <${Choice}
+          label="Layer"
+          value=${layer.name}
+          options=${layers.map(({ name, kind }) => [name, `${name}: ${kind}`])}
+          onChoose=${(name) => show({ layer: name, ...NOTHING_CHOSEN })}
+        />
+        ${count > A_PAGE &&
+        html`
+          <button
+            type="button"
+            disabled=${from === 0}
+            onClick=${() => show({ from: from - A_PAGE || undefined })}
+          >
+            Earlier
+          </button>
+          <span>${from} to ${places.at(-1)} of ${count}</span>
+          <button
+            type="button"
+            disabled=${from + A_PAGE >= count}
+            onClick=${() => show({ from: from + A_PAGE })}
+          >
+            Later
+          </button>
+        `}
+      </div>
+      <div class="split">
+        <ul class="filters" aria-label=${`Filters of ${layer.name}`}>
+          ${places.map(
+            (index) => html`
+              <li key=${index}>
+                <button
+                  type="button"
+                  aria-label=${`filter ${index}`}
+                  aria-pressed=${chosen === index}
+                  onClick=${() => show({ layer: layer.name, filter: index })}
+                >
+                  <span class="tile" style=${cutOut(modelKey, layer, index)}></span>
+                </button>
+              </li>
+            `,
+          )}
+        </ul>
+        ${chosen !== undefined &&
+        html`<${Filter} modelKey=${modelKey} layer=${layer} index=${chosen} />`}
+      </div>
+    </section>
+  `;
+}
+
+// One filter of the picture that has all of a layer's, each with a gap as wide as a weight.
+function cutOut(modelKey, layer, index) {
+  const { kernel } = layer.window;
+  const scale = Math.max(1, Math.floor(TILE / kernel));
+  const step = scale * (kernel + 1);
+  const [row, column] = [Math.floor(index / ACROSS), index % ACROSS];
+  const across = Math.min(ACROSS, layer.shape[0]);
+  return {
+    width: `${scale * kernel}px`,
+    height: `${scale * kernel}px`,
+    backgroundImage: `url("${api.filtersPicture(modelKey, layer.name, scale, across)}")`,
+    backgroundPosition: `-${scale + column * step}px -${scale + row * step}px`,
+  };
+}
+
+export const isConvolution = (layer) => layer.window && layer.parameters > 0;
+
+function Filter({ modelKey, layer, index }) {
+  const state = useAsked(
+    () => (signal) => api.readFilter(modelKey, layer.name, index, signal),
+    [modelKey, layer.name, index],
+  );
+  const filter = state.answer;
+  return html`
+    <aside class="detail" aria-label=${`Filter ${index} of ${layer.name}`}>
+      <h2>Filter ${index} of ${layer.name}</h2>
+      <${Said} state=${state} what="Reading" />
+      ${filter &&
+      html`
+        <p>
+          ${filter.shape.join("×")} weights${filter.bias === undefined
+            ? ""
+            : `, bias ${number(filter.bias)}`}${layer.receptive_field
+            ? `; sees ${layer.receptive_field}×${layer.receptive_field} pixels`
+            : ""}.
+        </p>
+        ${filter.responses
+          ? html`
+              <figure>
+                <img
+                  class="pixels"
+                  src=${api.responsesPicture(modelKey, layer.name, index)}
+                  alt="The nine parts of test images to which it responds most"
+                />
+                <figcaption>
+                  The parts of nine test images to which it responds most, from
+                  ${" "}${number(filter.responses[0].value)} down to
+                  ${" "}${number(filter.responses.at(-1).value)}.
+                </figcaption>
+              </figure>
+            `
+          : html`<p>What it responds to was not kept.</p>`}
+      `}
+    </aside>
+  `;
+}

@@ -1,0 +1,178 @@
+// The page: a picture, what the models make of it, and what is inside them.
+
+import { html, render, useCallback, useEffect, useState } from "./vendor/htm-preact-3.1.1.js";
+import * as api from "./api.js";
+import { Classify } from "./classify.js";
+import { Filters } from "./filters.js";
+import { Matrix } from "./matrix.js";
+import { Network } from "./network.js";
+import { Choice, Said } from "./parts.js";
+import { Picture, SAMPLES, sampleUrl, useGiven } from "./picture.js";
+import { NOTHING_CHOSEN, useAddress, useAsked } from "./state.js";
+
+const VIEWS = [
+  ["", "Classify"],
+  ["network", "Through the network"],
+  ["filters", "Filters"],
+  ["matrix", "Confusion matrix"],
+];
+
+function Page() {
+  const [shown, show] = useAddress();
+  const [file, setFile] = useState();
+  const models = useAsked(() => (signal) => api.listModels(signal), []);
+  const view = VIEWS.some(([name]) => name === shown.view) ? shown.view : "";
+  const served = [...(models.answer?.models ?? [])].sort((a, b) => b.default - a.default);
+  const key = chosenModel(served, shown.model);
+  const manifest = useAsked(
+    () => (key && view ? (signal) => api.readManifest(key, signal) : undefined),
+    [key, Boolean(view)],
+  );
+  const sample = SAMPLES.includes(shown.sample) ? shown.sample : "dog";
+  const chosen = shown.sample ? undefined : file;
+  const image = useImage(chosen, sample);
+  const wantsPicture = view === "" || view === "network";
+
+  const onFile = useCallback(
+    (data, name) => {
+      setFile({ data, name });
+      show({ sample: undefined, view: wantsPicture ? view : "" });
+    },
+    [show, view],
+  );
+  const over = useGiven(onFile);
+  const onSample = (name) => {
+    setFile(undefined);
+    show({ sample: name });
+  };
+
+  return html`
+    <header>
+      <h1>Convscope</h1>
+      <nav aria-label="Views">
+        ${VIEWS.map(
+          ([name, text]) => html`
+            <a
+              href=${`?${new URLSearchParams({ ...shown, view: name })}`}
+              aria-current=${view === name ? "page" : undefined}
+              onClick=${(event) => {
+                if (event.ctrlKey || event.metaKey || event.shiftKey) return;
+                event.preventDefault();
+                show({ view: name });
+              }}
+              >${text}</a
+            >
+          `,
+        )}
+        <a href="docs">API</a>
+      </nav>
+    </header>
+    <main>
+      ${wantsPicture &&
+      html`
+        <div class="top">
+          <${Picture}
+            sample=${sample}
+            file=${chosen}
+            over=${over}
+            onSample=${onSample}
+            onFile=${onFile}
+          />
+          <${Seen} image=${image} modelKey=${key} />
+        </div>
+      `}
+      <${Said} state=${models} what="Asking which models there are" />
+      ${view &&
+      key &&
+      html`
+        <div class="bar">
+          <${Choice}
+            label="Model"
+            value=${key}
+            options=${served.map(({ name, version }) => [`${name}/${version}`, `${name}/${version}`])}
+            onChoose=${(value) =>
+              show({ model: value, layer: undefined, ...NOTHING_CHOSEN })}
+          />
+        </div>
+      `}
+      <${Said} state=${view ? manifest : {}} what="Reading the model" />
+      ${view === "" &&
+      served.length > 0 &&
+      image.data &&
+      html`<${Classify} models=${served} image=${image} shown=${shown} show=${show} />`}
+      ${view &&
+      manifest.answer &&
+      html`<${INSIDE[view]}
+        manifest=${manifest.answer}
+        modelKey=${key}
+        image=${image}
+        shown=${shown}
+        show=${show}
+      />`}
+    </main>
+  `;
+}
+
+const INSIDE = {
+  network: (given) => given.image.data && html`<${Network} ...${given} />`,
+  filters: Filters,
+  matrix: Matrix,
+};
+
+function chosenModel(models, wanted) {
+  const keys = models.map(({ name, version }) => `${name}/${version}`);
+  return keys.includes(wanted) ? wanted : keys[0];
+}
+
+// The picture's bytes, as they are sent, and an address to show them from.
+function useImage(file, sample) {
+  const [image, setImage] = useState({});
+  useEffect(() => {
+    if (file) {
+      const address = URL.createObjectURL(file.data);
+      setImage({ ...file, url: address });
+      return () => URL.revokeObjectURL(address);
+    }
+    let gone = false;
+    fetch(sampleUrl(sample))
+      .then((answer) => (answer.ok ? answer.blob() : Promise.reject(answer)))
+      .then(
+        (data) => !gone && setImage({ data, name: sample, url: sampleUrl(sample) }),
+        () => !gone && setImage({ problem: "The service does not answer." }),
+      );
+    return () => {
+      gone = true;
+    };
+  }, [file, sample]);
+  return image;
+}
+
+function Seen({ image, modelKey }) {
+  const state = useAsked(
+    () =>
+      image.data && modelKey ? (signal) => api.seen(modelKey, image.data, signal) : undefined,
+    [image, modelKey],
+  );
+  return html`
+    <section class="seen" aria-label="The picture and what the network sees">
+      ${image.problem && html`<p class="problem" role="alert">${image.problem}</p>`}
+      ${image.url &&
+      html`
+        <figure>
+          <img src=${image.url} alt=${image.name} />
+          <figcaption>${image.name}</figcaption>
+        </figure>
+      `}
+      <${Said} state=${state} what="Reading the picture" />
+      ${state.answer &&
+      html`
+        <figure>
+          <img class="pixels" src=${state.answer} alt="The picture in the network's pixels" />
+          <figcaption>what the network sees</figcaption>
+        </figure>
+      `}
+    </section>
+  `;
+}
+
+render(html`<${Page} />`, document.getElementById("page"));

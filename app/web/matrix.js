@@ -1,0 +1,165 @@
+// The confusion matrix, and the pictures behind its cells.
+
+import { html } from "./vendor/htm-preact-3.1.1.js";
+import * as api from "./api.js";
+import { Choice, Said, percent } from "./parts.js";
+import { useAsked } from "./state.js";
+
+const NORMALISATIONS = [
+  ["", "images"],
+  ["true", "percent of the true class"],
+  ["pred", "percent of the predicted class"],
+  ["all", "percent of all images"],
+];
+const ORDERS = [
+  ["", "as in the data set"],
+  ["similarity", "by similarity"],
+];
+
+export function Matrix({ modelKey, shown, show }) {
+  const state = useAsked(
+    () => (signal) => api.readMatrix(modelKey, shown.normalize, signal),
+    [modelKey, shown.normalize],
+  );
+  const matrix = state.answer ?? state.before;
+  const cell = shown.true && shown.predicted;
+  return html`
+    <section aria-label="Confusion matrix">
+      <div class="bar">
+        <${Choice}
+          label="Cells show"
+          value=${shown.normalize ?? ""}
+          options=${NORMALISATIONS}
+          onChoose=${(value) => show({ normalize: value })}
+        />
+        <${Choice}
+          label="Classes"
+          value=${shown.order ?? ""}
+          options=${ORDERS}
+          onChoose=${(value) => show({ order: value })}
+        />
+      </div>
+      <${Said} state=${state} what="Reading" />
+      <div class="split">
+        ${matrix && html`<${Table} matrix=${matrix} shown=${shown} show=${show} />`}
+        ${cell &&
+        html`<${Cell} modelKey=${modelKey} truth=${shown.true} predicted=${shown.predicted} />`}
+      </div>
+    </section>
+  `;
+}
+
+function Table({ matrix, shown, show }) {
+  const order = shown.order ? bySimilarity(matrix.counts) : matrix.labels.map((_, place) => place);
+  const values = matrix.normalized ?? matrix.counts;
+  const most = matrix.normalized ? 1 : Math.max(...matrix.counts.flat(), 1);
+  const text = (value) => {
+    if (!value) return "";
+    return matrix.normalized ? (100 * value).toFixed(1) : String(value);
+  };
+  return html`
+    <div class="scroll">
+      <p id="said" class="wide">
+        ${percent(matrix.accuracy, 2)} of ${matrix.images.toLocaleString("en")} test images are
+        classified correctly. Rows are true classes, columns predicted ones; choose a cell to see
+        its pictures.
+      </p>
+      <table class="matrix" aria-describedby="said">
+        <thead>
+          <tr>
+            <td></td>
+            ${order.map((column) => html`<th scope="col"><span>${matrix.labels[column]}</span></th>`)}
+          </tr>
+        </thead>
+        <tbody>
+          ${order.map(
+            (row) => html`
+              <tr>
+                <th scope="row">${matrix.labels[row]}</th>
+                ${order.map((column) => {
+                  const [truth, predicted] = [matrix.labels[row], matrix.labels[column]];
+                  const strength = Math.sqrt(values[row][column] / most);
+                  const chosen = shown.true === truth && shown.predicted === predicted;
+                  return html`
+                    <td>
+                      <button
+                        type="button"
+                        class=${`cell shade${Math.round(strength * 8)}`}
+                        aria-pressed=${chosen}
+                        aria-label=${`${truth} predicted as ${predicted}: ${text(values[row][column]) || 0}${matrix.normalized ? " percent" : " images"}`}
+                        onClick=${() => show({ true: truth, predicted })}
+                      >
+                        ${text(values[row][column])}
+                      </button>
+                    </td>
+                  `;
+                })}
+              </tr>
+            `,
+          )}
+        </tbody>
+      </table>
+    </div>
+  `;
+}
+
+// Each class next to the one that it is confused with most, from the pair confused most on.
+function bySimilarity(counts) {
+  const both = (a, b) => counts[a][b] + counts[b][a];
+  const left = new Set(counts.keys());
+  let best = [0, 1];
+  for (const a of left) {
+    for (const b of left) if (a < b && both(a, b) > both(...best)) best = [a, b];
+  }
+  const order = [...best];
+  best.forEach((place) => left.delete(place));
+  while (left.size) {
+    const [first, last] = [order[0], order.at(-1)];
+    const next = [...left].reduce((most, place) =>
+      Math.max(both(place, first), both(place, last)) > Math.max(both(most, first), both(most, last))
+        ? place
+        : most,
+    );
+    order[both(next, first) > both(next, last) ? "unshift" : "push"](next);
+    left.delete(next);
+  }
+  return order;
+}
+
+function Cell({ modelKey, truth, predicted }) {
+  const state = useAsked(
+    () => (signal) => api.readCell(modelKey, truth, predicted, signal),
+    [modelKey, truth, predicted],
+  );
+  const cell = state.answer;
+  return html`
+    <aside class="detail" aria-label=${`${truth} predicted as ${predicted}`}>
+      <h2>${truth} ${truth === predicted ? "recognised" : html`taken for ${predicted}`}</h2>
+      <${Said} state=${state} what="Reading" />
+      ${cell &&
+      html`
+        <p>
+          ${cell.count === 0
+            ? "No test image."
+            : `${cell.count} test images; the surest ${cell.images.length} of them:`}
+        </p>
+        <ul class="pictures">
+          ${cell.images.map(
+            (image) => html`
+              <li>
+                <img
+                  class="pixels"
+                  src=${image.png}
+                  alt=${`test image ${image.index}`}
+                  width="64"
+                  height="64"
+                />
+                <small>${percent(image.confidence, 0)}</small>
+              </li>
+            `,
+          )}
+        </ul>
+      `}
+    </aside>
+  `;
+}

@@ -1,0 +1,230 @@
+// A picture's way through a network, from left to right, and the arithmetic of each value.
+
+import { html, useEffect, useMemo, useRef, useState } from "./vendor/htm-preact-3.1.1.js";
+import * as api from "./api.js";
+import { Arithmetic } from "./arithmetic.js";
+import { byLikelihood } from "./classify.js";
+import { isConvolution } from "./filters.js";
+import { Map2D, Said, largest, number, percent, placeUnder } from "./parts.js";
+import { NOTHING_CHOSEN, useAsked, wholeBelow } from "./state.js";
+
+const AT_FIRST = 12;
+
+export function Network({ manifest, modelKey, image, shown, show }) {
+  const layers = manifest.layers ?? [];
+  const ask = useMemo(() => askOnce(modelKey, image), [modelKey, image]);
+  useEffect(() => ask.stop, [ask]);
+  const [looked, look] = useState();
+  const chosenBy = useRef();
+  const chosen = layers.find(({ name }) => name === shown.layer);
+  const pinned = chosen && {
+    layer: chosen.name,
+    channel: wholeBelow(chosen.shape[0], shown.channel) ?? 0,
+  };
+  const at = pinned || looked;
+  const layer = layers.find(({ name }) => name === at?.layer);
+  if (!layers.length) {
+    return html`<p>${modelKey} was exported without its layers; export it again to look inside.</p>`;
+  }
+  const column = (record, names) => html`
+    <${Column}
+      key=${record.name}
+      layer=${record}
+      names=${names}
+      ask=${ask}
+      image=${image}
+      chosen=${at?.layer === record.name ? at.channel : undefined}
+      feeds=${layer?.source === record.name ? sourcesOf(layer, at.channel) : undefined}
+      onLook=${record.name === PIXELS ? undefined : look}
+      onChoose=${(channel) => {
+        chosenBy.current = document.activeElement;
+        show({ layer: record.name, ...NOTHING_CHOSEN, channel });
+      }}
+    />
+  `;
+  return html`
+    <section aria-label="The way through the network">
+      <p class="hint">
+        Point at a feature map, or move to it with the Tab key, to see where its numbers come from;
+        click it or press Enter to keep it.
+      </p>
+      <div class="scroll" tabindex="0" role="group" aria-label="Layers, from left to right">
+        <ol class="way">
+          ${column(pixelsOf(manifest), ["red", "green", "blue"])}
+          ${layers.map((record, place) =>
+            column(record, place === layers.length - 1 ? manifest.classes : undefined),
+          )}
+          <${Probabilities} manifest=${manifest} modelKey=${modelKey} image=${image} />
+        </ol>
+      </div>
+      ${layer &&
+      html`
+        <${Arithmetic}
+          key=${`${modelKey} ${layer.name} ${at.channel}`}
+          manifest=${manifest}
+          layer=${layer}
+          channel=${at.channel}
+          start=${at.place}
+          takesFocus=${pinned && Boolean(chosenBy.current)}
+          ask=${ask}
+          image=${image}
+          onClose=${() => {
+            look(undefined);
+            show({ layer: undefined, ...NOTHING_CHOSEN });
+            chosenBy.current?.focus();
+            chosenBy.current = undefined;
+          }}
+        />
+      `}
+    </section>
+  `;
+}
+
+const PIXELS = "pixels";
+
+const pixelsOf = ({ input }) => ({
+  name: PIXELS,
+  kind: "the picture, normalised",
+  shape: [3, input.shape[1], input.shape[2]],
+});
+
+// A layer's outputs and a filter are asked for once, whoever needs them.
+function askOnce(modelKey, image) {
+  const answers = new Map();
+  const stopped = new AbortController();
+  const once = (name, asked) => {
+    if (!answers.has(name)) {
+      const answer = asked();
+      answer.catch(() => answers.delete(name));
+      answers.set(name, answer);
+    }
+    return answers.get(name);
+  };
+  return {
+    layer: (name) =>
+      once(name, () => api.activations(modelKey, image.data, name, stopped.signal)),
+    filter: (name, index) =>
+      once(`${name} ${index}`, () => api.readFilter(modelKey, name, index, stopped.signal)),
+    stop: () => stopped.abort(),
+  };
+}
+
+// Which channels of the layer before make a channel: its own, all, or those of its group.
+function sourcesOf(layer, channel) {
+  if (layer.shape.length === 1 && layer.parameters) return () => true;
+  if (!isConvolution(layer)) return (index) => index === channel;
+  const group = (index, channels) => Math.floor(index / (channels / layer.window.groups));
+  return (index, channels) => group(index, channels) === group(channel, layer.shape[0]);
+}
+
+function Column({ layer, names, ask, image, chosen, feeds, onLook, onChoose }) {
+  const [seen, place] = useSeen();
+  const [all, setAll] = useState(false);
+  const state = useAsked(
+    () => (seen ? () => ask.layer(layer.name) : undefined),
+    [seen, ask, image],
+  );
+  const values = state.answer?.values ?? [];
+  const top = useMemo(() => largest(values), [values]);
+  const count = layer.shape[0];
+  const most = all || count <= AT_FIRST + 4 ? count : AT_FIRST;
+  return html`
+    <li ref=${place} class="column" aria-label=${`${layer.name}, ${layer.kind}`}>
+      <h2>${layer.name}<small>${layer.kind}</small><small>${layer.shape.join(" × ")}</small></h2>
+      <${Said} state=${state} what="Computing" />
+      <ul>
+        ${values.slice(0, most).map(
+          (value, index) => html`
+            <li key=${index} class=${feeds?.(index, count) ? "feeds" : ""}>
+              <${Value}
+                value=${value}
+                top=${top}
+                name=${names?.[index]}
+                index=${index}
+                chosen=${chosen === index}
+                onLook=${onLook &&
+                ((spot) => onLook({ layer: layer.name, channel: index, place: spot }))}
+                onChoose=${() => onChoose(index)}
+              />
+            </li>
+          `,
+        )}
+      </ul>
+      ${count > AT_FIRST + 4 &&
+      values.length > 0 &&
+      html`
+        <button type="button" aria-expanded=${all} onClick=${() => setAll(!all)}>
+          ${all ? "fewer" : `all ${count}`}
+        </button>
+      `}
+    </li>
+  `;
+}
+
+function Value({ value, top, name, index, chosen, onLook, onChoose }) {
+  const label = name ?? `channel ${index}`;
+  const isMap = Array.isArray(value);
+  const inside = isMap
+    ? html`<${Map2D} rows=${value} top=${top} label=${label} />${name}`
+    : html`<span class="name">${name ?? index}</span> <span class="value">${number(value)}</span>`;
+  if (!onLook) return html`<span class="still">${inside}</span>`;
+  const under = (event) => {
+    const map = isMap && event.currentTarget.querySelector("canvas");
+    onLook(map ? placeUnder(event, map, value) : undefined);
+  };
+  return html`
+    <button
+      type="button"
+      class="value-button"
+      aria-pressed=${chosen}
+      title=${label}
+      onPointerMove=${under}
+      onFocus=${() => onLook()}
+      onClick=${onChoose}
+    >
+      ${inside}
+    </button>
+  `;
+}
+
+function Probabilities({ manifest, modelKey, image }) {
+  const state = useAsked(
+    () => (signal) => api.predict(modelKey, image.data, undefined, signal),
+    [modelKey, image],
+  );
+  const prediction = state.answer?.predictions[0];
+  return html`
+    <li class="column" aria-label="Probabilities">
+      <h2>
+        softmax
+        <small>of the values before ÷ ${manifest.temperature.toFixed(2)}, the temperature</small>
+      </h2>
+      <${Said} state=${state} what="Computing" />
+      ${prediction &&
+      html`
+        <ul>
+          ${byLikelihood(prediction.probabilities).map(
+            ([label, value]) => html`
+              <li><span class="still"><span class="name">${label}</span> ${percent(value)}</span></li>
+            `,
+          )}
+        </ul>
+      `}
+    </li>
+  `;
+}
+
+// Whether an element has come into sight: what nobody looks at is not computed.
+function useSeen() {
+  const place = useRef();
+  const [seen, setSeen] = useState(false);
+  useEffect(() => {
+    const observer = new IntersectionObserver(
+      ([entry]) => entry.isIntersecting && setSeen(true),
+      { rootMargin: "300px" },
+    );
+    observer.observe(place.current);
+    return () => observer.disconnect();
+  }, []);
+  return [seen, place];
+}

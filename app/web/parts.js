@@ -1,0 +1,74 @@
+// Small things that several views are made of.
+
+import { html, useEffect, useRef } from "./vendor/htm-preact-3.1.1.js";
+import { signedColour } from "./colours.js";
+
+export const percent = (value, digits = 1) => `${(100 * value).toFixed(digits)}%`;
+
+export const number = (value) =>
+  Math.abs(value) >= 1000 || (value !== 0 && Math.abs(value) < 0.001)
+    ? value.toExponential(1)
+    : value.toFixed(3);
+
+export const Said = ({ state, what }) =>
+  state.error
+    ? html`
+        <p class="problem" role="alert">
+          ${state.error.message} ${" "}
+          ${state.error.passing &&
+          html`<button type="button" onClick=${state.again}>Try again</button>`}
+        </p>
+      `
+    : state.waiting
+      ? html`<p class="waiting" role="status">${what}…</p>`
+      : null;
+
+export const Choice = ({ label, value, options, onChoose }) => html`
+  <label class="choice">
+    <span>${label}</span>
+    <select value=${value} onChange=${(event) => onChoose(event.target.value)}>
+      ${options.map(
+        ([key, text]) => html`<option value=${key} selected=${key === value}>${text}</option>`,
+      )}
+    </select>
+  </label>
+`;
+
+// A feature map, a pixel for each value, enlarged by the style sheet.
+export function Map2D({ rows, top, label }) {
+  const canvas = useRef();
+  useEffect(() => {
+    const [height, width] = [rows.length, rows[0].length];
+    const context = canvas.current.getContext("2d");
+    const image = context.createImageData(width, height);
+    rows.forEach((row, y) =>
+      row.forEach((value, x) => {
+        image.data.set([...signedColour(value / top), 255], 4 * (y * width + x));
+      }),
+    );
+    context.putImageData(image, 0, 0);
+  }, [rows, top]);
+  return html`
+    <canvas
+      ref=${canvas}
+      class="map"
+      width=${rows[0].length}
+      height=${rows.length}
+      role="img"
+      aria-label=${label}
+    />
+  `;
+}
+
+// The row and column of the value that the pointer is over.
+export function placeUnder(event, element, rows) {
+  const box = element.getBoundingClientRect();
+  const within = (part, count) => Math.max(0, Math.min(count - 1, Math.floor(part * count)));
+  return [
+    within((event.clientY - box.top) / box.height, rows.length),
+    within((event.clientX - box.left) / box.width, rows[0].length),
+  ];
+}
+
+export const largest = (values) =>
+  values.flat(Infinity).reduce((most, value) => Math.max(most, Math.abs(value)), 0) || 1;

@@ -1,0 +1,147 @@
+// Where a picture comes from: dropped, pasted, chosen, taken, or one of the samples.
+
+import { html, useEffect, useRef, useState } from "./vendor/htm-preact-3.1.1.js";
+
+export const SAMPLES = [
+  "airplane",
+  "automobile",
+  "bird",
+  "cat",
+  "deer",
+  "dog",
+  "frog",
+  "horse",
+  "ship",
+  "truck",
+];
+
+export const sampleUrl = (name) => `web/samples/${name}.png`;
+
+const imageIn = (transfer) =>
+  [...(transfer?.files ?? [])].find((file) => file.type.startsWith("image/")) ??
+  transfer?.files?.[0];
+
+// Take what is dropped or pasted anywhere: a picture that misses the box must not replace the page.
+export function useGiven(onFile) {
+  const [over, setOver] = useState(false);
+  useEffect(() => {
+    const take = (transfer, name) => {
+      const given = imageIn(transfer);
+      if (given) onFile(given, name ?? given.name);
+    };
+    const listeners = {
+      paste: (event) => take(event.clipboardData, "pasted picture"),
+      dragover: (event) => {
+        event.preventDefault();
+        setOver(true);
+      },
+      dragleave: (event) => event.relatedTarget || setOver(false),
+      drop: (event) => {
+        event.preventDefault();
+        setOver(false);
+        take(event.dataTransfer);
+      },
+    };
+    for (const [name, listener] of Object.entries(listeners)) addEventListener(name, listener);
+    return () => {
+      for (const [name, listener] of Object.entries(listeners)) removeEventListener(name, listener);
+    };
+  }, [onFile]);
+  return over;
+}
+
+export function Picture({ sample, file, over, onSample, onFile }) {
+  const [camera, setCamera] = useState(false);
+  const input = useRef();
+
+  return html`
+    <section class=${`picture ${over ? "over" : ""}`} aria-label="Picture">
+      <p class="ways">
+        <button type="button" class="main" onClick=${() => input.current.click()}>
+          Choose a picture
+        </button>
+        <button type="button" onClick=${() => setCamera(true)}>Take one</button>
+        <span class="hint">or drop it here, or paste it</span>
+        <input
+          ref=${input}
+          class="hidden"
+          type="file"
+          accept="image/*"
+          aria-label="Picture file"
+          tabindex="-1"
+          onChange=${(event) => {
+            const [chosen] = event.target.files;
+            if (chosen) onFile(chosen, chosen.name);
+            event.target.value = "";
+          }}
+        />
+      </p>
+      <ul class="samples" aria-label="Samples">
+        ${SAMPLES.map(
+          (name) => html`
+            <li>
+              <button
+                type="button"
+                aria-pressed=${!file && sample === name}
+                onClick=${() => onSample(name)}
+              >
+                <img src=${sampleUrl(name)} alt=${name} title=${name} width="48" height="48" />
+              </button>
+            </li>
+          `,
+        )}
+      </ul>
+      ${camera && html`<${Camera} onTake=${onFile} onClose=${() => setCamera(false)} />`}
+    </section>
+  `;
+}
+
+function Camera({ onTake, onClose }) {
+  const dialog = useRef();
+  const video = useRef();
+  const [problem, setProblem] = useState();
+
+  useEffect(() => {
+    let stream;
+    let closed = false;
+    dialog.current.showModal();
+    const asked =
+      navigator.mediaDevices?.getUserMedia({ video: { facingMode: "environment" } }) ??
+      Promise.reject(new Error("this page is not on a secure address"));
+    asked.then(
+      (given) => {
+        stream = given;
+        if (closed) stream.getTracks().forEach((track) => track.stop());
+        else video.current.srcObject = given;
+      },
+      (error) => setProblem(`There is no camera to use: ${error.message}.`),
+    );
+    return () => {
+      closed = true;
+      stream?.getTracks().forEach((track) => track.stop());
+    };
+  }, []);
+
+  const take = () => {
+    const { videoWidth: width, videoHeight: height } = video.current;
+    if (!width) return;
+    const canvas = Object.assign(document.createElement("canvas"), { width, height });
+    canvas.getContext("2d").drawImage(video.current, 0, 0);
+    canvas.toBlob((blob) => {
+      onTake(blob, "picture from the camera");
+      dialog.current.close();
+    }, "image/png");
+  };
+
+  return html`
+    <dialog ref=${dialog} class="camera" aria-label="Camera" onClose=${onClose}>
+      ${problem
+        ? html`<p class="problem" role="alert">${problem}</p>`
+        : html`<video ref=${video} autoplay muted playsinline></video>`}
+      <p class="ways">
+        ${!problem && html`<button type="button" class="main" onClick=${take}>Take it</button>`}
+        <button type="button" onClick=${() => dialog.current.close()}>Close</button>
+      </p>
+    </dialog>
+  `;
+}

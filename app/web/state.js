@@ -1,0 +1,65 @@
+// What the page shows, kept in its address, so that a view can be sent to somebody.
+
+import { useCallback, useEffect, useState } from "./vendor/htm-preact-3.1.1.js";
+
+const read = () => Object.fromEntries(new URLSearchParams(location.search));
+
+export function useAddress() {
+  const [shown, setShown] = useState(read);
+  useEffect(() => {
+    const back = () => setShown(read());
+    addEventListener("popstate", back);
+    return () => removeEventListener("popstate", back);
+  }, []);
+  const show = useCallback((changes) => {
+    const next = { ...read(), ...changes };
+    for (const [name, value] of Object.entries(next)) {
+      if (value === undefined || value === null || value === "") delete next[name];
+    }
+    const address = `${location.pathname}?${new URLSearchParams(next)}`;
+    history.pushState(null, "", address);
+    setShown(next);
+  }, []);
+  return [shown, show];
+}
+
+// What belongs to one layer.
+export const NOTHING_CHOSEN = { filter: undefined, from: undefined, channel: undefined };
+
+// Ask for something whenever what it depends on changes; an answer that comes late is dropped, and
+// one to an earlier question is given as `before` alone. `again` asks once more.
+export function useAsked(question, dependencies) {
+  const [times, setTimes] = useState(0);
+  const [state, setState] = useState({ asked: [] });
+  const asked = [...dependencies, times];
+  const current = asked.every((value, place) => value === state.asked[place]);
+  const before = state.answer ?? state.before;
+  useEffect(() => {
+    const answering = question();
+    if (!answering) {
+      setState({ asked });
+      return undefined;
+    }
+    const stop = new AbortController();
+    setState({ asked, before, waiting: true });
+    const answered = answering(stop.signal);
+    answered.then(
+      (answer) => !stop.signal.aborted && setState({ asked, answer }),
+      (error) => !stop.signal.aborted && setState({ asked, error }),
+    );
+    return () => {
+      stop.abort();
+      answered.then(forget, () => undefined);
+    };
+  }, asked);
+  return current ? { ...state, again: () => setTimes(times + 1) } : { before };
+}
+
+// The address of a picture that nobody looks at any more holds its bytes until it is given back.
+const forget = (answer) => typeof answer === "string" && URL.revokeObjectURL(answer);
+
+// A whole number from an address, if it is one from 0 to below a limit.
+export function wholeBelow(limit, text) {
+  const value = Number(text ?? NaN);
+  return Number.isInteger(value) && value >= 0 && value < limit ? value : undefined;
+}

@@ -1,0 +1,36 @@
+"""Image files made of pixels, and pixels of the pictures that the service draws."""
+
+import io
+from typing import Any
+
+import httpx
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+
+def as_png(pixels: NDArray[np.uint8]) -> bytes:
+    """Return a file that holds exactly these pixels, uint8 `[H,W,3]`."""
+    return as_file(pixels, "PNG")
+
+
+def as_file(pixels: NDArray[np.uint8], kind: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def turned(orientation: int) -> Image.Exif:
+    """Return the EXIF of a picture that is to be turned before it is shown."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif
+
+
+def shown(response: httpx.Response) -> NDArray[np.uint8]:
+    """Return the pixels of an answer that must be a PNG, uint8 `[H,W,3]`."""
+    assert response.status_code == 200
+    assert response.headers["content-type"] == "image/png"
+    with Image.open(io.BytesIO(response.content)) as picture:
+        assert picture.format == "PNG"
+        return np.asarray(picture.convert("RGB"))
