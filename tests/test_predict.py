@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from app.contract import Images
 from app.images import decode
-from app.routes import predict
+from app.routes import posted
 from app.routes.request_body import EXAMPLE_BASE64
 from app.schemas import Predictions
 from app.service import Service
@@ -376,7 +376,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
             found.append(data)
         return decode(data, *args, **kwargs)
 
-    monkeypatch.setattr(predict, "decode", spy)
+    monkeypatch.setattr(posted, "decode", spy)
     return found
 
 
