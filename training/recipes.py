@@ -203,7 +203,7 @@ which seven are cropped, cost what eight whole ones do."""
 
 NORMALIZED = Recipe(
     "resnet20",
-    epochs=20,
+    epochs=30,
     batch_size=250,
     optimizer="muon",
     learning_rate=0.1,
@@ -214,7 +214,10 @@ NORMALIZED = Recipe(
     label_smoothing=0.1,
     flip="alternating",
     translate=4,
+    crop=24,
+    cropped=0.7,
 )
+"""For the published networks with batch normalisation. Parts of 24 pixels cost 56% of whole images."""
 
 RECIPES: dict[str, Recipe] = {
     "simple-cnn": Recipe("simple-cnn"),
@@ -229,14 +232,16 @@ RECIPES: dict[str, Recipe] = {
         label_smoothing=0.1,
         dropout=0.5,
     ),
-    "vgg16": replace(NORMALIZED, architecture="vgg16", epochs=8),
-    "resnet20": replace(NORMALIZED, architecture="resnet20", epochs=20),
-    "resnet18": replace(NORMALIZED, architecture="resnet18", epochs=6),
+    "vgg16": replace(NORMALIZED, architecture="vgg16", epochs=6, crop=0, cropped=0),
+    "resnet20": NORMALIZED,
+    "resnet18": replace(NORMALIZED, architecture="resnet18", epochs=8),
     "efficientnet-b0": replace(
         AUGMENTED,
         architecture="efficientnet-b0",
-        epochs=8,
+        epochs=10,
         batch_size=128,
+        crop=24,
+        cropped=0.7,
         learning_rate=3e-3,
         label_smoothing=0.1,
         dropout=0.2,
