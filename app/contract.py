@@ -13,6 +13,7 @@ import io
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -82,9 +83,12 @@ SCORE_TOLERANCE: dict[Precision, float] = {"float32": 0.05, "int8": 0.25}
 nearly all held-out images, a small difference of a probability is a large one of the score."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Artifact:
-    """A model directory whose manifest has been read and agrees with the directory's place."""
+    """A model directory whose manifest has been read and agrees with the directory's place.
+
+    Two are the same only if they are one: what is kept in memory of a directory goes with it.
+    """
 
     path: Path
     manifest: Manifest
@@ -155,7 +159,7 @@ class Artifact:
                     f"{self.path / FILTERS}: {layer!r} is {weights.dtype} {weights.shape}; "
                     "it must be float32 or float16 of four dimensions"
                 )
-        return {layer: weights.astype(np.float32) for layer, weights in layers.items()}
+        return {layer: weights.astype(np.float32, order="C") for layer, weights in layers.items()}
 
     def evaluation(self) -> Evaluation:
         """Return the figures measured on the test split.
@@ -263,6 +267,18 @@ class Artifact:
                     f"it must be {spec.dtype} {spec.shape}, at least one"
                 )
         return golden["images"], golden[expected]
+
+
+@lru_cache(maxsize=4)
+def recent_arrays(artifact: Artifact, file_name: str) -> dict[str, NDArray[Any]]:
+    """Return `Artifact.arrays`, of the last few files without reading them again; not to change."""
+    return artifact.arrays(file_name)
+
+
+@lru_cache(maxsize=2)
+def recent_filters(artifact: Artifact) -> dict[str, NDArray[np.float32]]:
+    """Return `Artifact.filters`, of the last few models without reading them; not to change."""
+    return artifact.filters()
 
 
 def read_artifact(path: Path) -> Artifact:

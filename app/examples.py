@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app import drawing
-from app.contract import EXAMPLE_COLUMNS, EXAMPLE_SHEET, EXAMPLES, Artifact, Images
+from app.contract import EXAMPLE_COLUMNS, EXAMPLE_SHEET, EXAMPLES, Artifact, Images, recent_arrays
 from app.errors import NothingToSee
 from app.sheets import read_sheet
 
@@ -43,7 +43,7 @@ def read_examples(artifact: Artifact, true: int, predicted: int) -> Examples:
             f"{artifact.manifest.name}/{artifact.manifest.version} was exported without the "
             "pictures behind its confusion matrix; `convscope-train export` adds them today"
         )
-    arrays = artifact.arrays(EXAMPLES)
+    arrays = recent_arrays(artifact, EXAMPLES)
     chosen = np.flatnonzero((arrays["true"] == true) & (arrays["predicted"] == predicted))
     sheet = read_sheet(artifact, EXAMPLES, arrays[EXAMPLE_SHEET])
     height, width = artifact.manifest.image_size

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.backends import Layers, open_layers
-from app.contract import BIAS, CLASSIFIER, LAYERS, PIXELS, Artifact
+from app.contract import BIAS, CLASSIFIER, LAYERS, PIXELS, Artifact, recent_arrays
 from app.errors import ArtifactError, NothingToSee, UnknownLayer
 from app.store import Key, key_of
 
@@ -49,19 +49,6 @@ class Inside:
         weights: NDArray[np.float32] = self.classifier[class_id]
         return weights
 
-    def find(self, layer: str | None) -> str:
-        """Return the name of a layer, of the first one if none is given; `pixels` is one too.
-
-        Raises:
-            UnknownLayer: there is none; the message lists those that there are.
-        """
-        names = [record.name for record in self.artifact.manifest.layers]
-        if layer is None:
-            return names[0]
-        if layer not in (PIXELS, *names):
-            raise UnknownLayer(f"no layer {layer[:64]!r}; there are: {', '.join((PIXELS, *names))}")
-        return layer
-
 
 class Insides:
     """The models that somebody has looked into. Safe to use from several threads."""
@@ -77,11 +64,7 @@ class Insides:
             NothingToSee: the model was exported without them.
             ArtifactError: its files are damaged.
         """
-        if LAYERS not in artifact.manifest.files:
-            raise NothingToSee(
-                f"{'/'.join(key_of(artifact))} was exported without its layers; "
-                "`convscope-train export` adds them today"
-            )
+        _check_layers_kept(artifact)
         key = key_of(artifact)
         with self._locks[key]:
             if key not in self._opened:
@@ -90,8 +73,43 @@ class Insides:
             return self._opened[key]
 
 
+@dataclass(frozen=True)
+class Shown:
+    """A layer that can be shown: its name, and the shape of what it gives for one image."""
+
+    name: str
+    shape: tuple[int, ...]
+
+
+def find_layer(artifact: Artifact, name: str | None) -> Shown:
+    """Return a layer, the first one if none is named; `pixels`, the normalised image, is one too.
+
+    Raises:
+        NothingToSee: the model was exported without its layers.
+        UnknownLayer: there is none of this name; the message lists those that there are.
+    """
+    _check_layers_kept(artifact)
+    layers = [Shown(layer.name, layer.shape) for layer in artifact.manifest.layers]
+    if name is None:
+        return layers[0]
+    layers.insert(0, Shown(PIXELS, (3, *artifact.manifest.image_size)))
+    for layer in layers:
+        if layer.name == name:
+            return layer
+    names = ", ".join(layer.name for layer in layers)
+    raise UnknownLayer(f"no layer {name[:64]!r}; there are: {names}")
+
+
+def _check_layers_kept(artifact: Artifact) -> None:
+    if LAYERS not in artifact.manifest.files:
+        raise NothingToSee(
+            f"{'/'.join(key_of(artifact))} was exported without its layers; "
+            "`convscope-train export` adds them today"
+        )
+
+
 def biases_of(artifact: Artifact, layer: str) -> NDArray[np.float32] | None:
     """Return what a layer adds to each of its channels, float32 `[channels]`, if it does."""
     if LAYERS not in artifact.manifest.files:
         return None
-    return artifact.arrays(LAYERS).get(BIAS.format(layer))
+    return recent_arrays(artifact, LAYERS).get(BIAS.format(layer))

@@ -146,15 +146,17 @@ class LayerRecord(Frozen):
     """One layer of the network, as it works on one image.
 
     `source` is the layer whose output it takes, `pixels` for the normalised image; None where
-    several outputs are joined before it. `shape` is its output's without the batch: channels,
-    height and width, or units. `receptive_field` is the side in pixels of what one of its values
-    sees; None where that is the whole image. What the first value sees begins `effective_padding`
-    pixels outside of the image, and each further one's `effective_stride` pixels on.
+    several outputs are joined before it, which `addends` names if they are added. `shape` is its
+    output's without the batch: channels, height and width, or units. `receptive_field` is the side
+    in pixels of what one of its values sees; None where that is the whole image. What the first
+    value sees begins `effective_padding` pixels outside of the image, and each further one's
+    `effective_stride` pixels on.
     """
 
     name: str
     kind: str
     source: str | None
+    addends: Annotated[tuple[str, ...], Field(exclude_if=lambda names: not names)] = ()
     shape: tuple[Annotated[int, Field(ge=1)], ...]
     parameters: int
     macs: int

@@ -8,7 +8,9 @@ import re
 from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import version
+from typing import Any
 
+import orjson
 from fastapi import Request, Response
 
 from app.errors import NotAcceptable
@@ -41,7 +43,8 @@ def choose(request: Request, offers: Mapping[str, str], wanted: str | None) -> s
     best = max(offers.values(), key=lambda offer: _preference(offer, ranges))
     quality, _ = _preference(best, ranges)
     if quality <= 0:
-        raise NotAcceptable(f"Accept is {accept[:200]!r}; there is: {', '.join(offers.values())}")
+        there = ", ".join(dict.fromkeys(offers.values()))
+        raise NotAcceptable(f"Accept is {accept[:200]!r}; there is: {there}")
     return best
 
 
@@ -60,7 +63,13 @@ def _parse_accept(accept: str) -> dict[str, float]:
 
 
 def _parse_quality(value: str) -> float:
-    return float(value) if re.fullmatch(r"0(\.\d{0,3})?|1(\.0{0,3})?", value) else 0.0
+    # Without its 0, as Java's own client sends it, is no number of RFC 9110's, and meant as one.
+    return float(value) if re.fullmatch(r"0?\.\d{1,3}|0\.?|1(\.0{0,3})?", value) else 0.0
+
+
+def as_json(content: Mapping[str, Any]) -> bytes:
+    """Return JSON; an array's numbers have the digits that a float32 is sure of, and no more."""
+    return orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 def _preference(offer: str, ranges: Mapping[str, float]) -> tuple[float, int]:

@@ -17,6 +17,7 @@ from app.contract import (
     RESPONSES_A_FILTER,
     SHEET,
     Artifact,
+    recent_arrays,
 )
 from app.errors import NothingToSee
 from app.sheets import read_sheet
@@ -49,7 +50,7 @@ def read_responses(artifact: Artifact, layer: str) -> Responses:
         NothingToSee: the model was exported without it, or the layer is no convolution.
         ArtifactError: the file is damaged.
     """
-    arrays = artifact.arrays(RESPONSES) if RESPONSES in artifact.manifest.files else {}
+    arrays = recent_arrays(artifact, RESPONSES) if RESPONSES in artifact.manifest.files else {}
     if SHEET.format(layer) not in arrays:
         raise NothingToSee(f"there is nothing to see of what {layer} responds to")
     sheet = read_sheet(artifact, RESPONSES, arrays[SHEET.format(layer)])

@@ -15,11 +15,17 @@ from app.backends import Backend
 from app.batcher import Batcher
 from app.bodies import Bodies
 from app.contract import Artifact
+from app.errors import DeadlineExceeded
+from app.gate import Gate
 from app.inside import Inside, Insides
 from app.metrics import Metrics, ModelMetrics
 from app.settings import Settings
 from app.store import Key, Store, key_of
 from app.uploads import UploadLimits
+
+MOST_DRAWINGS = 64
+MOST_EXPLANATIONS = 8
+"""That wait. Those of a model share its queue, and each asks it as often as 81 predictions do."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -35,6 +41,9 @@ class Service:
     batchers: Mapping[Key, Batcher]
     model_metrics: Mapping[Key, ModelMetrics]
     threads: ThreadPoolExecutor
+    drawing_thread: ThreadPoolExecutor
+    drawings: Gate
+    explanations: Mapping[Key, Gate]
     upload_limits: UploadLimits
     bodies: Bodies
     insides: Insides
@@ -60,13 +69,29 @@ class Service:
             for batcher in self.batchers.values()
         )
 
-    async def in_thread(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run what would hold up the event loop, in one of a few threads.
+    async def decode(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Decode a large image in one of a few threads.
 
         They bound the memory too: what waits for a thread has not been decoded yet.
         """
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self.threads, lambda: function(*args, **kwargs))
+
+    async def draw(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run what looks inside or draws, one after the other, where no prediction waits for it.
+
+        Raises:
+            QueueFull: too much of it waits already.
+            DeadlineExceeded: its turn did not come in time.
+        """
+        loop, patience = asyncio.get_running_loop(), self.settings.request_timeout_seconds
+        try:
+            async with asyncio.timeout(patience), self.drawings.enter():
+                return await loop.run_in_executor(
+                    self.drawing_thread, lambda: function(*args, **kwargs)
+                )
+        except TimeoutError as exc:
+            raise DeadlineExceeded(f"no answer within {patience:g} s") from exc
 
     async def look_inside(self, artifact: Artifact) -> Inside:
         """Return a model's layers, opened in a thread that no image waits for.
@@ -101,7 +126,10 @@ async def run_service(
         )
         for key, backend in backends.items()
     }
-    with ThreadPoolExecutor(settings.decode_threads, "decode") as threads:
+    with (
+        ThreadPoolExecutor(settings.decode_threads, "decode") as threads,
+        ThreadPoolExecutor(1, "draw") as drawing_thread,
+    ):
         for batcher in batchers.values():
             batcher.start()
         try:
@@ -112,6 +140,9 @@ async def run_service(
                 batchers,
                 model_metrics,
                 threads,
+                drawing_thread,
+                Gate("drawings", MOST_DRAWINGS),
+                {key: Gate("explanations", MOST_EXPLANATIONS) for key in batchers},
                 UploadLimits(
                     max_body_bytes=settings.max_body_bytes,
                     max_images=settings.max_images,

@@ -197,6 +197,14 @@ async def test_what_does_not_exist_is_named_beside_what_there_is(
     assert check(response, status).detail == detail
 
 
+async def test_what_cannot_be_shown_is_said_before_the_image_is_read(
+    inside: httpx.AsyncClient,
+) -> None:
+    for query, status in (("layer=nope", 404), ("layer=conv1&channel=99", 404)):
+        response = await inside.post(f"/activations?{query}", content=b"no picture")
+        check(response, status)
+
+
 async def test_json_is_bounded(inside: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("app.routes.activations.MAX_JSON_VALUES", 8 * 32 * 32 - 1)
     response = await inside.post("/activations?format=json", content=as_png(IMAGE))
@@ -239,7 +247,7 @@ async def test_wait_for_a_thread_counts_as_part_of_the_time_that_is_given(
     settings = {"store": inside_store, "default_model": "averaging", "decode_threads": 1}
     async with connect(**settings) as client:
         release = threading.Event()
-        held = asyncio.create_task(_service(client).in_thread(release.wait, 10))
+        held = asyncio.create_task(_service(client).draw(release.wait, 10))
         await asyncio.sleep(0)
         headers = {"X-Request-Timeout-Ms": "100"}
         response = await client.post(f"/activations{query}", content=as_png(IMAGE), headers=headers)

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from torch.nn import functional as F  # noqa: N812 - the name that the field uses
 
 from app.contract import LAYERS
+from app.routes.explain import BATCH_MACS
 from app.schemas import Explanation
-from app.service import Service
+from app.service import MOST_EXPLANATIONS, Service
 from tests.artifacts import CLASSES, copy_store, numpy_predict, solid
 from tests.conftest import Connect, Picture
 from tests.fakes import HeldBackend, LaterHeldBackend, PatchBackend, RecordingBackend, SlowBackend
@@ -227,6 +228,41 @@ async def test_others_have_their_turn_between_two_batches(
     with_blue = [(batch == solid("blue")).all(axis=(1, 2, 3)).any() for batch in backend.batches]
     assert with_blue.index(True) == 2
     assert len(with_blue) >= BATCHES
+
+
+async def test_explanations_take_turns_and_too_many_are_refused_at_once(
+    connect: Connect, picture: Picture
+) -> None:
+    backend, body = LaterHeldBackend(), picture("red")
+    async with connect(backend, max_batch=81) as client:
+        first, *waiting = (
+            asyncio.create_task(client.post("/explain", content=body))
+            for _ in range(1 + MOST_EXPLANATIONS)
+        )
+        gates = _service(client).explanations.values()
+        async with asyncio.timeout(10):
+            while sum(gate.waiting for gate in gates) < MOST_EXPLANATIONS:
+                await asyncio.sleep(0.01)
+        await asyncio.to_thread(backend.entered.wait, 10)
+        refused = await client.post("/explain", content=body)
+        assert "explanations wait; that is the limit" in check(refused, 503).detail
+        assert len(backend.batches) == 1  # nobody who waits has asked the model yet
+        backend.release.set()
+        answers = await asyncio.gather(first, *waiting)
+    assert [answer.status_code for answer in answers] == [200] * (1 + MOST_EXPLANATIONS)
+    sizes = [len(batch) for batch in backend.batches]
+    assert sizes == [1, 81] * (1 + MOST_EXPLANATIONS)  # one whole explanation after the other
+
+
+async def test_heavy_model_is_asked_for_less_at_a_time(
+    connect: Connect, picture: Picture, store_path: Path, tmp_path: Path
+) -> None:
+    store = copy_store(store_path, tmp_path / "store")
+    amend(store / "colour" / "2", macs=BATCH_MACS // 3)
+    backend = RecordingBackend()
+    async with connect(backend, store=store) as client:
+        assert (await client.post("/explain", content=picture("red"))).status_code == 200
+    assert [len(batch) for batch in backend.batches] == [1] + [3] * 27
 
 
 async def test_client_that_has_gone_has_no_further_batch_computed(

@@ -1,16 +1,21 @@
+import asyncio
 import io
 import json
+import threading
 from pathlib import Path
+from typing import cast
 
 import httpx
 import numpy as np
 import pytest
+from fastapi import FastAPI
 from PIL import Image
 
 from app import drawing
 from app.contract import read_artifact
+from app.service import MOST_DRAWINGS, Service
 from tests.artifacts import copy_store, rehash, write_artifact
-from tests.conftest import Connect
+from tests.conftest import Connect, Picture
 from tests.problems import check
 
 pytestmark = pytest.mark.anyio
@@ -20,6 +25,11 @@ def _weights(
     store: Path, layer: str = "conv1"
 ) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
     return read_artifact(store / "colour" / "2").arrays("filters.npz")[layer]
+
+
+def _service(client: httpx.AsyncClient) -> Service:
+    app = cast(FastAPI, cast(httpx.ASGITransport, client._transport).app)
+    return cast(Service, app.state.service)
 
 
 def _size(response: httpx.Response) -> tuple[int, int]:
@@ -223,6 +233,37 @@ async def test_damaged_file_under_a_running_service_is_found(
         path.write_bytes(path.read_bytes()[:-1] + b"x")
         check(await client.get("/filters"), 500)
     assert "filters.npz: sha256 is" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("path", ["/filters", "/filters/0", "/confusion-matrix"])
+async def test_parameter_that_stands_twice_is_refused(client: httpx.AsyncClient, path: str) -> None:
+    response = await client.get(f"{path}?model=colour&model=colour")
+    assert check(response, 422).detail == "query parameter 'model' stands more than once"
+
+
+async def test_quality_without_its_zero_counts_as_meant(client: httpx.AsyncClient) -> None:
+    accept = {"Accept": "text/html, image/gif, *; q=.2, */*; q=.2"}
+    response = await client.get("/filters", headers=accept)
+    assert response.headers["content-type"] == "image/png"
+
+
+async def test_drawings_take_turns_and_too_many_are_refused_at_once(
+    client: httpx.AsyncClient, picture: Picture
+) -> None:
+    service, release = _service(client), threading.Event()
+    held = asyncio.create_task(service.draw(release.wait, 10))
+    await asyncio.sleep(0)
+    waiting = [asyncio.create_task(client.get("/filters")) for _ in range(MOST_DRAWINGS)]
+    async with asyncio.timeout(10):
+        while service.drawings.waiting < MOST_DRAWINGS:
+            await asyncio.sleep(0.01)
+    response = await client.get("/confusion-matrix")
+    assert check(response, 503).detail == f"{MOST_DRAWINGS} drawings wait; that is the limit"
+    large = picture("red").ljust(100_000, b"\0")  # is decoded in a thread, which no drawing has
+    assert (await client.post("/predict", content=large)).status_code == 200
+    release.set()
+    assert await held
+    assert {answer.status_code for answer in await asyncio.gather(*waiting)} == {200}
 
 
 async def test_no_more_of_a_path_is_said_back_than_fits_a_line(client: httpx.AsyncClient) -> None:

@@ -19,7 +19,7 @@ from app.contract import (
 )
 from app.errors import ArtifactError, NothingToSee, UnknownLayer
 from app.examples import contact_sheet, read_examples
-from app.inside import Insides, biases_of
+from app.inside import Insides, biases_of, find_layer
 from app.responses import read_responses
 from tests.artifacts import CLASSES, copy_store
 from tests.inside_artifacts import amend, averaging_network, measured_images
@@ -89,17 +89,15 @@ def test_classifier_is_the_last_layers_weights_by_class(artifact: Artifact) -> N
 
 
 def test_layer_is_found_by_its_name_and_is_the_first_unless_named(artifact: Artifact) -> None:
-    inside = Insides().open(artifact)
-    assert (inside.find(None), inside.find("relu2"), inside.find(PIXELS)) == (
-        "conv1",
-        "relu2",
-        PIXELS,
-    )
-    assert inside.first_convolution == "conv1"
+    names = [find_layer(artifact, name).name for name in (None, "relu2", PIXELS)]
+    assert names == ["conv1", "relu2", PIXELS]
+    assert find_layer(artifact, PIXELS).shape == (3, 32, 32)
+    assert find_layer(artifact, "fc").shape == (len(CLASSES),)
+    assert Insides().open(artifact).first_convolution == "conv1"
     with pytest.raises(UnknownLayer, match=r"no layer 'xx'; there are: pixels, conv1, .*, fc$"):
-        inside.find("xx")
+        find_layer(artifact, "xx")
     with pytest.raises(UnknownLayer) as refused:
-        inside.find("x" * 1000)
+        find_layer(artifact, "x" * 1000)
     assert len(str(refused.value)) < 200
 
 

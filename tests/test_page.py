@@ -99,6 +99,16 @@ async def test_head_is_get_without_the_body(client: httpx.AsyncClient) -> None:
             assert head.headers[name] == get.headers[name]
 
 
+@pytest.mark.parametrize("part", ["bytes=0-9", "items=0-1", "bytes=a-b", "bytes=99999-"])
+async def test_who_asks_for_a_part_of_a_file_gets_all_of_it(
+    client: httpx.AsyncClient, part: str
+) -> None:
+    for path in ("/", "/web/main.js"):
+        response = await client.get(path, headers={"Range": part})
+        assert (response.status_code, "accept-ranges" in response.headers) == (200, False)
+        assert response.content == (await client.get(path)).content
+
+
 @pytest.mark.parametrize(
     "path",
     [

@@ -389,7 +389,7 @@ async def test_image_that_nobody_waits_for_is_never_decoded(
     patience = 10 if leaves else 0.1
     settings = {"decode_threads": 1, "request_timeout_seconds": patience}
     async with connect(backend, **settings) as client, sockets(client) as (port, _):
-        held = asyncio.create_task(_service(client).in_thread(release.wait, 10))
+        held = asyncio.create_task(_service(client).decode(release.wait, 10))
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(_post(large))
         if leaves:
@@ -418,7 +418,7 @@ async def test_others_have_their_turn_between_two_images_of_a_request(
         async with asyncio.timeout(10):
             while not _service(client).bodies.held:
                 await asyncio.sleep(0)
-        await _service(client).in_thread(int)
+        await _service(client).decode(int)
         assert len(decoded) < 12
         assert (await long).status_code == 200
 

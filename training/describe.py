@@ -5,7 +5,9 @@ memory. Convolutions and fully connected layers are counted as multiply-accumula
 normalisation, activations and pooling are not, as is usual.
 """
 
+import itertools
 import math
+import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -37,6 +39,7 @@ class Layer:
         effective_padding: pixels by which what the first one sees reaches out of the input.
         source: the layer whose output it takes, past those that only pass numbers on; `pixels`
             for the first, None where several outputs are joined before it.
+        addends: those layers, where the joining is a sum.
         window: of a convolution or a pooling.
     """
 
@@ -50,6 +53,7 @@ class Layer:
     effective_stride: int
     effective_padding: int
     source: str | None
+    addends: tuple[str, ...]
     window: Window | None
 
 
@@ -113,6 +117,7 @@ def records_of(layers: Iterable[Layer]) -> tuple[LayerRecord, ...]:
             name=layer.name,
             kind=layer.kind,
             source=layer.source,
+            addends=layer.addends,
             shape=layer.output,
             parameters=layer.parameters,
             macs=layer.macs,
@@ -171,25 +176,30 @@ class _LayerRecorder(fx.Interpreter):
         super().__init__(module)
         self.layers: list[Layer] = []
         self._windows: dict[fx.Node, _Window] = {}
-        self._sources: dict[fx.Node, str] = {}
+        self._terms: dict[fx.Node, tuple[str, ...]] = {}  # layers whose sum a node is
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
         before = [self._windows[node] for node in n.all_input_nodes]
         window = max(before, key=lambda seen: seen.field, default=_Window())
+        terms: tuple[str, ...] = ()
         if n.op == "call_module":
             module = self.fetch_attr(str(n.target))
             window = _widen(window, module)
-            source = self._sources.get(n.all_input_nodes[0])
-            self.layers.append(_layer(str(n.target), module, result, window, source))
-            if not isinstance(module, _PASSING):
-                self._sources[n] = str(n.target)
-            elif source is not None:
-                self._sources[n] = source
+            taken = self._terms[n.all_input_nodes[0]]
+            self.layers.append(_layer(str(n.target), module, result, window, taken))
+            terms = taken if isinstance(module, _PASSING) else (str(n.target),)
         elif n.op == "placeholder":
-            self._sources[n] = PIXELS
-        self._windows[n] = window
+            terms = (PIXELS,)
+        elif n.target is operator.add:
+            terms = self._sum(n.all_input_nodes)
+        self._windows[n], self._terms[n] = window, terms
         return result
+
+    def _sum(self, nodes: Sequence[fx.Node]) -> tuple[str, ...]:
+        """Return the layers that a sum is made of; none if there is something else among them."""
+        parts = [self._terms[node] for node in nodes]
+        return tuple(itertools.chain(*parts)) if all(parts) else ()
 
 
 def _widen(window: _Window, module: nn.Module) -> _Window:
@@ -206,7 +216,7 @@ def _widen(window: _Window, module: nn.Module) -> _Window:
 
 
 def _layer(
-    name: str, module: nn.Module, output: Tensor, seen: _Window, source: str | None
+    name: str, module: nn.Module, output: Tensor, seen: _Window, taken: tuple[str, ...]
 ) -> Layer:
     shape = tuple(output.shape[1:])
     weight = getattr(module, "weight", None)
@@ -225,7 +235,8 @@ def _layer(
         receptive_field=None if math.isinf(seen.field) else int(seen.field),
         effective_stride=seen.jump,
         effective_padding=seen.padding,
-        source=source,
+        source=taken[0] if len(taken) == 1 else None,
+        addends=taken if len(taken) > 1 else (),
         window=_window(module),
     )
 

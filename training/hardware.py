@@ -1,5 +1,6 @@
 """What computes: the device, what it is called, and whether it multiplies in bfloat16."""
 
+import ctypes
 import platform
 from pathlib import Path
 from typing import Literal
@@ -8,6 +9,10 @@ import torch
 
 from training.errors import RecipeError
 from training.recipes import Precision
+
+# From glibc's malloc.h: all threads share one heap, which never shrinks, and nothing lies outside.
+_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
+_KEEP = ((_M_ARENA_MAX, 1), (_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1))
 
 DeviceName = Literal["auto", "cpu", "cuda"]
 
@@ -44,6 +49,20 @@ def resolve_precision(precision: Precision, device: torch.device) -> Literal["fl
         probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
         fast = any(getattr(torch.cpu, probe, bool)() for probe in probes)
     return "bfloat16" if fast else "float32"
+
+
+def keep_freed_memory() -> None:
+    """Have this process keep the memory that it frees, for the next step's tensors.
+
+    Else glibc gives a large tensor's pages back when it is freed, and the next step's tensor of the
+    same size gets them anew, one page fault after the other: a fifth of a step of the exercise's
+    CNN. Another C library is left as it is.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return
+    mallopt = ctypes.CDLL(None).mallopt
+    for option, value in _KEEP:
+        mallopt(option, value)
 
 
 def describe_device(device: torch.device) -> str:

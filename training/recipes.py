@@ -206,7 +206,7 @@ NORMALIZED = Recipe(
     epochs=30,
     batch_size=250,
     optimizer="muon",
-    learning_rate=0.1,
+    learning_rate=0.04,
     bias_learning_rate=1e-3,
     head_learning_rate=5e-4,
     weight_decay=5e-4,
@@ -217,7 +217,7 @@ NORMALIZED = Recipe(
     crop=24,
     cropped=0.7,
 )
-"""For the published networks with batch normalisation. Parts of 24 pixels cost 56% of whole images."""
+"""For the published networks with batch normalisation. Parts of 24 pixels cost 56% of the whole."""
 
 RECIPES: dict[str, Recipe] = {
     "simple-cnn": Recipe("simple-cnn"),

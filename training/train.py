@@ -26,7 +26,13 @@ from training.checkpoint import Checkpoint, EpochFigures, RunState
 from training.describe import describe
 from training.distributed import Workers
 from training.errors import Diverged, RecipeError, RunError
-from training.hardware import DeviceName, choose_device, describe_device, resolve_precision
+from training.hardware import (
+    DeviceName,
+    choose_device,
+    describe_device,
+    keep_freed_memory,
+    resolve_precision,
+)
 from training.learner import Batch, Learner, normalize
 from training.optimization import make_optimizer, schedule
 from training.recipes import Recipe
@@ -93,6 +99,7 @@ def train(
     if last is not None:
         _check_resumable(last, recipe, source, run_dir, resume=resume)
     _make_directory(run_dir)
+    keep_freed_memory()
     torch.use_deterministic_algorithms(torch_device.type == "cpu")
     # Else every tensor is filled before it is written to, in case something reads it first.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

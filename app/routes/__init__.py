@@ -40,16 +40,21 @@ def read_query(request: Request, kind: type[Q]) -> Q:
     """
     if not request.scope["query_string"]:
         return cast(Q, _without(kind))
-    given = request.query_params.multi_items()
-    values = dict(given)
-    if len(values) < len(given):
-        twice = next(name for name, _ in given if [key for key, _ in given].count(name) > 1)
-        raise InvalidParameter(f"query parameter {twice[:64]!r} stands more than once")
+    refuse_repeated(request)
     try:
-        return kind.model_validate(values)
+        return kind.model_validate(dict(request.query_params))
     except ValidationError as exc:
         errors = [{**error, "loc": ("query", *error["loc"])} for error in exc.errors()]
         raise RequestValidationError(errors) from exc
+
+
+def refuse_repeated(request: Request) -> None:
+    """Raise InvalidParameter if a query parameter stands twice: either could be meant."""
+    given = request.query_params.multi_items()
+    names = [name for name, _ in given]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise InvalidParameter(f"query parameter {twice[:64]!r} stands more than once")
 
 
 @cache

@@ -1,18 +1,15 @@
 """POST /activations: what a layer gives for an image; PNG or JSON."""
 
-import json
-from typing import Any
-
 import numpy as np
 from fastapi import APIRouter, Request, Response
 from numpy.typing import NDArray
 
 from app import drawing, feature_maps, http_errors
-from app.contract import PIXELS, Images
+from app.contract import PIXELS, Artifact, Images, recent_filters
 from app.errors import InvalidParameter, UnknownFilter
-from app.inside import Inside
+from app.inside import Inside, find_layer
 from app.queries import ActivationsQuery
-from app.representations import JSON, PNG, choose
+from app.representations import JSON, PNG, as_json, choose
 from app.routes import artifact_of, read_query, service_of
 from app.routes.picture_size import columns_for, scale_for
 from app.routes.posted import one_image
@@ -47,16 +44,26 @@ async def activations(request: Request) -> Response:
     artifact = artifact_of(request, query)
     media_type = choose(request, _OFFERS, query.format)
     render = _as_json if media_type == JSON else _as_png
-    content: bytes | str
+    as_seen = (query.layer, query.channel, media_type) == (PIXELS, None, PNG)
+    layer = PIXELS if as_seen else _check_layer(artifact, query)
     async with one_image(request, artifact) as posted:
-        if (query.layer, query.channel, media_type) == (PIXELS, None, PNG):
-            content = await service.in_thread(_as_seen, posted.image, query)
+        if as_seen:
+            content = await service.draw(_as_seen, posted.image, query)
         else:
             inside = await service.look_inside(artifact)
-            layer = inside.find(query.layer)
-            (maps,) = await service.in_thread(inside.layers.outputs, posted.image, [layer])
-            content = await service.in_thread(render, inside, layer, maps, query)
+            (maps,) = await service.draw(inside.layers.outputs, posted.image, [layer])
+            content = await service.draw(render, inside, layer, maps, query)
     return Response(content, media_type=media_type, headers={"Vary": "Accept"})
+
+
+def _check_layer(artifact: Artifact, query: ActivationsQuery) -> str:
+    """Return the layer's name, before an image is read for what cannot be shown."""
+    layer = find_layer(artifact, query.layer)
+    count = layer.shape[0]
+    if query.channel is not None and query.channel >= count:
+        wanted = str(query.channel)[:16]
+        raise UnknownFilter(f"no channel {wanted}; the layer has {count}, from 0 to {count - 1}")
+    return layer.name
 
 
 def _as_seen(image: Images, query: ActivationsQuery) -> bytes:
@@ -69,11 +76,12 @@ def _as_png(
     inside: Inside, layer: str, maps: NDArray[np.float32], query: ActivationsQuery
 ) -> bytes:
     """Draw all channels or one; those of the first convolution each beside its filter."""
-    filters = inside.artifact.filters().get(layer) if layer == inside.first_convolution else None
+    filters = (
+        recent_filters(inside.artifact).get(layer) if layer == inside.first_convolution else None
+    )
     maps = maps.reshape(len(maps), *(maps.shape[1:] or (1, 1)))
     if query.channel is not None:
         chosen = slice(query.channel, query.channel + 1)
-        _check_channel(query.channel, len(maps))
         maps, filters = maps[chosen], None if filters is None else filters[chosen]
     tiles = feature_maps.map_tiles(maps, filters)
     count, height, width, _ = tiles.shape
@@ -83,9 +91,10 @@ def _as_png(
     return drawing.png(drawing.enlarge(drawing.tile_grid(tiles, columns), scale))
 
 
-def _as_json(inside: Inside, layer: str, maps: NDArray[np.float32], query: ActivationsQuery) -> str:
+def _as_json(
+    inside: Inside, layer: str, maps: NDArray[np.float32], query: ActivationsQuery
+) -> bytes:
     if query.channel is not None:
-        _check_channel(query.channel, len(maps))
         maps = maps[query.channel]
     if maps.size > MAX_JSON_VALUES:
         raise InvalidParameter(
@@ -93,26 +102,13 @@ def _as_json(inside: Inside, layer: str, maps: NDArray[np.float32], query: Activ
             "ask for one channel, or for a picture"
         )
     manifest = inside.artifact.manifest
-    content: dict[str, Any] = {
+    content = {
         "model": manifest.name,
         "version": manifest.version,
         "layer": layer,
         "layers": [PIXELS, *(record.name for record in manifest.layers)],
         "channel": query.channel,
         "shape": list(maps.shape),
-        "values": _rounded(maps.tolist()),
+        "values": maps,
     }
-    return json.dumps(content, separators=(",", ":"))
-
-
-def _check_channel(channel: int, count: int) -> None:
-    if channel >= count:
-        wanted = str(channel)[:16]
-        raise UnknownFilter(f"no channel {wanted}; the layer has {count}, from 0 to {count - 1}")
-
-
-def _rounded(values: Any) -> Any:
-    """Return numbers with the six digits that a float32 is sure of."""
-    if isinstance(values, list):
-        return [_rounded(value) for value in values]
-    return float(f"{values:.6g}")
+    return as_json(content)

@@ -5,7 +5,7 @@ import io
 from typing import Annotated
 
 import numpy as np
-from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi import APIRouter, Depends, Path, Query, Request, Response
 
 from app import drawing, http_errors
 from app.contract import EVALUATION, EXAMPLES, Artifact, Evaluation
@@ -13,7 +13,7 @@ from app.errors import UnknownClass
 from app.examples import contact_sheet, read_examples
 from app.queries import ConfusionCellQuery, ConfusionMatrixQuery
 from app.representations import CSV, JSON, PNG, Representation, choose
-from app.routes import artifact_of, service_of
+from app.routes import artifact_of, refuse_repeated, service_of
 from app.schemas import (
     CellImage,
     ConfusionCell,
@@ -21,7 +21,7 @@ from app.schemas import (
 )
 from app.store import key_of
 
-router = APIRouter(tags=["what is inside"])
+router = APIRouter(tags=["what is inside"], dependencies=[Depends(refuse_repeated)])
 
 _OFFERS = {"json": JSON, "png": PNG, "csv": CSV}
 _CELL_OFFERS = {"json": JSON, "png": PNG}
@@ -53,7 +53,7 @@ async def confusion_matrix(
     unchanged = representation.not_modified()
     if unchanged is not None:
         return unchanged
-    content = await service_of(request).in_thread(_render, artifact, media_type, query)
+    content = await service_of(request).draw(_render, artifact, media_type, query)
     return representation.respond(content)
 
 
@@ -128,7 +128,7 @@ async def confusion_cell(
     unchanged = representation.not_modified() if record is not None else None
     if unchanged is not None:
         return unchanged
-    content = await service_of(request).in_thread(_render_cell, artifact, media_type, cell, query)
+    content = await service_of(request).draw(_render_cell, artifact, media_type, cell, query)
     return representation.respond(content)
 
 

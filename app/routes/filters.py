@@ -8,22 +8,21 @@ from functools import partial
 from typing import Annotated, Any
 
 import numpy as np
-from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from numpy.typing import NDArray
 
 from app import drawing, http_errors
-from app.contract import FILTERS, RESPONSES, Artifact
+from app.contract import FILTERS, RESPONSES, Artifact, recent_filters
 from app.errors import InvalidParameter, NothingToSee, UnknownFilter, UnknownLayer
 from app.inside import biases_of
 from app.queries import FilterQuery, FiltersQuery
-from app.representations import JSON, PNG, Representation, choose
+from app.representations import JSON, PNG, Representation, as_json, choose
 from app.responses import read_responses, response_tiles
-from app.routes import artifact_of, service_of
+from app.routes import artifact_of, refuse_repeated, service_of
 from app.routes.picture_size import columns_for, scale_for
-from app.schemas import Filters, StrongResponse
 from app.store import key_of
 
-router = APIRouter(tags=["what is inside"])
+router = APIRouter(tags=["what is inside"], dependencies=[Depends(refuse_repeated)])
 
 MAX_JSON_WEIGHTS = 1 << 20
 
@@ -71,7 +70,7 @@ async def _answer(
     media_type = choose(request, _OFFERS, query.format)
     prepare = _prepare_json if media_type == JSON else _prepare_png
     # Before the client's copy is looked at: what does not exist is a 404 with any If-None-Match.
-    render = await service.in_thread(prepare, artifact, query, index, columns)
+    render = await service.draw(prepare, artifact, query, index, columns)
     files = artifact.manifest.files
     sha256 = "".join(files[name].sha256 for name in (FILTERS, RESPONSES) if name in files)
     parameters = (*key_of(artifact), query.layer, index, query.scale, columns, query.show)
@@ -79,14 +78,14 @@ async def _answer(
     unchanged = representation.not_modified()
     if unchanged is not None:
         return unchanged
-    return representation.respond(await service.in_thread(render))
+    return representation.respond(await service.draw(render))
 
 
 def _prepare_png(
     artifact: Artifact, query: FilterQuery, index: int | None, columns: int | None
 ) -> Render:
     """Check all that can be wrong with a picture; return what draws it."""
-    layer, weights = _find_layer(artifact, artifact.filters(), query.layer)
+    layer, weights = _find_layer(artifact, recent_filters(artifact), query.layer)
     if index is not None:
         _check_index(index, len(weights))
     tiles = _tiles(artifact, layer, weights, query, index)
@@ -134,7 +133,7 @@ def _prepare_json(
     columns: int | None,  # noqa: ARG001 - of a picture
 ) -> Render:
     """Check all that can be wrong with JSON; return what writes it."""
-    layers = artifact.filters()
+    layers = recent_filters(artifact)
     layer, weights = _find_layer(artifact, layers, query.layer)
     if index is not None:
         _check_index(index, len(weights))
@@ -149,24 +148,27 @@ def _prepare_json(
 
 def _as_json(
     artifact: Artifact, layers: list[str], layer: str, index: int | None, weights: Weights
-) -> str:
-    answer = Filters(
-        model=artifact.manifest.name,
-        version=artifact.manifest.version,
-        layer=layer,
-        layers=layers,
-        index=index,
-        shape=list(weights.shape),
-        weights=weights.tolist(),
-    )
+) -> bytes:
+    content: dict[str, Any] = {
+        "model": artifact.manifest.name,
+        "version": artifact.manifest.version,
+        "layer": layer,
+        "layers": layers,
+        "shape": list(weights.shape),
+        "weights": weights,
+    }
     if index is not None:
         biases = biases_of(artifact, layer)
-        answer.bias = None if biases is None else float(biases[index])
-        answer.responses = _responses(artifact, layer, index)
-    return answer.model_dump_json(exclude_none=True)
+        more = {
+            "index": index,
+            "bias": None if biases is None else biases[index],
+            "responses": _responses(artifact, layer, index),
+        }
+        content |= {name: value for name, value in more.items() if value is not None}
+    return as_json(content)
 
 
-def _responses(artifact: Artifact, layer: str, index: int) -> list[StrongResponse] | None:
+def _responses(artifact: Artifact, layer: str, index: int) -> list[dict[str, Any]] | None:
     try:
         found = read_responses(artifact, layer)
     except NothingToSee:
@@ -174,11 +176,11 @@ def _responses(artifact: Artifact, layer: str, index: int) -> list[StrongRespons
     if index >= len(found.images):
         return None
     return [
-        StrongResponse(image=image, row=row, column=column, value=value)
+        {"image": image, "row": row, "column": column, "value": value}
         for image, (row, column), value in zip(
             found.images[index].tolist(),
             found.corners[index].tolist(),
-            found.values[index].tolist(),
+            found.values[index],
             strict=True,
         )
     ]

@@ -1,11 +1,13 @@
 """GET /: the page, and the files that it is made of. It asks no other host for anything."""
 
+import os
 from pathlib import Path
 
 from fastapi import APIRouter, Request
-from starlette.responses import Response
+from starlette.responses import FileResponse, Response
 from starlette.routing import Mount
-from starlette.staticfiles import StaticFiles
+from starlette.staticfiles import PathLike, StaticFiles
+from starlette.types import Scope
 
 router = APIRouter(include_in_schema=False)
 
@@ -32,8 +34,14 @@ async def page(request: Request) -> Response:
 class _Files(StaticFiles):
     """The page's scripts, styles and samples."""
 
-    def file_response(self, *args: object, **kwargs: object) -> Response:
-        response = super().file_response(*args, **kwargs)  # type: ignore[arg-type]
+    def file_response(
+        self, full_path: PathLike, stat_result: os.stat_result, scope: Scope, status_code: int = 200
+    ) -> Response:
+        """Answer with the whole file, also who asks for a part: all of them are small."""
+        response = super().file_response(full_path, stat_result, scope, status_code)
+        if isinstance(response, FileResponse):
+            headers = {key: value for key, value in response.headers.items() if "range" not in key}
+            response = Response(Path(full_path).read_bytes(), status_code, headers)
         response.headers.update(HEADERS)
         return response
 

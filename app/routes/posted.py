@@ -118,4 +118,4 @@ async def _decode_one(
         except TooManyPixels:  # few bytes can hold many pixels; in the thread, then
             pass
     async with asyncio.timeout_at(deadline):
-        return await service.in_thread(decode, data, size, limit, max_pixels_whole=whole)
+        return await service.decode(decode, data, size, limit, max_pixels_whole=whole)

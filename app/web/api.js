@@ -36,6 +36,11 @@ export function splitKey(key) {
   return { model, version };
 }
 
+export const sampleUrl = (name) => `web/samples/${name}.png`;
+
+export const readSample = async (name, signal) =>
+  (await ask(sampleUrl(name), {}, { signal })).blob();
+
 export const listModels = (signal) => json(ask("models", {}, { signal }));
 
 export const readManifest = (key, signal) => {

@@ -1,6 +1,6 @@
 // Where one value of a layer comes from: the numbers that it is made of.
 
-import { html, useEffect, useRef, useState } from "./vendor/htm-preact-3.1.1.js";
+import { html, useEffect, useMemo, useRef, useState } from "./vendor/htm-preact-3.1.1.js";
 import { inkOn, signedColour } from "./colours.js";
 import { isConvolution } from "./filters.js";
 import { Map2D, Said, largest, number, placeUnder } from "./parts.js";
@@ -8,19 +8,33 @@ import { useAsked } from "./state.js";
 
 const SHOWN_CHANNELS = 3;
 
-export function Arithmetic({ manifest, layer, channel, start, takesFocus, ask, image, onClose }) {
+// The layers whose sum a layer takes; most take one.
+export const takenBy = (layer) => layer.addends ?? (layer.source ? [layer.source] : []);
+
+export function Arithmetic({
+  manifest,
+  layer,
+  channel,
+  start,
+  takesFocus,
+  ask,
+  image,
+  onKeep,
+  onClose,
+}) {
   const state = useAsked(
     () => () =>
       Promise.all([
         ask.layer(layer.name),
-        layer.source ? ask.layer(layer.source) : undefined,
+        Promise.all(takenBy(layer).map(ask.layer)),
         isConvolution(layer) ? ask.filter(layer.name, channel) : undefined,
       ]),
     [ask, layer, channel, image],
   );
   const [moved, move] = useState();
-  useEffect(() => move(undefined), [start]);
-  const [output, source, filter] = state.answer ?? [];
+  useEffect(() => move(undefined), [start?.join()]);
+  const [output, taken = [], filter] = state.answer ?? [];
+  const input = useMemo(() => added(taken.map(({ values }) => values)), [state.answer]);
   const map = output?.values[channel];
   const names = manifest.layers.at(-1) === layer ? manifest.classes : undefined;
   return html`
@@ -36,16 +50,25 @@ export function Arithmetic({ manifest, layer, channel, start, takesFocus, ask, i
         takesFocus=${takesFocus}
         place=${moved ?? start ?? [Math.floor(map.length / 2), Math.floor(map[0].length / 2)]}
         onPlace=${move}
-        made=${(row, column) =>
-          made({ layer, channel, source, filter, row, column, value: map[row][column] })}
+        onKeep=${onKeep}
+        made=${(row, column) => made({ layer, channel, taken, input, filter, row, column, map })}
       />`}
-      ${typeof map === "number" && html`<${Unit} layer=${layer} source=${source} value=${map} />`}
+      ${typeof map === "number" && html`<${Unit} layer=${layer} input=${input} value=${map} />`}
     </section>
   `;
 }
 
-function Unit({ layer, source, value }) {
-  const inputs = source?.values.flat(Infinity).length;
+// The sum of what several layers give; of one, what it gives.
+function added(all) {
+  if (all.length < 2) return all[0];
+  const [first, ...others] = all;
+  return Array.isArray(first)
+    ? first.map((part, place) => added([part, ...others.map((other) => other[place])]))
+    : all.reduce((sum, value) => sum + value);
+}
+
+function Unit({ layer, input, value }) {
+  const inputs = input?.flat(Infinity).length;
   const said = {
     Linear: `the sum of ${inputs} inputs, each times a weight, and a bias`,
     ScaledLinear: `the sum of ${inputs} inputs, each times a weight, scaled`,
@@ -54,7 +77,7 @@ function Unit({ layer, source, value }) {
   return html`<p class="formula">${said && `${said} = `}<strong>${number(value)}</strong></p>`;
 }
 
-function Cursor({ map, place: [row, column], takesFocus, onPlace, made }) {
+function Cursor({ map, place: [row, column], takesFocus, onPlace, onKeep, made }) {
   const itself = useRef();
   useEffect(() => {
     if (takesFocus) itself.current.focus();
@@ -82,9 +105,12 @@ function Cursor({ map, place: [row, column], takesFocus, onPlace, made }) {
         onPointerMove=${move}
         onPointerDown=${move}
         onKeyDown=${step}
+        onPointerUp=${() => onKeep?.([row, column])}
+        onKeyUp=${(event) => steps[event.key] && onKeep?.([row, column])}
       >
         <${Map2D} rows=${map} top=${largest(map)} label="feature map" />
         <svg viewBox=${`0 0 ${width} ${height}`} aria-hidden="true">
+          <rect class="halo" x=${column} y=${row} width="1" height="1" />
           <rect x=${column} y=${row} width="1" height="1" />
         </svg>
       </div>
@@ -96,21 +122,33 @@ function Cursor({ map, place: [row, column], takesFocus, onPlace, made }) {
   `;
 }
 
-function made({ layer, channel, source, filter, row, column, value }) {
-  const result = html`<strong>${number(value)}</strong>`;
-  if (!source) return html`<p class="formula">Several layers are joined here: ${result}</p>`;
-  const input = source.values;
+function made({ layer, channel, taken, input, filter, row, column, map }) {
+  const result = html`<strong>${number(map[row][column])}</strong>`;
+  if (!input) return html`<p class="formula">Several layers are joined here: ${result}</p>`;
   if (filter) return convolved({ layer, channel, input, filter, row, column, result });
   if (layer.window) return pooled({ layer, input: input[channel], row, column, result });
   if (layer.kind.startsWith("AdaptiveAvgPool")) return averaged({ input: input[channel], result });
   const before = input[channel]?.[row]?.[column];
   if (before === undefined) return html`<p class="formula">${result}</p>`;
+  const terms = taken.map(({ values }) => bracket(values[channel][row][column])).join(" + ");
   const formulas = {
-    ReLU: html`max(0, ${number(before)})`,
-    SiLU: html`${number(before)} · sigmoid(${number(before)})`,
-    BatchNorm2d: html`γ (${number(before)} − μ) / σ + β`,
+    ReLU: () => html`max(0, ${terms})`,
+    SiLU: () =>
+      html`${taken.length > 1 ? `(${terms})` : terms} · sigmoid(${terms})`,
+    BatchNorm2d: () => normalised(before, input[channel], map),
   };
-  return html`<p class="formula">${formulas[layer.kind] ?? number(before)} = ${result}</p>`;
+  return html`<p class="formula">${formulas[layer.kind]?.() ?? terms} = ${result}</p>`;
+}
+
+// A channel's normalisation scales and shifts all its values alike: two of them tell by how much.
+function normalised(before, plane, map) {
+  const [from, to] = [plane.flat(), map.flat()];
+  const [low, high] = [Math.min(...from), Math.max(...from)].map((value) => from.indexOf(value));
+  if (from[low] === from[high]) return html`γ (${number(before)} − μ) / σ + β`;
+  const scale = (to[high] - to[low]) / (from[high] - from[low]);
+  const shift = to[high] - scale * from[high];
+  return html`γ/σ · ${number(before)} + (β − γμ/σ) = ${number(scale)} · ${bracket(before)} +
+    ${" "}${bracket(shift)}`;
 }
 
 function windowOf(layer, row, column) {
@@ -139,7 +177,7 @@ function averaged({ input, result }) {
 }
 
 function convolved({ layer, channel, input, filter, row, column, result }) {
-  const names = layer.source === "pixels" ? ["red", "green", "blue"] : undefined;
+  const names = takenBy(layer)[0] === "pixels" ? ["red", "green", "blue"] : undefined;
   const { kernel, top, left } = windowOf(layer, row, column);
   const weights = filter.weights;
   const group = Math.floor(channel / (layer.shape[0] / layer.window.groups));

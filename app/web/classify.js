@@ -1,9 +1,9 @@
 // What every model makes of a picture, side by side.
 
-import { html, useState } from "./vendor/htm-preact-3.1.1.js";
+import { html } from "./vendor/htm-preact-3.1.1.js";
 import * as api from "./api.js";
 import { Choice, Said, percent } from "./parts.js";
-import { useAsked } from "./state.js";
+import { oneOf, useAsked } from "./state.js";
 
 // Occlusion asks a model 81 times: one with more multiply-accumulates waits until somebody asks.
 const LIGHT = 700e6;
@@ -23,7 +23,7 @@ const COVERAGES = [
 ];
 
 export function Classify({ models, image, shown, show }) {
-  const coverage = shown.coverage ?? "0.9";
+  const coverage = oneOf(COVERAGES, shown.coverage);
   return html`
     <section aria-label="Predictions">
       <div class="bar">
@@ -40,12 +40,15 @@ export function Classify({ models, image, shown, show }) {
       </div>
       <div class="cards">
         ${models.map(
-          (model) => html`
+          (model, place) => html`
             <${Card}
               key=${`${model.name}/${model.version}`}
               model=${model}
               image=${image}
               coverage=${coverage}
+              announced=${place === 0}
+              why=${model.classes.includes(shown.why) ? shown.why : undefined}
+              onWhy=${(label) => show({ why: label })}
             />
           `,
         )}
@@ -54,9 +57,8 @@ export function Classify({ models, image, shown, show }) {
   `;
 }
 
-function Card({ model, image, coverage }) {
+function Card({ model, image, coverage, announced, why, onWhy }) {
   const key = `${model.name}/${model.version}`;
-  const [wanted, setWanted] = useState();
   const method = model.explanations.at(-1);
   const answer = useAsked(
     () => (signal) => predict(key, image, coverage, signal),
@@ -65,7 +67,7 @@ function Card({ model, image, coverage }) {
   const prediction = answer.answer ?? answer.before;
   const atOnce = method === "cam" || model.macs <= LIGHT;
   const predicted = prediction?.image === image ? prediction.label : undefined;
-  const explained = wanted?.image === image ? wanted.label : atOnce ? predicted : undefined;
+  const explained = predicted && (why ?? (atOnce ? predicted : undefined));
   const heat = useAsked(
     () =>
       explained
@@ -82,7 +84,7 @@ function Card({ model, image, coverage }) {
       <${Said} state=${answer} what="Classifying" />
       ${prediction &&
       html`
-        <p class="answer">
+        <p class="answer" aria-live=${announced ? "polite" : "off"} aria-atomic="true">
           <strong>${prediction.label}</strong> ${percent(prediction.confidence)}
           ${prediction.out_of_distribution && html`
             <span class="warning" title=${`score ${prediction.ood_score}`}>
@@ -98,7 +100,7 @@ function Card({ model, image, coverage }) {
                 <button
                   type="button"
                   aria-pressed=${explained === label}
-                  onClick=${() => setWanted({ image, label })}
+                  onClick=${() => onWhy(why === label ? undefined : label)}
                 >
                   <span class="name">${label}</span>
                   <meter min="0" max="1" value=${value}></meter>
@@ -110,9 +112,9 @@ function Card({ model, image, coverage }) {
         </ul>
       `}
       ${predicted &&
-      !atOnce &&
+      !explained &&
       html`
-        <button type="button" onClick=${() => setWanted({ image, label: predicted })}>
+        <button type="button" onClick=${() => onWhy(predicted)}>
           Show what speaks for ${predicted}
         </button>
       `}

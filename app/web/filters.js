@@ -7,6 +7,7 @@ import { NOTHING_CHOSEN, useAsked, wholeBelow } from "./state.js";
 
 const A_PAGE = 64;
 const TILE = 48;
+const MOST_PIXELS = 4e6; // of a layer's picture; the service draws some more
 const ACROSS = 16;
 
 export function Filters({ manifest, modelKey, shown, show }) {
@@ -72,10 +73,12 @@ export function Filters({ manifest, modelKey, shown, show }) {
 // One filter of the picture that has all of a layer's, each with a gap as wide as a weight.
 function cutOut(modelKey, layer, index) {
   const { kernel } = layer.window;
-  const scale = Math.max(1, Math.floor(TILE / kernel));
-  const step = scale * (kernel + 1);
   const [row, column] = [Math.floor(index / ACROSS), index % ACROSS];
   const across = Math.min(ACROSS, layer.shape[0]);
+  const squares = across * Math.ceil(layer.shape[0] / across) * (kernel + 1) ** 2;
+  const fits = Math.floor(Math.min(TILE / kernel, Math.sqrt(MOST_PIXELS / squares)));
+  const scale = Math.max(1, fits);
+  const step = scale * (kernel + 1);
   return {
     width: `${scale * kernel}px`,
     height: `${scale * kernel}px`,
@@ -120,7 +123,7 @@ function Filter({ modelKey, layer, index }) {
                 </figcaption>
               </figure>
             `
-          : html`<p>What it responds to was not kept.</p>`}
+          : html`<p>What it responds to was not kept: of large layers, the first filters' is.</p>`}
       `}
     </aside>
   `;

@@ -7,8 +7,8 @@ import { Filters } from "./filters.js";
 import { Matrix } from "./matrix.js";
 import { Network } from "./network.js";
 import { Choice, Said } from "./parts.js";
-import { Picture, SAMPLES, sampleUrl, useGiven } from "./picture.js";
-import { NOTHING_CHOSEN, useAddress, useAsked } from "./state.js";
+import { Picture, SAMPLES, useGiven } from "./picture.js";
+import { NOTHING_CHOSEN, oneOf, useAddress, useAsked } from "./state.js";
 
 const VIEWS = [
   ["", "Classify"],
@@ -21,7 +21,7 @@ function Page() {
   const [shown, show] = useAddress();
   const [file, setFile] = useState();
   const models = useAsked(() => (signal) => api.listModels(signal), []);
-  const view = VIEWS.some(([name]) => name === shown.view) ? shown.view : "";
+  const view = oneOf(VIEWS, shown.view);
   const served = [...(models.answer?.models ?? [])].sort((a, b) => b.default - a.default);
   const key = chosenModel(served, shown.model);
   const manifest = useAsked(
@@ -30,20 +30,23 @@ function Page() {
   );
   const sample = SAMPLES.includes(shown.sample) ? shown.sample : "dog";
   const chosen = shown.sample ? undefined : file;
-  const image = useImage(chosen, sample);
+  const [image, fetched] = useImage(chosen, sample);
   const wantsPicture = view === "" || view === "network";
 
   const onFile = useCallback(
     (data, name) => {
       setFile({ data, name });
-      show({ sample: undefined, view: wantsPicture ? view : "" });
+      show({ sample: undefined, why: undefined, view: wantsPicture ? view : "" });
     },
     [show, view],
   );
+  useEffect(() => {
+    document.title = `${VIEWS.find(([name]) => name === view)[1]} · Convscope`;
+  }, [view]);
   const over = useGiven(onFile);
   const onSample = (name) => {
     setFile(undefined);
-    show({ sample: name });
+    show({ sample: name, why: undefined });
   };
 
   return html`
@@ -78,7 +81,7 @@ function Page() {
             onSample=${onSample}
             onFile=${onFile}
           />
-          <${Seen} image=${image} modelKey=${key} />
+          <${Seen} image=${image} fetched=${fetched} modelKey=${key} />
         </div>
       `}
       <${Said} state=${models} what="Asking which models there are" />
@@ -124,30 +127,23 @@ function chosenModel(models, wanted) {
   return keys.includes(wanted) ? wanted : keys[0];
 }
 
-// The picture's bytes, as they are sent, and an address to show them from.
+const NO_IMAGE = {};
+
+// The picture's bytes, as they are sent, with its name and an address to show it from; and how
+// asking for them went.
 function useImage(file, sample) {
-  const [image, setImage] = useState({});
-  useEffect(() => {
-    if (file) {
-      const address = URL.createObjectURL(file.data);
-      setImage({ ...file, url: address });
-      return () => URL.revokeObjectURL(address);
-    }
-    let gone = false;
-    fetch(sampleUrl(sample))
-      .then((answer) => (answer.ok ? answer.blob() : Promise.reject(answer)))
-      .then(
-        (data) => !gone && setImage({ data, name: sample, url: sampleUrl(sample) }),
-        () => !gone && setImage({ problem: "The service does not answer." }),
-      );
-    return () => {
-      gone = true;
-    };
-  }, [file, sample]);
-  return image;
+  const fetched = useAsked(
+    () => async (signal) => {
+      if (file) return { ...file, url: URL.createObjectURL(file.data) };
+      const data = await api.readSample(sample, signal);
+      return { data, name: sample, url: api.sampleUrl(sample) };
+    },
+    [file, sample],
+  );
+  return [fetched.answer ?? (fetched.error ? NO_IMAGE : (fetched.before ?? NO_IMAGE)), fetched];
 }
 
-function Seen({ image, modelKey }) {
+function Seen({ image, fetched, modelKey }) {
   const state = useAsked(
     () =>
       image.data && modelKey ? (signal) => api.seen(modelKey, image.data, signal) : undefined,
@@ -155,7 +151,7 @@ function Seen({ image, modelKey }) {
   );
   return html`
     <section class="seen" aria-label="The picture and what the network sees">
-      ${image.problem && html`<p class="problem" role="alert">${image.problem}</p>`}
+      <${Said} state=${fetched} what="Fetching the picture" />
       ${image.url &&
       html`
         <figure>

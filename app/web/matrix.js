@@ -3,7 +3,7 @@
 import { html } from "./vendor/htm-preact-3.1.1.js";
 import * as api from "./api.js";
 import { Choice, Said, percent } from "./parts.js";
-import { useAsked } from "./state.js";
+import { oneOf, useAsked } from "./state.js";
 
 const NORMALISATIONS = [
   ["", "images"],
@@ -17,9 +17,11 @@ const ORDERS = [
 ];
 
 export function Matrix({ modelKey, shown, show }) {
+  const normalize = oneOf(NORMALISATIONS, shown.normalize);
+  const order = oneOf(ORDERS, shown.order);
   const state = useAsked(
-    () => (signal) => api.readMatrix(modelKey, shown.normalize, signal),
-    [modelKey, shown.normalize],
+    () => (signal) => api.readMatrix(modelKey, normalize || undefined, signal),
+    [modelKey, normalize],
   );
   const matrix = state.answer ?? state.before;
   const cell = shown.true && shown.predicted;
@@ -28,20 +30,20 @@ export function Matrix({ modelKey, shown, show }) {
       <div class="bar">
         <${Choice}
           label="Cells show"
-          value=${shown.normalize ?? ""}
+          value=${normalize}
           options=${NORMALISATIONS}
           onChoose=${(value) => show({ normalize: value })}
         />
         <${Choice}
           label="Classes"
-          value=${shown.order ?? ""}
+          value=${order}
           options=${ORDERS}
           onChoose=${(value) => show({ order: value })}
         />
       </div>
       <${Said} state=${state} what="Reading" />
       <div class="split">
-        ${matrix && html`<${Table} matrix=${matrix} shown=${shown} show=${show} />`}
+        ${matrix && html`<${Table} matrix=${matrix} order=${order} shown=${shown} show=${show} />`}
         ${cell &&
         html`<${Cell} modelKey=${modelKey} truth=${shown.true} predicted=${shown.predicted} />`}
       </div>
@@ -49,8 +51,8 @@ export function Matrix({ modelKey, shown, show }) {
   `;
 }
 
-function Table({ matrix, shown, show }) {
-  const order = shown.order ? bySimilarity(matrix.counts) : matrix.labels.map((_, place) => place);
+function Table({ matrix, order: wanted, shown, show }) {
+  const order = wanted ? bySimilarity(matrix.counts) : matrix.labels.map((_, place) => place);
   const values = matrix.normalized ?? matrix.counts;
   const most = matrix.normalized ? 1 : Math.max(...matrix.counts.flat(), 1);
   const text = (value) => {

@@ -2,11 +2,11 @@
 
 import { html, useEffect, useMemo, useRef, useState } from "./vendor/htm-preact-3.1.1.js";
 import * as api from "./api.js";
-import { Arithmetic } from "./arithmetic.js";
+import { Arithmetic, takenBy } from "./arithmetic.js";
 import { byLikelihood } from "./classify.js";
 import { isConvolution } from "./filters.js";
 import { Map2D, Said, largest, number, percent, placeUnder } from "./parts.js";
-import { NOTHING_CHOSEN, useAsked, wholeBelow } from "./state.js";
+import { NOTHING_CHOSEN, placeIn, useAsked, wholeBelow } from "./state.js";
 
 const AT_FIRST = 12;
 
@@ -20,6 +20,7 @@ export function Network({ manifest, modelKey, image, shown, show }) {
   const pinned = chosen && {
     layer: chosen.name,
     channel: wholeBelow(chosen.shape[0], shown.channel) ?? 0,
+    place: placeIn(chosen.shape.slice(1), shown.pixel),
   };
   const at = pinned || looked;
   const layer = layers.find(({ name }) => name === at?.layer);
@@ -34,11 +35,11 @@ export function Network({ manifest, modelKey, image, shown, show }) {
       ask=${ask}
       image=${image}
       chosen=${at?.layer === record.name ? at.channel : undefined}
-      feeds=${layer?.source === record.name ? sourcesOf(layer, at.channel) : undefined}
+      feeds=${layer && takenBy(layer).includes(record.name) ? sourcesOf(layer, at.channel) : undefined}
       onLook=${record.name === PIXELS ? undefined : look}
-      onChoose=${(channel) => {
+      onChoose=${(channel, place) => {
         chosenBy.current = document.activeElement;
-        show({ layer: record.name, ...NOTHING_CHOSEN, channel });
+        show({ layer: record.name, ...NOTHING_CHOSEN, channel, pixel: place?.join() });
       }}
     />
   `;
@@ -66,6 +67,7 @@ export function Network({ manifest, modelKey, image, shown, show }) {
           channel=${at.channel}
           start=${at.place}
           takesFocus=${pinned && Boolean(chosenBy.current)}
+          onKeep=${pinned && ((place) => show({ pixel: place.join() }, true))}
           ask=${ask}
           image=${image}
           onClose=${() => {
@@ -144,7 +146,7 @@ function Column({ layer, names, ask, image, chosen, feeds, onLook, onChoose }) {
                 chosen=${chosen === index}
                 onLook=${onLook &&
                 ((spot) => onLook({ layer: layer.name, channel: index, place: spot }))}
-                onChoose=${() => onChoose(index)}
+                onChoose=${(spot) => onChoose(index, spot)}
               />
             </li>
           `,
@@ -170,7 +172,7 @@ function Value({ value, top, name, index, chosen, onLook, onChoose }) {
   if (!onLook) return html`<span class="still">${inside}</span>`;
   const under = (event) => {
     const map = isMap && event.currentTarget.querySelector("canvas");
-    onLook(map ? placeUnder(event, map, value) : undefined);
+    return map ? placeUnder(event, map, value) : undefined;
   };
   return html`
     <button
@@ -178,9 +180,9 @@ function Value({ value, top, name, index, chosen, onLook, onChoose }) {
       class="value-button"
       aria-pressed=${chosen}
       title=${label}
-      onPointerMove=${under}
+      onPointerMove=${(event) => onLook(under(event))}
       onFocus=${() => onLook()}
-      onClick=${onChoose}
+      onClick=${(event) => onChoose(event.detail ? under(event) : undefined)}
     >
       ${inside}
     </button>
@@ -197,7 +199,11 @@ function Probabilities({ manifest, modelKey, image }) {
     <li class="column" aria-label="Probabilities">
       <h2>
         softmax
-        <small>of the values before ÷ ${manifest.temperature.toFixed(2)}, the temperature</small>
+        <small>
+          of the values before ÷ ${manifest.temperature.toFixed(2)}, the
+          temperature${manifest.views > 1 &&
+          `, averaged over ${manifest.views} views of the picture; the layers show the first`}
+        </small>
       </h2>
       <${Said} state=${state} what="Computing" />
       ${prediction &&

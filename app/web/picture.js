@@ -1,6 +1,7 @@
 // Where a picture comes from: dropped, pasted, chosen, taken, or one of the samples.
 
 import { html, useEffect, useRef, useState } from "./vendor/htm-preact-3.1.1.js";
+import { sampleUrl } from "./api.js";
 
 export const SAMPLES = [
   "airplane",
@@ -14,8 +15,6 @@ export const SAMPLES = [
   "ship",
   "truck",
 ];
-
-export const sampleUrl = (name) => `web/samples/${name}.png`;
 
 const imageIn = (transfer) =>
   [...(transfer?.files ?? [])].find((file) => file.type.startsWith("image/")) ??

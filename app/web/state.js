@@ -11,20 +11,27 @@ export function useAddress() {
     addEventListener("popstate", back);
     return () => removeEventListener("popstate", back);
   }, []);
-  const show = useCallback((changes) => {
+  // With `silently`, no new entry of the history.
+  const show = useCallback((changes, silently) => {
     const next = { ...read(), ...changes };
     for (const [name, value] of Object.entries(next)) {
       if (value === undefined || value === null || value === "") delete next[name];
     }
-    const address = `${location.pathname}?${new URLSearchParams(next)}`;
-    history.pushState(null, "", address);
+    const query = new URLSearchParams(next).toString();
+    if (query === new URLSearchParams(read()).toString()) return;
+    history[silently ? "replaceState" : "pushState"](null, "", `${location.pathname}?${query}`);
     setShown(next);
   }, []);
   return [shown, show];
 }
 
 // What belongs to one layer.
-export const NOTHING_CHOSEN = { filter: undefined, from: undefined, channel: undefined };
+export const NOTHING_CHOSEN = {
+  filter: undefined,
+  from: undefined,
+  channel: undefined,
+  pixel: undefined,
+};
 
 // Ask for something whenever what it depends on changes; an answer that comes late is dropped, and
 // one to an earlier question is given as `before` alone. `again` asks once more.
@@ -56,7 +63,21 @@ export function useAsked(question, dependencies) {
 }
 
 // The address of a picture that nobody looks at any more holds its bytes until it is given back.
-const forget = (answer) => typeof answer === "string" && URL.revokeObjectURL(answer);
+const forget = (answer) => {
+  const address = answer?.url ?? answer;
+  if (typeof address === "string") URL.revokeObjectURL(address);
+};
+
+// A row and a column from an address, such as 3,5, if they lie in such a map.
+export function placeIn([height, width], text) {
+  const [row, column] = (text ?? "").split(",");
+  const place = [wholeBelow(height, row || undefined), wholeBelow(width, column || undefined)];
+  return place.includes(undefined) ? undefined : place;
+}
+
+// What an address says, if it is one of the options, whose first is taken else.
+export const oneOf = (options, said) =>
+  options.some(([key]) => key === said) ? said : options[0][0];
 
 // A whole number from an address, if it is one from 0 to below a limit.
 export function wholeBelow(limit, text) {
