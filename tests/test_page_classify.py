@@ -151,6 +151,12 @@ def test_class_that_is_clicked_is_explained(open_page: OpenPage) -> None:
         expect(other).to_be_visible()
         assert other.get_attribute("src") != before
         expect(predicted).to_be_hidden()
+        expect(heat_map(page, FC, "cat")).to_be_visible()  # side by side, for the same class
+        assert "why=cat" in page.url
+        page.reload()
+        expect(heat_map(page, CNN, "cat")).to_be_visible()
+        page.get_by_role("button", name="ship", exact=True).first.click()
+        expect(heat_map(page, CNN, "ship")).to_be_visible()
 
 
 def test_higher_coverage_gives_a_larger_set(open_page: OpenPage) -> None:
@@ -158,7 +164,7 @@ def test_higher_coverage_gives_a_larger_set(open_page: OpenPage) -> None:
         members = card(page, FC).locator(".member")
         expect(members.first).to_be_visible()
         few = members.count()
-        page.get_by_label("Sets hold the truth in").select_option("99%")
+        page.get_by_label("Coverage of the prediction sets").select_option("99%")
         expect(card(page, FC).locator(".set")).to_contain_text("99% set")
         assert members.count() > few
         assert "coverage=0.99" in page.url
@@ -194,17 +200,30 @@ def test_broken_picture_is_said_in_words_and_the_next_one_works(
 ) -> None:
     broken = tmp_path / "broken.png"
     broken.write_bytes(sample_file("cat").read_bytes()[:300])
+    text = tmp_path / "words.txt"
+    text.write_text("no picture at all")
     with open_page(troubles=True) as page:
         expect(answer(page)).to_have_text("dog")
         page.get_by_label("Picture file").set_input_files(broken)
         expect(page.locator(".seen").get_by_role("alert")).to_contain_text(
             "image file is truncated"
         )
-        expect(card(page).get_by_role("alert")).to_contain_text("image file is truncated")
-        expect(answer(page)).to_have_count(0)
+        expect(page.get_by_role("alert")).to_have_count(1)  # and not once more for each model
+        expect(page.get_by_role("article")).to_have_count(0)
+        page.get_by_label("Picture file").set_input_files(text)
+        expect(page.locator(".seen").get_by_role("alert")).to_contain_text("not an image")
+        page.dispatch_event("header", "drop", {"dataTransfer": page.evaluate_handle(NO_FILE)})
+        expect(page.locator(".picture").get_by_role("alert")).to_contain_text("no picture file")
         page.get_by_role("button", name="ship", exact=True).click()
         expect(answer(page)).to_have_text("ship")
-        expect(page.get_by_role("alert")).to_have_count(0)
+        expect(page.locator(".seen").get_by_role("alert")).to_have_count(0)
+
+
+NO_FILE = """() => {
+  const transfer = new DataTransfer();
+  transfer.setData("text/uri-list", "https://example.org/cat.png");
+  return transfer;
+}"""
 
 
 def test_service_that_is_gone_is_said_and_asked_again_when_it_is_back(
@@ -217,13 +236,38 @@ def test_service_that_is_gone_is_said_and_asked_again_when_it_is_back(
     ):
         expect(answer(page)).to_have_text("dog")
         server.stop()
-        page.get_by_label("Sets hold the truth in").select_option("95%")
+        page.get_by_label("Coverage of the prediction sets").select_option("95%")
         alert = card(page).get_by_role("alert")
         expect(alert).to_contain_text("The service does not answer")
+        page.get_by_role("button", name="ship", exact=True).first.click()
+        expect(page.locator(".seen").get_by_role("alert")).to_contain_text("does not answer")
         with started(command, STORE, tmp_path / "again", server.port, **SERVED):
-            alert.get_by_role("button", name="Try again").click()
+            page.get_by_role("button", name="Try again").first.click()
             expect(card(page).locator(".set")).to_contain_text("95% set")
-            expect(alert).to_have_count(0)
+            expect(answer(page)).to_have_text("ship")
+            expect(answer(page, FC)).not_to_be_empty()
+            expect(page.get_by_role("alert")).to_have_count(0)
+
+
+def test_one_click_asks_again_for_everything_that_failed(open_page: OpenPage) -> None:
+    with open_page(troubles=True) as page:
+        expect(answer(page)).to_have_text("dog")
+        page.route("**/predict?*", lambda route: route.abort())
+        page.get_by_label("Coverage of the prediction sets").select_option("95%")
+        expect(page.get_by_role("alert")).to_have_count(2)
+        page.unroute("**/predict?*")
+        page.get_by_role("button", name="Try again").first.click()
+        expect(page.get_by_role("alert")).to_have_count(0)
+        for model in (CNN, FC):
+            expect(card(page, model).locator(".set")).to_contain_text("95% set")
+
+
+def test_answer_to_the_picture_before_is_not_taken_for_the_new_ones(open_page: OpenPage) -> None:
+    with open_page() as page:
+        expect(answer(page)).to_have_text("dog")
+        page.route("**/predict?*", lambda _: None)  # is never answered
+        page.get_by_role("button", name="ship", exact=True).first.click()
+        expect(card(page)).to_have_class("card old")
 
 
 def test_back_shows_the_sample_that_stands_in_the_address(open_page: OpenPage) -> None:
@@ -233,6 +277,16 @@ def test_back_shows_the_sample_that_stands_in_the_address(open_page: OpenPage) -
         expect(answer(page)).to_have_text("truck")
         page.go_back()
         expect(answer(page)).to_have_text("frog")
+        page.go_forward()
+        expect(answer(page)).to_have_text("truck")
+
+
+def test_sample_that_is_shown_already_is_no_further_step_back(open_page: OpenPage) -> None:
+    with open_page("?sample=frog") as page:
+        steps = page.evaluate("history.length")
+        page.get_by_role("button", name="frog", exact=True).first.click()
+        expect(answer(page)).to_have_text("frog")
+        assert page.evaluate("history.length") == steps
 
 
 def test_picture_dropped_on_another_view_is_classified(open_page: OpenPage) -> None:

@@ -93,6 +93,60 @@ def test_layer_before_is_marked_where_a_map_comes_from(open_page: OpenPage) -> N
         expect(column(page, "pixels").locator(".feeds")).to_have_count(3)
 
 
+def test_normalisation_is_given_with_its_numbers(open_page: OpenPage) -> None:
+    with open_page("?view=network&layer=bn1&channel=3&pixel=9,12") as page:
+        shown = panel(page, "Channel 3 of bn1")
+        expect(shown).to_contain_text("Row 9, column 12")
+        formula = shown.locator(".formula").inner_text()
+        before, scale, again, shift, result = map(float, re.findall(r"-?\d+\.\d+", formula))
+        assert before == again
+        assert scale * before + shift == pytest.approx(result, abs=0.005)
+
+
+def test_pixel_that_is_clicked_stays_and_stands_in_the_address(open_page: OpenPage) -> None:
+    with open_page("?view=network") as page:
+        target = maps(page, "conv1").nth(2).locator("canvas")
+        expect(target).to_be_visible()
+        target.click(position={"x": 10, "y": 24})  # of 72 for 32 values
+        shown = panel(page, "Channel 2 of conv1")
+        expect(shown).to_contain_text("Row 10, column 4")
+        assert "pixel=10%2C4" in page.url
+        page.keyboard.press("ArrowRight")
+        expect(shown).to_contain_text("Row 10, column 5")
+        page.reload()
+        expect(shown).to_contain_text("Row 10, column 5")
+        # What the filter sees is framed in the channels that it sees it in.
+        expect(column(page, "pixels").locator("rect:not(.halo)")).to_have_count(3)
+        frame = column(page, "pixels").locator("rect:not(.halo)").first
+        assert [frame.get_attribute(name) for name in ("x", "y", "width")] == ["4", "9", "3"]
+
+
+@pytest.mark.parametrize("close", ["button", "Escape"])
+def test_map_is_let_go_and_stays_so(open_page: OpenPage, close: str) -> None:
+    with open_page("?view=network") as page:
+        target = maps(page, "conv1").nth(5)
+        target.click()
+        expect(panel(page, "Channel 5 of conv1")).to_be_visible()
+        if close == "button":
+            page.get_by_role("button", name="Close").click()
+        else:
+            page.keyboard.press("Escape")
+        expect(panel(page, "Channel 5 of conv1")).to_have_count(0)
+        expect(target).to_be_focused()
+        assert "channel" not in page.url
+
+
+def test_panel_hides_no_map(open_page: OpenPage) -> None:
+    for width in (360, 1440):
+        with open_page("?view=network&layer=conv1&channel=2", width=width) as page:
+            shown = panel(page, "Channel 2 of conv1").bounding_box()
+            layers = page.get_by_role("group", name="Layers").bounding_box()
+            assert shown
+            assert layers
+            beside = layers["x"] + layers["width"] <= shown["x"]
+            assert beside or layers["y"] + layers["height"] <= shown["y"]
+
+
 def test_map_that_is_clicked_stays_and_stands_in_the_address(open_page: OpenPage) -> None:
     with open_page("?view=network") as page:
         maps(page, "conv1").nth(5).click()
@@ -152,9 +206,9 @@ def test_everything_can_be_reached_with_the_keyboard_alone(open_page: OpenPage) 
     with open_page() as page:
         press = page.keyboard.press
 
-        def tab_to(name: str) -> None:
+        def tab_to(name: str, *, back: bool = False) -> None:
             for _ in range(250):
-                press("Tab")
+                press("Shift+Tab" if back else "Tab")
                 focused = page.evaluate(
                     "(document.activeElement.ariaLabel || document.activeElement.title ||"
                     " document.activeElement.innerText ||"
@@ -168,9 +222,33 @@ def test_everything_can_be_reached_with_the_keyboard_alone(open_page: OpenPage) 
         tab_to("frog")
         press("Enter")
         expect(page.get_by_role("article", name=CNN).locator(".answer")).to_contain_text("frog")
-        page.evaluate("document.activeElement.blur()")
-        tab_to("Through the network")
+        tab_to("dog", back=True)
         press("Enter")
+        expect(page.get_by_role("article", name=CNN).locator(".answer")).to_contain_text("dog")
+        tab_to("horse")  # among the classes, after the samples
+        press("Space")
+        expect(page.get_by_role("article", name=CNN).locator(".overlay")).to_have_attribute(
+            "alt", "What speaks for horse in the picture"
+        )
+        tab_to("Take one", back=True)
+        press("Enter")
+        expect(page.get_by_role("dialog", name="Camera")).to_be_visible()
+        press("Escape")
+        expect(page.get_by_role("dialog")).to_have_count(0)
+        tab_to("Choose a picture", back=True)
+        with page.expect_file_chooser():
+            press("Enter")
+        tab_to("Filters", back=True)
+        press("Enter")
+        tab_to("filter 1")
+        press("Enter")
+        expect(page.get_by_role("complementary", name="Filter 1 of conv1")).to_be_visible()
+        tab_to("Through the network", back=True)
+        press("Enter")
+        expect(panel(page, "Channel 1 of conv1")).to_be_visible()  # the filter's own maps
+        tab_to("Close")
+        press("Enter")
+        expect(page.get_by_role("group", name="Layers")).to_be_focused()
         tab_to("channel 0")
         expect(panel(page, "Channel 0 of conv1")).to_contain_text("Row 16, column 16")
         press("Enter")  # which leads to the map's own numbers
@@ -181,11 +259,15 @@ def test_everything_can_be_reached_with_the_keyboard_alone(open_page: OpenPage) 
         tab_to("Close")
         press("Enter")
         expect(maps(page, "conv1").first).to_be_focused()
-        tab_to("Confusion matrix")
+        assert page.title() == "Through the network · Convscope"
+        tab_to("Confusion matrix", back=True)
         press("Enter")
-        tab_to("airplane predicted as bird")
+        tab_to("airplane predicted as airplane")
+        press("ArrowRight")
+        press("ArrowRight")
+        press("ArrowDown")
         press("Enter")
-        expect(page.get_by_role("complementary")).to_contain_text("airplane taken for bird")
+        expect(page.get_by_role("complementary")).to_contain_text("automobile taken for bird")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -206,8 +288,12 @@ def test_addresses_that_make_no_sense_show_the_first_thing_there_is(open_page: O
         expect(page.get_by_role("button", name="filter 0", exact=True)).to_be_visible()
     with open_page("?view=network&layer=conv1&channel=1e9&model=nobody/7") as page:
         expect(panel(page, "Channel 0 of conv1")).to_be_visible()
-    with open_page("?view=somewhere&sample=unicorn") as page:
+    with open_page("?view=somewhere&sample=unicorn&coverage=7&why=unicorn") as page:
         expect(page.get_by_role("article", name=CNN)).to_contain_text("dog")
+        expect(page.get_by_label("Coverage of the prediction sets")).to_have_value("0.9")
+    with open_page("?view=matrix&normalize=bogus&order=bogus") as page:
+        expect(page.locator(".matrix tbody tr").first).to_contain_text("airplane")
+        expect(page.get_by_label("Cells show")).to_have_value("")
 
 
 def test_filter_of_one_layer_is_not_asked_of_another(open_page: OpenPage) -> None:

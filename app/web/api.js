@@ -26,10 +26,10 @@ async function ask(path, parameters, options = {}) {
   throw new Problem(words, answer.status >= 500, said?.type);
 }
 
+const OCTETS = "application/octet-stream";
+
 const json = async (answer) => (await answer).json();
 const picture = async (answer) => URL.createObjectURL(await (await answer).blob());
-
-export const url = (path, parameters) => `${path}?${new URLSearchParams(parameters)}`;
 
 export function splitKey(key) {
   const [model, version] = key.split("/");
@@ -49,7 +49,12 @@ export const readManifest = (key, signal) => {
 };
 
 const post = (path, key, image, parameters, signal) =>
-  ask(path, { ...splitKey(key), ...parameters }, { method: "POST", body: image, signal });
+  ask(
+    path,
+    { ...splitKey(key), ...parameters },
+    // What a file is called says less of it than its bytes, which the service looks at.
+    { method: "POST", body: image, signal, headers: { "Content-Type": OCTETS } },
+  );
 
 export const predict = (key, image, coverage, signal) =>
   json(post("predict", key, image, { coverage }, signal));
@@ -66,11 +71,15 @@ export const seen = (key, image, signal) =>
 export const readFilter = (key, layer, index, signal) =>
   json(ask(`filters/${index}`, { ...splitKey(key), layer, format: "json" }, { signal }));
 
-export const responsesPicture = (key, layer, index) =>
-  url(`filters/${index}`, { ...splitKey(key), layer, show: "responses", format: "png" });
+export const responsesPicture = (key, layer, index, signal) => {
+  const parameters = { ...splitKey(key), layer, show: "responses", format: "png" };
+  return picture(ask(`filters/${index}`, parameters, { signal }));
+};
 
-export const filtersPicture = (key, layer, scale, columns) =>
-  url("filters", { ...splitKey(key), layer, show: "weights", scale, columns, format: "png" });
+export const filtersPicture = (key, layer, scale, columns, signal) => {
+  const parameters = { ...splitKey(key), layer, show: "weights", scale, columns, format: "png" };
+  return picture(ask("filters", parameters, { signal }));
+};
 
 export const readMatrix = (key, normalize, signal) =>
   json(

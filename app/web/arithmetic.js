@@ -1,9 +1,9 @@
 // Where one value of a layer comes from: the numbers that it is made of.
 
-import { html, useEffect, useMemo, useRef, useState } from "./vendor/htm-preact-3.1.1.js";
+import { html, useEffect, useMemo, useRef } from "./vendor/htm-preact-3.1.1.js";
 import { inkOn, signedColour } from "./colours.js";
 import { isConvolution } from "./filters.js";
-import { Map2D, Said, largest, number, placeUnder } from "./parts.js";
+import { Map2D, Said, Square, breakable, largest, number, placeUnder } from "./parts.js";
 import { useAsked } from "./state.js";
 
 const SHOWN_CHANNELS = 3;
@@ -15,10 +15,11 @@ export function Arithmetic({
   manifest,
   layer,
   channel,
-  start,
+  place,
   takesFocus,
   ask,
   image,
+  onPlace,
   onKeep,
   onClose,
 }) {
@@ -31,8 +32,6 @@ export function Arithmetic({
       ]),
     [ask, layer, channel, image],
   );
-  const [moved, move] = useState();
-  useEffect(() => move(undefined), [start?.join()]);
   const [output, taken = [], filter] = state.answer ?? [];
   const input = useMemo(() => added(taken.map(({ values }) => values)), [state.answer]);
   const map = output?.values[channel];
@@ -40,7 +39,7 @@ export function Arithmetic({
   return html`
     <section class="detail panel" aria-label=${`Channel ${channel} of ${layer.name}`}>
       <h2>
-        ${layer.name}, ${names?.[channel] ?? `channel ${channel}`} <small>${layer.kind}</small>
+        ${breakable(layer.name)}, ${names?.[channel] ?? `channel ${channel}`} <small>${layer.kind}</small>
       </h2>
       <button type="button" class="close" onClick=${onClose}>Close</button>
       <${Said} state=${state} what="Computing" />
@@ -48,8 +47,8 @@ export function Arithmetic({
       html`<${Cursor}
         map=${map}
         takesFocus=${takesFocus}
-        place=${moved ?? start ?? [Math.floor(map.length / 2), Math.floor(map[0].length / 2)]}
-        onPlace=${move}
+        place=${place}
+        onPlace=${onPlace}
         onKeep=${onKeep}
         made=${(row, column) => made({ layer, channel, taken, input, filter, row, column, map })}
       />`}
@@ -109,10 +108,7 @@ function Cursor({ map, place: [row, column], takesFocus, onPlace, onKeep, made }
         onKeyUp=${(event) => steps[event.key] && onKeep?.([row, column])}
       >
         <${Map2D} rows=${map} top=${largest(map)} label="feature map" />
-        <svg viewBox=${`0 0 ${width} ${height}`} aria-hidden="true">
-          <rect class="halo" x=${column} y=${row} width="1" height="1" />
-          <rect x=${column} y=${row} width="1" height="1" />
-        </svg>
+        <${Square} rows=${map} top=${row} left=${column} />
       </div>
       <div>
         <p aria-live="polite">Row ${row}, column ${column}: ${number(map[row][column])}</p>
@@ -151,7 +147,7 @@ function normalised(before, plane, map) {
     ${" "}${bracket(shift)}`;
 }
 
-function windowOf(layer, row, column) {
+export function windowOf(layer, row, column) {
   const { kernel, stride, padding } = layer.window;
   return { kernel, top: row * stride - padding, left: column * stride - padding };
 }

@@ -28,7 +28,7 @@ export function Classify({ models, image, shown, show }) {
     <section aria-label="Predictions">
       <div class="bar">
         <${Choice}
-          label="Sets hold the truth in"
+          label="Coverage of the prediction sets"
           value=${coverage}
           options=${COVERAGES}
           onChoose=${(value) => show({ coverage: value })}
@@ -64,7 +64,7 @@ function Card({ model, image, coverage, announced, why, onWhy }) {
     () => (signal) => predict(key, image, coverage, signal),
     [key, image, coverage],
   );
-  const prediction = answer.answer ?? answer.before;
+  const prediction = answer.answer ?? (answer.error ? undefined : answer.before);
   const atOnce = method === "cam" || model.macs <= LIGHT;
   const predicted = prediction?.image === image ? prediction.label : undefined;
   const explained = predicted && (why ?? (atOnce ? predicted : undefined));
@@ -76,12 +76,12 @@ function Card({ model, image, coverage, announced, why, onWhy }) {
     [key, image, explained],
   );
   return html`
-    <article class="card" aria-label=${key}>
+    <article class=${`card ${prediction && !predicted ? "old" : ""}`} aria-label=${key}>
       <h2>
         ${key}
         <small>${model.architecture}, ${percent(model.test_accuracy)} on the test images</small>
       </h2>
-      <${Said} state=${answer} what="Classifying" />
+      ${!prediction && html`<${Said} state=${answer} what="Classifying" />`}
       ${prediction &&
       html`
         <p class="answer" aria-live=${announced ? "polite" : "off"} aria-atomic="true">
@@ -103,7 +103,7 @@ function Card({ model, image, coverage, announced, why, onWhy }) {
                   onClick=${() => onWhy(why === label ? undefined : label)}
                 >
                   <span class="name">${label}</span>
-                  <meter min="0" max="1" value=${value}></meter>
+                  <meter aria-hidden="true" min="0" max="1" value=${value}></meter>
                   <span class="value">${percent(value)}</span>
                 </button>
               </li>

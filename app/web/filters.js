@@ -2,7 +2,7 @@
 
 import { html } from "./vendor/htm-preact-3.1.1.js";
 import * as api from "./api.js";
-import { Choice, Said, number } from "./parts.js";
+import { Choice, Said, number, useInSight } from "./parts.js";
 import { NOTHING_CHOSEN, useAsked, wholeBelow } from "./state.js";
 
 const A_PAGE = 64;
@@ -13,11 +13,20 @@ const ACROSS = 16;
 export function Filters({ manifest, modelKey, shown, show }) {
   const layers = (manifest.layers ?? []).filter(isConvolution);
   if (!layers.length) return html`<p>${modelKey} has no convolutions to look into.</p>`;
+  return html`<${Layer} layers=${layers} modelKey=${modelKey} shown=${shown} show=${show} />`;
+}
+
+function Layer({ layers, modelKey, shown, show }) {
   const layer = layers.find(({ name }) => name === shown.layer) ?? layers[0];
   const count = layer.shape[0];
   const from = A_PAGE * Math.floor((wholeBelow(count, shown.from) ?? 0) / A_PAGE);
   const chosen = wholeBelow(count, shown.filter);
   const places = [...Array(Math.min(A_PAGE, count - from)).keys()].map((place) => place + from);
+  const size = sizeOf(layer);
+  const drawn = useAsked(
+    () => (signal) => api.filtersPicture(modelKey, layer.name, size.scale, size.across, signal),
+    [modelKey, layer.name],
+  );
   return html`
     <section aria-label="Filters">
       <div class="bar">
@@ -46,6 +55,7 @@ export function Filters({ manifest, modelKey, shown, show }) {
           </button>
         `}
       </div>
+      <${Said} state=${drawn} what="Drawing" />
       <div class="split">
         <ul class="filters" aria-label=${`Filters of ${layer.name}`}>
           ${places.map(
@@ -57,7 +67,7 @@ export function Filters({ manifest, modelKey, shown, show }) {
                   aria-pressed=${chosen === index}
                   onClick=${() => show({ layer: layer.name, filter: index })}
                 >
-                  <span class="tile" style=${cutOut(modelKey, layer, index)}></span>
+                  <span class="tile" style=${cutOut(drawn.answer, size, index)}></span>
                 </button>
               </li>
             `,
@@ -70,19 +80,23 @@ export function Filters({ manifest, modelKey, shown, show }) {
   `;
 }
 
-// One filter of the picture that has all of a layer's, each with a gap as wide as a weight.
-function cutOut(modelKey, layer, index) {
+// How the picture of all of a layer's filters is drawn, each with a gap as wide as a weight.
+function sizeOf(layer) {
   const { kernel } = layer.window;
-  const [row, column] = [Math.floor(index / ACROSS), index % ACROSS];
   const across = Math.min(ACROSS, layer.shape[0]);
   const squares = across * Math.ceil(layer.shape[0] / across) * (kernel + 1) ** 2;
   const fits = Math.floor(Math.min(TILE / kernel, Math.sqrt(MOST_PIXELS / squares)));
-  const scale = Math.max(1, fits);
+  return { kernel, across, scale: Math.max(1, fits) };
+}
+
+// One filter of it.
+function cutOut(picture, { kernel, scale }, index) {
   const step = scale * (kernel + 1);
+  const [row, column] = [Math.floor(index / ACROSS), index % ACROSS];
   return {
     width: `${scale * kernel}px`,
     height: `${scale * kernel}px`,
-    backgroundImage: `url("${api.filtersPicture(modelKey, layer.name, scale, across)}")`,
+    backgroundImage: picture && `url("${picture}")`,
     backgroundPosition: `-${scale + column * step}px -${scale + row * step}px`,
   };
 }
@@ -95,8 +109,15 @@ function Filter({ modelKey, layer, index }) {
     [modelKey, layer.name, index],
   );
   const filter = state.answer;
+  const kept = Boolean(filter?.responses);
+  const drawn = useAsked(
+    () =>
+      kept ? (signal) => api.responsesPicture(modelKey, layer.name, index, signal) : undefined,
+    [kept, modelKey, layer.name, index],
+  );
+  const place = useInSight([index, Boolean(drawn.answer)]);
   return html`
-    <aside class="detail" aria-label=${`Filter ${index} of ${layer.name}`}>
+    <aside ref=${place} class="detail" aria-label=${`Filter ${index} of ${layer.name}`}>
       <h2>Filter ${index} of ${layer.name}</h2>
       <${Said} state=${state} what="Reading" />
       ${filter &&
@@ -108,12 +129,14 @@ function Filter({ modelKey, layer, index }) {
             ? `; sees ${layer.receptive_field}×${layer.receptive_field} pixels`
             : ""}.
         </p>
-        ${filter.responses
-          ? html`
+        <${Said} state=${drawn} what="Drawing" />
+        ${!kept && html`<p>What it responds to was not kept: of large layers, the first filters' is.</p>`}
+        ${drawn.answer &&
+        html`
               <figure>
                 <img
                   class="pixels"
-                  src=${api.responsesPicture(modelKey, layer.name, index)}
+                  src=${drawn.answer}
                   alt="The nine parts of test images to which it responds most"
                 />
                 <figcaption>
@@ -122,8 +145,7 @@ function Filter({ modelKey, layer, index }) {
                   ${" "}${number(filter.responses.at(-1).value)}.
                 </figcaption>
               </figure>
-            `
-          : html`<p>What it responds to was not kept: of large layers, the first filters' is.</p>`}
+        `}
       `}
     </aside>
   `;

@@ -1,6 +1,6 @@
 // The page: a picture, what the models make of it, and what is inside them.
 
-import { html, render, useCallback, useEffect, useState } from "./vendor/htm-preact-3.1.1.js";
+import { html, render, useCallback, useEffect, useMemo, useState } from "./vendor/htm-preact-3.1.1.js";
 import * as api from "./api.js";
 import { Classify } from "./classify.js";
 import { Filters } from "./filters.js";
@@ -22,7 +22,7 @@ function Page() {
   const [file, setFile] = useState();
   const models = useAsked(() => (signal) => api.listModels(signal), []);
   const view = oneOf(VIEWS, shown.view);
-  const served = [...(models.answer?.models ?? [])].sort((a, b) => b.default - a.default);
+  const served = useMemo(() => inOrder(models.answer?.models ?? []), [models.answer]);
   const key = chosenModel(served, shown.model);
   const manifest = useAsked(
     () => (key && view ? (signal) => api.readManifest(key, signal) : undefined),
@@ -31,6 +31,11 @@ function Page() {
   const sample = SAMPLES.includes(shown.sample) ? shown.sample : "dog";
   const chosen = shown.sample ? undefined : file;
   const [image, fetched] = useImage(chosen, sample);
+  const seen = useAsked(
+    () => (image.data && key ? (signal) => api.seen(key, image.data, signal) : undefined),
+    [image, key],
+  );
+  const unreadable = seen.error && !seen.error.passing;
   const wantsPicture = view === "" || view === "network";
 
   const onFile = useCallback(
@@ -43,9 +48,8 @@ function Page() {
   useEffect(() => {
     document.title = `${VIEWS.find(([name]) => name === view)[1]} · Convscope`;
   }, [view]);
-  const over = useGiven(onFile);
+  const given = useGiven(onFile);
   const onSample = (name) => {
-    setFile(undefined);
     show({ sample: name, why: undefined });
   };
 
@@ -77,11 +81,11 @@ function Page() {
           <${Picture}
             sample=${sample}
             file=${chosen}
-            over=${over}
+            given=${given}
             onSample=${onSample}
             onFile=${onFile}
           />
-          <${Seen} image=${image} fetched=${fetched} modelKey=${key} />
+          <${Seen} image=${image} fetched=${fetched} seen=${seen} />
         </div>
       `}
       <${Said} state=${models} what="Asking which models there are" />
@@ -102,13 +106,14 @@ function Page() {
       ${view === "" &&
       served.length > 0 &&
       image.data &&
+      !unreadable &&
       html`<${Classify} models=${served} image=${image} shown=${shown} show=${show} />`}
       ${view &&
       manifest.answer &&
       html`<${INSIDE[view]}
         manifest=${manifest.answer}
         modelKey=${key}
-        image=${image}
+        image=${unreadable ? NO_IMAGE : image}
         shown=${shown}
         show=${show}
       />`}
@@ -121,6 +126,12 @@ const INSIDE = {
   filters: Filters,
   matrix: Matrix,
 };
+
+// The default first, and beside it the exercise's other network.
+const inOrder = (models) =>
+  [...models].sort(
+    (a, b) => b.default - a.default || (b.architecture === "fc") - (a.architecture === "fc"),
+  );
 
 function chosenModel(models, wanted) {
   const keys = models.map(({ name, version }) => `${name}/${version}`);
@@ -143,27 +154,22 @@ function useImage(file, sample) {
   return [fetched.answer ?? (fetched.error ? NO_IMAGE : (fetched.before ?? NO_IMAGE)), fetched];
 }
 
-function Seen({ image, fetched, modelKey }) {
-  const state = useAsked(
-    () =>
-      image.data && modelKey ? (signal) => api.seen(modelKey, image.data, signal) : undefined,
-    [image, modelKey],
-  );
+function Seen({ image, fetched, seen }) {
   return html`
     <section class="seen" aria-label="The picture and what the network sees">
       <${Said} state=${fetched} what="Fetching the picture" />
       ${image.url &&
       html`
         <figure>
-          <img src=${image.url} alt=${image.name} />
+          ${!seen.error && html`<img src=${image.url} alt=${image.name} />`}
           <figcaption>${image.name}</figcaption>
         </figure>
       `}
-      <${Said} state=${state} what="Reading the picture" />
-      ${state.answer &&
+      <${Said} state=${seen} what="Reading the picture" />
+      ${seen.answer &&
       html`
         <figure>
-          <img class="pixels" src=${state.answer} alt="The picture in the network's pixels" />
+          <img class="pixels" src=${seen.answer} alt="The picture in the network's pixels" />
           <figcaption>what the network sees</figcaption>
         </figure>
       `}

@@ -1,8 +1,8 @@
 // The confusion matrix, and the pictures behind its cells.
 
-import { html } from "./vendor/htm-preact-3.1.1.js";
+import { html, useRef } from "./vendor/htm-preact-3.1.1.js";
 import * as api from "./api.js";
-import { Choice, Said, percent } from "./parts.js";
+import { Choice, Said, percent, useInSight } from "./parts.js";
 import { oneOf, useAsked } from "./state.js";
 
 const NORMALISATIONS = [
@@ -54,7 +54,21 @@ export function Matrix({ modelKey, shown, show }) {
 function Table({ matrix, order: wanted, shown, show }) {
   const order = wanted ? bySimilarity(matrix.counts) : matrix.labels.map((_, place) => place);
   const values = matrix.normalized ?? matrix.counts;
-  const most = matrix.normalized ? 1 : Math.max(...matrix.counts.flat(), 1);
+  const partOfAll = matrix.normalize === "all" || !matrix.normalized;
+  const most = partOfAll ? Math.max(...values.flat()) || 1 : 1;
+  const itself = useRef();
+  const places = order.flatMap((row) => order.map((column) => [row, column]));
+  const isChosen = ([row, column]) =>
+    matrix.labels[row] === shown.true && matrix.labels[column] === shown.predicted;
+  const reached = Math.max(places.findIndex(isChosen), 0);
+  const step = (event) => {
+    const by = { ArrowUp: -order.length, ArrowDown: order.length, ArrowLeft: -1, ArrowRight: 1 };
+    const cells = [...itself.current.querySelectorAll(".cell")];
+    const next = cells[cells.indexOf(document.activeElement) + by[event.key]];
+    if (!next) return;
+    event.preventDefault();
+    next.focus();
+  };
   const text = (value) => {
     if (!value) return "";
     return matrix.normalized ? (100 * value).toFixed(1) : String(value);
@@ -64,9 +78,9 @@ function Table({ matrix, order: wanted, shown, show }) {
       <p id="said" class="wide">
         ${percent(matrix.accuracy, 2)} of ${matrix.images.toLocaleString("en")} test images are
         classified correctly. Rows are true classes, columns predicted ones; choose a cell to see
-        its pictures.
+        its pictures (the arrow keys lead from one to the next).
       </p>
-      <table class="matrix" aria-describedby="said">
+      <table ref=${itself} class="matrix" aria-describedby="said" onKeyDown=${step}>
         <thead>
           <tr>
             <td></td>
@@ -75,19 +89,21 @@ function Table({ matrix, order: wanted, shown, show }) {
         </thead>
         <tbody>
           ${order.map(
-            (row) => html`
+            (row, line) => html`
               <tr>
                 <th scope="row">${matrix.labels[row]}</th>
-                ${order.map((column) => {
+                ${order.map((column, across) => {
                   const [truth, predicted] = [matrix.labels[row], matrix.labels[column]];
                   const strength = Math.sqrt(values[row][column] / most);
-                  const chosen = shown.true === truth && shown.predicted === predicted;
+                  const chosen = isChosen([row, column]);
+                  const place = line * order.length + across;
                   return html`
                     <td>
                       <button
                         type="button"
                         class=${`cell shade${Math.round(strength * 8)}`}
                         aria-pressed=${chosen}
+                        tabindex=${place === reached ? 0 : -1}
                         aria-label=${`${truth} predicted as ${predicted}: ${text(values[row][column]) || 0}${matrix.normalized ? " percent" : " images"}`}
                         onClick=${() => show({ true: truth, predicted })}
                       >
@@ -134,8 +150,9 @@ function Cell({ modelKey, truth, predicted }) {
     [modelKey, truth, predicted],
   );
   const cell = state.answer;
+  const place = useInSight([truth, predicted, Boolean(cell)]);
   return html`
-    <aside class="detail" aria-label=${`${truth} predicted as ${predicted}`}>
+    <aside ref=${place} class="detail" aria-label=${`${truth} predicted as ${predicted}`}>
       <h2>${truth} ${truth === predicted ? "recognised" : html`taken for ${predicted}`}</h2>
       <${Said} state=${state} what="Reading" />
       ${cell &&
@@ -143,7 +160,9 @@ function Cell({ modelKey, truth, predicted }) {
         <p>
           ${cell.count === 0
             ? "No test image."
-            : `${cell.count} test images; the surest ${cell.images.length} of them:`}
+            : cell.count === 1
+              ? "One test image:"
+              : `${cell.count} test images; the surest ${cell.images.length} of them:`}
         </p>
         <ul class="pictures">
           ${cell.images.map(
@@ -152,7 +171,7 @@ function Cell({ modelKey, truth, predicted }) {
                 <img
                   class="pixels"
                   src=${image.png}
-                  alt=${`test image ${image.index}`}
+                  alt=${`${truth}, test image ${image.index}`}
                   width="64"
                   height="64"
                 />

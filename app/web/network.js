@@ -2,10 +2,19 @@
 
 import { html, useEffect, useMemo, useRef, useState } from "./vendor/htm-preact-3.1.1.js";
 import * as api from "./api.js";
-import { Arithmetic, takenBy } from "./arithmetic.js";
+import { Arithmetic, takenBy, windowOf } from "./arithmetic.js";
 import { byLikelihood } from "./classify.js";
 import { isConvolution } from "./filters.js";
-import { Map2D, Said, largest, number, percent, placeUnder } from "./parts.js";
+import {
+  Map2D,
+  Said,
+  Square,
+  breakable,
+  largest,
+  number,
+  percent,
+  placeUnder,
+} from "./parts.js";
 import { NOTHING_CHOSEN, placeIn, useAsked, wholeBelow } from "./state.js";
 
 const AT_FIRST = 12;
@@ -14,19 +23,33 @@ export function Network({ manifest, modelKey, image, shown, show }) {
   const layers = manifest.layers ?? [];
   const ask = useMemo(() => askOnce(modelKey, image), [modelKey, image]);
   useEffect(() => ask.stop, [ask]);
-  const [looked, look] = useState();
+  const [looked, setLooked] = useState();
+  const [moved, move] = useState();
+  const all = useRef();
   const chosenBy = useRef();
+  const closing = useRef(false);
   const chosen = layers.find(({ name }) => name === shown.layer);
   const pinned = chosen && {
     layer: chosen.name,
-    channel: wholeBelow(chosen.shape[0], shown.channel) ?? 0,
+    channel: wholeBelow(chosen.shape[0], shown.channel ?? shown.filter) ?? 0,
     place: placeIn(chosen.shape.slice(1), shown.pixel),
   };
   const at = pinned || looked;
+  useEffect(() => move(undefined), [at?.layer, at?.channel, at?.place?.join()]);
+  const look = (spot) => closing.current || setLooked(spot);
+  const close = () => {
+    closing.current = true; // the focus that goes back to a map is no look at it
+    (chosenBy.current ?? all.current).focus();
+    closing.current = false;
+    chosenBy.current = undefined;
+    setLooked(undefined);
+    if (pinned) show({ layer: undefined, ...NOTHING_CHOSEN });
+  };
   const layer = layers.find(({ name }) => name === at?.layer);
   if (!layers.length) {
     return html`<p>${modelKey} was exported without its layers; export it again to look inside.</p>`;
   }
+  const place = layer && (moved ?? at.place ?? middleOf(layer.shape));
   const column = (record, names) => html`
     <${Column}
       key=${record.name}
@@ -35,6 +58,7 @@ export function Network({ manifest, modelKey, image, shown, show }) {
       ask=${ask}
       image=${image}
       chosen=${at?.layer === record.name ? at.channel : undefined}
+      patch=${layer && patchOf(layer, place)}
       feeds=${layer && takenBy(layer).includes(record.name) ? sourcesOf(layer, at.channel) : undefined}
       onLook=${record.name === PIXELS ? undefined : look}
       onChoose=${(channel, place) => {
@@ -44,12 +68,12 @@ export function Network({ manifest, modelKey, image, shown, show }) {
     />
   `;
   return html`
-    <section aria-label="The way through the network">
-      <p class="hint">
-        Point at a feature map, or move to it with the Tab key, to see where its numbers come from;
-        click it or press Enter to keep it.
-      </p>
-      <div class="scroll" tabindex="0" role="group" aria-label="Layers, from left to right">
+    <section
+      class="network"
+      aria-label="The way through the network"
+      onKeyDown=${(event) => event.key === "Escape" && close()}
+    >
+      <div ref=${all} class="layers" tabindex="0" role="group" aria-label="Layers, from left to right">
         <ol class="way">
           ${column(pixelsOf(manifest), ["red", "green", "blue"])}
           ${layers.map((record, place) =>
@@ -58,26 +82,28 @@ export function Network({ manifest, modelKey, image, shown, show }) {
           <${Probabilities} manifest=${manifest} modelKey=${modelKey} image=${image} />
         </ol>
       </div>
-      ${layer &&
-      html`
+      ${layer
+        ? html`
         <${Arithmetic}
           key=${`${modelKey} ${layer.name} ${at.channel}`}
           manifest=${manifest}
           layer=${layer}
           channel=${at.channel}
-          start=${at.place}
+          place=${place}
+          onPlace=${move}
           takesFocus=${pinned && Boolean(chosenBy.current)}
           onKeep=${pinned && ((place) => show({ pixel: place.join() }, true))}
           ask=${ask}
           image=${image}
-          onClose=${() => {
-            look(undefined);
-            show({ layer: undefined, ...NOTHING_CHOSEN });
-            chosenBy.current?.focus();
-            chosenBy.current = undefined;
-          }}
+          onClose=${close}
         />
-      `}
+      `
+        : html`
+            <p class="panel hint">
+              Point at a feature map, or move to it with the Tab key, to see where its numbers come
+              from; click it or press Enter to keep it, and Escape to let it go.
+            </p>
+          `}
     </section>
   `;
 }
@@ -111,6 +137,17 @@ function askOnce(modelKey, image) {
   };
 }
 
+const middleOf = ([, height, width]) =>
+  height === undefined ? undefined : [Math.floor(height / 2), Math.floor(width / 2)];
+
+// The part of the maps before from which one value is made, as far as it is a square.
+function patchOf(layer, place) {
+  if (!place) return undefined;
+  if (!layer.window) return { top: place[0], left: place[1], side: 1 };
+  const { kernel, top, left } = windowOf(layer, ...place);
+  return { top, left, side: kernel };
+}
+
 // Which channels of the layer before make a channel: its own, all, or those of its group.
 function sourcesOf(layer, channel) {
   if (layer.shape.length === 1 && layer.parameters) return () => true;
@@ -119,7 +156,7 @@ function sourcesOf(layer, channel) {
   return (index, channels) => group(index, channels) === group(channel, layer.shape[0]);
 }
 
-function Column({ layer, names, ask, image, chosen, feeds, onLook, onChoose }) {
+function Column({ layer, names, ask, image, chosen, feeds, patch, onLook, onChoose }) {
   const [seen, place] = useSeen();
   const [all, setAll] = useState(false);
   const state = useAsked(
@@ -129,10 +166,18 @@ function Column({ layer, names, ask, image, chosen, feeds, onLook, onChoose }) {
   const values = state.answer?.values ?? [];
   const top = useMemo(() => largest(values), [values]);
   const count = layer.shape[0];
-  const most = all || count <= AT_FIRST + 4 ? count : AT_FIRST;
+  const most = all || count <= AT_FIRST + 4 || chosen >= AT_FIRST ? count : AT_FIRST;
+  useEffect(() => {
+    if (chosen !== undefined && document.activeElement === document.body) {
+      place.current.scrollIntoView({ block: "nearest", inline: "center" });
+    }
+  }, [chosen !== undefined]);
   return html`
     <li ref=${place} class="column" aria-label=${`${layer.name}, ${layer.kind}`}>
-      <h2>${layer.name}<small>${layer.kind}</small><small>${layer.shape.join(" × ")}</small></h2>
+      <h2>
+        ${breakable(layer.name)}<small>${layer.kind}</small>
+        <small>${layer.shape.join(" × ")}</small>
+      </h2>
       <${Said} state=${state} what="Computing" />
       <ul>
         ${values.slice(0, most).map(
@@ -144,6 +189,7 @@ function Column({ layer, names, ask, image, chosen, feeds, onLook, onChoose }) {
                 name=${names?.[index]}
                 index=${index}
                 chosen=${chosen === index}
+                patch=${feeds?.(index, count) ? patch : undefined}
                 onLook=${onLook &&
                 ((spot) => onLook({ layer: layer.name, channel: index, place: spot }))}
                 onChoose=${(spot) => onChoose(index, spot)}
@@ -163,11 +209,17 @@ function Column({ layer, names, ask, image, chosen, feeds, onLook, onChoose }) {
   `;
 }
 
-function Value({ value, top, name, index, chosen, onLook, onChoose }) {
+function Value({ value, top, name, index, chosen, patch, onLook, onChoose }) {
   const label = name ?? `channel ${index}`;
   const isMap = Array.isArray(value);
   const inside = isMap
-    ? html`<${Map2D} rows=${value} top=${top} label=${label} />${name}`
+    ? html`
+        <span class="framed">
+          <${Map2D} rows=${value} top=${top} label=${label} />
+          ${patch && html`<${Square} rows=${value} ...${patch} />`}
+        </span>
+        ${name}
+      `
     : html`<span class="name">${name ?? index}</span> <span class="value">${number(value)}</span>`;
   if (!onLook) return html`<span class="still">${inside}</span>`;
   const under = (event) => {

@@ -2,6 +2,7 @@
 
 import { html, useEffect, useRef } from "./vendor/htm-preact-3.1.1.js";
 import { signedColour } from "./colours.js";
+import { askAgain } from "./state.js";
 
 export const percent = (value, digits = 1) => `${(100 * value).toFixed(digits)}%`;
 
@@ -16,7 +17,7 @@ export const Said = ({ state, what }) =>
         <p class="problem" role="alert">
           ${state.error.message} ${" "}
           ${state.error.passing &&
-          html`<button type="button" onClick=${state.again}>Try again</button>`}
+          html`<button type="button" onClick=${askAgain}>Try again</button>`}
         </p>
       `
     : state.waiting
@@ -33,6 +34,25 @@ export const Choice = ({ label, value, options, onChoose }) => html`
     </select>
   </label>
 `;
+
+// A square of a map, in its values: where the cursor is, or what a filter sees.
+export const Square = ({ rows, top, left, side = 1 }) => html`
+  <svg viewBox=${`0 0 ${rows[0].length} ${rows.length}`} aria-hidden="true">
+    <rect class="halo" x=${left} y=${top} width=${side} height=${side} />
+    <rect x=${left} y=${top} width=${side} height=${side} />
+  </svg>
+`;
+
+// Scroll to what a person has just asked for.
+export function useInSight(asked) {
+  const place = useRef();
+  useEffect(() => place.current?.scrollIntoView({ block: "nearest", inline: "nearest" }), asked);
+  return place;
+}
+
+// A name that may be broken after its dots.
+export const breakable = (name) =>
+  name.split(".").map((part, place) => html`${place ? html`.<wbr />` : ""}${part}`);
 
 // A feature map, a pixel for each value, enlarged by the style sheet.
 export function Map2D({ rows, top, label }) {

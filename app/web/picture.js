@@ -23,9 +23,11 @@ const imageIn = (transfer) =>
 // Take what is dropped or pasted anywhere: a picture that misses the box must not replace the page.
 export function useGiven(onFile) {
   const [over, setOver] = useState(false);
+  const [nothing, setNothing] = useState(false);
   useEffect(() => {
     const take = (transfer, name) => {
       const given = imageIn(transfer);
+      setNothing(!given);
       if (given) onFile(given, name ?? given.name);
     };
     const listeners = {
@@ -46,10 +48,10 @@ export function useGiven(onFile) {
       for (const [name, listener] of Object.entries(listeners)) removeEventListener(name, listener);
     };
   }, [onFile]);
-  return over;
+  return [over, nothing];
 }
 
-export function Picture({ sample, file, over, onSample, onFile }) {
+export function Picture({ sample, file, given: [over, nothing], onSample, onFile }) {
   const [camera, setCamera] = useState(false);
   const input = useRef();
 
@@ -75,6 +77,12 @@ export function Picture({ sample, file, over, onSample, onFile }) {
           }}
         />
       </p>
+      ${nothing &&
+      html`
+        <p class="problem" role="alert">
+          That was no picture file. A picture of another page has to be saved first.
+        </p>
+      `}
       <ul class="samples" aria-label="Samples">
         ${SAMPLES.map(
           (name) => html`

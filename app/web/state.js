@@ -25,6 +25,8 @@ export function useAddress() {
   return [shown, show];
 }
 
+const AGAIN = "convscope-again";
+
 // What belongs to one layer.
 export const NOTHING_CHOSEN = {
   filter: undefined,
@@ -34,13 +36,20 @@ export const NOTHING_CHOSEN = {
 };
 
 // Ask for something whenever what it depends on changes; an answer that comes late is dropped, and
-// one to an earlier question is given as `before` alone. `again` asks once more.
+// one to an earlier question is given as `before` alone.
 export function useAsked(question, dependencies) {
   const [times, setTimes] = useState(0);
   const [state, setState] = useState({ asked: [] });
   const asked = [...dependencies, times];
   const current = asked.every((value, place) => value === state.asked[place]);
   const before = state.answer ?? state.before;
+  const failed = Boolean(current && state.error);
+  useEffect(() => {
+    if (!failed) return undefined;
+    const again = () => setTimes(times + 1);
+    addEventListener(AGAIN, again);
+    return () => removeEventListener(AGAIN, again);
+  }, [failed, times]);
   useEffect(() => {
     const answering = question();
     if (!answering) {
@@ -59,8 +68,11 @@ export function useAsked(question, dependencies) {
       answered.then(forget, () => undefined);
     };
   }, asked);
-  return current ? { ...state, again: () => setTimes(times + 1) } : { before };
+  return current ? state : { before };
 }
+
+// Ask once more for everything that failed.
+export const askAgain = () => dispatchEvent(new Event(AGAIN));
 
 // The address of a picture that nobody looks at any more holds its bytes until it is given back.
 const forget = (answer) => {
