@@ -102,7 +102,13 @@ def make_reference_loop(recipe: Recipe, source: data.Source) -> ReferenceLoop:
     train = images[chosen]
     mean, deviation = data.channel_statistics(train.images)
     pictures = Pictures(train, make_transform(mean, deviation))
-    loader = DataLoader(pictures, recipe.batch_size, shuffle=True, num_workers=WORKERS)
+    loader = DataLoader(
+        pictures,
+        recipe.batch_size,
+        shuffle=True,
+        num_workers=WORKERS,
+        multiprocessing_context="fork",  # Linux's own, also within a process that was spawned
+    )
     torch.manual_seed(recipe.seed)
     network = find_architecture(recipe.architecture).build(len(source.classes), recipe.dropout)
     optimizer = torch.optim.Adam(network.parameters(), lr=recipe.learning_rate)
