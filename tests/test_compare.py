@@ -34,6 +34,10 @@ def _few_rounds() -> Iterator[None]:
         yield
 
 
+def _say_nothing(_text: str) -> None:
+    pass
+
+
 @pytest.fixture(scope="module")
 def store(
     exported: Artifact,
@@ -56,7 +60,7 @@ def store(
 
 @pytest.fixture(scope="module")
 def comparison(store: Path, source: data.Source) -> Comparison:
-    return compare(store, lambda: source)
+    return compare(store, lambda: source, _say_nothing)
 
 
 def _copy(artifact: Artifact, store: Path, name: str, **changes: object) -> None:
@@ -162,7 +166,7 @@ def test_each_graph_is_timed_on_one_thread(
 
     shutil.copytree(store / "small", tmp_path / "small")
     monkeypatch.setattr(comparing, "open_backend", open_one)
-    compare(tmp_path, lambda: pytest.fail("data was looked for"))
+    compare(tmp_path, lambda: pytest.fail("data was looked for"), _say_nothing)
     assert opened == [("onnx-cpu", 1, "float32"), ("onnx-cpu", 1, "int8")]
 
 
@@ -189,13 +193,15 @@ def test_models_of_other_data_are_named_and_left_out_of_the_overlap(
     comparison: Comparison, store: Path, source: data.Source
 ) -> None:
     assert comparison.errors.left_out == ("other/1",)
-    elsewhere = compare(store, lambda: replace(source, sha256="0" * 64)).errors
+    told: list[str] = []
+    elsewhere = compare(store, lambda: replace(source, sha256="0" * 64), told.append).errors
+    assert told == [f"timing {name}" for name in ("fc/1", "other/1", "small/1", "tiny/1")]
     assert elsewhere.overlap is None
     assert elsewhere.left_out == ("fc/1", "small/1", "tiny/1")
 
 
 def test_one_model_alone_needs_no_data(exported: Artifact) -> None:
-    found = compare(exported.path.parent.parent, lambda: pytest.fail("data was looked for"))
+    found = compare(exported.path.parent.parent, lambda: pytest.fail("data was looked for"), _say_nothing)
     assert [model.model for model in found.models] == ["tiny/1"]
     assert found.errors == comparing.Errors()
 
@@ -204,7 +210,7 @@ def test_a_damaged_artifact_ends_the_comparison(store: Path, tmp_path: Path) -> 
     damaged = Path(shutil.copytree(store, tmp_path / "store"))
     (damaged / "tiny" / "1" / "filters.png").write_bytes(b"")
     with pytest.raises(RunError, match=r"filters\.png: .*; manifest\.json says"):
-        compare(damaged, lambda: pytest.fail("data was looked for"))
+        compare(damaged, lambda: pytest.fail("data was looked for"), _say_nothing)
 
 
 def test_the_command_writes_tables_and_pictures(

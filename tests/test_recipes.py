@@ -1,4 +1,4 @@
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +7,7 @@ import pytest
 from training.describe import describe
 from training.errors import RecipeError
 from training.optimization import schedule
-from training.recipes import RECIPES, Recipe, find_recipe
+from training.recipes import RECIPES, Recipe, find_recipe, meanings_of_fields
 
 
 @pytest.mark.parametrize("name", ["simple-cnn", "fc"])
@@ -107,6 +107,12 @@ def test_rates_of_biases_and_last_layer_go_with_muon_and_with_nothing_else(
 def test_a_part_is_selected_by_a_proxy_and_a_proxy_selects_a_part(change: dict[str, Any]) -> None:
     with pytest.raises(RecipeError, match="it takes a proxy to select a part"):
         replace(find_recipe("fc"), **change)
+
+
+def test_every_field_says_what_it_means() -> None:
+    meanings = meanings_of_fields()
+    assert list(meanings) == [field.name for field in fields(Recipe)]
+    assert meanings["holdout"].endswith("for selection and calibration.")  # of its second line
 
 
 def test_the_documented_recipes_are_those_that_there_are() -> None:

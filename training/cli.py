@@ -26,7 +26,7 @@ from training.export import Export, next_version
 from training.export import export as export_artifact
 from training.hardware import DeviceName, choose_device
 from training.progress import watch
-from training.recipes import RECIPES, Recipe, find_recipe
+from training.recipes import RECIPES, Recipe, find_recipe, meanings_of_fields
 from training.train import train as run_training
 
 Command = Callable[..., Any]
@@ -67,11 +67,12 @@ run_argument = click.argument("run", type=click.Path(path_type=Path))
 
 def recipe_options(command: Command) -> Command:
     """Add an option for every field of a recipe; those that are given override the recipe's."""
-    hints = get_type_hints(Recipe)
+    hints, meanings = get_type_hints(Recipe), meanings_of_fields()
     for field in reversed(fields(Recipe)):
         kind, choices = hints[field.name], get_args(hints[field.name])
         flag = "--" + field.name.replace("_", "-")
-        option = click.option(flag, type=click.Choice(choices) if choices else kind)
+        meaning = meanings.get(field.name)
+        option = click.option(flag, type=click.Choice(choices) if choices else kind, help=meaning)
         command = option(command)
     return command
 
@@ -201,7 +202,7 @@ def export(
 )
 def compare_command(store: Path, data_dir: Path | None, out: Path) -> None:
     """Put every artifact of the store side by side, and find which test images they get wrong."""
-    comparison = compare_models(store, partial(data.find, data_dir))
+    comparison = compare_models(store, partial(data.find, data_dir), console.print)
     comparison_report.write_comparison(comparison, out)
     for table in comparison_report.comparison_tables(comparison):
         console.print(table)

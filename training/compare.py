@@ -142,21 +142,28 @@ class Comparison:
     errors: Errors
 
 
-def compare(store: Path, find_data: Callable[[], data.Source]) -> Comparison:
+def compare(
+    store: Path, find_data: Callable[[], data.Source], tell: Callable[[str], None]
+) -> Comparison:
     """Verify and measure every artifact of a store.
 
     Args:
         store: the folder of the artifacts.
         find_data: finds the data set whose test images the models are asked about; called only
             if there are two models to compare. Where it finds none, errors are not compared.
+        tell: is told what is done next, which may take minutes.
 
     Raises:
         RunError: the store holds no artifact, or one that is damaged.
     """
     try:
         artifacts = _read_store(store)
-        errors = _find_errors(artifacts, find_data) if len(artifacts) > 1 else Errors()
-        return Comparison(tuple(map(_figures, artifacts)), errors)
+        errors = _find_errors(artifacts, find_data, tell) if len(artifacts) > 1 else Errors()
+        figures = []
+        for artifact in artifacts:
+            tell(f"timing {_key(artifact)}")
+            figures.append(_figures(artifact))
+        return Comparison(tuple(figures), errors)
     except ConvscopeError as exc:
         raise RunError(str(exc)) from exc
 
@@ -176,13 +183,17 @@ def pareto_front(points: Sequence[Point]) -> list[Point]:
     return front
 
 
-def _find_errors(artifacts: Sequence[Artifact], find_data: Callable[[], data.Source]) -> Errors:
+def _find_errors(
+    artifacts: Sequence[Artifact],
+    find_data: Callable[[], data.Source],
+    tell: Callable[[str], None],
+) -> Errors:
     """Compare errors where the test images are at hand; all other figures need none."""
     try:
         source = find_data()
     except DataError:
         return Errors()
-    return _compare_errors(artifacts, source)
+    return _compare_errors(artifacts, source, tell)
 
 
 def _read_store(store: Path) -> list[Artifact]:
@@ -194,16 +205,19 @@ def _read_store(store: Path) -> list[Artifact]:
     return sorted(artifacts, key=lambda item: (item.manifest.name, int(item.manifest.version)))
 
 
-def _compare_errors(artifacts: Sequence[Artifact], source: data.Source) -> Errors:
+def _compare_errors(
+    artifacts: Sequence[Artifact], source: data.Source, tell: Callable[[str], None]
+) -> Errors:
     same = [item for item in artifacts if item.manifest.data.sha256 == source.sha256]
     left_out = tuple(_key(item) for item in artifacts if item not in same)
     if len(same) < 2:
         return Errors(left_out=left_out)
     threads = torch.get_num_threads()
-    answers = {
-        _key(item): answer_test(open_backend(item, "onnx-cpu", threads).predict, source)
-        for item in same
-    }
+    answers = {}
+    for item in same:
+        tell(f"asking {_key(item)} about the test images")
+        backend = open_backend(item, "onnx-cpu", threads)
+        answers[_key(item)] = answer_test(backend.predict, source)
     dense = {_key(item) for item in same if item.manifest.architecture == FULLY_CONNECTED}
     predictions = {key: answered.predicted for key, answered in answers.items()}
     test = answers[_key(same[0])]

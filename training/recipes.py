@@ -4,7 +4,9 @@ A recipe knows nothing of data or of the loop. The named ones are what `convscop
 runs; each field can be overridden on the command line.
 """
 
+import re
 from dataclasses import asdict, dataclass, fields, replace
+from inspect import cleandoc
 from typing import Any, Literal, Self, get_args
 
 from training.errors import RecipeError
@@ -266,6 +268,13 @@ RECIPES: dict[str, Recipe] = {
         holdout=0.02,
     ),
 }
+
+
+def meanings_of_fields() -> dict[str, str]:
+    """Return what each field of a recipe means, as its documentation says."""
+    _, _, attributes = cleandoc(Recipe.__doc__ or "").partition("Attributes:\n")
+    said = re.findall(r"^ {4}(\w+): (.*(?:\n {5,}.*)*)", attributes, re.MULTILINE)
+    return {name: " ".join(meaning.split()) for name, meaning in said}
 
 
 def find_recipe(name: str) -> Recipe:

@@ -55,6 +55,7 @@ function Layer({ layers, modelKey, shown, show }) {
           </button>
         `}
       </div>
+      <p class="hint">Click a filter to see the parts of test images to which it responds most.</p>
       <${Said} state=${drawn} what="Drawing" />
       <div class="split">
         <ul class="filters" aria-label=${`Filters of ${layer.name}`}>
