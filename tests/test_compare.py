@@ -201,7 +201,9 @@ def test_models_of_other_data_are_named_and_left_out_of_the_overlap(
 
 
 def test_one_model_alone_needs_no_data(exported: Artifact) -> None:
-    found = compare(exported.path.parent.parent, lambda: pytest.fail("data was looked for"), _say_nothing)
+    found = compare(
+        exported.path.parent.parent, lambda: pytest.fail("data was looked for"), _say_nothing
+    )
     assert [model.model for model in found.models] == ["tiny/1"]
     assert found.errors == comparing.Errors()
 
