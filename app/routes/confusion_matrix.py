@@ -121,11 +121,11 @@ async def confusion_cell(
     artifact = artifact_of(request, query)
     media_type = choose(request, _CELL_OFFERS, query.format)
     cell = _class_id(artifact, true), _class_id(artifact, predicted)
-    record = artifact.manifest.files.get(EXAMPLES)
-    sha256 = "" if record is None else record.sha256
+    files = artifact.manifest.files
+    sha256 = "".join(files[name].sha256 for name in (EVALUATION, EXAMPLES) if name in files)
     parameters = (*key_of(artifact), *cell, query.scale)
     representation = Representation(request, media_type, sha256, *parameters)
-    unchanged = representation.not_modified() if record is not None else None
+    unchanged = representation.not_modified() if EXAMPLES in files else None
     if unchanged is not None:
         return unchanged
     content = await service_of(request).draw(_render_cell, artifact, media_type, cell, query)

@@ -12,7 +12,7 @@ from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from numpy.typing import NDArray
 
 from app import drawing, http_errors
-from app.contract import FILTERS, RESPONSES, Artifact, recent_filters
+from app.contract import FILTERS, LAYERS, RESPONSES, Artifact, recent_filters
 from app.errors import InvalidParameter, NothingToSee, UnknownFilter, UnknownLayer
 from app.inside import biases_of
 from app.queries import FilterQuery, FiltersQuery
@@ -72,7 +72,7 @@ async def _answer(
     # Before the client's copy is looked at: what does not exist is a 404 with any If-None-Match.
     render = await service.draw(prepare, artifact, query, index, columns)
     files = artifact.manifest.files
-    sha256 = "".join(files[name].sha256 for name in (FILTERS, RESPONSES) if name in files)
+    sha256 = "".join(files[name].sha256 for name in (FILTERS, LAYERS, RESPONSES) if name in files)
     parameters = (*key_of(artifact), query.layer, index, query.scale, columns, query.show)
     representation = Representation(request, media_type, sha256, *parameters)
     unchanged = representation.not_modified()
