@@ -228,7 +228,7 @@ RECIPES: dict[str, Recipe] = {
     "alexnet": replace(
         AUGMENTED,
         architecture="alexnet",
-        epochs=20,
+        epochs=15,
         batch_size=250,
         learning_rate=5e-4,
         label_smoothing=0.1,
