@@ -82,15 +82,22 @@ function Cursor({ map, place: [row, column], takesFocus, onPlace, onKeep, made }
     if (takesFocus) itself.current.focus();
   }, [takesFocus]);
   const [height, width] = [map.length, map[0].length];
-  const move = (event) => onPlace(placeUnder(event, event.currentTarget, map));
+  const reached = useRef();
+  reached.current = [row, column]; // and further, where a key comes before the next drawing
+  const go = (place) => {
+    reached.current = place;
+    onPlace(place);
+  };
+  const move = (event) => go(placeUnder(event, event.currentTarget, map));
   const steps = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
   const step = (event) => {
     const by = steps[event.key];
     if (!by) return;
     event.preventDefault();
-    onPlace([
-      Math.max(0, Math.min(height - 1, row + by[0])),
-      Math.max(0, Math.min(width - 1, column + by[1])),
+    const [down, right] = reached.current;
+    go([
+      Math.max(0, Math.min(height - 1, down + by[0])),
+      Math.max(0, Math.min(width - 1, right + by[1])),
     ]);
   };
   return html`
@@ -104,8 +111,8 @@ function Cursor({ map, place: [row, column], takesFocus, onPlace, onKeep, made }
         onPointerMove=${move}
         onPointerDown=${move}
         onKeyDown=${step}
-        onPointerUp=${() => onKeep?.([row, column])}
-        onKeyUp=${(event) => steps[event.key] && onKeep?.([row, column])}
+        onPointerUp=${() => onKeep?.(reached.current)}
+        onKeyUp=${(event) => steps[event.key] && onKeep?.(reached.current)}
       >
         <${Map2D} rows=${map} top=${largest(map)} label="feature map" />
         <${Square} rows=${map} top=${row} left=${column} />

@@ -35,7 +35,8 @@ export function Network({ manifest, modelKey, image, shown, show }) {
     place: placeIn(chosen.shape.slice(1), shown.pixel),
   };
   const at = pinned || looked;
-  useEffect(() => move(undefined), [at?.layer, at?.channel, at?.place?.join()]);
+  const pointed = pinned ? undefined : at?.place?.join();
+  useEffect(() => move(undefined), [at?.layer, at?.channel, pointed]);
   const look = (spot) => closing.current || setLooked(spot);
   const close = () => {
     closing.current = true; // the focus that goes back to a map is no look at it
@@ -63,6 +64,7 @@ export function Network({ manifest, modelKey, image, shown, show }) {
       onLook=${record.name === PIXELS ? undefined : look}
       onChoose=${(channel, place) => {
         chosenBy.current = document.activeElement;
+        move(undefined);
         show({ layer: record.name, ...NOTHING_CHOSEN, channel, pixel: place?.join() });
       }}
     />
