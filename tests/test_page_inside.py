@@ -140,12 +140,18 @@ def test_map_is_let_go_and_stays_so(open_page: OpenPage, close: str) -> None:
 def test_panel_hides_no_map(open_page: OpenPage) -> None:
     for width in (360, 1440):
         with open_page("?view=network&layer=conv1&channel=2", width=width) as page:
-            shown = panel(page, "Channel 2 of conv1").bounding_box()
-            layers = page.get_by_role("group", name="Layers").bounding_box()
-            assert shown
-            assert layers
-            beside = layers["x"] + layers["width"] <= shown["x"]
-            assert beside or layers["y"] + layers["height"] <= shown["y"]
+            shown = panel(page, "Channel 2 of conv1")
+            expect(shown).to_contain_text("bias")
+            expect(page.get_by_role("listitem", name="Probabilities")).to_contain_text("dog")
+            layers = page.get_by_role("group", name="Layers").element_handle()
+            panel_hides_layers = shown.evaluate(
+                """(panel, layers) => {
+                    const [a, b] = [panel, layers].map((one) => one.getBoundingClientRect());
+                    return a.left < b.right && a.top < b.bottom;
+                }""",
+                layers,
+            )
+            assert not panel_hides_layers
 
 
 def test_map_that_is_clicked_stays_and_stands_in_the_address(open_page: OpenPage) -> None:
