@@ -112,11 +112,11 @@ def export(what: Export, store: Path) -> Artifact:
             _write_files(what, served, answered, folder)
             manifest = _manifest(what, served, folder)
             artifact = rewritten(Artifact(folder, manifest))
-            _prove(artifact, answered, what.source)
-            artifact = _with_confidence(artifact, heldout, what.source, "float32")
+            served_test = _prove(artifact, answered, what.source)
+            artifact = _with_confidence(artifact, heldout, served_test, "float32")
             if what.int8:
-                artifact = add_int8(artifact, what.checkpoint, what.source)
-                artifact = _with_confidence(artifact, heldout, what.source, "int8")
+                artifact, served_test = add_int8(artifact, what.checkpoint, what.source)
+                artifact = _with_confidence(artifact, heldout, served_test, "int8")
     except (OSError, ValueError, RuntimeError, ConvscopeError) as exc:
         raise ExportError(f"{place}: not exported: {exc}") from exc
     return read_artifact(place)
@@ -281,30 +281,36 @@ def _outputs(served: ServedNetwork) -> tuple[TensorSpec, ...]:
     )
 
 
-def _prove(artifact: Artifact, answered: Answered, source: data.Source) -> None:
-    """Raise unless both graphs give the eager network's answers, by the service's backends."""
+def _prove(artifact: Artifact, answered: Answered, source: data.Source) -> Answered:
+    """Raise unless both graphs give the eager network's answers, by the service's backends.
+
+    Returns:
+        What the ONNX graph gives for the test split.
+    """
     artifact.verify()
     threads = torch.get_num_threads()
+    found = {}
     for name in PROVEN_BACKENDS:
-        backend = open_backend(artifact, name, threads)
-        same = answer_test(backend.predict, source).predicted == answered.predicted
+        found[name] = answer_test(open_backend(artifact, name, threads).predict, source)
+        same = found[name].predicted == answered.predicted
         if same.mean() < LEAST_AGREEMENT:
             raise ExportError(
                 f"{name} gives the network's prediction for {same.mean():.4%} of the test images; "
                 f"the limit is {LEAST_AGREEMENT:.2%}"
             )
     open_layers(artifact)
+    return found["onnx-cpu"]
 
 
 def _with_confidence(
-    artifact: Artifact, heldout: data.Split, source: data.Source, precision: Precision
+    artifact: Artifact, heldout: data.Split, test: Answered, precision: Precision
 ) -> Artifact:
     """Add what one of the graphs may be trusted in, if images were held out to tell."""
     if len(heldout) == 0:
         return artifact
     backend = open_backend(artifact, "onnx-cpu", torch.get_num_threads(), precision)
-    answers = answer(backend.predict, heldout), answer_test(backend.predict, source)
-    found = measure_confidence(*answers, foreign_images(), backend.predict)
+    known = answer(backend.predict, heldout)
+    found = measure_confidence(known, test, foreign_images(), backend.predict)
     confidence = artifact.manifest.confidence | {precision: found}
     manifest = artifact.manifest.model_copy(update={"confidence": confidence})
     return rewritten(Artifact(artifact.path, manifest))

@@ -31,7 +31,7 @@ from app.contract import (
 from training import data
 from training.checkpoint import Checkpoint
 from training.errors import ExportError
-from training.evaluate import answer, answer_test, load_heldout, measure_served
+from training.evaluate import Answered, answer, answer_test, load_heldout, measure_served
 from training.graphs import nodes_of_logits
 from training.half_weights import unpack_onnx
 
@@ -52,13 +52,18 @@ more; the float32 graph already differs by 0.016 to 0.045.
 _LAYERS = {"Conv", "Gemm", "MatMul"}
 
 
-def add_int8(artifact: Artifact, checkpoint: Checkpoint, source: data.Source) -> Artifact:
+def add_int8(
+    artifact: Artifact, checkpoint: Checkpoint, source: data.Source
+) -> tuple[Artifact, Answered]:
     """Write the int8 graph, its golden probabilities and its record into an artifact.
 
     Args:
         artifact: unfinished, with a proven float32 graph.
         checkpoint: the run that it was exported from.
         source: the data set of the run.
+
+    Returns:
+        The artifact, and what the graph gives for the test split.
 
     Raises:
         ExportError: the graph cannot be quantised, or loses more than `MOST_LOST` of its accuracy
@@ -74,7 +79,8 @@ def add_int8(artifact: Artifact, checkpoint: Checkpoint, source: data.Source) ->
     heldout = load_heldout(checkpoint, source)
     before, after = (answer(backend.predict, heldout).accuracy for backend in (float32, int8))
     check_loss(before, after, len(heldout))
-    test = measure_served(answer_test(int8.predict, source))
+    answered = answer_test(int8.predict, source)
+    test = measure_served(answered)
     record = Int8Record(
         file=INT8_GRAPH,
         calibration_images=len(calibration),
@@ -85,7 +91,7 @@ def add_int8(artifact: Artifact, checkpoint: Checkpoint, source: data.Source) ->
         test_ece=test.ece,
         golden_tolerance=INT8_TOLERANCE,
     )
-    return _with_record(_with_golden(artifact, int8), record)
+    return _with_record(_with_golden(artifact, int8), record), answered
 
 
 def check_loss(float32: float, int8: float, images: int) -> None:
