@@ -10,7 +10,7 @@ from training.architectures import imagenet
 from training.architectures.alexnet import AlexNet
 from training.architectures.efficientnet import EfficientNetB0
 from training.architectures.fc import FullyConnected
-from training.architectures.resnet import resnet18, resnet20
+from training.architectures.resnet import plain20, resnet18, resnet20
 from training.architectures.simple_cnn import SimpleCNN
 from training.architectures.speednet import SpeedNet
 from training.architectures.vgg import VGG16
@@ -44,6 +44,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "vgg16": Architecture(VGG16),
     "resnet18": Architecture(resnet18),
     "resnet20": Architecture(resnet20),
+    "plain20": Architecture(plain20),
     "efficientnet-b0": Architecture(EfficientNetB0),
     "alexnet-imagenet": Architecture(imagenet.alexnet, (224, 224), 1000),
     "vgg16-imagenet": Architecture(imagenet.vgg16, (224, 224), 1000),

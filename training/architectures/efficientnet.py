@@ -34,9 +34,10 @@ class EfficientNetB0(nn.Sequential):
 
     Float `[N,3,32,32]` to logits `[N,classes]`; 3,599,686 parameters with ten classes. For small
     images the first convolution keeps the size, and the 1×1 convolution to 1,280 channels before
-    the pooling, which is sized for 1,000 classes, is left out. The first block has its expanding
-    1×1 convolution as the others do, though it expands by one. Compound scaling, which makes B1
-    to B7 of B0, and stochastic depth are not here. Dropout acts before the FC layer.
+    the pooling, which is sized for 1,000 classes, is left out. The first block has an
+    expanding 1×1 convolution as the others do, though it expands by one and the original's has
+    none. Compound scaling, which makes B1 to B7 of B0, and stochastic depth are not here. Dropout
+    acts before the FC layer.
     """
 
     def __init__(self, classes: int = 10, dropout: float = 0.0) -> None:

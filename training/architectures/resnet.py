@@ -2,12 +2,12 @@
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, cast
 
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name that the field uses
 
-Shortcut = Literal["padding", "projection"]
+Shortcut = Literal["none", "padding", "projection"]
 
 
 class ResNet(nn.Sequential):
@@ -22,7 +22,8 @@ class ResNet(nn.Sequential):
         widths: channels of each stage.
         blocks: residual blocks of each stage.
         shortcut: what carries the input past a block that changes its shape: `padding` with
-            channels of zeros (option A of the paper), or a 1×1 `projection` (option B).
+            channels of zeros (option A of the paper), or a 1×1 `projection` (option B). With
+            `none`, nothing is carried past any block, which makes the paper's plain network.
     """
 
     def __init__(
@@ -67,8 +68,13 @@ def resnet20(classes: int = 10, dropout: float = 0.0) -> ResNet:
     return ResNet(classes, dropout, widths=(16, 32, 64), blocks=3, shortcut="padding")
 
 
+def plain20(classes: int = 10, dropout: float = 0.0) -> ResNet:
+    """ResNet-20 without its shortcuts, which have no parameters: the paper's plain network."""
+    return ResNet(classes, dropout, widths=(16, 32, 64), blocks=3, shortcut="none")
+
+
 class ResidualBlock(nn.Module):
-    """ReLU(x + F(x)) with F = Conv BN ReLU Conv BN, all 3×3."""
+    """ReLU(x + F(x)) with F = Conv BN ReLU Conv BN, all 3×3; without a shortcut, ReLU(F(x))."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, shortcut: Shortcut) -> None:
         super().__init__()
@@ -86,8 +92,10 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `[N,outputs,H/stride,W/stride]`."""
-        output: Tensor = self.relu(self.shortcut(x) + self.residual(x))
-        return output
+        output: Tensor = self.residual(x)
+        if self.shortcut is not None:
+            output = self.shortcut(x) + output
+        return cast(Tensor, self.relu(output))
 
 
 class ZeroPadding(nn.Module):
@@ -102,7 +110,9 @@ class ZeroPadding(nn.Module):
         return F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 0, self.channels))
 
 
-def _shortcut(inputs: int, outputs: int, stride: int, kind: Shortcut) -> nn.Module:
+def _shortcut(inputs: int, outputs: int, stride: int, kind: Shortcut) -> nn.Module | None:
+    if kind == "none":
+        return None
     if inputs == outputs and stride == 1:
         return nn.Identity()
     if kind == "padding":
