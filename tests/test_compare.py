@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from matplotlib.lines import Line2D
 from PIL import Image
 
 from app.backends import Backend, BackendName, Precision, open_backend
@@ -18,6 +19,7 @@ from training import data, quantize
 from training.checkpoint import Checkpoint
 from training.cli import main
 from training.compare import Comparison, compare, pareto_front
+from training.comparison_plots import accuracy_and_cost
 from training.errors import RunError
 from training.evaluate import read_evaluation
 from training.export import Export, export
@@ -242,6 +244,33 @@ def test_the_command_writes_tables_and_pictures(
             picture.load()
 
 
+def _corners(line: Line2D) -> list[tuple[float, float]]:
+    return [(float(x), float(y)) for x, y in np.asarray(line.get_xydata())]
+
+
+def test_cost_is_on_a_log_axis_with_int8_hollow_and_a_front_that_nothing_beats(
+    comparison: Comparison,
+) -> None:
+    slow, fast = (
+        replace(comparison.models[3], model=name, accuracy=accuracy, latency_ms=latency)
+        for name, accuracy, latency in (("slow/1", 0.9, 4.0), ("beaten/1", 0.5, 8.0))
+    )
+    models = [replace(slow, int8=comparing.Int8Figures(0.8, 1.0, 10.0)), fast]
+    models[1] = replace(models[1], training_hardware="another", training_seconds=600)
+    latency, training = accuracy_and_cost(models).axes
+    assert (latency.get_xscale(), training.get_xscale()) == ("log", "log")
+    marked = [line for line in latency.lines if line.get_marker() == "o" and _corners(line)]
+    points = {_corners(line)[0]: line.get_markerfacecolor() for line in marked}
+    assert points.keys() == {(4.0, 90.0), (1.0, 80.0), (8.0, 50.0)}
+    assert [place for place, color in points.items() if color == "white"] == [(1.0, 80.0)]
+    (front,) = (line for line in latency.lines if line.get_label() == "Pareto front")
+    assert _corners(front) == [(1.0, 80.0), (4.0, 80.0), (4.0, 90.0)]
+    explained = training.get_legend()
+    assert explained
+    legend = [text.get_text() for text in explained.get_texts()]
+    assert legend == [models[0].training_hardware, "another", "Pareto front of each machine"]
+
+
 def _rows(markdown: str) -> list[list[str]]:
     """The first table of a page, without the line under its heading."""
     table = markdown.partition("\n\n")[0].splitlines()
@@ -298,7 +327,7 @@ def test_hardware_is_said_for_each_model_where_it_differs(
     models = (replace(first, training_hardware="a GPU"), last)
     report.write_comparison(replace(comparison, models=models), tmp_path)
     text = (tmp_path / "comparison.md").read_text()
-    assert f"Trained: fc/1 on a GPU; tiny/1 on {last.training_hardware}." in text
+    assert f"Trained: fc/1 on a GPU; tiny/1 on {last.training_hardware}; the times" in text
 
 
 def test_confidence_of_every_model_that_has_it_is_shown(

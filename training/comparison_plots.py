@@ -8,7 +8,9 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import LogLocator, NullFormatter
 from numpy.typing import NDArray
@@ -26,6 +28,8 @@ PICTURES = 16
 
 _SHEET = (4, 4)
 _HARDWARE_MARKERS = "os^Dv"
+_COLORS = [to_hex(colormaps["tab20"](i)) for i in (*range(0, 20, 2), *range(1, 20, 2))]
+"""Ten that are dark, then the same ones pale."""
 
 
 def draw_learning_curves(models: Sequence[ModelFigures], path: Path) -> None:
@@ -62,6 +66,11 @@ def draw_accuracy_by_class(models: Sequence[ModelFigures], path: Path) -> None:
 
 def draw_accuracy_and_cost(models: Sequence[ModelFigures], path: Path) -> None:
     """Draw accuracy against latency and against training time, each with its Pareto front."""
+    accuracy_and_cost(models).savefig(path)
+
+
+def accuracy_and_cost(models: Sequence[ModelFigures]) -> Figure:
+    """Return the figure that `draw_accuracy_and_cost` saves: first latency, then training time."""
     figure = Figure(figsize=(15, 7.8), layout="constrained", dpi=DPI)
     latency, training = figure.subplots(1, 2, sharey=True)
     label_axes(latency, "latency of one image, one thread (ms)", "test accuracy (%)")
@@ -83,7 +92,7 @@ def draw_accuracy_and_cost(models: Sequence[ModelFigures], path: Path) -> None:
             for index, (model, place) in enumerate(zip(models, places, strict=True))
         ]
         place_labels(axes, labels, covered)
-    figure.savefig(path)
+    return figure
 
 
 def draw_error_overlap(overlap: Overlap, pictures: dict[int, Images], path: Path) -> None:
@@ -140,7 +149,8 @@ def _plot_training_time(axes: Axes, models: Sequence[ModelFigures]) -> list[list
                 points.append(_training_point(model))
                 axes.plot(*points[-1], marker, color=_color(index), zorder=3)
         axes.plot([], [], marker, color="0.3", label=name)
-        label = "Pareto front" if name == hardware[-1] else ""
+        of_each = "Pareto front" if len(hardware) == 1 else "Pareto front of each machine"
+        label = of_each if name == hardware[-1] else ""
         front = _plot_front(axes, pareto_front(points), label)
         lines += [*([point] for point in points), front]
     return lines
@@ -210,4 +220,4 @@ def _draw_sheet(
 
 
 def _color(index: int) -> str:
-    return f"C{index}"
+    return _COLORS[index % len(_COLORS)]

@@ -240,7 +240,8 @@ def _training_note(models: Sequence[ModelFigures]) -> str:
     if len(places) == 1:
         return f"All were trained on {models[0].training_hardware}."
     parts = (f"{', '.join(names)} on {hardware}" for hardware, names in places.items())
-    return f"Trained: {'; '.join(parts)}."
+    fronts = "each machine has a front of its own"
+    return f"Trained: {'; '.join(parts)}; the times of two do not compare, so {fronts}."
 
 
 def _overlap_markdown(overlap: Overlap) -> list[str]:
