@@ -132,6 +132,19 @@ def test_a_resumed_run_ends_with_the_weights_of_an_undisturbed_one(
     ]
 
 
+def test_a_run_that_goes_on_elsewhere_names_all_that_computed_it_in_turn(
+    source: data.Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = iter(["2 × core, 2 threads", "core, 2 threads", "core, 2 threads"])
+    monkeypatch.setattr("training.train.describe_device", lambda _device: next(names))
+    recipe = replace(TINY, epochs=3)
+    for resume in (False, True):
+        with pytest.raises(_Interrupted):
+            train_quietly(recipe, source, tmp_path, reporter=_InterruptAfterFirst(), resume=resume)
+    last = train_quietly(recipe, source, tmp_path, resume=True)
+    assert last.state.hardware == "2 × core, 2 threads, then core, 2 threads"
+
+
 def _command(image_folder: Path, run: Path, *more: str) -> list[str]:
     options = ["--epochs", "4", "--batch-size", "16", "--precision", "float32", "--dropout", "0.2"]
     places = ["--data-dir", str(image_folder), "--out", str(run), "--device", "cpu"]

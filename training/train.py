@@ -40,6 +40,8 @@ from training.reporter import Reporter, SilentReporter
 
 EVALUATION_BATCH = 500
 INITIALIZATION_IMAGES = 5000
+THEN = ", then "
+"""Between what a run began on and what it was resumed on."""
 PROGRESS_STEPS = 16  # how often the loss is looked at: seldom enough for a GPU not to wait
 
 
@@ -290,12 +292,17 @@ def check_finite(network: nn.Module, epoch: int) -> None:
 def _go_on_elsewhere(before: RunState, now: RunState) -> RunState:
     """Return the state of a resumed run, which names all that has computed it."""
     hardware, libraries = before.hardware, dict(before.libraries)
-    if not hardware.endswith(now.hardware):
-        hardware += f", then {now.hardware}"
+    if _last(hardware) != now.hardware:
+        hardware += THEN + now.hardware
     for name, version in now.libraries.items():
-        if not libraries.get(name, "").endswith(version):
-            libraries[name] = f"{libraries.get(name, 'unknown')}, then {version}"
+        known = libraries.get(name, "unknown")
+        if _last(known) != version:
+            libraries[name] = known + THEN + version
     return replace(before, hardware=hardware, libraries=libraries)
+
+
+def _last(names: str) -> str:
+    return names.rpartition(THEN)[2]
 
 
 def _check_architectures(recipe: Recipe) -> None:
