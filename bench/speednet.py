@@ -55,14 +55,14 @@ class Run(TrainedRun):
     test_accuracy: dict[int, float]
 
     @property
-    def executed_share(self) -> float:
-        """The same of what was executed."""
-        return self.executed_flop / self.seconds / max(self.convolution_flops)
-
-    @property
     def share(self) -> float:
         """FLOP a second as a part of the machine's convolution."""
         return self.flop / self.seconds / max(self.convolution_flops)
+
+    @property
+    def executed_share(self) -> float:
+        """The same of what was executed."""
+        return self.executed_flop / self.seconds / max(self.convolution_flops)
 
 
 class SpeednetResults(Results):
@@ -72,22 +72,18 @@ class SpeednetResults(Results):
 
 
 @torch.no_grad()
-def convolution_flops(batch: int = BATCH) -> float:
-    """Return FLOP a second of a 3×3 convolution 256→256 forward in bfloat16, best of six.
-
-    Args:
-        batch: images of 16×16.
-    """
+def convolution_flops() -> float:
+    """Return FLOP a second of a 3×3 convolution 256→256 forward in bfloat16, best of six."""
     torch.use_deterministic_algorithms(False)  # which a training leaves on
     layout = torch.channels_last
-    images = torch.randn(batch, CHANNELS, SIZE, SIZE).to(memory_format=layout).bfloat16()
+    images = torch.randn(BATCH, CHANNELS, SIZE, SIZE).to(memory_format=layout).bfloat16()
     weights = torch.randn(CHANNELS, CHANNELS, KERNEL, KERNEL).to(memory_format=layout).bfloat16()
     seconds = []
     for _ in range(WARM_UPS + PASSES):
         started = time.perf_counter()
         F.conv2d(images, weights, padding=1)
         seconds.append(time.perf_counter() - started)
-    flop = 2 * KERNEL**2 * CHANNELS**2 * batch * SIZE**2
+    flop = 2 * KERNEL**2 * CHANNELS**2 * BATCH * SIZE**2
     return flop / min(seconds[WARM_UPS:])
 
 

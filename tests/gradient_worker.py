@@ -1,6 +1,7 @@
 """One of torchrun's processes: the gradients of one global batch, written by the first."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,8 +14,8 @@ from training.optimization import make_optimizer
 from training.recipes import find_recipe
 
 
-def main(folder: Path, to: Path) -> None:
-    recipe = find_recipe("fc")
+def main(folder: Path, to: Path, micro_batch: int) -> None:
+    recipe = replace(find_recipe("fc"), micro_batch=micro_batch)
     train = data.find(folder).load_train()
     mean, deviation = data.channel_statistics(train.images)
     with distributed.join(torch.device("cpu")) as workers:
@@ -25,7 +26,8 @@ def main(folder: Path, to: Path) -> None:
         batch = train[torch.arange(33)]
         share = workers.share(batch)
         weight = workers.weight(len(share), len(batch))
-        learner.learn(normalize(share, mean, deviation), rate=0.0, weight=weight)
+        largest = workers.largest_share(len(batch))
+        learner.learn(normalize(share, mean, deviation), 0.0, weight, largest)
         if workers.is_first:
             gradients = {
                 name: p.grad for name, p in network.named_parameters() if p.grad is not None
@@ -34,4 +36,4 @@ def main(folder: Path, to: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))

@@ -245,7 +245,7 @@ def test_convolution_rate_counts_every_multiply_and_add(monkeypatch: pytest.Monk
     clock = iter([0, 9, 0, 9, *[0, 3] * 5, 0, 2])
     monkeypatch.setattr("bench.speednet.time.perf_counter", lambda: next(clock))
 
-    assert speednet.convolution_flops(2) == 2 * 9 * 256 * 256 * 2 * 16 * 16 / 2
+    assert speednet.convolution_flops() == 2 * 9 * 256 * 256 * 2 * 16 * 16 / 2
 
 
 def test_speednet_is_measured_once_a_seed(source: data.Source, tmp_path: Path) -> None:

@@ -17,11 +17,12 @@ IMPORTABLE = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 
 
+@pytest.mark.parametrize("micro_batch", [0, 8])
 def test_two_processes_have_the_gradients_of_one_with_the_same_global_batch(
-    image_folder: Path, tmp_path: Path
+    image_folder: Path, tmp_path: Path, micro_batch: int
 ) -> None:
-    gradient_worker.main(image_folder, tmp_path / "one")
-    worker = [gradient_worker.__file__, str(image_folder), str(tmp_path / "two")]
+    gradient_worker.main(image_folder, tmp_path / "one", 0)
+    worker = [gradient_worker.__file__, str(image_folder), str(tmp_path / "two"), str(micro_batch)]
     subprocess.run(
         [*TORCHRUN, *worker],
         check=True,
@@ -104,6 +105,21 @@ def test_an_epochs_last_image_is_left_out_where_two_processes_cannot_share_it(
     command = [*_training(image_folder, run, 1), "--holdout", "0.1", "--batch-size", "73"]
     subprocess.run(command, check=True, capture_output=True, timeout=120)  # 220 = 3 * 73 + 1
     assert open_run(run).state.history[0].loss > 0
+
+
+def test_two_processes_share_a_recipe_with_parts_crops_and_a_proxy(
+    image_folder: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    small = ["--architecture", "speednet-proxy", "--batch-size", "32", "--micro-batch", "8"]
+    places = ["--data-dir", str(image_folder), "--out", str(run), "--device", "cpu"]
+    command = [*TORCHRUN, "-m", "training.cli", "train", "speednet-96", *small, *places]
+    more = ["--epochs", "3", "--holdout", "0.1"]
+    subprocess.run([*command, *more], check=True, capture_output=True, timeout=120)
+    state = open_run(run).state
+    assert state.recipe.proxy
+    assert state.recipe.cropped_epochs == 2
+    assert state.history[-1].loss < state.history[0].loss
 
 
 def _run_in_two_processes(tmp_path: Path, *lines: str) -> str:
