@@ -21,6 +21,7 @@ RECIPES = {
     "fast/1": "fast",
     "resnet20/1": "resnet20",
     "speednet/1": "speednet-95",
+    "speednet-96/1": "speednet-96",
 }
 LEAST_ACCURACY = {
     "simple-cnn/1": 0.70,
@@ -29,6 +30,7 @@ LEAST_ACCURACY = {
     "fast/1": 0.929,  # 0.93 in int8
     "resnet20/1": 0.91,
     "speednet/1": 0.945,
+    "speednet-96/1": 0.955,
 }
 LIGHT = 100e6  # multiply-accumulates with which a model is asked about all test images
 MANY = 300
@@ -36,6 +38,8 @@ LARGEST_ECE = {
     "fc/1": 0.036,  # overfitted by the exercise's recipe
     "resnet20/1": 0.016,
 }
+
+COARSEST_COVERAGE = {"speednet-96/1": 0.016}  # 1,000 held-out images decide its thresholds
 
 
 @pytest.fixture(params=RECIPES)
@@ -152,9 +156,10 @@ def test_the_whole_test_split_gives_the_int8_accuracy_that_is_written(
 
 
 def test_prediction_sets_hold_the_truth_as_often_as_is_asked(artifact: Artifact) -> None:
+    error = COARSEST_COVERAGE.get(_reference(artifact), 0.01)
     for confidence in artifact.manifest.confidence.values():
         for measured in confidence.conformal.measured:
-            assert measured.found == pytest.approx(measured.wanted, abs=0.01)
+            assert measured.found == pytest.approx(measured.wanted, abs=error)
 
 
 def test_probabilities_are_calibrated(artifact: Artifact) -> None:
