@@ -15,7 +15,7 @@ A process that is killed at any moment leaves the last whole checkpoint. Nothing
 
 import json
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +85,28 @@ class RunState:
     def training_seconds(self) -> float:
         """Time spent in finished epochs."""
         return sum(figures.seconds for figures in self.history)
+
+    def resumed_on(self, now: "RunState") -> "RunState":
+        """Return the state of a run that goes on, which names all that has computed it in turn.
+
+        Args:
+            now: what the run would begin with here.
+        """
+        libraries = {
+            name: _in_turn(self.libraries.get(name, "unknown"), version)
+            for name, version in now.libraries.items()
+        }
+        return replace(
+            self,
+            hardware=_in_turn(self.hardware, now.hardware),
+            libraries=self.libraries | libraries,
+        )
+
+
+def _in_turn(before: str, now: str) -> str:
+    """Name what a run was on, and what it is on now unless that is where it was last."""
+    then = ", then "
+    return before if before.rpartition(then)[2] == now else before + then + now
 
 
 @dataclass(frozen=True)

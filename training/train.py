@@ -40,8 +40,6 @@ from training.reporter import Reporter, SilentReporter
 
 EVALUATION_BATCH = 500
 INITIALIZATION_IMAGES = 5000
-THEN = ", then "
-"""Between what a run began on and what it was resumed on."""
 PROGRESS_STEPS = 16  # how often the loss is looked at: seldom enough for a GPU not to wait
 
 
@@ -115,7 +113,7 @@ def train(
         state = _new_state(run, source)
         if last is not None:
             last.load(run.learner, run.proxy)
-            state = _go_on_elsewhere(last.state, state)
+            state = last.state.resumed_on(state)
         workers.check_same((state.epoch, state.recipe.as_dict(), state.data_sha256))
         _go_on(run, state, run_dir, reporter if workers.is_first else SilentReporter())
         workers.wait_for_all()
@@ -287,22 +285,6 @@ def check_finite(network: nn.Module, epoch: int) -> None:
     for name, tensor in network.state_dict().items():
         if not tensor.isfinite().all():
             raise Diverged(f"{name} holds values that are not finite after epoch {epoch}")
-
-
-def _go_on_elsewhere(before: RunState, now: RunState) -> RunState:
-    """Return the state of a resumed run, which names all that has computed it."""
-    hardware, libraries = before.hardware, dict(before.libraries)
-    if _last(hardware) != now.hardware:
-        hardware += THEN + now.hardware
-    for name, version in now.libraries.items():
-        known = libraries.get(name, "unknown")
-        if _last(known) != version:
-            libraries[name] = known + THEN + version
-    return replace(before, hardware=hardware, libraries=libraries)
-
-
-def _last(names: str) -> str:
-    return names.rpartition(THEN)[2]
 
 
 def _check_architectures(recipe: Recipe) -> None:
