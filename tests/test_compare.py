@@ -23,9 +23,6 @@ from training.comparison_plots import accuracy_and_cost
 from training.errors import RunError
 from training.evaluate import read_evaluation
 from training.export import Export, export
-from training.overlap import Labels, SharedMistake, find_overlap
-
-CLASSES = ("cat", "dog", "ship")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -74,10 +71,6 @@ def _copy(artifact: Artifact, store: Path, name: str, **changes: object) -> None
     (path / MANIFEST).write_text(json.dumps(manifest | {"name": name}))
 
 
-def _labels(*values: int) -> Labels:
-    return np.array(values, np.int64)
-
-
 def test_no_point_of_a_pareto_front_is_beaten() -> None:
     points = [(3.0, 0.9), (1.0, 0.5), (2.0, 0.4), (5.0, 0.8), (4.0, 0.95)]
     assert pareto_front(points) == [(1.0, 0.5), (3.0, 0.9), (4.0, 0.95)]
@@ -88,59 +81,6 @@ def test_points_that_are_equal_in_one_do_not_both_stand_in_the_front() -> None:
     assert pareto_front([(2.0, 0.5), (1.0, 0.5)]) == [(1.0, 0.5)]
     assert pareto_front([(1.0, 0.5), (1.0, 0.5)]) == [(1.0, 0.5)]
     assert pareto_front([]) == []
-
-
-def test_overlap_counts_how_many_models_get_an_image_wrong() -> None:
-    labels = _labels(0, 0, 1, 1, 2)
-    predictions = {
-        "a": _labels(0, 1, 1, 0, 0),  # wrong: 1, 3, 4
-        "b": _labels(0, 0, 1, 0, 1),  # wrong: 3, 4
-        "c": _labels(0, 0, 2, 1, 1),  # wrong: 2, 4
-    }
-    found = find_overlap(labels, predictions, CLASSES)
-    assert (found.models, found.images) == (("a", "b", "c"), 5)
-    assert found.errors == (3, 2, 2)
-    assert found.histogram == (1, 2, 1, 1)
-    assert found.shared == ((1, 0.6667, 0.25), (0.6667, 1, 0.3333), (0.25, 0.3333, 1))
-    assert found.by_all.images == 1
-    assert found.by_all.examples == (SharedMistake(4, "ship", "dog"),)
-
-
-def test_the_fully_connected_networks_own_errors_are_those_that_no_other_model_makes() -> None:
-    labels = _labels(0, 0, 0, 0, 0)
-    predictions = {
-        "fc/1": _labels(1, 1, 2, 0, 1),
-        "cnn/1": _labels(0, 1, 0, 0, 0),
-        "fc/2": _labels(2, 2, 2, 1, 0),
-        "vgg/1": _labels(0, 0, 0, 0, 0),
-    }
-    found = find_overlap(labels, predictions, CLASSES, {"fc/1", "fc/2"}).by_fully_connected
-    assert found is not None
-    assert found.images == 2
-    assert found.examples == (SharedMistake(0, "cat", "dog"), SharedMistake(2, "cat", "ship"))
-
-
-@pytest.mark.parametrize("dense", [set(), {"a", "b"}])
-def test_without_models_of_both_kinds_nothing_is_the_fully_connected_networks_own(
-    dense: set[str],
-) -> None:
-    predictions = {"a": _labels(0, 1), "b": _labels(1, 1)}
-    assert find_overlap(_labels(0, 0), predictions, CLASSES, dense).by_fully_connected is None
-
-
-def test_models_that_never_err_share_all_of_their_errors() -> None:
-    found = find_overlap(_labels(0, 1), dict.fromkeys("ab", _labels(0, 1)), CLASSES, {"a"})
-    assert found.shared == ((1, 1), (1, 1))
-    assert found.histogram == (2, 0, 0)
-    assert found.by_all.examples == ()
-    assert found.by_fully_connected is not None
-    assert found.by_fully_connected.images == 0
-
-
-def test_a_long_group_is_counted_whole_and_listed_in_part() -> None:
-    found = find_overlap(_labels(*[0] * 250), {"a": _labels(*[1] * 250)}, CLASSES).by_all
-    assert found.images == 250
-    assert [example.index for example in found.examples] == list(range(100))
 
 
 def test_int8_is_measured_where_the_artifact_has_it(comparison: Comparison, store: Path) -> None:
@@ -251,12 +191,11 @@ def _corners(line: Line2D) -> list[tuple[float, float]]:
 def test_cost_is_on_a_log_axis_with_int8_hollow_and_a_front_that_nothing_beats(
     comparison: Comparison,
 ) -> None:
-    slow, fast = (
-        replace(comparison.models[3], model=name, accuracy=accuracy, latency_ms=latency)
-        for name, accuracy, latency in (("slow/1", 0.9, 4.0), ("beaten/1", 0.5, 8.0))
-    )
-    models = [replace(slow, int8=comparing.Int8Figures(0.8, 1.0, 10.0)), fast]
-    models[1] = replace(models[1], training_hardware="another", training_seconds=600)
+    model, int8 = comparison.models[3], comparing.Int8Figures(0.8, 1.0, 10.0)
+    models = [
+        replace(model, accuracy=0.9, latency_ms=4.0, int8=int8),
+        replace(model, accuracy=0.5, latency_ms=8.0, training_hardware="another"),
+    ]
     latency, training = accuracy_and_cost(models).axes
     assert (latency.get_xscale(), training.get_xscale()) == ("log", "log")
     marked = [line for line in latency.lines if line.get_marker() == "o" and _corners(line)]
@@ -268,7 +207,7 @@ def test_cost_is_on_a_log_axis_with_int8_hollow_and_a_front_that_nothing_beats(
     explained = training.get_legend()
     assert explained
     legend = [text.get_text() for text in explained.get_texts()]
-    assert legend == [models[0].training_hardware, "another", "Pareto front of each machine"]
+    assert legend == [model.training_hardware, "another", "Pareto front of each machine"]
 
 
 def _rows(markdown: str) -> list[list[str]]:
@@ -327,7 +266,10 @@ def test_hardware_is_said_for_each_model_where_it_differs(
     models = (replace(first, training_hardware="a GPU"), last)
     report.write_comparison(replace(comparison, models=models), tmp_path)
     text = (tmp_path / "comparison.md").read_text()
-    assert f"Trained: fc/1 on a GPU; tiny/1 on {last.training_hardware}; the times" in text
+    assert (
+        f"Trained: fc/1 on a GPU; tiny/1 on {last.training_hardware}; the times of two do" in text
+    )
+    assert " not compare, so each machine has a front of its own.\n" in text
 
 
 def test_confidence_of_every_model_that_has_it_is_shown(
