@@ -244,12 +244,11 @@ RECIPES: dict[str, Recipe] = {
     "efficientnet-b0": replace(
         AUGMENTED,
         architecture="efficientnet-b0",
-        epochs=10,
+        epochs=30,
         batch_size=128,
         crop=24,
         cropped=0.7,
         learning_rate=3e-3,
-        label_smoothing=0.1,
         dropout=0.2,
         precision="float32",
     ),

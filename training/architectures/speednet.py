@@ -1,9 +1,10 @@
 """A small VGG that trains in minutes: frozen whitening first, identity-initialised convolutions.
 
-After airbench (Jordan 2024, arXiv 2404.00498, and its later variant for the Muon optimizer),
-which grew out of hlb-CIFAR10 (Swan 2023) and Page's ResNet-9 (2019). What differs here: the
-whitening convolution has no bias, so the gradient never reaches the image and its share of the
-arithmetic falls away; batch normalisation keeps the usual epsilon; activations are SiLU, which a
+After airbench (Jordan 2024, arXiv 2404.00498, and its later variant for the Muon optimizer), which
+grew out of hlb-CIFAR10 (Swan 2023) and Page's ResNet-9 (2019). What differs here: the whitening
+convolution has no bias, so the gradient never reaches the image and its share of the arithmetic
+falls away, and adds 0.01 to variances, as Page does, where airbench adds 0.0005: dividing by the
+smallest amplifies noise; batch normalisation keeps the usual epsilon; activations are SiLU, which a
 later speedrun (Hiverge 2025) found no worse than GELU and a processor computes faster.
 """
 
