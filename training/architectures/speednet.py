@@ -73,7 +73,10 @@ class SpeedNet(nn.Sequential):
 
 
 class Whitening(nn.Conv2d):
-    """A frozen 2×2 convolution without padding whose outputs are uncorrelated, of variance one."""
+    """A frozen 2×2 convolution without padding whose outputs are uncorrelated.
+
+    Their variance is one, and less where the images hardly vary.
+    """
 
     def __init__(self, outputs: int) -> None:
         super().__init__(3, outputs, WHITENING_SIZE, bias=False)
@@ -84,8 +87,8 @@ class Whitening(nn.Conv2d):
         """Make the kernels from the patches of normalised images, float `[N,3,H,W]`.
 
         Each kernel is an eigenvector of the patches' covariance, divided by the root of its
-        eigenvalue; a second half of the kernels has the opposite signs, which an activation
-        would lose (Page 2019).
+        eigenvalue and epsilon; a second half of the kernels has the opposite signs, which an
+        activation would lose (Page 2019).
         """
         size = WHITENING_SIZE
         patches = images.double().unfold(2, size, 1).unfold(3, size, 1)
