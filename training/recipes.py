@@ -240,7 +240,7 @@ RECIPES: dict[str, Recipe] = {
     "vgg16": replace(NORMALIZED, architecture="vgg16", epochs=6, crop=0, cropped=0),
     "resnet20": NORMALIZED,
     "plain20": replace(NORMALIZED, architecture="plain20"),
-    "resnet18": replace(NORMALIZED, architecture="resnet18", epochs=8),
+    "resnet18": replace(NORMALIZED, architecture="resnet18", epochs=12, label_smoothing=0.0),
     "efficientnet-b0": replace(
         AUGMENTED,
         architecture="efficientnet-b0",
@@ -249,6 +249,7 @@ RECIPES: dict[str, Recipe] = {
         crop=24,
         cropped=0.7,
         learning_rate=3e-3,
+        label_smoothing=0.0,
         dropout=0.2,
         precision="float32",
     ),
