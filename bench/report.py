@@ -133,7 +133,7 @@ def _payload_cell(result: ServerResult, payload: Payload) -> str:
     if cells:
         errors = sum(cell.errors or 0 for cell in cells)
         text = _spread(Spread.of(cell.images_per_second or 0 for cell in cells))
-        return f"{text}, {errors} errors" if errors else text
+        return f"{text}, {errors} {'error' if errors == 1 else 'errors'}" if errors else text
     reasons = [
         cell.failed
         for one in result.rounds

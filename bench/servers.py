@@ -22,9 +22,7 @@ CONNECTIONS = (1, 8, 32, 128)
 OPEN_LOOP_SHARES = (0.25, 0.5, 0.75)
 """Rates of the open loop, as parts of what the closed loop reached in the same round."""
 
-ACCESS_LOGS = (
-    "Access logs are off everywhere; `ours-log` is this service as it comes, with its log on."
-)
+ACCESS_LOGS = "Access logs are off everywhere; *log on* is this service as it comes, with its log."
 
 
 @dataclass(frozen=True)
@@ -209,7 +207,8 @@ OURS = (
     Server(
         name="ours",
         title=f"Convscope, {CORES} workers",
-        tuning=f"Defaults, one worker a core (--workers {CORES}), CONVSCOPE_LOG_LEVEL=warning.",
+        tuning="Defaults but for the model, which is the only one; "
+        f"one worker a core (--workers {CORES}), CONVSCOPE_LOG_LEVEL=warning.",
         command=_convscope(CORES),
         wrap=_ours,
         read=_read_ours,
@@ -220,7 +219,8 @@ OURS = (
     Server(
         name="ours-1",
         title="Convscope, 1 worker",
-        tuning="Defaults, one worker, CONVSCOPE_LOG_LEVEL=warning.",
+        tuning="Defaults but for the model, which is the only one; "
+        "one worker, CONVSCOPE_LOG_LEVEL=warning.",
         command=_convscope(1),
         wrap=_ours,
         read=_read_ours,
@@ -230,7 +230,8 @@ OURS = (
     Server(
         name="ours-log",
         title=f"Convscope, {CORES} workers, log on",
-        tuning="As `ours`, with the log at its default level: a line of JSON for each request.",
+        tuning=f"As with {CORES} workers, but the log at its default level: "
+        "a line of JSON for each request.",
         command=_convscope(CORES),
         wrap=_ours,
         read=_read_ours,

@@ -1,4 +1,4 @@
-"""DESIGN.md's rules that a reader cannot see in one file, held by the syntax trees."""
+"""The rules of `docs/architecture.md` that no single file shows, held by the syntax trees."""
 
 import ast
 import subprocess
