@@ -304,7 +304,9 @@ def read_artifact(path: Path) -> Artifact:
 
 def rewritten(artifact: Artifact) -> Artifact:
     """Write an unfinished artifact's manifest into its directory; return the artifact."""
-    (artifact.path / MANIFEST).write_text(artifact.manifest.model_dump_json(indent=1))
+    (artifact.path / MANIFEST).write_text(
+        artifact.manifest.model_dump_json(indent=1), encoding="utf-8"
+    )
     return artifact
 
 

@@ -1,12 +1,13 @@
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.training_fixtures import TINY
-from training import checkpoint
+from tests.training_fixtures import TINY, train_quietly
+from training import checkpoint, data
 from training.architectures import find_architecture
 from training.checkpoint import Checkpoint
 from training.errors import RunError
@@ -41,6 +42,20 @@ def test_an_unfinished_checkpoint_is_not_seen(run: Path) -> None:
     assert checkpoint.open_run(run).state.epoch == 2
 
 
+def test_the_newest_epoch_is_taken_where_a_killed_run_left_two(run: Path) -> None:
+    shutil.copytree(run / "epoch-00002", run / "epoch-00001")
+    assert checkpoint.open_run(run).path.name == "epoch-00002"
+
+
+def test_a_copy_that_somebody_made_is_neither_opened_nor_removed(
+    trained: Checkpoint, source: data.Source, tmp_path: Path
+) -> None:
+    shutil.copytree(trained.path, tmp_path / "epoch-00002-backup")
+    train_quietly(replace(TINY, epochs=1), source, tmp_path)
+    assert (tmp_path / "epoch-00002-backup").is_dir()
+    assert checkpoint.open_run(tmp_path).state.epoch == 1
+
+
 def test_a_folder_without_checkpoints_is_said_to_be_one(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=f"{tmp_path}: holds no checkpoint"):
         checkpoint.open_run(tmp_path)
@@ -59,6 +74,13 @@ def test_damaged_weights_are_named(run: Path) -> None:
     network = find_architecture("simple-cnn").build(10, 0.0)
     with pytest.raises(RunError, match=str(path)):
         checkpoint.open_run(run).load_network(network)
+
+
+def test_a_damaged_state_of_the_optimizer_is_named(run: Path, source: data.Source) -> None:
+    path = run / "epoch-00002" / checkpoint.OPTIMIZER
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(RunError, match=str(path)):
+        train_quietly(TINY, source, run, resume=True)
 
 
 def test_weights_of_another_network_are_refused(run: Path) -> None:

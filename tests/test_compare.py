@@ -20,7 +20,7 @@ from training.checkpoint import Checkpoint
 from training.cli import main
 from training.compare import Comparison, compare, pareto_front
 from training.comparison_plots import accuracy_and_cost
-from training.errors import RunError
+from training.errors import DataError, RunError
 from training.evaluate import read_evaluation
 from training.export import Export, export
 
@@ -296,3 +296,14 @@ def test_model_without_confidence_is_left_out_of_its_tables(comparison: Comparis
     tables = report.comparison_tables(replace(comparison, models=some))
     (foreign,) = (table for table in tables if "AUROC" in str(table.title))
     assert foreign.row_count == 1
+
+
+def test_without_the_images_all_but_the_errors_is_compared(store: Path, tmp_path: Path) -> None:
+    def find() -> data.Source:
+        raise DataError("found no data set")
+
+    shutil.copytree(store / "fc", tmp_path / "fc")
+    (tmp_path / "fc" / "1.tar.gz").write_bytes(b"not an artifact, and no folder")
+    comparison = compare(tmp_path, find, _say_nothing)
+    assert [model.model for model in comparison.models] == ["fc/1"]
+    assert comparison.errors == comparing.Errors()

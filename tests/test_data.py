@@ -1,4 +1,6 @@
 import hashlib
+import os
+import resource
 import shutil
 import tarfile
 from collections.abc import Iterator
@@ -7,12 +9,14 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from app.images import decode
 from tests import sample
 from training import cifar10, data
 from training.errors import DataError
@@ -77,6 +81,31 @@ def test_a_place_without_data_is_passed_over(
 ) -> None:
     monkeypatch.setenv(data.DATA_DIR_VARIABLE, str(image_folder))
     assert data.find(tmp_path / "nothing").place == image_folder
+
+
+def test_a_named_folder_whose_classes_lie_in_no_split_is_not_passed_over(
+    image_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(data.DATA_DIR_VARIABLE, str(image_folder))
+    with pytest.raises(DataError, match=r"train: holds the folders airplane, .* needed are train"):
+        data.find(image_folder / "train")
+
+
+def test_nothing_is_downloaded_where_that_was_not_allowed(
+    publisher: Path, tmp_path: Path, small_cifar10: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _publish(publisher, small_cifar10, monkeypatch)
+    with pytest.raises(DataError, match=r"found no data set; .* fetches CIFAR-10"):
+        data.find(tmp_path / "place", download=False)
+    assert not (tmp_path / "place").exists()
+
+
+def test_a_link_of_the_official_name_is_followed(small_cifar10: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "linked" / cifar10.BINARY.folder
+    folder.parent.mkdir()
+    (small_cifar10 / cifar10.BINARY.folder).rename(tmp_path / "elsewhere")
+    folder.symlink_to(tmp_path / "elsewhere")
+    assert data.find(folder.parent).place == folder
 
 
 @pytest.mark.parametrize("damage", ["changed", "short", "missing"])
@@ -144,6 +173,29 @@ def test_an_image_folder_brings_its_own_classes_and_any_size(tmp_path: Path) -> 
     assert train.labels.tolist() == [0, 1]
 
 
+def test_a_folder_is_decoded_once_however_often_it_is_read(
+    image_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[bytes] = []
+
+    def recorded(content: bytes, *more: Any) -> Any:
+        decoded.append(content)
+        return decode(content, *more)
+
+    monkeypatch.setattr(data, "decode", recorded)
+    source = data.find(image_folder)
+    assert source.load_train() is source.load_train()
+    assert len(decoded) == 240
+
+
+def test_a_file_name_need_not_be_unicode(image_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(image_folder, folder)
+    picture = next((folder / "train" / "cat").iterdir())
+    picture.rename(os.fsdecode(os.fsencode(picture.parent) + b"/k\xe4tzchen.png"))
+    assert len(data.find(folder).load_train()) == 240
+
+
 def test_a_file_that_is_no_image_is_named(image_folder: Path, tmp_path: Path) -> None:
     folder = tmp_path / "copy"
     shutil.copytree(image_folder, folder)
@@ -189,15 +241,32 @@ def publisher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
         server.shutdown()
 
 
+def _publish(archive: Path, cifar: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with tarfile.open(archive, "w:gz") as file:
+        file.add(cifar / cifar10.BINARY.folder, cifar10.BINARY.folder)
+    monkeypatch.setattr(cifar10, "ARCHIVE_MD5", hashlib.md5(archive.read_bytes()).hexdigest())
+
+
 def test_an_archive_is_downloaded_when_nothing_is_found(
     publisher: Path, small_cifar10: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with tarfile.open(publisher, "w:gz") as archive:
-        archive.add(small_cifar10 / cifar10.BINARY.folder, cifar10.BINARY.folder)
-    monkeypatch.setattr(cifar10, "ARCHIVE_MD5", hashlib.md5(publisher.read_bytes()).hexdigest())
+    _publish(publisher, small_cifar10, monkeypatch)
     source = data.find(tmp_path / "place")
     assert source.place == tmp_path / "place" / cifar10.BINARY.folder
     assert np.array_equal(source.load_train().images.numpy(), sample.read("train")[0])
+
+
+def test_what_keeps_an_archive_from_being_written_is_said(
+    publisher: Path, small_cifar10: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _publish(publisher, small_cifar10, monkeypatch)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(DataError, match="File too large"):
+            data.find(tmp_path / "place")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_an_archive_that_is_not_the_official_one_is_named_with_both_hashes(
@@ -249,6 +318,14 @@ def test_channel_statistics_are_numpys() -> None:
     scaled = images.reshape(-1, 3) / 255
     assert np.allclose(mean, scaled.mean(0), atol=1e-12)
     assert np.allclose(deviation, scaled.std(0), atol=1e-12)
+
+
+def test_a_channel_that_is_everywhere_the_same_becomes_zeros() -> None:
+    images = torch.from_numpy(sample.read("train")[0].copy())
+    images[..., 2] = 200
+    normalized = data.normalize(images, *data.channel_statistics(images))
+    assert normalized[:, 2].abs().max() < 1e-4
+    assert torch.allclose(normalized[:, :2].std((0, 2, 3)), torch.ones(2), atol=1e-4)
 
 
 def test_normalized_images_have_mean_zero_and_deviation_one() -> None:

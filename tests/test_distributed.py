@@ -7,11 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from tests import gradient_worker
+from training import distributed
 from training.checkpoint import newest, open_run
 from training.distributed import Workers
+from training.errors import RunError
 
 IMPORTABLE = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
@@ -96,6 +99,35 @@ def test_a_batch_smaller_than_the_number_of_processes_is_refused(
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
     assert done.returncode != 0
     assert "batch_size is 1; 2 processes need at least 2" in done.stderr
+
+
+def test_fewer_images_than_processes_are_refused(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        for name in ("cat", "dog"):
+            path = tmp_path / "few" / split / name / "a.png"
+            path.parent.mkdir(parents=True)
+            Image.new("RGB", (32, 32)).save(path)
+    command = [*_training(tmp_path / "few", tmp_path / "run", 1), "--holdout", "0"]
+    command[command.index("--nproc-per-node=2")] = "--nproc-per-node=3"
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
+    assert done.returncode != 0
+    assert "2 images to learn from; 3 processes need at least 3" in done.stderr
+
+
+def test_a_rank_without_a_place_to_meet_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("RANK", "0")
+    with (
+        pytest.raises(RunError, match=r"RANK is set, as torchrun does, but .*WORLD_SIZE"),
+        distributed.join(torch.device("cpu")),
+    ):
+        pass
+
+
+def test_no_two_processes_and_epochs_draw_the_same() -> None:
+    seeds = [Workers(rank, 3).own(epoch) for rank in range(3) for epoch in range(10)]
+    assert len(set(seeds)) == 30
 
 
 def test_an_epochs_last_image_is_left_out_where_two_processes_cannot_share_it(

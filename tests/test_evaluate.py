@@ -134,3 +134,23 @@ def test_a_damaged_evaluation_is_named(trained: Checkpoint, tmp_path: Path) -> N
     path.write_text(path.read_text()[:-50])
     with pytest.raises(RunError, match=str(path)):
         evaluate.read_evaluation(replace(trained, path=tmp_path))
+
+
+def test_the_temperature_is_fitted_on_the_images_that_were_held_out(
+    trained: Checkpoint, source: data.Source, found: Evaluation
+) -> None:
+    state, heldout = trained.state, evaluate.load_heldout(trained, source)
+    network = evaluate.load_network(trained)
+    with torch.inference_mode():
+        logits = network(data.normalize(heldout.images, state.mean, state.deviation))
+    assert len(heldout) == 20
+    fitted = evaluate.fit_temperature(logits, heldout.labels)
+    assert found.temperature == pytest.approx(fitted, rel=1e-4)
+
+
+@pytest.mark.parametrize(("label", "temperature"), [(0, 0.05), (1, 20.0)])
+def test_a_few_images_do_not_drive_the_temperature_out_of_all_bounds(
+    label: int, temperature: float
+) -> None:
+    logits, labels = torch.tensor([[3.0, 0.0], [0.5, 0.0]]), torch.tensor([label, label])
+    assert evaluate.fit_temperature(logits, labels) == temperature

@@ -94,3 +94,17 @@ def test_a_hundred_full_cells_take_at_most_two_megabytes() -> None:
     assert len(found["sheet"]) <= MOST_SHEET_BYTES
     assert sum(array.nbytes for array in found.values()) < 2_000_000
     assert _pictures(found["sheet"]).shape[0] == 2400
+
+
+def test_a_sheet_that_would_be_too_high_for_a_webp_loses_the_least_sure_of_each_cell() -> None:
+    classes, each = 28, 24
+    cells = np.repeat(np.arange(classes**2), each)
+    probabilities = np.full((len(cells), classes), 0.01, np.float32)
+    sure = np.tile(np.linspace(0.9, 0.5, each), classes**2)
+    probabilities[np.arange(len(cells)), cells % classes] = sure
+    images = np.zeros((len(cells), 32, 32, 3), np.uint8)
+    found = examples(images, cells // classes, probabilities)
+    assert len(found["index"]) == 511 * 32 < len(cells)
+    assert Image.open(io.BytesIO(found["sheet"].tobytes())).size == (1024, 16_352)
+    kept = np.bincount(found["true"] * classes + found["predicted"], minlength=classes**2)
+    assert set(kept.tolist()) == {20, 21}

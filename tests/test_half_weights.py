@@ -14,6 +14,7 @@ from app.contract import ONNX_GRAPH, TORCHSCRIPT_GRAPH, Artifact
 from tests.training_fixtures import TINY, train_quietly
 from training import data
 from training.architectures import find_architecture
+from training.errors import ExportError
 from training.evaluate import evaluate
 from training.export import Export, export
 from training.graphs import ServedNetwork, onnx_graph
@@ -82,3 +83,11 @@ def test_filters_are_read_as_float32(half: Artifact, exported: Artifact) -> None
     assert {weights.dtype for weights in half.filters().values()} == {np.dtype(np.float32)}
     sizes = [Path(a.path / "filters.npz").stat().st_size for a in (half, exported)]
     assert sizes[0] < 0.6 * sizes[1]
+
+
+def test_a_weight_that_a_float16_cannot_hold_is_named() -> None:
+    network = find_architecture("fc").build(10, 0.0)
+    with torch.no_grad():
+        network.get_parameter("fc2.weight")[3, 5] = -70_000
+    with pytest.raises(ExportError, match=r"fc2.weight holds 70000.0; the limit .* is 65504.0"):
+        rounded(network)

@@ -5,6 +5,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
+
+from training.errors import RecipeError
+from training.hardware import DeviceName, choose_device, resolve_precision
 
 FAULTS = """
 import resource, sys
@@ -37,3 +41,35 @@ def _page_faults(argument: str) -> int:
 def test_memory_that_a_step_frees_is_there_for_the_next() -> None:
     assert _page_faults("keep") < 500
     assert _page_faults("give back") > 2000
+
+
+@pytest.fixture
+def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+
+
+@pytest.mark.usefixtures("two_gpus")
+@pytest.mark.parametrize("name", ["auto", "cuda"])
+def test_each_process_of_a_machine_has_a_gpu_of_its_own(name: DeviceName) -> None:
+    assert choose_device(name, 1) == torch.device("cuda:1")
+    with pytest.raises(RecipeError, match="process 2 of this machine has no GPU: there are 2"):
+        choose_device(name, 2)
+
+
+def test_without_a_gpu_the_processor_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert choose_device("auto", 1) == torch.device("cpu")
+    with pytest.raises(RecipeError, match="no CUDA device"):
+        choose_device("cuda")
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_auto_is_bfloat16_where_the_processor_multiplies_in_it(
+    monkeypatch: pytest.MonkeyPatch, *, fast: bool
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: fast)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    cpu = torch.device("cpu")
+    assert resolve_precision("auto", cpu) == ("bfloat16" if fast else "float32")
+    assert resolve_precision("float32", cpu) == "float32"

@@ -72,3 +72,12 @@ def test_it_is_the_hardest_images_that_are_learned_from() -> None:
         assert a.grad is not None
         assert b.grad is not None
         assert torch.allclose(a.grad, b.grad, atol=1e-7)
+
+
+def test_the_loss_is_that_of_smoothed_labels() -> None:
+    learner, batch = _learner(replace(RECIPE, label_smoothing=0.3)), _batch(8)
+    logits = learner.network(batch.images)
+    truth = torch.nn.functional.one_hot(batch.labels, 10) * 0.7 + 0.03
+    expected = -(truth * logits.log_softmax(1)).sum(1).mean()
+    loss, _ = learner.learn(batch, rate=0.0)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)

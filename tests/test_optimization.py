@@ -6,7 +6,7 @@ from torch import nn
 
 from training.architectures import find_architecture
 from training.optimization import Muon, make_optimizer, orthogonalize, set_learning_rate
-from training.recipes import Recipe, find_recipe
+from training.recipes import Optimizer, Recipe, find_recipe
 
 MUON = replace(
     find_recipe("fc"),
@@ -110,3 +110,16 @@ def test_what_is_frozen_is_left_to_no_group() -> None:
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     assert held == {id(p) for p in network.parameters() if p.requires_grad}
     assert id(network.get_parameter("whiten.weight")) not in held
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw"])
+def test_adam_decays_matrices_and_kernels_alone(optimizer: Optimizer) -> None:
+    recipe = Recipe("simple-cnn", optimizer=optimizer, weight_decay=0.3)
+    network = find_architecture("simple-cnn").build(10, 0.0)
+    decay = {
+        id(parameter): group["weight_decay"]
+        for group in make_optimizer(recipe, network).param_groups
+        for parameter in group["params"]
+    }
+    for name, parameter in network.named_parameters():
+        assert decay[id(parameter)] == (0.3 if parameter.ndim > 1 else 0.0), name

@@ -103,6 +103,11 @@ def test_rates_of_biases_and_last_layer_go_with_muon_and_with_nothing_else(
         replace(find_recipe("fc"), **change)
 
 
+def test_muon_cannot_take_away_more_than_there_is() -> None:
+    with pytest.raises(RecipeError, match=r"weight_decay is 1.5; it can be 0 to 1"):
+        replace(find_recipe("speednet"), weight_decay=1.5)
+
+
 @pytest.mark.parametrize("change", [{"selected": 0.5}, {"proxy": "fc"}])
 def test_a_part_is_selected_by_a_proxy_and_a_proxy_selects_a_part(change: dict[str, Any]) -> None:
     with pytest.raises(RecipeError, match="it takes a proxy to select a part"):

@@ -1,9 +1,11 @@
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,8 +14,10 @@ from torch import Tensor
 
 from tests.training_fixtures import TINY, train_quietly
 from training import checkpoint, data
+from training.augmentation import Augmentation, Epoch, epoch_batches
 from training.checkpoint import Checkpoint, EpochFigures
 from training.errors import Diverged, RecipeError, RunError
+from training.learner import Batch, Learner
 from training.recipes import Precision, Recipe, find_recipe
 from training.reporter import SilentReporter
 from training.train import check_finite
@@ -70,14 +74,90 @@ def test_everything_that_augments_and_regularises_is_the_same_twice(
 
 
 def test_a_proxy_leaves_the_network_the_selected_part_of_each_batch(
-    source: data.Source, tmp_path: Path
+    source: data.Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = replace(TINY, architecture="fc", epochs=3)
-    half = replace(whole, proxy="speednet-proxy", selected=0.5)
-    runs = [train_quietly(recipe, source, tmp_path / recipe.proxy) for recipe in (whole, half)]
-    trained_on_all, trained_on_half = (run.state.history[0] for run in runs)
-    assert trained_on_half.loss > trained_on_all.loss
-    assert (runs[1].path / "proxy_network.safetensors").is_file()
+    learned, chosen = [], []
+    learn, choose = Learner.learn, Learner.learn_hardest
+
+    def recorded_learn(learner: Learner, batch: Batch, *more: Any) -> Any:
+        learned.append(batch.labels)
+        return learn(learner, batch, *more)
+
+    def recorded_choose(learner: Learner, batch: Batch, *more: Any) -> Any:
+        hardest = choose(learner, batch, *more)
+        chosen.append(batch.labels[hardest])
+        return hardest
+
+    monkeypatch.setattr(Learner, "learn", recorded_learn)
+    monkeypatch.setattr(Learner, "learn_hardest", recorded_choose)
+    recipe = replace(TINY, architecture="fc", epochs=1, proxy="speednet-proxy", selected=0.3)
+    last = train_quietly(recipe, source, tmp_path)
+    assert [len(labels) for labels in learned] == [32, 32, 2]  # of 107, 107 and 6
+    assert all(torch.equal(*labels) for labels in zip(learned, chosen, strict=True))
+    assert (last.path / "proxy_network.safetensors").is_file()
+
+
+def test_a_recipes_augmentation_is_what_batches_are_cut_with(
+    source: data.Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut: list[tuple[int, int, Augmentation]] = []
+
+    def recorded(split: data.Split, batch: int, epoch: Epoch, augmentation: Augmentation) -> Any:
+        cut.append((epoch.number, batch, augmentation))
+        return epoch_batches(split, batch, epoch, augmentation)
+
+    monkeypatch.setattr("training.train.epoch_batches", recorded)
+    recipe = replace(
+        TINY,
+        architecture="speednet-proxy",
+        flip="alternating",
+        translate=3,
+        crop=28,
+        cropped=0.5,
+        cutout=5,
+        brightness=0.1,
+        contrast=0.2,
+    )
+    state = train_quietly(recipe, source, tmp_path).state
+    mean, deviation = (tuple(255 * x for x in part) for part in (state.mean, state.deviation))
+    cropped = Augmentation("alternating", 3, 28, 5, 0.1, 0.2, mean, deviation)
+    assert cut == [(1, 32, cropped), (2, 32, replace(cropped, crop=0))]
+
+
+def test_dropout_and_smoothed_labels_change_what_is_learned(
+    trained: Checkpoint, source: data.Source, tmp_path: Path
+) -> None:
+    for recipe in (replace(TINY, dropout=0.5), replace(TINY, label_smoothing=0.2)):
+        run = tmp_path / str(recipe.dropout)
+        assert not _equal(train_quietly(recipe, source, run), trained)
+
+
+@pytest.mark.parametrize("spoiled", ["learn", "learn_hardest"])
+def test_weights_that_an_epochs_last_step_spoils_stop_the_run(
+    source: data.Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoiled: str
+) -> None:
+    step = getattr(Learner, spoiled)
+
+    def spoil(learner: Learner, *arguments: Any) -> Any:
+        result = step(learner, *arguments)
+        with torch.no_grad():
+            next(learner.network.parameters()).fill_(float("inf"))
+        return result
+
+    monkeypatch.setattr(Learner, spoiled, spoil)
+    recipe = replace(TINY, batch_size=120, architecture="fc", proxy="fc", selected=0.5)
+    with pytest.raises(Diverged, match=r"fc1.weight holds values .* after epoch 1"):
+        train_quietly(recipe, source, tmp_path)
+    assert not list(tmp_path.glob("epoch-*"))
+
+
+def test_a_run_keeps_the_memory_that_its_steps_free(
+    source: data.Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[None] = []
+    monkeypatch.setattr("training.train.keep_freed_memory", lambda: kept.append(None))
+    train_quietly(replace(TINY, epochs=1), source, tmp_path)
+    assert len(kept) == 1
 
 
 def test_the_test_split_is_not_read(source: data.Source, tmp_path: Path) -> None:
@@ -135,6 +215,8 @@ def test_a_resumed_run_ends_with_the_weights_of_an_undisturbed_one(
 def test_a_run_that_goes_on_elsewhere_names_all_that_computed_it_in_turn(
     source: data.Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    versions = iter(["3.11.1", "3.12.2", "3.12.2"])
+    monkeypatch.setattr("training.train.platform.python_version", lambda: next(versions))
     names = iter(["2 × core, 2 threads", "core, 2 threads", "core, 2 threads"])
     monkeypatch.setattr("training.train.describe_device", lambda _device: next(names))
     recipe = replace(TINY, epochs=3)
@@ -143,6 +225,17 @@ def test_a_run_that_goes_on_elsewhere_names_all_that_computed_it_in_turn(
             train_quietly(recipe, source, tmp_path, reporter=_InterruptAfterFirst(), resume=resume)
     last = train_quietly(recipe, source, tmp_path, resume=True)
     assert last.state.hardware == "2 × core, 2 threads, then core, 2 threads"
+    assert last.state.libraries["python"] == "3.11.1, then 3.12.2"
+
+
+def test_a_run_that_goes_on_with_moved_images_says_where_they_are(
+    source: data.Source, tmp_path: Path
+) -> None:
+    with pytest.raises(_Interrupted):
+        train_quietly(TINY, source, tmp_path / "run", reporter=_InterruptAfterFirst())
+    moved = data.find(shutil.copytree(source.place, tmp_path / "moved"))
+    last = train_quietly(TINY, moved, tmp_path / "run", resume=True)
+    assert last.state.data_place == str(tmp_path / "moved")
 
 
 def _command(image_folder: Path, run: Path, *more: str) -> list[str]:
@@ -251,11 +344,3 @@ def test_weights_that_the_last_step_has_spoiled_are_named() -> None:
 def test_an_architecture_for_other_images_is_refused(source: data.Source, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="vgg16-imagenet takes images of"):
         train_quietly(replace(TINY, architecture="vgg16-imagenet"), source, tmp_path)
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_cuda_without_a_gpu_is_refused() -> None:
-    from training.hardware import choose_device
-
-    with pytest.raises(RecipeError, match="no CUDA device"):
-        choose_device("cuda")

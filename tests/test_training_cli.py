@@ -1,4 +1,6 @@
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -6,6 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from app.contract import EVALUATION
 from training.checkpoint import Checkpoint, EpochFigures, open_run
 from training.cli import main
 from training.progress import watch
@@ -127,3 +130,54 @@ def test_on_a_terminal_a_bar_shows_the_epoch_and_leaves_a_line() -> None:
     assert "50%" in text
     assert "left" in text
     assert "loss 1.2000  train 55.00%  held out 50.00%  2,000 images/s" in text
+
+
+def test_names_are_shown_as_they_are(image_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "[old] pictures[/b]"
+    shutil.copytree(image_folder, folder)
+    for split in ("train", "test"):
+        (folder / split / "cat").rename(folder / split / "[other]")
+    output = _run("data", "--data-dir", folder)
+    assert f"in {folder}, sha256" in output
+    assert "[other]" in output
+
+
+def test_figures_are_shown_where_they_cannot_be_kept(trained: Checkpoint, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained.path.parent, run)
+    (run / "epoch-00002" / EVALUATION).unlink()
+    (run / "epoch-00002" / EVALUATION).mkdir()
+    result = CliRunner().invoke(main, ["evaluate", str(run)])
+    assert result.exit_code == 1
+    assert "80 test images, temperature" in result.output
+    assert "evaluation.json: cannot be written" in result.output
+
+
+def test_an_export_that_is_refused_costs_no_evaluation(
+    trained: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def evaluated(*_: object) -> None:
+        raise AssertionError("the run was evaluated")
+
+    monkeypatch.setattr("training.cli.evaluate.evaluate", evaluated)
+    arguments = ["export", str(trained.path.parent), "--views", "2", "--store", str(tmp_path)]
+    result = CliRunner().invoke(main, [*arguments, "--name", "No Name"])
+    assert result.exit_code == 1
+    assert "No Name/1" in result.output
+
+
+def test_a_run_whose_images_are_gone_downloads_nothing(
+    trained: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained.path.parent, run)
+    state = run / "epoch-00002" / "state.json"
+    values = json.loads(state.read_text()) | {"data_place": str(tmp_path / "gone")}
+    state.write_text(json.dumps(values))
+    monkeypatch.delenv("CONVSCOPE_DATA_DIR", raising=False)
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(main, ["evaluate", str(run)])
+    assert (
+        f"found no data set; `convscope-train data` fetches CIFAR-10 (looked in: {tmp_path}/gone"
+        in (result.output)
+    )

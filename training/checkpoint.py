@@ -34,6 +34,7 @@ OPTIMIZER = "optimizer.safetensors"
 PROXY = "proxy_"
 STATE = "state.json"
 HISTORY = "history.json"
+EPOCHS = "epoch-" + 5 * "[0-9]"
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,7 @@ class RunState:
         }
         return replace(
             self,
+            data_place=now.data_place,
             hardware=_in_turn(self.hardware, now.hardware),
             libraries=self.libraries | libraries,
         )
@@ -174,13 +176,13 @@ def save(run: Path, state: RunState, learner: Learner, proxy: Learner | None = N
             _save_learner(learner, partial)
             if proxy is not None:
                 _save_learner(proxy, partial, PROXY)
-            (partial / STATE).write_text(_to_json(state))
+            (partial / STATE).write_text(_to_json(state), encoding="utf-8")
     except (OSError, SafetensorError) as exc:
         raise RunError(f"{final}: cannot be written: {exc}") from exc
     write_history(run, state)
-    for older in run.glob("epoch-*"):
-        if older != final:
-            shutil.rmtree(older, ignore_errors=True)
+    for path in run.glob(EPOCHS):
+        if path.name < final.name:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _save_learner(learner: Learner, folder: Path, prefix: str = "") -> None:
@@ -211,12 +213,12 @@ def newest(run: Path) -> Checkpoint | None:
     Raises:
         RunError: there is one, but its state cannot be read.
     """
-    paths = sorted(run.glob("epoch-*"))
+    paths = sorted(run.glob(EPOCHS))
     if not paths:
         return None
     path = paths[-1] / STATE
     try:
-        values = json.loads(path.read_text())
+        values = json.loads(path.read_text(encoding="utf-8"))
         values["recipe"] = Recipe.from_dict(values["recipe"])
         values["classes"] = tuple(values["classes"])
         values["history"] = tuple(EpochFigures(**figures) for figures in values["history"])

@@ -112,7 +112,8 @@ def download(place: Path) -> None:
     except (OSError, RuntimeError, HTTPException) as exc:
         reason = str(exc)
         if archive.is_file():
-            reason = f"{archive} has md5 {utils.calculate_md5(archive)}; expected {ARCHIVE_MD5}"
+            found = utils.calculate_md5(archive)
+            reason += f" ({archive} has md5 {found}; expected {ARCHIVE_MD5})"
         elif not existed:
             with suppress(OSError):
                 place.rmdir()

@@ -22,7 +22,7 @@ from training.compare import compare as compare_models
 from training.describe import describe as describe_architecture
 from training.distributed import is_first_process
 from training.errors import TrainingError
-from training.export import Export, next_version
+from training.export import Export, check_exportable, next_version
 from training.export import export as export_artifact
 from training.hardware import DeviceName, choose_device
 from training.progress import watch
@@ -31,7 +31,8 @@ from training.train import train as run_training
 
 Command = Callable[..., Any]
 
-console = Console(width=None if sys.stdout.isatty() else 120)  # a pipe has no width of its own
+# A pipe has no width of its own, and a name is no markup.
+console = Console(width=None if sys.stdout.isatty() else 120, markup=False)
 data_dir_option = click.option(
     "--data-dir",
     type=click.Path(path_type=Path),
@@ -149,9 +150,9 @@ def evaluate_command(
     last = checkpoints.open_run(run)
     source = _data_of(last, data_dir)
     found = evaluate.evaluate(last, source, choose_device(device), views, weights)
-    evaluate.save_evaluation(last, found)
     for table in report.evaluation_tables(found):
         console.print(table)
+    evaluate.save_evaluation(last, found)
 
 
 @main.command()
@@ -179,6 +180,7 @@ def export(
     source = _data_of(last, data_dir)
     name = name or last.state.recipe.architecture
     version = version or next_version(store, name)
+    check_exportable(last, source, store, name, version, int8=int8)
     found = evaluate.read_evaluation(last)
     if found is None or (found.views, found.weights) != (views, weights):
         found = evaluate.evaluate(last, source, choose_device("cpu"), views, weights)
@@ -202,7 +204,7 @@ def export(
 )
 def compare_command(store: Path, data_dir: Path | None, out: Path) -> None:
     """Put every artifact of the store side by side, and find which test images they get wrong."""
-    comparison = compare_models(store, partial(data.find, data_dir), console.print)
+    comparison = compare_models(store, partial(data.find, data_dir, download=False), console.print)
     comparison_report.write_comparison(comparison, out)
     for table in comparison_report.comparison_tables(comparison):
         console.print(table)
@@ -221,7 +223,7 @@ def describe_command(name: str) -> None:
 def _data_of(run: Checkpoint, data_dir: Path | None) -> data.Source:
     """Find the data that a run was trained on: where they lay then, unless a place is named."""
     place = run.state.data_place
-    return data.find(data_dir or (Path(place) if place else None))
+    return data.find(data_dir or (Path(place) if place else None), download=False)
 
 
 main.epilog = f"Recipes: {', '.join(RECIPES)}. Architectures: {', '.join(ARCHITECTURES)}."

@@ -197,7 +197,8 @@ def _find_errors(
 
 
 def _read_store(store: Path) -> list[Artifact]:
-    artifacts = [read_artifact(path) for path in store.glob("[!.]*/[1-9]*")]
+    places = filter(Path.is_dir, store.glob("[!.]*/[1-9]*"))
+    artifacts = [read_artifact(path) for path in places]
     if not artifacts:
         raise RunError(f"{store}: holds no artifact")
     for artifact in artifacts:

@@ -9,7 +9,7 @@ import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,8 @@ DATA_DIR_VARIABLE = "CONVSCOPE_DATA_DIR"
 DEFAULT_DATA_DIR = Path("data")
 IMAGE_SIZE = (32, 32)
 MAX_PIXELS = 100_000_000
+LEAST_DEVIATION = 1 / 255
+"""Of a channel that is everywhere the same: it becomes zeros, and is not divided by zero."""
 
 
 @dataclass(frozen=True)
@@ -66,26 +68,27 @@ class Source:
     load_test: Callable[[], Split]
 
 
-def find(data_dir: Path | None) -> Source:
+def find(data_dir: Path | None, *, download: bool = True) -> Source:
     """Find a data set in `data_dir`, in `CONVSCOPE_DATA_DIR` or in `./data`, in this order.
 
-    Where none of them holds one, CIFAR-10 is downloaded into the first.
+    Args:
+        data_dir: the first place to look in.
+        download: fetch CIFAR-10 into the first place where none of them holds a data set.
 
     Raises:
-        DataError: a file differs from its known hash, or nothing is found and the download fails;
-            the message names every place looked in.
+        DataError: a file differs from its known hash, `data_dir` holds other folders than a data
+            set's, or nothing is found and none is fetched; the message names every place.
     """
     variable = os.environ.get(DATA_DIR_VARIABLE)
     named = [data_dir, Path(variable) if variable else None]
     places = [*filter(None, named), DEFAULT_DATA_DIR]
     try:
-        source = next(filter(None, map(_open, places)), None)
-        if source is None:
-            cifar10.download(places[0])
-            source = _open_cifar10(places[0] / cifar10.BINARY.folder, cifar10.BINARY)
+        if data_dir is not None:
+            _refuse_other_folders(data_dir)
+        found = next(filter(None, map(_open, places)), None)
+        return found or _fetch(places[0], allowed=download)
     except (DataError, OSError) as exc:
         raise DataError(f"{exc} (looked in: {', '.join(map(str, places))})") from exc
-    return source
 
 
 def split_holdout(labels: Tensor, holdout: float, seed: int) -> tuple[Tensor, Tensor]:
@@ -130,7 +133,7 @@ def channel_statistics(images: Tensor) -> tuple[list[float], list[float]]:
         mean = (counts * levels).sum() / counts.sum()
         variance = (counts * (levels - mean) ** 2).sum() / counts.sum()
         means.append(mean.item())
-        deviations.append(variance.sqrt().item())
+        deviations.append(max(variance.sqrt().item(), LEAST_DEVIATION))
     return means, deviations
 
 
@@ -148,10 +151,28 @@ def normalize(images: Tensor, mean: list[float], deviation: list[float]) -> Tens
     return rows.view(images.shape).permute(0, 3, 1, 2)
 
 
+def _fetch(place: Path, *, allowed: bool) -> Source:
+    if not allowed:
+        raise DataError("found no data set; `convscope-train data` fetches CIFAR-10")
+    cifar10.download(place)
+    return _open_cifar10(place / cifar10.BINARY.folder, cifar10.BINARY)
+
+
+def _refuse_other_folders(place: Path) -> None:
+    """Raise where classes lie in `place` itself, lest another data set be trained on instead."""
+    folders = _class_folders(place) if place.is_dir() else ()
+    known = {"train", "test", cifar10.BINARY.folder, cifar10.PYTHON.folder}
+    if folders and known.isdisjoint(folders):
+        raise DataError(
+            f"{place}: holds the folders {', '.join(folders[:10])}; needed are train and test, "
+            f"with a folder for each class in both, or {cifar10.BINARY.folder}"
+        )
+
+
 def _open(place: Path) -> Source | None:
     for layout in (cifar10.BINARY, cifar10.PYTHON):
         for folder in (place / layout.folder, place):
-            if folder.resolve().name == layout.folder and folder.is_dir():
+            if layout.folder in {folder.name, folder.resolve().name} and folder.is_dir():
                 return _open_cifar10(folder, layout)
     splits = [split for split in ("train", "test") if (place / split).is_dir()]
     if len(splits) == 1:
@@ -189,15 +210,15 @@ def _open_image_folder(place: Path) -> Source:
     for split in ("train", "test"):
         for name in classes:
             for path in _picture_files(place / split / name):
-                digest.update(str(path.relative_to(place)).encode())
+                digest.update(os.fsencode(path.relative_to(place)))
                 digest.update(hashlib.sha256(path.read_bytes()).digest())
     return Source(
         name=place.resolve().name,
         place=place,
         classes=classes,
         sha256=digest.hexdigest(),
-        load_train=partial(_read_image_folder, place / "train", classes),
-        load_test=partial(_read_image_folder, place / "test", classes),
+        load_train=cache(partial(_read_image_folder, place / "train", classes)),
+        load_test=cache(partial(_read_image_folder, place / "test", classes)),
     )
 
 

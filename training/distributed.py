@@ -103,7 +103,7 @@ def join(device: torch.device) -> Iterator[Workers]:
     """Meet the other processes that torchrun has started, if it has, for the time of a run.
 
     Raises:
-        RunError: another process has gone or does not answer.
+        RunError: another process has gone or does not answer, or nothing says where to meet it.
     """
     if "RANK" not in os.environ or os.environ.get("WORLD_SIZE") == "1":
         yield Workers()
@@ -112,7 +112,7 @@ def join(device: torch.device) -> Iterator[Workers]:
         torch.cuda.set_device(device)
     before = signal.signal(signal.SIGTERM, _end_with_a_word)
     try:
-        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        _meet("nccl" if device.type == "cuda" else "gloo")
         yield Workers(distributed.get_rank(), distributed.get_world_size())
     except RuntimeError as exc:
         if not _is_communication(exc):
@@ -122,6 +122,13 @@ def join(device: torch.device) -> Iterator[Workers]:
         signal.signal(signal.SIGTERM, before)
         if distributed.is_initialized():
             distributed.destroy_process_group()
+
+
+def _meet(backend: str) -> None:
+    try:
+        distributed.init_process_group(backend)
+    except ValueError as exc:
+        raise RunError(f"RANK is set, as torchrun does, but no place to meet: {exc}") from exc
 
 
 def _end_with_a_word(_signal: int, _frame: FrameType | None) -> None:

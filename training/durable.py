@@ -40,7 +40,7 @@ def write_text(final: Path, text: str) -> None:
     """
     partial = final.parent / f".{final.name}.partial"
     try:
-        partial.write_text(text)
+        partial.write_text(text, encoding="utf-8")
         _sync(partial)
         partial.replace(final)
     finally:

@@ -39,6 +39,8 @@ from training.vision import import_torchvision
 CALIBRATION_BINS = 15
 TOP_CONFUSIONS = 10
 CONFIDENT_MISTAKES = 10
+TEMPERATURES = (0.05, 20.0)
+"""Beyond these, the held-out images are too few to tell, and logits drown in rounding."""
 SERVED_BATCH = 50
 """Images that a graph is given at once: 500 leave a processor's cache and take twice as long."""
 
@@ -103,18 +105,24 @@ def check_source(checkpoint: Checkpoint, source: data.Source) -> None:
         )
 
 
+def load_splits(checkpoint: Checkpoint, source: data.Source) -> tuple[data.Split, data.Split]:
+    """Return the images that the run learned from, and those that it held out, if any."""
+    images, recipe = source.load_train(), checkpoint.state.recipe
+    train, heldout = data.split_holdout(images.labels, recipe.holdout, recipe.split_seed)
+    return images[train], images[heldout]
+
+
 def load_heldout(checkpoint: Checkpoint, source: data.Source) -> data.Split:
     """Return the images that the run held out; none if its recipe held out none."""
-    train = source.load_train()
-    recipe = checkpoint.state.recipe
-    _, heldout = data.split_holdout(train.labels, recipe.holdout, recipe.split_seed)
-    return train[heldout]
+    _, heldout = load_splits(checkpoint, source)
+    return heldout
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
-    """Return the temperature T for which softmax(logits / T) has the least cross-entropy.
+    """Return the temperature T in `TEMPERATURES` for which softmax(logits / T) fits best.
 
-    Temperature scaling (Guo et al. 2017), found by L-BFGS on log T in double precision.
+    That is, has the least cross-entropy. Temperature scaling (Guo et al. 2017), found by L-BFGS
+    on log T in double precision.
 
     Args:
         logits: float `[N,classes]`.
@@ -131,7 +139,8 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
         return loss
 
     optimizer.step(closure)
-    return log_temperature.exp().item()
+    least, most = TEMPERATURES
+    return min(max(log_temperature.exp().item(), least), most)
 
 
 @dataclass(frozen=True)

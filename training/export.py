@@ -58,6 +58,7 @@ from training.evaluate import (
     check_source,
     load_heldout,
     load_network,
+    load_splits,
 )
 from training.examples import examples
 from training.foreign import foreign_images
@@ -102,7 +103,7 @@ def export(what: Export, store: Path) -> Artifact:
             cannot be proven; the store stands as it was.
         DataError: `source` is not the data set that the run was trained on.
     """
-    _check_exportable(what, store)
+    check_exportable(what.checkpoint, what.source, store, what.name, what.version, int8=what.int8)
     place = store / what.name / what.version
     heldout = load_heldout(what.checkpoint, what.source)
     try:
@@ -122,28 +123,36 @@ def export(what: Export, store: Path) -> Artifact:
     return read_artifact(place)
 
 
-def _check_exportable(what: Export, store: Path) -> None:
-    """Raise unless there is something finished to export and a free place for it."""
+def check_exportable(
+    checkpoint: Checkpoint, source: data.Source, store: Path, name: str, version: str, *, int8: bool
+) -> None:
+    """Raise unless there is something finished to export and a free place for it.
+
+    Raises:
+        ExportError: the name or version is not allowed or taken, the run is not finished, or
+            nothing was held out to prove an int8 graph on.
+        DataError: `source` is not the data set that the run was trained on.
+    """
     try:
-        TypeAdapter(Name).validate_python(what.name)
-        TypeAdapter(Version).validate_python(what.version)
+        TypeAdapter(Name).validate_python(name)
+        TypeAdapter(Version).validate_python(version)
     except ValidationError as exc:
-        raise ExportError(f"{what.name}/{what.version}: {exc.errors()[0]['msg']}") from exc
-    place = store / what.name / what.version
+        raise ExportError(f"{name}/{version}: {exc.errors()[0]['msg']}") from exc
+    place = store / name / version
     if place.exists():
         raise ExportError(f"{place}: exists already; choose another --version")
-    state = what.checkpoint.state
+    state = checkpoint.state
     if state.epoch < state.recipe.epochs:
         raise ExportError(
-            f"{what.checkpoint.path}: is epoch {state.epoch} of {state.recipe.epochs}; "
+            f"{checkpoint.path}: is epoch {state.epoch} of {state.recipe.epochs}; "
             "finish the run with --resume"
         )
-    if what.int8 and state.recipe.holdout == 0:
+    if int8 and state.recipe.holdout == 0:
         raise ExportError(
-            f"{what.checkpoint.path}: holdout is 0; without held-out images nothing shows what "
+            f"{checkpoint.path}: holdout is 0; without held-out images nothing shows what "
             "int8 costs, so export without --int8"
         )
-    check_source(what.checkpoint, what.source)
+    check_source(checkpoint, source)
 
 
 def _served(what: Export, heldout: data.Split) -> ServedNetwork:
@@ -171,14 +180,14 @@ def _write_files(what: Export, served: ServedNetwork, answered: Answered, folder
     probabilities = answered.outputs.probabilities
     shown = examples(answered.images, answered.labels, probabilities)
     np.savez_compressed(folder / EXAMPLES, allow_pickle=False, **shown)
-    (folder / EVALUATION).write_text(what.evaluation.model_dump_json(indent=1))
+    durable.write_text(folder / EVALUATION, what.evaluation.model_dump_json(indent=1))
     (folder / CONFUSION_MATRIX_PLOT).write_bytes(
         drawing.confusion_matrix(
             np.array(what.evaluation.confusion_matrix), what.evaluation.classes, None
         )
     )
     history = what.checkpoint.state.history
-    (folder / HISTORY).write_text(history_json(history))
+    durable.write_text(folder / HISTORY, history_json(history))
     draw_learning_curve(history, folder / LEARNING_CURVE)
 
 
@@ -222,8 +231,8 @@ def _filters_plot(weights: NDArray[np.float32]) -> bytes:
 
 
 def _golden_images(what: Export) -> Images:
-    held = load_heldout(what.checkpoint, what.source)
-    split = held if len(held) >= GOLDEN_IMAGES else what.source.load_train()
+    train, heldout = load_splits(what.checkpoint, what.source)
+    split = heldout if len(heldout) >= GOLDEN_IMAGES else train
     chosen = torch.linspace(0, len(split) - 1, GOLDEN_IMAGES).long()
     images: Images = split[chosen].images.numpy()
     return images
@@ -232,9 +241,7 @@ def _golden_images(what: Export) -> Images:
 def _manifest(what: Export, served: ServedNetwork, folder: Path) -> Manifest:
     state = what.checkpoint.state
     height, width = data.IMAGE_SIZE
-    train, heldout = data.split_holdout(
-        what.source.load_train().labels, state.recipe.holdout, state.recipe.split_seed
-    )
+    train, heldout = load_splits(what.checkpoint, what.source)
     description = describe(state.recipe.architecture, len(state.classes))
     return Manifest(
         schema_version=1,

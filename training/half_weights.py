@@ -19,6 +19,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from training.errors import ExportError
 from training.graphs import nodes_of_logits
 
+LARGEST = torch.finfo(torch.float16).max
 _SUFFIX = "_float16"
 
 
@@ -30,16 +31,17 @@ def rounded(network: nn.Module) -> nn.Module:
     them after the rounding.
 
     Raises:
-        ExportError: a weight is too large.
+        ExportError: a weight is too large; the message names it and the limit.
     """
     for module in network.eval().modules():
         if isinstance(module, nn.Sequential):
             _fold_normalisation(module)
-    for parameter in network.parameters():
+    for name, parameter in network.named_parameters():
         if parameter.ndim > 1:
+            largest = parameter.abs().max().item()
+            if largest > LARGEST:
+                raise ExportError(f"{name} holds {largest}; the limit of a float16 is {LARGEST}")
             parameter.copy_(parameter.half().float())
-            if not parameter.isfinite().all():
-                raise ExportError("a weight is too large for a float16")
     return network
 
 

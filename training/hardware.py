@@ -25,16 +25,16 @@ def choose_device(name: DeviceName, index: int = 0) -> torch.device:
         index: which of a machine's GPUs.
 
     Raises:
-        RecipeError: CUDA is asked for and torch sees no GPU.
+        RecipeError: CUDA is asked for and torch sees no GPU, or none of this index.
     """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
         raise RecipeError("device is cuda, but torch sees no CUDA device")
     if name == "cuda" and index >= torch.cuda.device_count():
         raise RecipeError(
             f"process {index} of this machine has no GPU: there are {torch.cuda.device_count()}"
         )
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(f"cuda:{index}" if name == "cuda" else name)
 
 

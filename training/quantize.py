@@ -31,7 +31,14 @@ from app.contract import (
 from training import data
 from training.checkpoint import Checkpoint
 from training.errors import ExportError
-from training.evaluate import Answered, answer, answer_test, load_heldout, measure_served
+from training.evaluate import (
+    Answered,
+    answer,
+    answer_test,
+    load_heldout,
+    load_splits,
+    measure_served,
+)
 from training.graphs import nodes_of_logits
 from training.half_weights import unpack_onnx
 
@@ -115,12 +122,9 @@ def check_loss(float32: float, int8: float, images: int) -> None:
 
 def choose_training_images(checkpoint: Checkpoint, source: data.Source, count: int) -> data.Split:
     """Return a seeded choice of the images that the run was trained on."""
-    train = source.load_train()
-    recipe = checkpoint.state.recipe
-    kept, _ = data.split_holdout(train.labels, recipe.holdout, recipe.split_seed)
+    train, _ = load_splits(checkpoint, source)
     generator = torch.Generator().manual_seed(CALIBRATION_SEED)
-    order = torch.randperm(len(kept), generator=generator)[:count]
-    return train[kept[order]]
+    return train[torch.randperm(len(train), generator=generator)[:count]]
 
 
 def quantize(graph: bytes, images: Images) -> bytes:

@@ -95,7 +95,7 @@ class Recipe:
         _check("learning_rate", self.learning_rate, 1e-9, 100)
         _check("bias_learning_rate", self.bias_learning_rate, 0, 100)
         _check("head_learning_rate", self.head_learning_rate, 0, 100)
-        _check("weight_decay", self.weight_decay, 0, 10)
+        _check("weight_decay", self.weight_decay, 0, 1 if self.optimizer == "muon" else 10)
         _check("label_smoothing", self.label_smoothing, 0, 0.99)
         _check("dropout", self.dropout, 0, 0.99)
         _check("translate", self.translate, 0, 31)

@@ -25,7 +25,7 @@ from training.augmentation import Augmentation, Epoch, epoch_batches
 from training.checkpoint import Checkpoint, EpochFigures, RunState
 from training.describe import describe
 from training.distributed import Workers
-from training.errors import Diverged, RecipeError, RunError
+from training.errors import DataError, Diverged, RecipeError, RunError
 from training.hardware import (
     DeviceName,
     choose_device,
@@ -109,12 +109,12 @@ def train(
                 f"batch_size is {recipe.batch_size}; {workers.count} processes need at least "
                 f"{workers.count}"
             )
+        workers.check_same((last.state.epoch if last else 0, recipe.as_dict(), source.sha256))
         run = _prepare(recipe, source, torch_device, workers)
         state = _new_state(run, source)
         if last is not None:
             last.load(run.learner, run.proxy)
             state = last.state.resumed_on(state)
-        workers.check_same((state.epoch, state.recipe.as_dict(), state.data_sha256))
         _go_on(run, state, run_dir, reporter if workers.is_first else SilentReporter())
         workers.wait_for_all()
     return checkpoint.open_run(run_dir)
@@ -127,7 +127,8 @@ def _go_on(run: Run, state: RunState, run_dir: Path, reporter: Reporter) -> None
     while state.epoch < run.recipe.epochs:
         reporter.epoch_started(state.epoch + 1, run.recipe.epochs, len(run.train))
         figures = _epoch(run, state.epoch + 1, reporter)
-        check_finite(run.network, figures.epoch)
+        for learner in filter(None, (run.learner, run.proxy)):
+            check_finite(learner.network, figures.epoch)
         state = replace(state, history=(*state.history, figures))
         if run.workers.is_first:
             checkpoint.save(run_dir, state, run.learner, run.proxy)
@@ -208,7 +209,7 @@ def _choose(run: Run, candidates: Batch, rate: float, weight: float) -> Batch:
 
 def _part(recipe: Recipe, candidates: int) -> int:
     """Return how many of the candidates are learned from."""
-    return math.ceil(candidates * recipe.selected - 1e-9)
+    return min(recipe.batch_size, math.ceil(candidates * recipe.selected - 1e-9))
 
 
 def _augmented(run: Run, epoch: Epoch) -> Iterator[data.Split]:
@@ -236,6 +237,11 @@ def _heldout_accuracy(run: Run) -> float | None:
 def _prepare(recipe: Recipe, source: data.Source, device: torch.device, workers: Workers) -> Run:
     images = source.load_train()
     chosen, held = data.split_holdout(images.labels, recipe.holdout, recipe.split_seed)
+    if len(chosen) < workers.count:
+        raise DataError(
+            f"{source.place}: {len(chosen)} images to learn from; {workers.count} processes need "
+            f"at least {workers.count}"
+        )
     train = images[chosen].to(device)
     mean, deviation = data.channel_statistics(train.images)
     spaced = train.images[:: max(1, len(train) // INITIALIZATION_IMAGES)]  # of all classes
@@ -291,7 +297,7 @@ def _check_architectures(recipe: Recipe) -> None:
     for name in filter(None, (recipe.architecture, recipe.proxy)):
         size = find_architecture(name).image_size
         if size != data.IMAGE_SIZE:
-            raise RecipeError(f"{name} takes images of {size} pixels")
+            raise RecipeError(f"{name} takes images of {size} pixels; these are {data.IMAGE_SIZE}")
         if recipe.crop:
             try:
                 describe(name, image_size=(recipe.crop, recipe.crop))
@@ -304,7 +310,7 @@ def _new_state(run: Run, source: data.Source) -> RunState:
         recipe=run.recipe,
         data_name=source.name,
         data_sha256=source.sha256,
-        data_place=str(source.place.resolve()),
+        data_place=str(source.place.absolute()),
         classes=source.classes,
         mean=run.mean,
         deviation=run.deviation,
