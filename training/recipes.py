@@ -244,7 +244,7 @@ RECIPES: dict[str, Recipe] = {
     "efficientnet-b0": replace(
         AUGMENTED,
         architecture="efficientnet-b0",
-        epochs=30,
+        epochs=24,
         batch_size=128,
         crop=24,
         cropped=0.7,
