@@ -1,6 +1,5 @@
 import hashlib
 import os
-import resource
 import shutil
 import tarfile
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from PIL import Image
 
 from app.images import decode
 from tests import sample
+from tests.training_fixtures import files_of_at_most
 from training import cifar10, data
 from training.errors import DataError
 
@@ -260,13 +260,8 @@ def test_what_keeps_an_archive_from_being_written_is_said(
     publisher: Path, small_cifar10: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _publish(publisher, small_cifar10, monkeypatch)
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
-    try:
-        with pytest.raises(DataError, match="File too large"):
-            data.find(tmp_path / "place")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with files_of_at_most(100_000), pytest.raises(DataError, match="File too large"):
+        data.find(tmp_path / "place")
 
 
 def test_an_archive_that_is_not_the_official_one_is_named_with_both_hashes(

@@ -85,9 +85,10 @@ def test_filters_are_read_as_float32(half: Artifact, exported: Artifact) -> None
     assert sizes[0] < 0.6 * sizes[1]
 
 
-def test_a_weight_that_a_float16_cannot_hold_is_named() -> None:
+@pytest.mark.parametrize(("weight", "said"), [(-70_000.0, "70000.0"), (float("nan"), "nan")])
+def test_a_weight_that_a_float16_cannot_hold_is_named(weight: float, said: str) -> None:
     network = find_architecture("fc").build(10, 0.0)
     with torch.no_grad():
-        network.get_parameter("fc2.weight")[3, 5] = -70_000
-    with pytest.raises(ExportError, match=r"fc2.weight holds 70000.0; the limit .* is 65504.0"):
+        network.get_parameter("fc2.weight")[3, 5] = weight
+    with pytest.raises(ExportError, match=rf"fc2.weight holds {said}; the limit .* is 65504.0"):
         rounded(network)

@@ -1,4 +1,3 @@
-import resource
 import shutil
 import signal
 import subprocess
@@ -12,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tests.training_fixtures import TINY, train_quietly
+from tests.training_fixtures import TINY, files_of_at_most, train_quietly
 from training import checkpoint, data
 from training.augmentation import Augmentation, Epoch, epoch_batches
 from training.checkpoint import Checkpoint, EpochFigures
@@ -308,13 +307,8 @@ def test_an_infinite_loss_stops_the_run_and_the_last_checkpoint_stands(
 def test_no_space_left_stops_the_run_and_leaves_nothing_half_written(
     source: data.Source, tmp_path: Path
 ) -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, hard))
-    try:
-        with pytest.raises(RunError, match="cannot be written"):
-            train_quietly(TINY, source, tmp_path)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with files_of_at_most(1_000_000), pytest.raises(RunError, match="cannot be written"):
+        train_quietly(TINY, source, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,7 +1,9 @@
 """What several tests of training share: the sample on disk, and a run and an artifact of it."""
 
 import os
+import resource
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,6 +36,17 @@ def train_quietly(
 ) -> Checkpoint:
     torch.set_num_threads(THREADS)  # a torch backend that another test opened has changed it
     return train(recipe, source, run, reporter or SilentReporter(), device="cpu", resume=resume)
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """Have the kernel refuse to let a file grow beyond so many bytes, as a full disk would."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -39,7 +39,7 @@ def rounded(network: nn.Module) -> nn.Module:
     for name, parameter in network.named_parameters():
         if parameter.ndim > 1:
             largest = parameter.abs().max().item()
-            if largest > LARGEST:
+            if not largest <= LARGEST:  # nor is NaN
                 raise ExportError(f"{name} holds {largest}; the limit of a float16 is {LARGEST}")
             parameter.copy_(parameter.half().float())
     return network
