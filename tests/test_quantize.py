@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,17 +11,20 @@ import onnx
 import pytest
 import torch
 from click.testing import CliRunner
+from torch import nn
 
 from app.backends import open_backend
 from app.contract import GOLDEN, INT8_GRAPH, MANIFEST, ONNX_GRAPH, Artifact, record_file
 from app.errors import ArtifactError
 from tests import sample
 from training import data, quantize
+from training.architectures.efficientnet import SqueezeExcitation
 from training.checkpoint import Checkpoint
 from training.cli import main
 from training.errors import ExportError
 from training.evaluate import load_heldout, load_network, read_evaluation
 from training.export import Export, export
+from training.graphs import ServedNetwork, onnx_graph
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +94,28 @@ def test_pixels_and_logits_are_not_rounded(both: Artifact) -> None:
     assert max(order.index("Mul"), order.index("Sub")) < first
     last = len(order) - 1 - order[::-1].index("QuantizeLinear")
     assert last < order.index("Gemm", order.index("Gemm") + 1)
+
+
+def test_what_is_made_of_an_images_means_is_not_rounded() -> None:
+    network = nn.Sequential(
+        OrderedDict(
+            conv1=nn.Conv2d(3, 8, 3, padding=1),
+            gated=SqueezeExcitation(8, 2),
+            conv2=nn.Conv2d(8, 8, 3, padding=1),
+            average=nn.AdaptiveAvgPool2d(1),
+            flatten=nn.Flatten(),
+            fc=nn.Linear(8, 10),
+        )
+    )
+    images = sample.read("train")[0][:50]
+    served = ServedNetwork(network.eval(), [0.5] * 3, [0.25] * 3, 1.0, 1).eval()
+    graph = onnx.load_from_string(quantize.quantize(onnx_graph(served, images)[0], images)).graph
+    int8 = {
+        tensor.name.removeprefix("served.network.")
+        for tensor in graph.initializer
+        if tensor.data_type == onnx.TensorProto.INT8 and len(tensor.dims) > 1
+    }
+    assert int8 == {"conv1.weight_quantized", "conv2.weight_quantized"}
 
 
 def test_normalisation_is_part_of_the_int8_layers(both: Artifact) -> None:

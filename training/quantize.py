@@ -57,6 +57,7 @@ more; the float32 graph already differs by 0.016 to 0.045.
 """
 
 _LAYERS = {"Conv", "Gemm", "MatMul"}
+_WITHOUT_PIXELS = {"GlobalAveragePool", "ReduceMean", "Shape"}
 
 
 def add_int8(
@@ -182,15 +183,27 @@ def _float_nodes(model: onnx.ModelProto) -> list[str]:
     """Name what stays in float32: all before the first layer, and the last layer with all after it.
 
     The last layer is a small part of the arithmetic, and its int8 output would give the logits
-    only 256 values. What the logits do not come from, which is the out-of-distribution score,
+    only 256 values. So it is with what is made of an image's means alone, as the gates of squeeze
+    and excitation are. What the logits do not come from, which is the out-of-distribution score,
     stays too.
     """
     before = nodes_of_logits(model)
     layers = [index for index, node in enumerate(before) if node.op_type in _LAYERS]
     if not layers:
         raise ValueError(f"it has no {' or '.join(sorted(_LAYERS))}")
-    quantized = {node.name for node in before[layers[0] : layers[-1]]}
+    quantized = {node.name for node in before[layers[0] : layers[-1]]} - _nodes_of_means(model)
     return [node.name for node in model.graph.node if node.name not in quantized]
+
+
+def _nodes_of_means(model: onnx.ModelProto) -> set[str]:
+    """Name the nodes that see nothing of an image but its size and its channels' means."""
+    known = {"", *(tensor.name for tensor in model.graph.initializer)}
+    nodes = set()
+    for node in model.graph.node:
+        if node.op_type in _WITHOUT_PIXELS or known.issuperset(node.input):
+            known.update(node.output)
+            nodes.add(node.name)
+    return nodes
 
 
 def _with_golden(artifact: Artifact, int8: OnnxBackend) -> Artifact:
