@@ -264,7 +264,7 @@ RECIPES: dict[str, Recipe] = {
     "speednet-96": replace(
         SPEEDNET,
         architecture="speednet-96",
-        epochs=44,
+        epochs=52,
         cutout=12,
         translate=4,
         proxy="speednet-proxy",
