@@ -11,6 +11,7 @@ import onnx
 import pytest
 import torch
 from click.testing import CliRunner
+from numpy.typing import NDArray
 from torch import nn
 
 from app.backends import open_backend
@@ -69,14 +70,18 @@ def test_the_batch_is_free(both: Artifact, count: int) -> None:
     np.testing.assert_allclose(backend.predict(images[:count]).probabilities, one_by_one, atol=1e-6)
 
 
-def test_products_of_two_weights_do_not_overflow_without_vnni(both: Artifact) -> None:
-    graph = onnx.load_from_string(both.read(INT8_GRAPH)).graph
-    weights = {
-        tensor.name: onnx.numpy_helper.to_array(tensor).astype(int)
-        for tensor in graph.initializer
+def _int8_weights(graph: bytes) -> dict[str, NDArray[np.int64]]:
+    """Return a graph's kernels and matrices that are in int8, by their names in the network."""
+    return {
+        tensor.name.removeprefix("served.network."): onnx.numpy_helper.to_array(tensor).astype(int)
+        for tensor in onnx.load_from_string(graph).graph.initializer
         if tensor.data_type == onnx.TensorProto.INT8 and len(tensor.dims) > 1
     }
-    assert [name.removeprefix("served.network.") for name in weights] == [
+
+
+def test_products_of_two_weights_do_not_overflow_without_vnni(both: Artifact) -> None:
+    weights = _int8_weights(both.read(INT8_GRAPH))
+    assert list(weights) == [
         "conv1.weight_quantized",
         "conv2.weight_quantized",
         "fc1.weight_quantized",
@@ -109,13 +114,8 @@ def test_what_is_made_of_an_images_means_is_not_rounded() -> None:
     )
     images = sample.read("train")[0][:50]
     served = ServedNetwork(network.eval(), [0.5] * 3, [0.25] * 3, 1.0, 1).eval()
-    graph = onnx.load_from_string(quantize.quantize(onnx_graph(served, images)[0], images)).graph
-    int8 = {
-        tensor.name.removeprefix("served.network.")
-        for tensor in graph.initializer
-        if tensor.data_type == onnx.TensorProto.INT8 and len(tensor.dims) > 1
-    }
-    assert int8 == {"conv1.weight_quantized", "conv2.weight_quantized"}
+    int8 = _int8_weights(quantize.quantize(onnx_graph(served, images)[0], images))
+    assert int8.keys() == {"conv1.weight_quantized", "conv2.weight_quantized"}
 
 
 def test_normalisation_is_part_of_the_int8_layers(both: Artifact) -> None:
