@@ -215,7 +215,6 @@ NORMALIZED = Recipe(
     head_learning_rate=5e-4,
     weight_decay=5e-4,
     schedule="linear",
-    label_smoothing=0.1,
     flip="alternating",
     translate=4,
     crop=24,
@@ -237,10 +236,12 @@ RECIPES: dict[str, Recipe] = {
         label_smoothing=0.1,
         dropout=0.5,
     ),
-    "vgg16": replace(NORMALIZED, architecture="vgg16", epochs=6, crop=0, cropped=0),
+    "vgg16": replace(
+        NORMALIZED, architecture="vgg16", epochs=6, label_smoothing=0.1, crop=0, cropped=0
+    ),
     "resnet20": NORMALIZED,
     "plain20": replace(NORMALIZED, architecture="plain20"),
-    "resnet18": replace(NORMALIZED, architecture="resnet18", epochs=12, label_smoothing=0.0),
+    "resnet18": replace(NORMALIZED, architecture="resnet18", epochs=12),
     "efficientnet-b0": replace(
         AUGMENTED,
         architecture="efficientnet-b0",
