@@ -3,12 +3,14 @@
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
+from training import hardware
 from training.errors import RecipeError
-from training.hardware import DeviceName, choose_device, resolve_precision
+from training.hardware import DeviceName, choose_device, describe_device, resolve_precision
 
 FAULTS = """
 import resource, sys
@@ -64,12 +66,32 @@ def test_without_a_gpu_the_processor_computes(monkeypatch: pytest.MonkeyPatch) -
         choose_device("cuda")
 
 
-@pytest.mark.parametrize("fast", [True, False])
-def test_auto_is_bfloat16_where_the_processor_multiplies_in_it(
-    monkeypatch: pytest.MonkeyPatch, *, fast: bool
+@pytest.mark.parametrize(
+    ("vendor", "avx512", "amx", "expected"),
+    [
+        ("AuthenticAMD", True, False, "bfloat16"),
+        ("GenuineIntel", True, False, "float32"),
+        ("GenuineIntel", True, True, "bfloat16"),
+        ("AuthenticAMD", False, False, "float32"),
+        (None, False, False, "float32"),
+    ],
+)
+def test_auto_is_bfloat16_where_the_processor_multiplies_faster_in_it(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    vendor: str | None,
+    expected: str,
+    *,
+    avx512: bool,
+    amx: bool,
 ) -> None:
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: fast)
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    cpuinfo = tmp_path / "cpuinfo"
+    if vendor:
+        cpuinfo.write_text(f"processor\t: 0\nvendor_id\t: {vendor}\nmodel name\t: One\n")
+    monkeypatch.setattr(hardware, "CPUINFO", cpuinfo)
     cpu = torch.device("cpu")
-    assert resolve_precision("auto", cpu) == ("bfloat16" if fast else "float32")
+    assert resolve_precision("auto", cpu) == expected
     assert resolve_precision("float32", cpu) == "float32"
+    assert ("One, " in describe_device(cpu)) == (vendor is not None)
