@@ -16,6 +16,7 @@ def _batches(
     cutout: int = 0,
     brightness: float = 0.0,
     contrast: float = 0.0,
+    noise: float = 0.0,
     size: int = 64,
 ) -> list[data.Split]:
     images, labels = sample.read("train")
@@ -27,6 +28,7 @@ def _batches(
         cutout=cutout,
         brightness=brightness,
         contrast=contrast,
+        noise=noise,
         mean=(120, 110, 100),
         deviation=(60, 50, 40),
     )
@@ -145,9 +147,25 @@ def test_contrast_stretches_the_distance_from_the_mean_colour() -> None:
     assert 0.68 < min(stretched) < 0.8
 
 
+def test_each_image_has_normal_noise_of_a_deviation_of_its_own() -> None:
+    images, _ = sample.read("train")
+    added, deviations = [], []
+    for batch in _batches(noise=16):
+        for image, index in zip(batch.images.numpy(), batch.labels.tolist(), strict=True):
+            free = (images[index] > 70) & (images[index] < 185)  # where nothing is cut off
+            noise = (image.astype(float) - images[index])[free]
+            if len(noise) > 500:
+                added.append(noise.mean())
+                deviations.append(noise.std())
+    assert abs(np.mean(added)) < 0.05
+    assert np.mean(deviations) == np.clip(np.mean(deviations), 7.3, 8.7)
+    assert min(deviations) < 1
+    assert 15 < max(deviations) < 17
+
+
 def test_an_epoch_is_the_same_twice_and_another_one_differs() -> None:
     first, again, other = (
-        torch.cat([batch.images for batch in _batches(number, translate=2, brightness=0.1)])
+        torch.cat([batch.images for batch in _batches(number, translate=2, noise=9)])
         for number in (1, 1, 2)
     )
     assert torch.equal(first, again)

@@ -56,6 +56,7 @@ def test_every_field_of_a_recipe_is_an_option(image_folder: Path, tmp_path: Path
         "cutout": 4,
         "brightness": 0.1,
         "contrast": 0.2,
+        "noise": 9.0,
         "proxy": "speednet-proxy",
         "selected": 0.5,
         "holdout": 0.2,

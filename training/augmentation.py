@@ -26,6 +26,8 @@ class Augmentation:
             anywhere in the image.
         brightness: most that an image becomes brighter or darker, in deviations of each channel.
         contrast: most that its distance from the mean colour grows or shrinks, as a part.
+        noise: most deviation of normal noise, of 255; each image has a deviation of its own,
+            even from 0 to this.
         mean: of each channel, 0 to 255.
         deviation: likewise.
     """
@@ -36,6 +38,7 @@ class Augmentation:
     cutout: int = 0
     brightness: float = 0.0
     contrast: float = 0.0
+    noise: float = 0.0
     mean: tuple[float, ...] = (127.5, 127.5, 127.5)
     deviation: tuple[float, ...] = (63.0, 63.0, 63.0)
 
@@ -69,6 +72,7 @@ class _Draws:
     covered_columns: Tensor
     brightness: Tensor
     contrast: Tensor
+    noise: Tensor
 
     def to(self, device: torch.device) -> "_Draws":
         return _Draws(*(tensor.to(device) for tensor in vars(self).values()))
@@ -92,9 +96,10 @@ def epoch_batches(
         augmentation: how the images are varied.
     """
     draws = _draw(split, epoch, augmentation).to(split.images.device)
+    noise = torch.Generator(split.images.device).manual_seed(epoch.own_seed)
     for start in range(0, len(split), batch_size):
         chosen = draws.part(start, batch_size)
-        images = _vary(_gather(split.images, chosen, augmentation), chosen, augmentation)
+        images = _vary(_gather(split.images, chosen, augmentation), chosen, augmentation, noise)
         yield Split(images, split.labels[chosen.order])
 
 
@@ -117,6 +122,7 @@ def _draw(split: Split, epoch: Epoch, augmentation: Augmentation) -> _Draws:
         _covered(columns.shape[1], count, augmentation.cutout, generator),
         _around(0, augmentation.brightness, count, generator),
         _around(1, augmentation.contrast, count, generator),
+        _around(augmentation.noise / 2, augmentation.noise / 2, count, generator),
     )
 
 
@@ -126,13 +132,18 @@ def _gather(images: Tensor, draws: _Draws, augmentation: Augmentation) -> Tensor
     return images[draws.order[:, None, None], draws.rows[:, :, None], draws.columns[:, None, :]]
 
 
-def _vary(images: Tensor, draws: _Draws, augmentation: Augmentation) -> Tensor:
-    """Change brightness and contrast, and cover the squares; uint8 to uint8."""
+def _vary(
+    images: Tensor, draws: _Draws, augmentation: Augmentation, noise: torch.Generator
+) -> Tensor:
+    """Change brightness and contrast, add noise, and cover the squares; uint8 to uint8."""
     mean = torch.tensor(augmentation.mean, device=images.device)
-    if augmentation.brightness or augmentation.contrast:
+    if augmentation.brightness or augmentation.contrast or augmentation.noise:
         deviation = torch.tensor(augmentation.deviation, device=images.device)
         brighter = images - mean + draws.brightness[:, None, None, None] * deviation
         varied = mean + draws.contrast[:, None, None, None] * brighter
+        if augmentation.noise:
+            normal = torch.randn(varied.shape, generator=noise, device=images.device)
+            varied += draws.noise[:, None, None, None] * normal
         images = varied.round().clamp(0, 255).to(torch.uint8)
     if augmentation.cutout:
         square = draws.covered_rows[:, :, None] & draws.covered_columns[:, None, :]

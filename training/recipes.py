@@ -49,6 +49,7 @@ class Recipe:
             with the mean colour (DeVries & Taylor 2017).
         brightness: make each training image brighter or darker by up to this many deviations.
         contrast: stretch or shrink its distance from the mean colour by up to this part.
+        noise: add normal noise to each training image, of a deviation up to this, of 255.
         proxy: architecture of a small network that is trained beside and chooses what the network
             learns from: of each batch the part `selected` with the highest loss (after airbench96,
             Jordan 2024). Empty: none.
@@ -57,7 +58,7 @@ class Recipe:
         split_seed: which images are held out; apart from `seed`, so that runs compare.
         seed: initial weights, order of the images, augmentation and dropout.
         precision: of convolutions and matrix products; `auto` is bfloat16 where the hardware
-            computes in it, else float32. Weights and the loss are always float32.
+            is faster in it, else float32. Weights and the loss are always float32.
     """
 
     architecture: str
@@ -79,6 +80,7 @@ class Recipe:
     cutout: int = 0
     brightness: float = 0.0
     contrast: float = 0.0
+    noise: float = 0.0
     proxy: str = ""
     selected: float = 1.0
     holdout: float = 0.1
@@ -92,6 +94,7 @@ class Recipe:
         _check("micro_batch", self.micro_batch, 0, 65_536)
         _check("brightness", self.brightness, 0, 10)
         _check("contrast", self.contrast, 0, 1)
+        _check("noise", self.noise, 0, 255)
         _check("learning_rate", self.learning_rate, 1e-9, 100)
         _check("bias_learning_rate", self.bias_learning_rate, 0, 100)
         _check("head_learning_rate", self.head_learning_rate, 0, 100)
@@ -255,7 +258,7 @@ RECIPES: dict[str, Recipe] = {
         precision="float32",
     ),
     "speednet": SPEEDNET,
-    "fast": replace(SPEEDNET, architecture="fast", epochs=28, translate=4),
+    "fast": replace(SPEEDNET, architecture="fast", epochs=40, translate=4, noise=12),
     "speednet-95": replace(
         SPEEDNET,
         architecture="speednet-95",

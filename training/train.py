@@ -221,6 +221,7 @@ def _augmented(run: Run, epoch: Epoch) -> Iterator[data.Split]:
         cutout=recipe.cutout,
         brightness=recipe.brightness,
         contrast=recipe.contrast,
+        noise=recipe.noise,
         mean=tuple(255 * part for part in run.mean),
         deviation=tuple(255 * part for part in run.deviation),
     )
