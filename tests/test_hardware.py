@@ -73,7 +73,8 @@ def test_without_a_gpu_the_processor_computes(monkeypatch: pytest.MonkeyPatch) -
         ("GenuineIntel", True, False, "float32"),
         ("GenuineIntel", True, True, "bfloat16"),
         ("AuthenticAMD", False, False, "float32"),
-        (None, False, False, "float32"),
+        (None, True, False, "float32"),
+        (None, True, True, "bfloat16"),
     ],
 )
 def test_auto_is_bfloat16_where_the_processor_multiplies_faster_in_it(
@@ -89,9 +90,19 @@ def test_auto_is_bfloat16_where_the_processor_multiplies_faster_in_it(
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
     cpuinfo = tmp_path / "cpuinfo"
     if vendor:
-        cpuinfo.write_text(f"processor\t: 0\nvendor_id\t: {vendor}\nmodel name\t: One\n")
+        cpuinfo.write_text(f"processor\t: 0\nvendor_id\t: {vendor}\n")
     monkeypatch.setattr(hardware, "CPUINFO", cpuinfo)
     cpu = torch.device("cpu")
     assert resolve_precision("auto", cpu) == expected
     assert resolve_precision("float32", cpu) == "float32"
-    assert ("One, " in describe_device(cpu)) == (vendor is not None)
+
+
+def test_the_processor_is_called_what_linux_calls_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    monkeypatch.setattr(hardware, "CPUINFO", cpuinfo)
+    assert hardware.name_processor()
+    cpuinfo.write_text("processor\t: 0\nmodel name\t: One of two\nmodel name\t: Other\n")
+    assert hardware.name_processor() == "One of two"
+    assert describe_device(torch.device("cpu")).startswith("One of two, ")

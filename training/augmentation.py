@@ -92,7 +92,8 @@ def epoch_batches(
     Args:
         split: the images, already on the device that trains.
         batch_size: images a batch; the last may be smaller.
-        epoch: decides order and augmentation, on the processor, whatever the device.
+        epoch: decides order and augmentation, on the processor, whatever the device; but for
+            noise, which is drawn where the images are.
         augmentation: how the images are varied.
     """
     draws = _draw(split, epoch, augmentation).to(split.images.device)
