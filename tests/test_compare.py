@@ -168,6 +168,9 @@ def test_the_command_writes_tables_and_pictures(
     assert [row["model"] for row in content["models"]] == ["fc/1", "other/1", "small/1", "tiny/1"]
     assert content["overlap"]["models"] == ["fc/1", "small/1", "tiny/1"]
     assert content["left_out"] == ["other/1"]
+    assert content["timed_on"]
+    said = (tmp_path / "comparison.md").read_text()
+    assert f"on one thread of {content['timed_on']}. " in said
     pictures = sorted(tmp_path.glob("*.png"))
     assert [path.name for path in pictures] == [
         "accuracy_and_cost.png",

@@ -31,6 +31,7 @@ from training import data
 from training.checkpoint import EpochFigures, parse_history
 from training.errors import DataError, RunError
 from training.evaluate import answer_test
+from training.hardware import name_processor
 from training.overlap import Overlap, find_overlap
 
 BATCH = 64
@@ -136,10 +137,17 @@ class Errors:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All models of a store, by name and version, and where they err together."""
+    """All models of a store.
+
+    Attributes:
+        models: by name and version.
+        errors: where they err together.
+        timed_on: the processor that latencies and throughputs are of.
+    """
 
     models: tuple[ModelFigures, ...]
     errors: Errors
+    timed_on: str
 
 
 def compare(
@@ -163,7 +171,7 @@ def compare(
         for artifact in artifacts:
             tell(f"timing {_key(artifact)}")
             figures.append(_figures(artifact))
-        return Comparison(tuple(figures), errors)
+        return Comparison(tuple(figures), errors, name_processor())
     except ConvscopeError as exc:
         raise RunError(str(exc)) from exc
 

@@ -67,6 +67,7 @@ def write_comparison(comparison: Comparison, folder: Path) -> None:
         "models": [asdict(model) for model in models],
         "overlap": asdict(errors.overlap) if errors.overlap else None,
         "left_out": errors.left_out,
+        "timed_on": comparison.timed_on,
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -199,7 +200,7 @@ def _markdown(comparison: Comparison) -> str:
         "Accuracy, cross-entropy (nats) and expected calibration error (15 bins) are on the test "
         "images, with the calibrated probabilities that are served. `images` are those trained "
         "on; `ms` is the latency of one image and `images/s` the throughput at batch 64, both of "
-        f"the ONNX graph on one thread. {_training_note(models)}",
+        f"the ONNX graph on one thread of {comparison.timed_on}. {_training_note(models)}",
         "",
         f"![Accuracy and cost]({ACCURACY_AND_COST})",
         "",
