@@ -40,13 +40,19 @@ def main() -> None:
     ):
         process.wait_until(lambda: _ready(client), 150)
         rows = [_measure(client, model) for model in client.get("/models").json()["models"]]
-    found = {"machine": machine(), "commit": commit(), "date": now(), "requests": REQUESTS}
+    found: dict[str, Any] = {
+        "machine": machine(),
+        "commit": commit(),
+        "date": now(),
+        "requests": REQUESTS,
+    }
     RESULTS.mkdir(exist_ok=True)
     content = json.dumps(found | {"models": rows}, indent=1)
     (RESULTS / "explain.json").write_text(content + "\n")
-    if not fill(ROOT / "docs" / "performance.md", _table(rows), "explain"):
+    measured = _table(rows, found["machine"]["processor"])
+    if not fill(ROOT / "docs" / "performance.md", measured, "explain"):
         raise SystemExit("docs/performance.md has no place for it")
-    print(_table(rows))
+    print(measured)
 
 
 def _ready(client: httpx.Client) -> bool:
@@ -80,7 +86,7 @@ def _times(
     return {"median": round(statistics.median(taken), 1), "longest": round(taken[-1], 1)}
 
 
-def _table(rows: list[dict[str, Any]]) -> str:
+def _table(rows: list[dict[str, Any]], processor: str) -> str:
     columns = list(dict.fromkeys(name for row in rows for name in row["ms"]))
     lines = [f"| model | {' | '.join(columns)} |", "|---" + "|---:" * len(columns) + "|"]
     for row in rows:
@@ -89,7 +95,7 @@ def _table(rows: list[dict[str, Any]]) -> str:
         lines.append(f"| {row['model']} | {' | '.join(shown)} |")
     said = (
         f"Milliseconds, the median of {REQUESTS} requests ({FEW} where a model has over "
-        f"{HEAVY / 1e6:.0f} million multiply-accumulates), the longest in brackets."
+        f"{HEAVY / 1e6:.0f} million multiply-accumulates), the longest in brackets; {processor}."
     )
     return "\n".join([*lines, "", said])
 
