@@ -176,6 +176,13 @@ def test_errors_and_inner_rooms_do_not_know_the_web_framework() -> None:
     assert not [p for p in paths if _named(p, "fastapi") or _named(p, "starlette")]
 
 
+def test_the_test_split_is_read_in_one_place() -> None:
+    readers = [
+        path for path in _files("training") + _files("bench") if ".load_test()" in path.read_text()
+    ]
+    assert [_module(path) for path in readers] == ["training.evaluate"]
+
+
 def test_training_uses_only_what_proves_and_draws_of_the_service() -> None:
     # Export proves what the server will run by running the server's own backends, and draws
     # with the server's own drawing.

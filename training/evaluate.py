@@ -180,6 +180,22 @@ def answer_test(predict: Predict, source: data.Source) -> Answered:
     return answer(predict, source.load_test())
 
 
+def answer_changed_test(
+    predict: Predict, source: data.Source, change: Callable[[Images], Images], images: int
+) -> Answered:
+    """Return what a graph gives for the first test images after a change, likewise.
+
+    Args:
+        predict: the graph.
+        source: the data set.
+        change: of uint8 images `[N,H,W,3]`, to others of the same shape.
+        images: how many.
+    """
+    test = source.load_test()
+    changed = torch.from_numpy(change(test.images[:images].numpy()))
+    return answer(predict, data.Split(changed, test.labels[:images]))
+
+
 def outputs_for(predict: Predict, images: Images) -> Outputs:
     """Return what a graph gives for any number of images."""
     starts = range(0, len(images), SERVED_BATCH)
