@@ -34,7 +34,6 @@ def train_quietly(
     resume: bool = False,
     reporter: Reporter | None = None,
 ) -> Checkpoint:
-    torch.set_num_threads(THREADS)  # a torch backend that another test opened has changed it
     return train(recipe, source, run, reporter or SilentReporter(), device="cpu", resume=resume)
 
 
@@ -47,6 +46,13 @@ def files_of_at_most(size: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.fixture(autouse=True)
+def _as_many_threads_as_before() -> Iterator[None]:
+    """A torch backend that a test opens changes them, and sums of the next test with them."""
+    yield
+    torch.set_num_threads(THREADS)
 
 
 @pytest.fixture(scope="session", autouse=True)
