@@ -7,7 +7,6 @@ that is served in float32. Nothing is chosen by these figures. They go to
 `convscope-train` looks. 2,000 images leave a standard error of at most 1.1 points.
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from io import BytesIO
@@ -23,17 +22,17 @@ from app.backends import open_backend
 from app.contract import Artifact, Images
 from app.settings import read_settings
 from app.store import key_of, read_store
-from bench import RESULTS, ROOT
-from bench.report import fill, table
-from bench.results import commit, machine, now
-from training import data, durable
-from training.evaluate import answer_changed_test
+from bench import ROOT
+from bench.report import publish, table
+from training import data
+from training.evaluate import answer, changed_test
 
 DOCUMENT = ROOT / "docs" / "confidence.md"
 IMAGES = 2000
 THREADS = 2
 
 Pixels = NDArray[np.float64]
+Change = Callable[[Pixels, np.random.Generator], Pixels]
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class Corruption:
     """
 
     meaning: str
-    change: Callable[[Pixels, np.random.Generator], Pixels]
+    change: Change
 
     def __call__(self, images: Images) -> Images:
         """Return uint8 images of the same shape, the same at every call."""
@@ -70,9 +69,7 @@ class Answers:
         return f"{self.accuracy:.0%}" + ("" if self.marked is None else f", {self.marked:.0%}")
 
 
-def _add_gaussian_noise(
-    deviation: float,
-) -> Callable[[Pixels, np.random.Generator], Pixels]:
+def _add_gaussian_noise(deviation: float) -> Change:
     return lambda images, rng: images + rng.normal(0, deviation, images.shape)
 
 
@@ -151,19 +148,24 @@ CORRUPTIONS = {
 """By name, the strength that is measured."""
 
 
-def measure(artifact: Artifact, source: data.Source) -> dict[str, Answers]:
+def measure(artifact: Artifact, tests: dict[str, data.Split]) -> dict[str, Answers]:
     """Return how one model answers the test images after each corruption."""
     predict = open_backend(artifact, "onnx-cpu", THREADS).predict
     confidence = artifact.manifest.confidence.get("float32")
     found = {}
-    for name, corruption in CORRUPTIONS.items():
-        answered = answer_changed_test(predict, source, corruption, IMAGES)
+    for name, test in tests.items():
+        answered = answer(predict, test)
         scores, marked = answered.outputs.ood_scores, None
         if confidence and scores is not None:
             threshold = confidence.out_of_distribution.threshold
             marked = round(float((scores > threshold).mean()), 4)
         found[name] = Answers(round(answered.accuracy, 4), marked)
     return found
+
+
+def corrupted_tests(source: data.Source) -> dict[str, data.Split]:
+    """Return the first test images by corruption."""
+    return {name: changed_test(source, one, IMAGES) for name, one in CORRUPTIONS.items()}
 
 
 def corruption_table(models: dict[str, dict[str, Answers]]) -> str:
@@ -182,22 +184,18 @@ def main() -> None:
     """Measure, write the results, fill the document."""
     settings = read_settings()
     store = read_store(settings.store, settings.models, settings.default_model)
-    source = data.find(None)
+    tests = corrupted_tests(data.find(None))
     models = {}
     for artifact in store:
-        models["/".join(key_of(artifact))] = measure(artifact, source)
-        click.echo(f"{'/'.join(key_of(artifact))} is done")
+        model = "/".join(key_of(artifact))
+        models[model] = measure(artifact, tests)
+        click.echo(f"{model} is done")
     figures = {
         model: {name: asdict(answers) for name, answers in found.items()}
         for model, found in models.items()
     }
-    content = {"machine": machine(), "commit": commit(), "date": now(), "images": IMAGES}
-    durable.write_text(
-        RESULTS / "corruptions.json", json.dumps(content | {"models": figures}, indent=1) + "\n"
-    )
-    if not fill(DOCUMENT, corruption_table(models), "corruptions"):
-        raise SystemExit(f"{DOCUMENT} has no place for it")
-    click.echo(corruption_table(models))
+    content = corruption_table(models)
+    publish("corruptions", {"images": IMAGES, "models": figures}, content, DOCUMENT)
 
 
 if __name__ == "__main__":

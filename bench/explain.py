@@ -6,7 +6,6 @@ megapixels, of which the overlay is asked. Prints a table, writes `bench/results
 fills `docs/performance.md`.
 """
 
-import json
 import os
 import shutil
 import statistics
@@ -15,11 +14,11 @@ from typing import Any
 
 import httpx
 
-from bench import BUILD, RESULTS, ROOT
+from bench import BUILD, ROOT
 from bench.payloads import encode, photo, pictures
 from bench.processes import ServerProcess, free_port
-from bench.report import fill
-from bench.results import commit, machine, now
+from bench.report import publish
+from bench.results import machine
 from bench.servers import SERVERS
 
 REQUESTS = 40
@@ -40,19 +39,9 @@ def main() -> None:
     ):
         process.wait_until(lambda: _ready(client), 150)
         rows = [_measure(client, model) for model in client.get("/models").json()["models"]]
-    found: dict[str, Any] = {
-        "machine": machine(),
-        "commit": commit(),
-        "date": now(),
-        "requests": REQUESTS,
-    }
-    RESULTS.mkdir(exist_ok=True)
-    content = json.dumps(found | {"models": rows}, indent=1)
-    (RESULTS / "explain.json").write_text(content + "\n")
-    measured = _table(rows, found["machine"]["processor"])
-    if not fill(ROOT / "docs" / "performance.md", measured, "explain"):
-        raise SystemExit("docs/performance.md has no place for it")
-    print(measured)
+    figures = {"requests": REQUESTS, "models": rows}
+    content = _table(rows, machine()["processor"])
+    publish("explain", figures, content, ROOT / "docs" / "performance.md")
 
 
 def _ready(client: httpx.Client) -> bool:

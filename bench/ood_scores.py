@@ -6,7 +6,6 @@ images that the runs held out: nothing here reads the test split, because the sc
 `docs/confidence.md`.
 """
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,10 +14,9 @@ import torch
 from torch import Tensor
 
 from app.contract import Images
-from bench import RESULTS, ROOT
-from bench.report import fill
-from bench.results import commit, machine, now
-from training import checkpoint, data, durable
+from bench import ROOT
+from bench.report import publish
+from training import checkpoint, data
 from training.confidence import OOD_TRAINING_IMAGES, auroc
 from training.evaluate import (
     SERVED_BATCH,
@@ -148,11 +146,7 @@ def main(runs: tuple[Path, ...], data_dir: Path | None) -> None:
     """Measure, write the results, fill the document."""
     source = data.find(data_dir)
     figures = {run.name: measure(run, source) for run in runs}
-    content = {"machine": machine(), "commit": commit(), "date": now(), "auroc": figures}
-    durable.write_text(RESULTS / "ood_scores.json", json.dumps(content, indent=1) + "\n")
-    if not fill(DOCUMENT, _table(figures), "ood-scores"):
-        raise SystemExit(f"{DOCUMENT} has no place for it")
-    click.echo(_table(figures))
+    publish("ood-scores", {"auroc": figures}, _table(figures), DOCUMENT)
 
 
 if __name__ == "__main__":

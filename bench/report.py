@@ -5,18 +5,31 @@ Where `README.md` and `docs/performance.md` hold `<!-- bench:serving -->` and
 by everything in `docs/performance.md`. The plot is `docs/images/serving.png`.
 """
 
+import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import click
 
 from bench import BUILD, RESULTS, ROOT
 from bench.payloads import USUAL, Payload, payloads
-from bench.results import Cell, Run, ServerResult, Spread, cells_of, requests_per_second
+from bench.results import (
+    Cell,
+    Run,
+    ServerResult,
+    Spread,
+    cells_of,
+    commit,
+    machine,
+    now,
+    requests_per_second,
+)
 from bench.servers import CONNECTIONS, OPEN_LOOP_SHARES
 from bench.targets import Target, targets
+from training import durable
 
 PLOT = ROOT / "docs" / "images" / "serving.png"
 _UNKNOWN = "–"
@@ -43,6 +56,23 @@ def fill(document: Path, content: str, name: str = "serving") -> bool:
     block = f"{begin}\n{content}\n{end}"
     document.write_text(re.sub(pattern, lambda _: block, text, flags=re.DOTALL))
     return True
+
+
+def publish(name: str, figures: dict[str, Any], content: str, document: Path) -> None:
+    """Write a benchmark's figures to its file of results, and its tables to a document; print them.
+
+    Args:
+        name: of the markers in the document; the file's has underscores.
+        figures: what was found; machine, commit and time of day are added.
+        content: the tables, in Markdown.
+        document: has the markers.
+    """
+    found = {"machine": machine(), "commit": commit(), "date": now()} | figures
+    file = RESULTS / f"{name.replace('-', '_')}.json"
+    durable.write_text(file, json.dumps(found, indent=1) + "\n")
+    if not fill(document, content, name):
+        raise SystemExit(f"{document} has no place for it")
+    click.echo(content)
 
 
 def everything(run: Run) -> str:

@@ -180,20 +180,19 @@ def answer_test(predict: Predict, source: data.Source) -> Answered:
     return answer(predict, source.load_test())
 
 
-def answer_changed_test(
-    predict: Predict, source: data.Source, change: Callable[[Images], Images], images: int
-) -> Answered:
-    """Return what a graph gives for the first test images after a change, likewise.
+def changed_test(
+    source: data.Source, change: Callable[[Images], Images], images: int
+) -> data.Split:
+    """Return the first test images after a change, to ask what decides nothing.
 
     Args:
-        predict: the graph.
         source: the data set.
         change: of uint8 images `[N,H,W,3]`, to others of the same shape.
         images: how many.
     """
     test = source.load_test()
     changed = torch.from_numpy(change(test.images[:images].numpy()))
-    return answer(predict, data.Split(changed, test.labels[:images]))
+    return data.Split(changed, test.labels[:images])
 
 
 def outputs_for(predict: Predict, images: Images) -> Outputs:
