@@ -58,12 +58,19 @@ def _processor_is_faster_in_bfloat16() -> bool:
     machine) compute a 3×3 convolution of 256 channels at 185 GFLOP/s in bfloat16 and at 344 in
     float32; two of an AMD Zen 4 at 430 to 500 in bfloat16.
     """
-    # Private, and so perhaps not there in another version; float32 is right everywhere.
-    amx, avx512 = (
-        getattr(torch.cpu, probe, bool)()
-        for probe in ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
-    )
-    return amx or (avx512 and _about_processor("vendor_id") == "AuthenticAMD")
+    avx512 = _probe("_is_avx512_bf16_supported")
+    return has_amx() or (avx512 and _about_processor("vendor_id") == "AuthenticAMD")
+
+
+def has_amx() -> bool:
+    """Whether the processor has units for products of bfloat16 matrices (Intel AMX)."""
+    return _probe("_is_amx_tile_supported")
+
+
+def _probe(name: str) -> bool:
+    """Ask torch about the processor; a version of torch without that private question: no."""
+    found: bool = getattr(torch.cpu, name, bool)()
+    return found
 
 
 def keep_freed_memory() -> None:

@@ -5,6 +5,7 @@ Knows nothing of epochs, of files or of where the images come from.
 
 import math
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -12,8 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name that the field uses
 
 from training import data
+from training.hardware import has_amx
 from training.optimization import set_learning_rate
 from training.recipes import Recipe
+from training.weight_gradients import NineProducts
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,9 @@ class Learner:
 
     def _logits(self, batch: Batch) -> Tensor:
         bfloat16 = self.recipe.precision == "bfloat16"
-        with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=bfloat16):
+        kind = batch.images.device.type
+        deep = NineProducts() if bfloat16 and kind == "cpu" and has_amx() else nullcontext()
+        with torch.autocast(kind, torch.bfloat16, enabled=bfloat16), deep:
             logits: Tensor = self.averaging(batch.images)
         return logits.float()
 
