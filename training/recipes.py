@@ -239,9 +239,7 @@ RECIPES: dict[str, Recipe] = {
         label_smoothing=0.1,
         dropout=0.5,
     ),
-    "vgg16": replace(
-        NORMALIZED, architecture="vgg16", epochs=6, label_smoothing=0.1, crop=0, cropped=0
-    ),
+    "vgg16": replace(NORMALIZED, architecture="vgg16", epochs=8, crop=0, cropped=0),
     "resnet20": NORMALIZED,
     "plain20": replace(NORMALIZED, architecture="plain20"),
     "resnet18": replace(NORMALIZED, architecture="resnet18", epochs=12),
@@ -262,8 +260,9 @@ RECIPES: dict[str, Recipe] = {
     "speednet-95": replace(
         SPEEDNET,
         architecture="speednet-95",
-        epochs=16,
+        epochs=24,
         translate=4,
+        noise=8,
     ),
     "speednet-96": replace(
         SPEEDNET,
