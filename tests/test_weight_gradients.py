@@ -10,7 +10,7 @@ from torch.nn import functional as F  # noqa: N812 - the name that the field use
 from training import learner, weight_gradients
 from training.learner import Batch, Learner
 from training.optimization import make_optimizer
-from training.recipes import find_recipe
+from training.recipes import Precision, find_recipe
 from training.weight_gradients import NineProducts, weight_gradient
 
 
@@ -130,7 +130,7 @@ def test_one_image_without_a_batch_is_left_as_it_is(calls: list[int]) -> None:
 def test_a_step_in_bfloat16_makes_them_where_there_is_amx(
     monkeypatch: pytest.MonkeyPatch,
     calls: list[int],
-    precision: str,
+    precision: Precision,
     made: list[int],
     *,
     amx: bool,

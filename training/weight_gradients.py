@@ -41,7 +41,7 @@ class NineProducts(TorchFunctionMode):
         if func is torch.conv2d and not kwargs and _is_deep(*args):
             images, weight, bias = args[:3]
             low = images.bfloat16(), weight.bfloat16(), None if bias is None else bias.bfloat16()
-            return _DeepConvolution.apply(*low)
+            return _DeepConvolution.apply(*low)  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))
 
 
