@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F  # noqa: N812 - the name that the field uses
+from torch.nn.grad import conv2d_input
 from torch.overrides import TorchFunctionMode
 
 KERNEL = (3, 3)
@@ -78,18 +79,10 @@ class _DeepConvolution(torch.autograd.Function):
         images, weight = ctx.saved_tensors
         to_images, _, to_bias = ctx.needs_input_grad
         return (
-            _image_gradient(images, weight, gradient) if to_images else None,
+            conv2d_input(images.shape, weight, gradient, padding=1) if to_images else None,
             weight_gradient(images, gradient),
             gradient.sum((0, 2, 3)) if to_bias else None,
         )
-
-
-def _image_gradient(images: Tensor, weight: Tensor, gradient: Tensor) -> Tensor:
-    one, none, wanted = [1, 1], [0, 0], [True, False, False]
-    found: Tensor = torch.ops.aten.convolution_backward(
-        gradient, images, weight, None, one, one, one, False, none, 1, wanted
-    )[0]
-    return found
 
 
 def weight_gradient(images: Tensor, gradient: Tensor) -> Tensor:
