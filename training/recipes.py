@@ -267,11 +267,12 @@ RECIPES: dict[str, Recipe] = {
     "speednet-96": replace(
         SPEEDNET,
         architecture="speednet-96",
-        epochs=52,
+        epochs=56,
         cutout=12,
         translate=4,
         proxy="speednet-proxy",
         selected=0.5,
+        noise=6,
         holdout=0.02,
     ),
 }
