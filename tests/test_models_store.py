@@ -41,7 +41,7 @@ MANY = 300
 LARGEST_ECE = {"fc/1": 0.036}  # overfitted by the exercise's recipe
 COARSEST_COVERAGE = {
     "resnet20/2": 0.011,
-    "speednet-96/3": 0.016,  # 1,000 held-out images decide its thresholds
+    "speednet-96/3": 0.014,  # 1,000 held-out images decide its thresholds
 }
 
 
