@@ -52,7 +52,7 @@ def main() -> None:
 @main.command()
 @click.option(
     "--rounds",
-    default=3,
+    default=5,
     show_default=True,
     type=click.IntRange(0),
     help="Of one epoch by each loop.",

@@ -16,7 +16,8 @@ from bench.speednet import SpeednetResults
 from bench.timed_training import in_memory, put_away, train_timed
 from bench.training_results import with_deviation
 from tests.training_fixtures import TINY
-from training import checkpoint, data
+from training import checkpoint, data, norm_pool
+from training.architectures import simple_cnn
 from training.errors import RunError
 from training.recipes import Recipe, find_recipe
 from training.reporter import SilentReporter
@@ -140,6 +141,15 @@ def test_the_tutorials_loop_is_not_slowed_by_what_ours_asks_of_torch(source: dat
     make_reference_loop(TINY, source).train_epoch()
 
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_the_tutorials_loop_has_nothing_of_what_makes_ours_fast(
+    source: data.Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(norm_pool, "_kernels")
+    monkeypatch.delattr(simple_cnn, "norm_pool_relu")
+
+    make_reference_loop(TINY, source).train_epoch()
 
 
 # The exercise

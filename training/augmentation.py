@@ -129,7 +129,7 @@ def _draw(split: Split, epoch: Epoch, augmentation: Augmentation) -> _Draws:
 
 def _gather(images: Tensor, draws: _Draws, augmentation: Augmentation) -> Tensor:
     if augmentation.flip == "off" and not augmentation.translate and not augmentation.crop:
-        return images[draws.order]
+        return images.index_select(0, draws.order)
     return images[draws.order[:, None, None], draws.rows[:, :, None], draws.columns[:, None, :]]
 
 

@@ -1,0 +1,217 @@
+"""The loops of `norm_pool`, compiled by numba when they are first called.
+
+Images are `[N,H,W,C]`, height and width even. bfloat16, which NumPy does not have, comes as the
+uint16 of its bits; float32 as itself. Arithmetic is float32, sums over images are float64, and the
+number of threads changes nothing. Knows nothing of torch.
+"""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit, prange, types
+from numba.extending import overload
+
+Array = npt.NDArray[Any]
+
+NONE = np.uint8(4)
+"""The place in a window of 2×2 where nothing is positive; others are 0 to 3, row by row."""
+
+
+def _widen(value: Any) -> Any:
+    """Return a pixel as float32."""
+    raise NotImplementedError
+
+
+@overload(_widen, strict=False)
+def _widen_typed(value: Any) -> Any:
+    if isinstance(value, types.Float):
+        return lambda value: value
+    return lambda value: np.uint32(np.uint32(value) << np.uint32(16)).view(np.float32)
+
+
+def _narrow(value: Any, like: Any) -> Any:
+    """Return a float32 as a pixel such as `like`, rounded to the nearest, to even between two."""
+    raise NotImplementedError
+
+
+@overload(_narrow, strict=False)
+def _narrow_typed(value: Any, like: Any) -> Any:  # noqa: ARG001 - overloads have the same arguments
+    if isinstance(like, types.Float):
+        return lambda value, like: value  # noqa: ARG005
+
+    def rounded(value: Any, like: Any) -> Any:  # noqa: ARG001
+        bits = np.float32(value).view(np.uint32)
+        odd = (bits >> np.uint32(16)) & np.uint32(1)
+        return np.uint16((bits + np.uint32(0x7FFF) + odd) >> np.uint32(16))
+
+    return rounded
+
+
+@njit()
+def normalize_and_pool(
+    images: Array, weight: Array, bias: Array, epsilon: float, pooled: Array
+) -> tuple[Array, Array, Array, Array]:
+    """Normalise, pool windows of 2×2 pixels, and write what is positive, else 0.
+
+    Args:
+        images: as above.
+        weight: of the normalisation, float32 `[C]`.
+        bias: likewise.
+        epsilon: is added to the variance.
+        pooled: is written, `[N,H/2,W/2,C]`.
+
+    Returns:
+        Mean and variance (over N·H·W) of each channel, float64 `[C]`; of each window the pixel that
+        was largest once normalised, like `pooled`, and its place, uint8: 0 to 3 row by row, or
+        `NONE` where it is not positive.
+    """
+    near = _first_pixel(images)
+    sums = np.zeros((2, len(images), len(near)), np.float32)
+    _add_pixels(images, near, sums)
+    first, second = _add_up(sums) / (images.size // len(near))
+    mean, variance = first + near, np.maximum(second - first**2, 0.0)
+    scale = weight / np.sqrt(variance + epsilon)
+    shift = bias - scale * mean
+    largest = np.empty(pooled.shape, images.dtype)
+    places = np.empty(pooled.shape, np.uint8)
+    _pool(images, scale.astype(np.float32), shift.astype(np.float32), pooled, largest, places)
+    return mean, variance, largest, places
+
+
+@njit()
+def spread_gradient(
+    images: Array,
+    gradient: Array,
+    kept: tuple[Array, Array, Array, Array],
+    weight: Array,
+    epsilon: float,
+    spread: Array,
+) -> tuple[Array, Array]:
+    """Write the gradient of the images; return those of weight and bias, float64 `[C]`.
+
+    Ioffe and Szegedy 2015, section 3, where all but one pixel of a window have no gradient.
+
+    Args:
+        images: what was normalised.
+        gradient: of `pooled`.
+        kept: what `normalize_and_pool` returned.
+        weight: as there.
+        epsilon: as there.
+        spread: is written, like `images`.
+    """
+    mean, variance, largest, places = kept
+    deviation = np.sqrt(variance + epsilon)
+    sums = np.zeros((2, len(images), len(mean)), np.float32)
+    _add_gradients(gradient, largest, places, mean.astype(np.float32), sums)
+    to_bias, products = _add_up(sums)
+    to_weight = products / deviation
+    scale = weight / deviation
+    pixels = images.size // images.shape[3]
+    slope = scale * to_weight / deviation / pixels
+    offset = scale * to_bias / pixels - slope * mean
+    factors = (scale.astype(np.float32), offset.astype(np.float32), slope.astype(np.float32))
+    _spread(images, gradient, places, factors, spread)
+    return to_weight, to_bias
+
+
+@njit()
+def _first_pixel(images: Array) -> Array:
+    pixel = np.empty(images.shape[3], np.float32)
+    for c in range(len(pixel)):
+        pixel[c] = _widen(images[0, 0, 0, c])
+    return pixel
+
+
+@njit(parallel=True)
+def _add_pixels(images: Array, near: Array, sums: Array) -> None:
+    """Add an image's `pixel - near` and their squares; without `near` the squares would cancel."""
+    count, height, width, channels = images.shape
+    for n in prange(count):
+        total, square = sums[0, n], sums[1, n]
+        for row in range(height):
+            for column in range(width):
+                for c in range(channels):
+                    value = _widen(images[n, row, column, c]) - near[c]
+                    total[c] += value
+                    square[c] += value * value
+
+
+@njit(parallel=True)
+def _pool(
+    images: Array, scale: Array, shift: Array, pooled: Array, largest: Array, places: Array
+) -> None:
+    count, height, width, channels = pooled.shape
+    zero = np.float32(0)
+    for n in prange(count):
+        for row in range(height):
+            for column in range(width):
+                for c in range(channels):
+                    first = _widen(images[n, 2 * row, 2 * column, c])
+                    pixel, best, place = first, scale[c] * first, np.uint8(0)
+                    other = _widen(images[n, 2 * row, 2 * column + 1, c])
+                    if scale[c] * other > best:
+                        pixel, best, place = other, scale[c] * other, np.uint8(1)
+                    other = _widen(images[n, 2 * row + 1, 2 * column, c])
+                    if scale[c] * other > best:
+                        pixel, best, place = other, scale[c] * other, np.uint8(2)
+                    other = _widen(images[n, 2 * row + 1, 2 * column + 1, c])
+                    if scale[c] * other > best:
+                        pixel, best, place = other, scale[c] * other, np.uint8(3)
+                    best += shift[c]
+                    if best <= zero:
+                        best, place = zero, NONE
+                    pooled[n, row, column, c] = _narrow(best, images[0, 0, 0, 0])
+                    largest[n, row, column, c] = _narrow(pixel, images[0, 0, 0, 0])
+                    places[n, row, column, c] = place
+
+
+@njit(parallel=True)
+def _add_gradients(
+    gradient: Array, largest: Array, places: Array, mean: Array, sums: Array
+) -> None:
+    """Add an image's gradients that pass, and their products with `pixel - mean`."""
+    count, height, width, channels = gradient.shape
+    for n in prange(count):
+        total, product = sums[0, n], sums[1, n]
+        for row in range(height):
+            for column in range(width):
+                for c in range(channels):
+                    value = _widen(gradient[n, row, column, c])
+                    value = value if places[n, row, column, c] != NONE else np.float32(0)
+                    total[c] += value
+                    product[c] += value * (_widen(largest[n, row, column, c]) - mean[c])
+
+
+@njit(parallel=True)
+def _spread(
+    images: Array,
+    gradient: Array,
+    places: Array,
+    factors: tuple[Array, Array, Array],
+    spread: Array,
+) -> None:
+    """Write `scale · gradient`, 0 where another pixel was chosen, less `offset + slope · pixel`."""
+    count, height, width, channels = images.shape
+    scale, offset, slope = factors
+    for n in prange(count):
+        for row in range(height):
+            for column in range(width):
+                here = np.uint8(2 * (row & 1) + (column & 1))
+                for c in range(channels):
+                    value = scale[c] * _widen(gradient[n, row >> 1, column >> 1, c])
+                    chosen = places[n, row >> 1, column >> 1, c] == here
+                    value = value if chosen else np.float32(0)
+                    value -= offset[c] + slope[c] * _widen(images[n, row, column, c])
+                    spread[n, row, column, c] = _narrow(value, images[0, 0, 0, 0])
+
+
+@njit()
+def _add_up(sums: Array) -> Array:
+    """Return the sums over the images, float64 `[2,C]`, from those of each, float32 `[2,N,C]`."""
+    totals = np.zeros((2, sums.shape[2]), np.float64)
+    for part in range(2):
+        for n in range(sums.shape[1]):
+            for c in range(sums.shape[2]):
+                totals[part, c] += sums[part, n, c]
+    return totals
