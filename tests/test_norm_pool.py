@@ -188,6 +188,14 @@ print(before, torch.get_num_threads())
     assert run.stdout.split() == ["1", "1"]
 
 
+def test_frozen_weights_get_no_gradient_and_images_the_same() -> None:
+    images, norm = _images(), _norm()
+    expected = _found(_by_torch, images, norm)["gradient"]
+    found = _found(norm_pool_relu, images, norm.requires_grad_(requires_grad=False))
+    assert "gradient of weight" not in found
+    torch.testing.assert_close(found["gradient"], expected, rtol=1e-4, atol=1e-4)
+
+
 def test_without_gradients_the_statistics_move_all_the_same() -> None:
     images, norm = _images(), _norm()
     expected = _found(_by_torch, images, norm)
