@@ -7,7 +7,6 @@ tutorial's: the network, Adam and its rate, the batch size, and the mean and dev
 trained on. Augmentation, schedules and other optimizers are not followed.
 """
 
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -112,7 +111,7 @@ def make_reference_loop(recipe: Recipe, source: data.Source) -> ReferenceLoop:
     )
     torch.manual_seed(recipe.seed)
     ours = find_architecture(recipe.architecture).build(len(source.classes), recipe.dropout)
-    network = nn.Sequential(OrderedDict(ours.named_children()))  # layer by layer, each by torch
+    network = nn.Sequential(*ours.children())  # layer by layer, each by torch
     optimizer = torch.optim.Adam(network.parameters(), lr=recipe.learning_rate)
     return ReferenceLoop(pictures, loader, network, optimizer, mean, deviation)
 

@@ -60,6 +60,18 @@ def test_images_become_finite_logits_and_every_weight_that_learns_has_a_gradient
             assert parameter.grad.abs().max() > 0, parameter_name
 
 
+def test_pooling_before_relu_in_training_changes_no_gradient_of_simple_cnn() -> None:
+    torch.manual_seed(0)
+    network = SimpleCNN().double()  # which torch computes
+    images = torch.randn(8, 3, 32, 32, dtype=torch.float64)
+    as_listed = nn.Sequential(*network)
+    gradients = (
+        torch.autograd.grad(logits.square().sum(), list(network.parameters()))
+        for logits in (network(images), as_listed(images))
+    )
+    torch.testing.assert_close(*gradients, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize(("bfloat16", "tolerance"), [(False, 1e-5), (True, 0.1)])
 def test_simple_cnn_learns_what_its_layers_one_by_one_would(
     tolerance: float, *, bfloat16: bool

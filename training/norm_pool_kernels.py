@@ -1,8 +1,8 @@
 """The loops of `norm_pool`, compiled by numba when they are first called.
 
 Images are `[N,H,W,C]`, height and width even. bfloat16, which NumPy does not have, comes as the
-uint16 of its bits; float32 as itself. Arithmetic is float32, sums over images are float64, and the
-number of threads changes nothing. Knows nothing of torch.
+uint16 of its bits; float32 as itself. Arithmetic and an image's sums are float32, what is added up
+over images is float64, and the number of threads changes nothing. Knows nothing of torch.
 """
 
 from typing import Any
