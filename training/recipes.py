@@ -230,7 +230,7 @@ RECIPES: dict[str, Recipe] = {
     "simple-cnn": Recipe("simple-cnn"),
     "fc": Recipe("fc"),
     "simple-cnn-augmented": AUGMENTED,
-    "fc-augmented": replace(AUGMENTED, architecture="fc", dropout=0.0),
+    "fc-augmented": replace(AUGMENTED, architecture="fc", label_smoothing=0.0, dropout=0.0),
     "alexnet": replace(
         AUGMENTED,
         architecture="alexnet",
