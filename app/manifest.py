@@ -72,11 +72,12 @@ class Int8Record(Frozen):
     """The model's second ONNX graph, in int8: how it was made and what was measured with it.
 
     Accuracies are parts of one; cross-entropy is in nats; ECE has 15 bins. The test figures are of
-    the probabilities as they are served, with the temperature that was fitted for float32.
+    the probabilities as they are served. A graph that names no temperature has the float32 one's.
     """
 
     file: str
     calibration_images: Annotated[int, Field(ge=1)]
+    temperature: Annotated[float, Field(gt=0)] | None = None
     heldout_accuracy_float32: float
     heldout_accuracy: float
     test_accuracy: float

@@ -2,9 +2,9 @@
 
 Every model of the store (`CONVSCOPE_STORE`) answers the first 2,000 test images, clean and
 corrupted in ways after Hendrycks & Dietterich 2019 (CIFAR-10-C), each of one strength, by the graph
-that is served in float32. Nothing is chosen by these figures. They go to
-`bench/results/corruptions.json` and to `docs/confidence.md`. CIFAR-10 is looked for where
-`convscope-train` looks. 2,000 images leave a standard error of at most 1.1 points.
+that is served in float32. The figures go to `bench/results/corruptions.json` and to
+`docs/confidence.md`; they were why some recipes add noise, and chose no number of one. CIFAR-10 is
+looked for where `convscope-train` looks. 2,000 images leave a standard error of at most 1.1 points.
 """
 
 from collections.abc import Callable

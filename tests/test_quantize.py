@@ -23,7 +23,13 @@ from training.architectures.efficientnet import SqueezeExcitation
 from training.checkpoint import Checkpoint
 from training.cli import main
 from training.errors import ExportError
-from training.evaluate import load_heldout, load_network, read_evaluation
+from training.evaluate import (
+    answer,
+    fit_temperature,
+    load_heldout,
+    load_network,
+    read_evaluation,
+)
 from training.export import Export, export
 from training.graphs import ServedNetwork, onnx_graph
 
@@ -51,10 +57,12 @@ def both(what: Export, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 
 def test_the_int8_graph_answers_nearly_as_the_network(both: Artifact, trained: Checkpoint) -> None:
     images = sample.read("test")[0]
-    state = trained.state
+    state, record = trained.state, both.manifest.int8
+    assert record is not None
+    assert record.temperature is not None
     batch = data.normalize(torch.from_numpy(images), state.mean, state.deviation)
     with torch.inference_mode():
-        logits = load_network(trained)(batch) / both.manifest.temperature
+        logits = load_network(trained)(batch) / record.temperature
     found = open_backend(both, "onnx-cpu", precision="int8").predict(images).probabilities
     difference = np.abs(found - logits.softmax(1).numpy()).max()
     assert 1e-4 < difference < 0.1
@@ -231,6 +239,21 @@ def _of_another_temperature(graph: bytes, factor: float) -> bytes:
             values = np.float32(factor) * onnx.numpy_helper.to_array(tensor)
             tensor.CopyFrom(onnx.numpy_helper.from_array(values, divisor))
     return bytes(model.SerializeToString())
+
+
+@pytest.mark.usefixtures("_any_loss")
+def test_the_temperature_is_fitted_anew(
+    what: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sound = quantize.quantize
+    monkeypatch.setattr(
+        quantize, "quantize", lambda *given: _of_another_temperature(sound(*given), 3)
+    )
+    unsure = export(what, tmp_path)
+    heldout = load_heldout(what.checkpoint, what.source)
+    found = answer(open_backend(unsure, "onnx-cpu", precision="int8").predict, heldout)
+    logits = torch.from_numpy(found.outputs.probabilities).log()
+    assert fit_temperature(logits, heldout.labels) == pytest.approx(1, abs=0.01)
 
 
 def test_a_graph_that_loses_too_much_on_the_held_out_images_is_not_exported(

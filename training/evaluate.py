@@ -183,7 +183,7 @@ def answer_test(predict: Predict, source: data.Source) -> Answered:
 def changed_test(
     source: data.Source, change: Callable[[Images], Images], images: int
 ) -> data.Split:
-    """Return the first test images after a change, to ask what decides nothing.
+    """Return the first test images after a change, to ask how a finished model bears it.
 
     Args:
         source: the data set.

@@ -1,7 +1,8 @@
 """An artifact's ONNX graph in int8: calibrated on training images, proven on held-out ones.
 
 Static quantisation of weights and activations. The normalisation, the last layer, the temperature
-and the softmax stay in float32. The only import of onnxruntime outside the service's backend;
+and the softmax stay in float32; the temperature is fitted anew, since rounding makes a network
+surer or less sure. The only import of onnxruntime outside the service's backend;
 nothing here reads the test split, which is `evaluate`'s to do.
 """
 
@@ -35,6 +36,7 @@ from training.evaluate import (
     Answered,
     answer,
     answer_test,
+    fit_temperature,
     load_heldout,
     load_splits,
     measure_served,
@@ -47,6 +49,9 @@ CALIBRATION_SEED = 0
 CALIBRATION_BATCH = 100
 MOST_LOST = 0.003
 """How much of the held-out accuracy, a part of one, int8 may cost."""
+
+LEAST_PROBABILITY = 1e-30
+"""What a probability counts as that float32 gives as 0."""
 
 INT8_TOLERANCE = 0.01
 """Largest difference of a golden probability from the int8 graph's own at export.
@@ -80,26 +85,49 @@ def add_int8(
     """
     calibration = choose_training_images(checkpoint, source, CALIBRATION_IMAGES).images.numpy()
     graph = quantize(unpack_onnx(artifact.read(ONNX_GRAPH)), calibration)
-    (artifact.path / INT8_GRAPH).write_bytes(graph)
-    artifact = _with_files(artifact, INT8_GRAPH)
-    threads = torch.get_num_threads()
-    float32, int8 = (OnnxBackend(artifact, threads, name) for name in (ONNX_GRAPH, INT8_GRAPH))
     heldout = load_heldout(checkpoint, source)
-    before, after = (answer(backend.predict, heldout).accuracy for backend in (float32, int8))
-    check_loss(before, after, len(heldout))
+    before = answer(_backend(artifact, ONNX_GRAPH).predict, heldout)
+    artifact = _with_graph(artifact, graph)
+    after = answer(_backend(artifact, INT8_GRAPH).predict, heldout)
+    check_loss(before.accuracy, after.accuracy, len(heldout))
+    change = _temperature_of(after)
+    artifact = _with_graph(artifact, _divided_by(change, graph))
+    int8 = _backend(artifact, INT8_GRAPH)
     answered = answer_test(int8.predict, source)
     test = measure_served(answered)
     record = Int8Record(
         file=INT8_GRAPH,
         calibration_images=len(calibration),
-        heldout_accuracy_float32=before,
-        heldout_accuracy=after,
+        temperature=artifact.manifest.temperature * change,
+        heldout_accuracy_float32=before.accuracy,
+        heldout_accuracy=after.accuracy,
         test_accuracy=test.accuracy,
         test_cross_entropy=test.cross_entropy,
         test_ece=test.ece,
         golden_tolerance=INT8_TOLERANCE,
     )
     return _with_record(_with_golden(artifact, int8), record), answered
+
+
+def _backend(artifact: Artifact, graph: str) -> OnnxBackend:
+    return OnnxBackend(artifact, torch.get_num_threads(), graph)
+
+
+def _temperature_of(answered: Answered) -> float:
+    """Return the temperature that fits the probabilities best, whose logarithms are logits too."""
+    probabilities = torch.from_numpy(answered.outputs.probabilities).double()
+    logits = probabilities.clamp_min(LEAST_PROBABILITY).log()
+    return fit_temperature(logits, torch.from_numpy(answered.labels))
+
+
+def _divided_by(temperature: float, graph: bytes) -> bytes:
+    """Return the graph with its logits divided by so much more than they are."""
+    model = onnx.load_from_string(graph)
+    [division] = [node for node in model.graph.node if model.graph.output[0].name in node.output]
+    [divisor] = [part for part in model.graph.initializer if part.name == division.input[1]]
+    value = onnx.numpy_helper.to_array(divisor) * np.float32(temperature)
+    divisor.CopyFrom(onnx.numpy_helper.from_array(value, divisor.name))
+    return bytes(model.SerializeToString())
 
 
 def check_loss(float32: float, int8: float, images: int) -> None:
@@ -221,6 +249,12 @@ def _with_record(artifact: Artifact, record: Int8Record) -> Artifact:
     """Write the manifest anew, with the record."""
     manifest = artifact.manifest.model_copy(update={"int8": record})
     return rewritten(Artifact(artifact.path, manifest))
+
+
+def _with_graph(artifact: Artifact, graph: bytes) -> Artifact:
+    """Write the int8 graph."""
+    (artifact.path / INT8_GRAPH).write_bytes(graph)
+    return _with_files(artifact, INT8_GRAPH)
 
 
 def _with_files(artifact: Artifact, *names: str) -> Artifact:
