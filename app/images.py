@@ -2,8 +2,8 @@
 
 PNG, JPEG (MPO included), WebP, GIF and other animations (first frame), BMP, TIFF and, where
 Pillow was built with it, AVIF. The bytes come from strangers: everything that Pillow raises is
-translated here, sizes are checked from the header before anything is decoded, and metadata that
-can cost more than the pixels never reaches Pillow.
+translated here, sizes are checked from the header before anything is decoded, metadata that can
+cost more than the pixels never reaches Pillow, and nothing is decoded by Python.
 
 This module knows nothing of HTTP. It does not manage colour: samples are taken as sRGB, as they
 are in training, and embedded profiles are not applied.
@@ -32,12 +32,11 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from app.eight_bit import eight_bit
 from app.errors import DamagedImage, ImageError, NotAnImage, TooManyPixels, UnsupportedImage
+from app.metadata import MAX_PIECES, without_jpeg_metadata, without_png_metadata
 
 LIGHT_PIXELS = 2_100_000  # decoded however few the bytes: a screen of 1920x1080
 # Of a larger image: flat screenshots and blurred skies have up to 300, bombs 1000 and more.
 MAX_PIXELS_A_BYTE = 400
-# How many reads a decoder may ask for: segments, chunks, blocks, tags, strips, pieces of data.
-MAX_PIECES = 20_000
 MAX_TIFF_VALUES = 10_000  # strips or tiles: Pillow makes a Python object of each
 MAX_TIFF_TAGS = 1_000  # some tens are usual
 MAX_JPEG_SCANS = 50  # about ten are usual; each goes over all pixels again, whatever its length
@@ -51,7 +50,6 @@ _SIGNATURE = re.compile(
 )
 
 _TILE_WIDTH, _TILE_LENGTH, _TIFF_XMP, _TIFF_ASCII = 322, 323, 700, 2
-_PNG_CHUNKS = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"eXIf", b"IEND"})
 
 _TRANSPOSES = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -124,7 +122,8 @@ def decode(
     Raises:
         NotAnImage: no known format starts like this.
         DamagedImage: the data are cut short, broken, or made of absurdly many pieces.
-        UnsupportedImage: HEIC, or samples without a meaning in 8 bits, such as floats.
+        UnsupportedImage: HEIC, run-length encoded BMP, or samples without a meaning in 8 bits,
+            such as floats.
         TooManyPixels: the header announces more than the limits; nothing was decoded.
     """
     whole = max_pixels_whole or max_pixels
@@ -199,11 +198,14 @@ def _load(kind: str, data: bytes, side: int, max_pixels: int, max_pixels_whole: 
     if _PILLOW_WARNINGS not in warnings.filters:
         warnings.filterwarnings("ignore", module=r"PIL\.")
     if kind == "PNG":
-        data = _without_png_metadata(data)
+        data = without_png_metadata(data)
+    elif kind == "JPEG":
+        data = without_jpeg_metadata(data)
     elif kind == "TIFF":
         _check_tiff_tags(data)
     source = _Source(data)
     image = _READERS[kind](source)
+    _check_decoder(image)
     if isinstance(image, JpegImageFile) and _is_sequential(image, data[: source.tell()]):
         _check_pixels(image, len(data), max_pixels)
     else:
@@ -243,6 +245,14 @@ def _megapixels(pixels: int) -> str:
     return f"{pixels / 1e6:.4g} megapixels"
 
 
+def _check_decoder(image: ImageFile) -> None:
+    """Refuse what Pillow decodes in Python, pixel by pixel: of what is read, run lengths in BMP."""
+    if any(tile.codec_name in Image.DECODERS for tile in image.tile):
+        raise UnsupportedImage(
+            f"{image.format} image is run-length encoded, which is not read; send it uncompressed"
+        )
+
+
 def _check_passes(image: ImageFile, data: bytes, max_pixels: int) -> None:
     """Refuse what makes a decoder go over far more pixels than the image has."""
     if isinstance(image, JpegImageFile):
@@ -277,28 +287,6 @@ def _check_tiff_tags(data: bytes) -> None:
             raise DamagedImage(
                 f"TIFF tag {tag} has {values} values; the limit is {MAX_TIFF_VALUES}"
             )
-
-
-def _without_png_metadata(data: bytes) -> bytes:
-    """Drop the chunks that hold no pixels: Pillow inflates text and profiles when it opens a PNG.
-
-    Animation chunks go too, which leaves the default image.
-    """
-    kept = [data[:8]]
-    position, end = 8, len(data)
-    for _ in range(MAX_PIECES):
-        if position + 8 > end:
-            break
-        length, kind = struct.unpack_from(">I4s", data, position)
-        after = position + 12 + length
-        if kind in _PNG_CHUNKS:
-            kept.append(data[position:after])
-        if kind == b"IEND":
-            break
-        position = after
-    else:
-        raise DamagedImage(f"PNG image is made of more than {MAX_PIECES} chunks")
-    return b"".join(kept)
 
 
 def _orientation(exif: bytes) -> int:

@@ -9,6 +9,8 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
+from starlette.routing import Mount
+from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app import http_errors, logs
@@ -78,6 +80,7 @@ def create_app(
         telemetry={"tracing": False, "metrics": False, "logs": False},
         swagger_ui_parameters={"validatorUrl": None, "tryItOutEnabled": True},
     )
+    _serve_whole(app)
     modules = (predict, explain, activations, filters, confusion_matrix, models, health)
     for module in (*modules, metrics_route, page):
         app.include_router(module.router)
@@ -125,6 +128,13 @@ def _settings_or_exit() -> Settings:
         return read_settings()
     except SettingsError as exc:
         raise SystemExit(f"convscope: {exc}") from exc
+
+
+def _serve_whole(app: FastAPI) -> None:
+    """Send the documentation's scripts as the page's are: who asks for a part gets all of one."""
+    for route in app.routes:
+        if isinstance(route, Mount) and isinstance(route.app, StaticFiles):
+            route.app = page.WholeFiles(directory=route.app.directory)
 
 
 def _document(app: FastAPI) -> None:

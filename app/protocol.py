@@ -17,6 +17,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from app import errors, http_errors, logs
 from app.connections import Connections
+from app.heads import find_fault, resource
 from app.metrics import OTHER
 from app.middleware import CLIENT_GONE, ENDED
 from app.shedding import (
@@ -215,6 +216,7 @@ class HttpProtocol(HttpToolsProtocol):
         if self._deaf or self.parser.should_upgrade():  # `_decline_upgrade` brings it here again
             return
         self._enter(self._BODY)
+        self.url = resource(self.url)
         if self._connections.full and self._running is None:
             self._shed = self.parser.get_method() == b"POST"
         if self._shed:
@@ -226,17 +228,11 @@ class HttpProtocol(HttpToolsProtocol):
             self.cycle.keep_alive = False
 
     def _find_fault(self) -> errors.RequestError | None:
-        if self.parser.get_method() == b"CONNECT":
-            return errors.MalformedRequest("CONNECT is not taken")
-        if self._bytes > MAX_HEAD_BYTES:  # with what came of the body
-            size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
-            if size > MAX_HEAD_BYTES:
-                return head_too_large(size)
         if len(self.pipeline) == MAX_AHEAD:
             return errors.MalformedRequest(
                 f"more than {MAX_AHEAD} requests were sent ahead of their answers"
             )
-        return None
+        return find_fault(self.parser, self.url, self.headers, self._bytes)
 
     def on_body(self, body: bytes) -> None:
         """Keep a part of the body, unless the request is refused."""

@@ -33,8 +33,14 @@ MAX_FILENAME_CHARACTERS = 255
 MAX_PART_HEADERS = 16
 MAX_PART_HEADER_BYTES = 4096
 
+MAX_PARAMETERS = 32
+"""Of a header, split at every semicolon: reading them takes a time that grows with their square."""
+
 MAX_JSON_VALUES = 10_000
 """Bounds what a body of small values can grow to as Python objects, before it is parsed."""
+
+MAX_JSON_DIGITS = 1000
+"""Of one number, none of which is used: reading them takes a time that grows with their square."""
 
 INLINE_JSON_BYTES = 256 << 10
 """What is parsed in about a millisecond; more would hold up the event loop."""
@@ -43,6 +49,10 @@ READ_TYPES = "image/*, application/octet-stream, multipart/form-data, applicatio
 
 _quoting = reprlib.Repr()
 _quoting.maxstring = 100
+_PARSER_LIMITS = {
+    "Maximum header size exceeded": f"a header has more than {MAX_PART_HEADER_BYTES} bytes",
+    "Maximum header count exceeded": f"a part has more than {MAX_PART_HEADERS} headers",
+}
 _DATA_URL = re.compile(r"data:image/[\w.+-]+;base64,")
 
 
@@ -128,8 +138,15 @@ def _kind(content_type: bytes, encoding: bytes) -> str:
 
 
 def _boundary(content_type: bytes) -> bytes:
-    _, options = parse_options_header(content_type)
-    return options.get(b"boundary", b"")
+    return _parameters("Content-Type", content_type).get(b"boundary", b"")
+
+
+def _parameters(name: str, header: bytes) -> dict[bytes, bytes]:
+    found = header.count(b";")
+    if found > MAX_PARAMETERS:
+        raise MalformedUpload(f"{name} has {found} parameters; the limit is {MAX_PARAMETERS}")
+    _, parameters = parse_options_header(header)
+    return parameters
 
 
 def _quote(header: bytes) -> str:
@@ -193,7 +210,8 @@ async def _read_multipart(chunks: _Chunks, boundary: bytes, limits: UploadLimits
         while chunks.more:
             parser.write(await chunks.read())
     except FormParserError as exc:
-        raise MalformedUpload(f"multipart body is broken: {exc}") from exc
+        message = _PARSER_LIMITS.get(str(exc), str(exc))
+        raise MalformedUpload(f"multipart body is broken: {message}") from exc
     # The parser itself takes a body that stops anywhere.
     if not form.complete:
         raise MalformedUpload("multipart body ends before its closing boundary")
@@ -226,7 +244,7 @@ class _Form:
         self._field = self._value = b""
 
     def on_headers_finished(self) -> None:
-        _, options = parse_options_header(self._disposition)
+        options = _parameters("Content-Disposition", self._disposition)
         name = options.get(b"name", b"").decode("utf-8", "replace")
         if name != "file":
             raise MalformedUpload(
@@ -268,12 +286,17 @@ def _read_json(body: bytes, limits: UploadLimits) -> list[Upload]:
 
 def _parse_json(body: bytes) -> list[Any]:
     """Return the list of a body `{"images": [...]}`; its items are still of any type."""
-    values = body.count(b",") + body.count(b"[") + body.count(b"{")
-    if values > MAX_JSON_VALUES:
-        raise MalformedUpload(f"JSON body has over {values} values; the limit is {MAX_JSON_VALUES}")
+    marks = body.count(b",") + body.count(b"[") + body.count(b"{")  # one for each value, about
+    if marks > MAX_JSON_VALUES:
+        raise MalformedUpload(
+            f"JSON body has {marks} commas and opening brackets; the limit is {MAX_JSON_VALUES}"
+        )
     try:
         document = json.loads(
-            body.decode(), object_pairs_hook=_unique, parse_constant=_refuse_constant
+            body.decode(),
+            object_pairs_hook=_unique,
+            parse_int=_integer,
+            parse_constant=_refuse_constant,
         )
     except RecursionError as exc:
         raise MalformedUpload("JSON body is nested too deeply") from exc
@@ -296,6 +319,14 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             raise MalformedUpload(f"JSON key {_quoting.repr(key)} stands twice in one object")
         found[key] = value
     return found
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > MAX_JSON_DIGITS:
+        raise MalformedUpload(
+            f"JSON number has {len(digits)} digits; the limit is {MAX_JSON_DIGITS}"
+        )
+    return int(digits)
 
 
 def _refuse_constant(name: str) -> None:

@@ -426,6 +426,26 @@ def jpeg_announcing(data: bytes, width: int, height: int) -> bytes:
     return data[:at] + struct.pack(">HH", height, width) + data[at + 4 :]
 
 
+def bmp_of_runs(width: int, height: int, runs: bytes, compression: int = 1) -> bytes:
+    """A run-length encoded BMP with a black palette: of 8 bits, of 4 where `compression` is 2."""
+    bits, colours = 8 // compression, 256 // compression**4
+    offset = 54 + 4 * colours
+    sizes = struct.pack("<IHHI", offset + len(runs), 0, 0, offset)
+    header = struct.pack("<iiHHII", width, height, 1, bits, compression, len(runs))
+    end = struct.pack("<iiII", 0, 0, colours, 0)
+    return b"BM" + sizes + struct.pack("<I", 40) + header + end + bytes(4 * colours) + runs
+
+
+@pytest.mark.parametrize("compression", [1, 2])
+def test_run_length_encoded_bmp_is_named_with_what_to_send(compression: int) -> None:
+    data = bmp_of_runs(2, 1, b"\2\1\0\1", compression)
+    with pytest.raises(UnsupportedImage) as caught:
+        decode(data, SIZE, LIMIT)
+    assert str(caught.value) == (
+        "BMP image is run-length encoded, which is not read; send it uncompressed"
+    )
+
+
 @pytest.fixture(scope="module")
 def hostile(photo: Pixels) -> dict[str, bytes]:
     """Files that cost far more than their length or their limits let expect."""
@@ -460,14 +480,31 @@ def hostile(photo: Pixels) -> dict[str, bytes]:
         "jpeg comments": b"\xff\xd8" + b"\xff\xfe\0\x02" * 1_000_000 + jpeg[2:],
         "jpeg junk": b"\xff\xd8\xff" + bytes(5_000_000),
         "jpeg exif": b"\xff\xd8" + b"".join(segments) + jpeg[2:],
+        **hostile_jpeg_segments(jpeg),
         "gif canvas": gif[:6] + b"\xff\xff\xff\xff" + gif[10:],
         "gif comments": gif[:13] + bytes(768) + b"!\xfe" + b"\x01a" * 2_000_000 + b"\0;",
         "webp canvas": bytes(lossless),
         "avif canvas": bytes(avif),
+        "bmp run lengths": bmp_of_runs(2_000_000, 1, b"\1\1\0\0\0\1"),
         "bmp 60000x60000": bmp[:18] + struct.pack("<ii", 60000, 60000) + bmp[26:],
         **hostile_tiffs(),
         **{f"light {kind}": data for kind, data in flat(1449).items()},
         **{f"heavy {kind}": data for kind, data in flat(3535).items()},
+    }
+
+
+def hostile_jpeg_segments(jpeg: bytes) -> dict[str, bytes]:
+    def before(marker: int, body: bytes, times: int) -> bytes:
+        segment = struct.pack(">BBH", 255, marker, len(body) + 2) + body
+        return jpeg[:2] + segment * times + jpeg[2:]
+
+    resources, tables, components = b"8BIM" + bytes(8), b"\1" * 65, b"\1\x11\0"
+    return {
+        "jpeg exif in pieces": before(0xE1, b"Exif\0\0" + bytes(6400), 5000),
+        "jpeg photoshop": before(0xED, b"Photoshop 3.0\0" + resources * 5000, 500),
+        "jpeg tables": before(0xDB, tables * 1000, 500),
+        "jpeg components": before(0xC0, b"\x08\0\x20\0\x20\3" + components * 20_000, 100),
+        "jpeg segments": before(0xE5, b"", 1_000_000),
     }
 
 
@@ -600,6 +637,10 @@ def test_hostile_files_cost_little_memory(costs: Costs) -> None:
         ("jpeg scans", DamagedImage),
         ("jpeg comments", DamagedImage),
         ("jpeg junk", DamagedImage),
+        ("jpeg tables", DamagedImage),
+        ("jpeg components", DamagedImage),
+        ("jpeg segments", DamagedImage),
+        ("bmp run lengths", UnsupportedImage),
         ("gif canvas", TooManyPixels),
         ("webp canvas", TooManyPixels),
         ("avif canvas", TooManyPixels),
@@ -623,7 +664,11 @@ def test_hostile_file_is_refused_for_what_it_is(
 
 
 @pytest.mark.parametrize(
-    "name", ["png texts", "png texts at the end", "png profiles", "png exif", "jpeg exif"]
+    "name",
+    [
+        *("png texts", "png texts at the end", "png profiles", "png exif"),
+        *("jpeg exif", "jpeg exif in pieces", "jpeg photoshop"),
+    ],
 )
 def test_large_metadata_does_not_refuse_a_sound_picture(
     photo: Pixels, hostile: dict[str, bytes], name: str

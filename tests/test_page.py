@@ -103,7 +103,7 @@ async def test_head_is_get_without_the_body(client: httpx.AsyncClient) -> None:
 async def test_who_asks_for_a_part_of_a_file_gets_all_of_it(
     client: httpx.AsyncClient, part: str
 ) -> None:
-    for path in ("/", "/web/main.js"):
+    for path in ("/", "/web/main.js", "/static-offline-docs/swagger-ui.css"):
         response = await client.get(path, headers={"Range": part})
         assert (response.status_code, "accept-ranges" in response.headers) == (200, False)
         assert response.content == (await client.get(path)).content

@@ -95,6 +95,55 @@ def test_what_is_not_http_is_refused_as_a_problem(server: Server, sent: bytes) -
         assert "this is not HTTP/1.1 that is read: " in _problem(_read_all(connection), 400).detail
 
 
+@pytest.mark.parametrize(
+    ("target", "status", "instance"),
+    [
+        ("http://evil", 200, None),
+        ("http://evil/", 200, None),
+        ("HTTP://x:8000?a=1", 200, None),
+        ("http://x/health/live", 200, None),
+        ("https://x/cats?a=1#b", 404, "/cats"),
+        ("http://x//cats", 404, "//cats"),
+    ],
+)
+def test_whole_url_as_a_target_stands_for_its_path(
+    server: Server, target: str, status: int, instance: str | None
+) -> None:
+    with server.connect() as connection:
+        connection.sendall(_head(f"GET {target} HTTP/1.1", "Host: x", "Connection: close"))
+        received = _read_all(connection)
+    assert received.startswith(b"HTTP/1.1 %d " % status)
+    if instance is not None:
+        assert _problem(received, status).instance == instance
+
+
+@pytest.mark.parametrize("target", ["http://[::1/", "http://x:99999/", "http:///x"])
+def test_target_that_is_neither_a_path_nor_a_whole_url_is_named(
+    server: Server, target: str
+) -> None:
+    with server.connect() as connection:
+        connection.sendall(_head(f"GET {target} HTTP/1.1", "Host: x"))
+        problem = _problem(_read_all(connection), 400)
+    assert problem.detail == f"the request's target '{target}' is neither a path nor a whole URL"
+
+
+@pytest.mark.parametrize(
+    ("version", "hosts", "status"),
+    [("1.1", 1, 200), ("1.1", 0, 400), ("1.1", 2, 400), ("1.0", 0, 200), ("1.0", 2, 400)],
+)
+def test_request_says_once_which_host_it_asks(
+    server: Server, version: str, hosts: int, status: int
+) -> None:
+    with server.connect() as connection:
+        line, last = f"GET /health/live HTTP/{version}", "Connection: close"
+        connection.sendall(_head(line, *["Host: x"] * hosts, last))
+        received = _read_all(connection)
+    assert received.startswith(b"HTTP/1.1 %d " % status)
+    if status == 400:
+        detail = f"the request has {hosts} Host headers; there must be one"
+        assert _problem(received, 400).detail == detail
+
+
 def test_slow_head_is_refused_in_time(server: Server) -> None:
     with server.connect() as connection:
         connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n")

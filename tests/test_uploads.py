@@ -195,8 +195,10 @@ async def test_truncated_multipart_is_never_accepted() -> None:
         (MULTIPART, b"", "ends before its closing boundary"),
         (MULTIPART, b"garbage" * 100, "broken"),
         (MULTIPART, b"--b\r\nbad header\r\n\r\nx\r\n--b--", "broken"),
-        (MULTIPART, b"--b\r\nA: " + b"x" * 5000 + b"\r\n\r\nx\r\n--b--", "broken"),
-        (MULTIPART, b"--b\r\n" + b"A: x\r\n" * 50 + b"\r\nx\r\n--b--", "broken"),
+        (MULTIPART, b"--b\r\nA: " + b"x" * 5000 + b"\r\n\r\nx\r\n--b--", "more than 4096 bytes"),
+        (MULTIPART, b"--b\r\n" + b"A: x\r\n" * 50 + b"\r\nx\r\n--b--", "more than 16 headers"),
+        (MULTIPART + ";" * 32, b"x", "Content-Type has 33 parameters; the limit is 32"),
+        (MULTIPART, part('name="file"' + ";" * 32) + b"--b--", "Content-Disposition has 33 param"),
         (MULTIPART, b"--b\r\n\r\nx\r\n--b--", "part 0 is named ''; only 'file' is read"),
         (MULTIPART, part('name="other"') + b"--b--", "part 0 is named 'other'; only 'file'"),
         (MULTIPART, part('name="file"') + part('name="z"') + b"--b--", "part 1 is named 'z'"),
@@ -207,6 +209,12 @@ async def test_malformed_multipart_is_refused(content_type: str, body: bytes, me
     with pytest.raises(MalformedUpload, match=message) as caught:
         await post(body, content_type)
     assert len(str(caught.value)) < 200
+
+
+async def test_semicolons_of_a_file_name_belong_to_it() -> None:
+    name = "a;b" * 10 + ".png"
+    body = part(f'name="file"; filename="{name}"') + b"--b--"
+    assert await post(body, MULTIPART) == [Upload(b"x", name)]
 
 
 async def test_empty_part_is_named() -> None:
@@ -299,10 +307,11 @@ async def test_malformed_json_document_is_refused(document: object, message: str
         (b'{"images": NaN}', "NaN is not a JSON value"),
         (b'{"images": [-Infinity]}', "-Infinity is not a JSON value"),
         (b'{"images": ["eA=="], "images": ["eQ=="]}', "'images' stands twice"),
-        (b'{"images": ' + b"1" * 9000 + b"}", "body is not JSON"),
+        (b'{"images": ' + b"1" * 1000 + b"}", "'images' is not a list"),
+        (b'{"images": [' + b"1" * 9000 + b"]}", "number has 9000 digits; the limit is 1000"),
         (b"[" * 9000, "JSON"),  # too deep, or cut short: Python's versions do not agree
         (b'{"a":' * 2500, "JSON"),
-        (b"[" + b"{}," * 6000, "over 12001 values; the limit is 10000"),
+        (b"[" + b"{}," * 6000, "has 12001 commas and opening brackets; the limit is 10000"),
     ],
 )
 async def test_malformed_json_text_is_refused(body: bytes, message: str) -> None:

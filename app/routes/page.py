@@ -31,17 +31,28 @@ async def page(request: Request) -> Response:
     return await _Files(directory=WEB).get_response("index.html", request.scope)
 
 
-class _Files(StaticFiles):
+class WholeFiles(StaticFiles):
+    """Files that are small enough to be sent whole, also to who asks for a part."""
+
+    def file_response(
+        self, full_path: PathLike, stat_result: os.stat_result, scope: Scope, status_code: int = 200
+    ) -> Response:
+        """Answer with the file, or that it has not changed."""
+        response = super().file_response(full_path, stat_result, scope, status_code)
+        if isinstance(response, FileResponse):
+            headers = {key: value for key, value in response.headers.items() if "range" not in key}
+            response = Response(Path(full_path).read_bytes(), status_code, headers)
+        return response
+
+
+class _Files(WholeFiles):
     """The page's scripts, styles and samples."""
 
     def file_response(
         self, full_path: PathLike, stat_result: os.stat_result, scope: Scope, status_code: int = 200
     ) -> Response:
-        """Answer with the whole file, also who asks for a part: all of them are small."""
+        """Answer likewise, with what the page may do."""
         response = super().file_response(full_path, stat_result, scope, status_code)
-        if isinstance(response, FileResponse):
-            headers = {key: value for key, value in response.headers.items() if "range" not in key}
-            response = Response(Path(full_path).read_bytes(), status_code, headers)
         response.headers.update(HEADERS)
         return response
 

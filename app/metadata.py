@@ -1,0 +1,94 @@
+"""Image files without what holds no pixels: Pillow copies, inflates and parses it at once.
+
+PNG and JPEG, the formats for which that can cost far more than the pixels. EXIF stays, because it
+says how a picture is turned. This module decodes nothing.
+"""
+
+import struct
+from collections.abc import Iterator
+
+from app.errors import DamagedImage
+
+MAX_PIECES = 20_000
+"""How many chunks, segments or other pieces a file may be made of: Python walks them one by one."""
+
+MAX_JPEG_TABLE_BYTES = 16_384
+"""Of all segments before a JPEG's first scan that decoding needs; about a thousand are usual."""
+
+_PNG_CHUNKS = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"eXIf", b"IEND"})
+
+_SCAN, _FILL, _COMMENT = 0xDA, 0xFF, 0xFE
+_APPLICATIONS = range(0xE0, 0xF0)
+# JFIF and Adobe say in which colour space the samples are.
+_KEPT_APPLICATIONS = {0xE0: b"JFIF\0", 0xE1: b"Exif\0\0", 0xEE: b"Adobe"}
+# Markers, or what is none, that no length follows.
+_BARE = frozenset({*range(0xC0), 0xC8, *range(0xD0, 0xDA), *range(0xF0, 0xFE)})
+
+
+def without_png_metadata(data: bytes) -> bytes:
+    """Return a PNG of the chunks that decoding needs, and EXIF.
+
+    Animation chunks go too, which leaves the default image.
+
+    Raises:
+        DamagedImage: it has more than `MAX_PIECES` chunks.
+    """
+    view = memoryview(data)
+    kept = [view[:8]]
+    position, end = 8, len(data)
+    for _ in range(MAX_PIECES):
+        if position + 8 > end:
+            break
+        length, kind = struct.unpack_from(">I4s", data, position)
+        after = position + 12 + length
+        if kind in _PNG_CHUNKS:
+            kept.append(view[position:after])
+        if kind == b"IEND":
+            break
+        position = after
+    else:
+        raise DamagedImage(f"PNG image is made of more than {MAX_PIECES} chunks")
+    return b"".join(kept)
+
+
+def without_jpeg_metadata(data: bytes) -> bytes:
+    """Return a JPEG of the segments that decoding needs, and the first EXIF.
+
+    Raises:
+        DamagedImage: it has no scan, more than `MAX_PIECES` segments, or more than
+            `MAX_JPEG_TABLE_BYTES` of those that decoding needs.
+    """
+    view, wanted = memoryview(data), dict(_KEPT_APPLICATIONS)
+    kept, tables = [view[:2]], 0
+    for marker, start, end in _jpeg_segments(data):
+        if marker in _APPLICATIONS:
+            if marker in wanted and data.startswith(wanted[marker], start + 4):
+                del wanted[marker]
+                kept.append(view[start:end])
+        elif marker == _SCAN:
+            kept.append(view[start:])
+        elif marker not in {0x00, _FILL, _COMMENT}:
+            kept.append(view[start:end])
+            tables += end - start
+            if tables > MAX_JPEG_TABLE_BYTES:
+                raise DamagedImage(
+                    f"JPEG image has {tables} bytes of tables or more; "
+                    f"the limit is {MAX_JPEG_TABLE_BYTES} bytes"
+                )
+    return b"".join(kept)
+
+
+def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """Give marker, start and end of every segment up to the first scan; what is between is junk."""
+    position, last = 2, len(data) - 4
+    for _ in range(MAX_PIECES):
+        position = data.find(b"\xff", position)
+        if not 0 <= position <= last:
+            raise DamagedImage("JPEG image is damaged: it ends before its first scan")
+        marker, length = struct.unpack_from(">xBH", data, position)
+        after = position + (1 if marker == _FILL else 2 if marker in _BARE else 2 + length)
+        yield marker, position, after
+        if marker == _SCAN:
+            return
+        position = after
+    raise DamagedImage(f"JPEG image is made of more than {MAX_PIECES} segments")
