@@ -1,5 +1,6 @@
 """The benchmarks of training, on the sample: what they compare, compute, keep and write."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -204,6 +205,29 @@ def test_results_of_another_recipe_are_refused(source: data.Source, tmp_path: Pa
     path.write_text("{}")
     with pytest.raises(RunError, match="not the results of a run"):
         ExerciseResults.open(path, TINY, source)
+
+
+@pytest.mark.parametrize(
+    ("path", "recipe"),
+    [
+        (training.EXERCISE_OUT, find_recipe("simple-cnn")),
+        (training.SPEEDNET_OUT, speednet.everything_timed(find_recipe("speednet"))),
+    ],
+    ids=["exercise", "speednet"],
+)
+def test_committed_results_are_of_todays_recipe(path: Path, recipe: Recipe) -> None:
+    written = Recipe.from_dict(json.loads(path.read_text())["recipe"])  # perhaps with fewer fields
+    assert written == replace(recipe, precision=written.precision)
+
+
+def test_results_of_before_a_field_was_added_to_recipes_are_gone_on_with(
+    source: data.Source, tmp_path: Path
+) -> None:
+    path = tmp_path / "results.json"
+    results = ExerciseResults.open(path, TINY, source)
+    del results.recipe["noise"]
+    results.write(path)
+    ExerciseResults.open(path, TINY, source)
 
 
 def test_exercise_report_gives_median_ratios_within_rounds(

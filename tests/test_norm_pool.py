@@ -100,6 +100,8 @@ def test_pixels_far_from_zero_keep_their_variance() -> None:
     images, norm = 10_000 + torch.randn(8, 3, 4, 4), _norm(3)
     found, expected = (_found(block, images, norm) for block in (norm_pool_relu, _by_torch))
     torch.testing.assert_close(found["running_var"], expected["running_var"], rtol=1e-3, atol=0)
+    torch.testing.assert_close(found["pooled"], expected["pooled"], rtol=0, atol=0.01)
+    torch.testing.assert_close(found["gradient"], expected["gradient"], rtol=0, atol=0.05)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -153,8 +155,19 @@ def test_what_does_not_fit_is_left_to_torch(
     torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
 
 
-def test_a_layer_that_is_evaluated_is_left_to_torch(as_one: list[int]) -> None:
-    images, norm = _images(), _norm().eval()
+@pytest.mark.parametrize(
+    "norm",
+    [
+        nn.BatchNorm2d(6).eval(),
+        nn.BatchNorm2d(6, affine=False),
+        nn.BatchNorm2d(6, track_running_stats=False),
+    ],
+    ids=str,
+)
+def test_a_layer_that_is_evaluated_or_keeps_no_numbers_is_left_to_torch(
+    as_one: list[int], norm: nn.BatchNorm2d
+) -> None:
+    images = _images()
     found, expected = (_found(block, images, norm) for block in (norm_pool_relu, _by_torch))
     assert as_one == []
     torch.testing.assert_close(found, expected, rtol=0, atol=0)

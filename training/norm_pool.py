@@ -18,14 +18,15 @@ Array = npt.NDArray[Any]
 
 
 def norm_pool_relu(images: Tensor, norm: nn.BatchNorm2d) -> Tensor:
-    """Return `relu(max_pool2d(norm(images), 2))` in training, `[N,C,H/2,W/2]`.
+    """Return `relu(max_pool2d(norm(images), 2))`, `[N,C,H/2,W/2]` in the images' type.
 
-    The running mean and variance move as in torch. As one on a processor, for images in float32 or
-    bfloat16 of even height and width; else by torch's own three.
+    The running mean and variance move as in torch. As one on a processor, in training, for images
+    in float32 or bfloat16 of even height and width and a norm with float32 weights and running
+    statistics; else by torch's own three.
 
     Args:
         images: `[N,C,H,W]`.
-        norm: with weights and running statistics.
+        norm: of their channels.
     """
     if not _fits(images, norm):
         # After the pooling, a ReLU and its gradient are the same at a quarter of the work.
@@ -60,9 +61,11 @@ class _NormPoolRelu(torch.autograd.Function):
 
 
 def _fits(images: Tensor, norm: nn.BatchNorm2d) -> bool:
+    if not (norm.training and norm.affine and norm.track_running_stats):
+        return False
     typed = images.dtype in (torch.float32, torch.bfloat16) and norm.weight.dtype == torch.float32
     even = images.numel() > 0 and images.shape[2] % 2 == images.shape[3] % 2 == 0
-    return images.device.type == "cpu" and norm.training and typed and even
+    return images.device.type == "cpu" and typed and even
 
 
 def _kernels() -> ModuleType:

@@ -12,7 +12,8 @@ class SimpleCNN(nn.Sequential):
 
     Convolutions are 3×3 and keep the size. Float `[N,3,32,32]` to logits `[N,classes]`;
     1,070,986 parameters with ten classes. Dropout (Srivastava et al. 2014), which the exercise
-    does not have, acts before each fully connected layer.
+    does not have, acts before each fully connected layer. In training, what follows a convolution
+    is computed as one, and the modules `relu1`, `pool1`, `relu2` and `pool2` are not called.
     """
 
     conv1: nn.Conv2d
@@ -42,7 +43,7 @@ class SimpleCNN(nn.Sequential):
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the logits."""
+        """Return the logits, `[N,classes]`."""
         layers = list(self)
         if self.training:
             for conv, norm in ((self.conv1, self.bn1), (self.conv2, self.bn2)):
