@@ -187,7 +187,7 @@ class Artifact:
         if self.manifest.int8 is None:
             raise ArtifactError(
                 f"{self.path}: holds no int8 graph, which CONVSCOPE_PRECISION=int8 asks for; "
-                "`convscope-train export --int8` makes one"
+                "`convscope-train export --int8` makes one, CONVSCOPE_MODELS can leave it out"
             )
         return self.manifest.int8.file
 

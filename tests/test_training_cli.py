@@ -1,15 +1,17 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from app.contract import EVALUATION
-from training.checkpoint import Checkpoint, EpochFigures, open_run
+from training.checkpoint import Checkpoint, EpochFigures, newest, open_run
 from training.cli import main
 from training.progress import watch
 
@@ -33,6 +35,27 @@ def _fail(*arguments: str | Path) -> str:
 def test_data_says_what_was_found(image_folder: Path) -> None:
     output = _run("data", "--data-dir", image_folder)
     assert "240 training images in 10 classes: airplane" in output.replace("\n", " ")
+
+
+def test_a_training_that_is_interrupted_says_how_to_go_on(
+    image_folder: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    places = ["--data-dir", str(image_folder), "--out", str(run), "--device", "cpu"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "training.cli", "train", "fc", *places, "--epochs", "10000"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while newest(run) is None:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 1
+    [line] = said.splitlines()
+    assert line == f"Error: interrupted; {run} keeps what is finished: go on with --resume"
 
 
 def test_every_field_of_a_recipe_is_an_option(image_folder: Path, tmp_path: Path) -> None:

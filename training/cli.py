@@ -21,7 +21,7 @@ from training.checkpoint import Checkpoint
 from training.compare import compare as compare_models
 from training.describe import describe as describe_architecture
 from training.distributed import is_first_process
-from training.errors import TrainingError
+from training.errors import RunError, TrainingError
 from training.export import Export, check_exportable, next_version
 from training.export import export as export_artifact
 from training.hardware import DeviceName, choose_device
@@ -129,8 +129,11 @@ def train(
     source = data.find(data_dir)
     console.quiet = not is_first_process()
     console.print(f"{name} on {source.name} in {source.place} → {run}", soft_wrap=True)
-    with watch(console) as reporter:
-        last = run_training(recipe, source, run, reporter, device=device, resume=resume)
+    try:
+        with watch(console) as reporter:
+            last = run_training(recipe, source, run, reporter, device=device, resume=resume)
+    except KeyboardInterrupt:
+        raise RunError(f"interrupted; {run} keeps what is finished: go on with --resume") from None
     if not is_first_process():
         return
     report.draw_learning_curve(last.state.history, run / report.LEARNING_CURVE)
