@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
 
-from app.backends import Backend
+from app.backends import Backend, batch_limit
 from app.batcher import Batcher
 from app.bodies import Bodies
 from app.contract import Artifact
@@ -120,7 +120,7 @@ async def run_service(
     batchers = {
         key: Batcher(
             backend,
-            max_batch=settings.max_batch,
+            max_batch=batch_limit(store.find(*key), settings.backend, settings.max_batch),
             capacity=settings.queue_capacity,
             observer=model_metrics[key],
         )

@@ -1,13 +1,15 @@
 import os
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from app.backends import BackendName, open_backend
-from app.contract import read_artifact
+from app.backends import BATCH_MACS, BackendName, batch_limit, open_backend
+from app.backends.onnx_cpu import OnnxBackend
+from app.contract import Images, Outputs, read_artifact
 from app.errors import ArtifactError, BackendFailed, SettingsError
 from tests.artifacts import (
     CLASSES,
@@ -18,6 +20,13 @@ from tests.artifacts import (
     solid,
     write_artifact,
 )
+from tests.inside_artifacts import amend
+
+ROOT = Path(__file__).parent.parent
+SPEEDNET = next((ROOT / "models_store" / "speednet").glob("[1-9]*"))
+MOST_MEGABYTES = 135
+"""What two graphs of speednet add to a process, and all sizes of batches. Half as much again if
+sessions computed in memory of their own, or if what loading took or other sizes were kept."""
 
 
 def test_onnx_computes_what_the_model_is(store_path: Path) -> None:
@@ -57,6 +66,76 @@ def test_graph_that_does_not_take_the_golden_images_is_named(
     manifest.write_text(manifest.read_text().replace('"name": "image"', '"name": "picture"'))
     with pytest.raises(ArtifactError, match=r"golden\.npz: onnx-cpu fails on the images: onnxr"):
         open_backend(read_artifact(path), "onnx-cpu")
+
+
+@pytest.mark.parametrize(
+    ("macs", "name", "limit"),
+    [
+        (BATCH_MACS // 16, "onnx-cpu", 16),
+        (BATCH_MACS // 16 + 1, "onnx-cpu", 15),
+        (BATCH_MACS // 2, "torch-cpu", 2),
+        (BATCH_MACS + 1, "onnx-cpu", 1),
+        (BATCH_MACS + 1, "torch-cuda", 16),
+        (0, "onnx-cpu", 16),
+    ],
+)
+def test_heavy_model_is_given_fewer_images_at_a_time_on_a_processor(
+    tmp_path: Path, macs: int, name: BackendName, limit: int
+) -> None:
+    artifact = amend(write_artifact(tmp_path, "heavy", "1").path, macs=macs)
+    assert batch_limit(artifact, name, 16) == limit
+
+
+def test_heavy_model_is_proven_in_batches_as_they_are_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes, compute = [], OnnxBackend.predict
+
+    def predict(backend: OnnxBackend, images: Images) -> Outputs:
+        sizes.append(len(images))
+        return compute(backend, images)
+
+    monkeypatch.setattr(OnnxBackend, "predict", predict)
+    open_backend(
+        amend(write_artifact(tmp_path, "heavy", "1").path, macs=BATCH_MACS // 4), "onnx-cpu"
+    )
+    assert max(sizes) == 4
+
+
+def test_graph_is_not_kept_beside_what_was_made_of_it() -> None:
+    artifact = read_artifact(SPEEDNET)
+    tracemalloc.start()
+    try:
+        backend = open_backend(artifact, "onnx-cpu")
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < artifact.manifest.files["model.onnx"].bytes / 4
+    assert backend.predict(solid("red")).probabilities.shape == (1, 10)
+
+
+def test_memory_is_shared_by_models_and_given_back_after_loading() -> None:
+    program = f"""
+from pathlib import Path
+import numpy as np
+from app.backends import batch_limit, onnx_cpu, open_backend
+from app.contract import read_artifact
+
+def megabytes():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1024
+
+before = megabytes()
+artifact = read_artifact(Path({str(SPEEDNET)!r}))
+backends = [open_backend(artifact, "onnx-cpu") for _ in range(2)]
+for backend in backends:
+    for images in range(1, batch_limit(artifact, "onnx-cpu", 16) + 1):
+        backend.predict(np.zeros((images, 32, 32, 3), np.uint8))
+print(megabytes() - before)
+"""
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+    assert float(done.stdout) < MOST_MEGABYTES
 
 
 def test_runtime_leaves_no_trace_of_telemetry(store_path: Path, tmp_path: Path) -> None:

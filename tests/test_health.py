@@ -1,10 +1,14 @@
 import asyncio
+from pathlib import Path
 
 import httpx
 import pytest
 
+from app.backends import BATCH_MACS
+from tests.artifacts import copy_store
 from tests.conftest import Connect, Picture
-from tests.fakes import DyingBackend, FailingBackend, HeldBackend
+from tests.fakes import DyingBackend, FailingBackend, HeldBackend, RecordingBackend
+from tests.inside_artifacts import amend
 from tests.problems import check
 
 pytestmark = pytest.mark.anyio
@@ -56,6 +60,20 @@ async def test_batch_that_does_not_end_turns_readiness_off_until_it_does(
                 await asyncio.sleep(0.01)
         response = await client.post("/predict", content=picture("red"), headers=PNG)
         assert response.status_code == 200
+
+
+async def test_heavy_model_computes_a_large_request_in_batches_that_end_soon(
+    connect: Connect, picture: Picture, store_path: Path, tmp_path: Path
+) -> None:
+    store = copy_store(store_path, tmp_path / "store")
+    amend(store / "colour" / "2", macs=BATCH_MACS // 3)
+    backend, labels = RecordingBackend(), ["red", "green", "blue", "cyan"] * 2
+    files = [("file", (label, picture(label), "image/png")) for label in labels]
+    async with connect(backend, store=store) as client:
+        response = await client.post("/predict", files=files)
+        assert (await client.post("/predict?model=flat", files=files)).status_code == 200
+    assert [found["label"] for found in response.json()["predictions"]] == labels
+    assert [len(batch) for batch in backend.batches] == [3, 3, 2, 8]
 
 
 async def test_probes_answer_head(client: httpx.AsyncClient) -> None:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, cast
 
 import numpy as np
@@ -46,15 +47,14 @@ class OnnxBackend:
             file_name: the graph's.
             more: bytes that are appended to the graph.
         """
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = _QUIET
         graph = artifact.read(file_name) + more
         try:
-            self._session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+            self._session = ort.InferenceSession(
+                graph, _options(threads), providers=["CPUExecutionProvider"]
+            )
         except Exception as exc:
             raise ArtifactError(f"{artifact.path / file_name}: does not load: {exc}") from exc
+        self._session._model_bytes = None  # kept for other providers, which are never asked for
         self._input = artifact.manifest.input.name
         self._outputs = artifact.manifest.predicted
 
@@ -84,3 +84,23 @@ class OnnxLayers(OnnxBackend):
         """Return the feature map before global average pooling, float32 `[C,h,w]`."""
         (features,) = self._run([FEATURES], image[np.newaxis])
         return cast(NDArray[np.float32], features[0])
+
+
+def _options(threads: int) -> ort.SessionOptions:
+    _share_arena()
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = _QUIET
+    options.add_session_config_entry("session.use_env_allocators", "1")
+    options.enable_mem_pattern = False  # keeps a block of its own for each size of batch
+    return options
+
+
+@cache
+def _share_arena() -> None:
+    """Let all sessions compute in the same memory: an arena keeps what its largest batch took."""
+    place = ort.OrtMemoryInfo(
+        "Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT
+    )
+    ort.create_and_register_allocator(place, None)
