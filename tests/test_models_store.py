@@ -18,7 +18,8 @@ RECIPES = {
     "simple-cnn/1": "simple-cnn",
     "simple-cnn/2": "simple-cnn-augmented",
     "fc/1": "fc",
-    "efficientnet-b0/1": "efficientnet-b0",
+    "fc/2": "fc-augmented",
+    "efficientnet-b0/2": "efficientnet-b0",
     "fast/3": "fast",
     "resnet18/1": "resnet18",
     "resnet20/2": "resnet20",
@@ -29,7 +30,8 @@ LEAST_ACCURACY = {
     "simple-cnn/1": 0.70,
     "simple-cnn/2": 0.82,
     "fc/1": 0.50,
-    "efficientnet-b0/1": 0.885,
+    "fc/2": 0.59,
+    "efficientnet-b0/2": 0.885,
     "fast/3": 0.93,
     "resnet18/1": 0.925,
     "resnet20/2": 0.91,
@@ -38,7 +40,10 @@ LEAST_ACCURACY = {
 }
 LIGHT = 100e6  # multiply-accumulates with which a model is asked about all test images
 MANY = 300
-LARGEST_ECE = {"fc/1": 0.036}  # overfitted by the exercise's recipe
+LARGEST_ECE = {
+    "fc/1": 0.036,  # overfitted by the exercise's recipe
+    "fc/2": 0.022,  # of sound probabilities of 60%, 10,000 images give 0.012 by chance
+}
 COARSEST_COVERAGE = {
     "resnet20/2": 0.011,
     "speednet-96/3": 0.014,  # 1,000 held-out images decide its thresholds
@@ -165,8 +170,9 @@ def test_prediction_sets_hold_the_truth_as_often_as_is_asked(artifact: Artifact)
             assert measured.found == pytest.approx(measured.wanted, abs=error)
 
 
-def test_probabilities_are_calibrated(artifact: Artifact) -> None:
-    assert artifact.manifest.test.ece_calibrated <= LARGEST_ECE.get(_reference(artifact), 0.015)
+def test_probabilities_are_calibrated(artifact: Artifact, int8: Int8Record) -> None:
+    limit = LARGEST_ECE.get(_reference(artifact), 0.015)
+    assert max(artifact.manifest.test.ece_calibrated, int8.test_ece) <= limit
 
 
 def test_document_has_the_figures_of_the_manifest(artifact: Artifact) -> None:
