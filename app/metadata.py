@@ -86,7 +86,12 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
         if not 0 <= position <= last:
             raise DamagedImage("JPEG image is damaged: it ends before its first scan")
         marker, length = struct.unpack_from(">xBH", data, position)
-        after = position + (1 if marker == _FILL else 2 if marker in _BARE else 2 + length)
+        bare = marker == _FILL or marker in _BARE
+        if length < 2 and not bare:  # Pillow and we would find the next segment at other places
+            raise DamagedImage(
+                f"JPEG image is damaged: a segment's length is {length}, not 2 or more"
+            )
+        after = position + (1 if marker == _FILL else 2 if bare else 2 + length)
         yield marker, position, after
         if marker == _SCAN:
             return

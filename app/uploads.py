@@ -144,7 +144,7 @@ def _boundary(content_type: bytes) -> bytes:
 def _parameters(name: str, header: bytes) -> dict[bytes, bytes]:
     found = header.count(b";")
     if found > MAX_PARAMETERS:
-        raise MalformedUpload(f"{name} has {found} parameters; the limit is {MAX_PARAMETERS}")
+        raise MalformedUpload(f"{name} has {found} semicolons; the limit is {MAX_PARAMETERS}")
     _, parameters = parse_options_header(header)
     return parameters
 

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from bench.results import commit, machine, now
 from training import data, durable
-from training.errors import RunError
+from training.errors import RecipeError, RunError
 from training.hardware import resolve_precision
 from training.recipes import Recipe
 
@@ -96,16 +96,17 @@ class Results(BaseModel):
         )
         try:
             old = cls.model_validate_json(path.read_bytes())
+            Recipe.from_dict(old.recipe)
         except FileNotFoundError:
             return new
-        except (OSError, ValidationError) as exc:
+        except (OSError, ValidationError, RecipeError) as exc:
             raise RunError(f"{path}: not the results of a run: {exc}") from exc
         if differing := [name for name, same in old._compared(new).items() if not same]:
             raise RunError(
                 f"{path}: holds results of another {', '.join(differing)}; "
                 "remove it to measure anew, or name another place with --out"
             )
-        old.commit = new.commit
+        old.commit, old.versions = new.commit, new.versions
         return old
 
     def _compared(self, other: "Results") -> dict[str, bool]:

@@ -225,9 +225,18 @@ def test_results_of_before_a_field_was_added_to_recipes_are_gone_on_with(
 ) -> None:
     path = tmp_path / "results.json"
     results = ExerciseResults.open(path, TINY, source)
-    del results.recipe["noise"]
+    del results.recipe["noise"], results.versions["numba"]
     results.write(path)
-    ExerciseResults.open(path, TINY, source)
+    assert "numba" in ExerciseResults.open(path, TINY, source).versions
+
+
+def test_results_of_a_recipe_that_is_none_are_refused(source: data.Source, tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    results = ExerciseResults.open(path, TINY, source)
+    results.recipe["colour"] = 1
+    results.write(path)
+    with pytest.raises(RunError, match=r"results\.json: not the results .*colour"):
+        ExerciseResults.open(path, TINY, source)
 
 
 def test_exercise_report_gives_median_ratios_within_rounds(

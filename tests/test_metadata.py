@@ -69,6 +69,14 @@ def test_jpeg_tables_up_to_the_limit_are_kept() -> None:
         decode(after_start(plain, restart * (most + 10)), (32, 48), LIMIT)
 
 
+@pytest.mark.parametrize("length", [0, 1])
+@pytest.mark.parametrize("marker", [0xDC, 0xE1, 0xDA])
+def test_segment_shorter_than_its_length_hides_none(marker: int, length: int) -> None:
+    hiding = struct.pack(">BBH", 255, marker, length) + segment(0xDA, bytes(8))
+    with pytest.raises(DamagedImage, match=f"a segment's length is {length}, not 2 or more"):
+        decode(after_start(as_file(PIXELS, "JPEG"), hiding), (32, 48), LIMIT)
+
+
 @pytest.mark.parametrize("end", [2, 3, 5, 100, 300])
 def test_jpeg_without_a_scan_is_damaged(end: int) -> None:
     with pytest.raises(DamagedImage, match="it ends before its first scan"):

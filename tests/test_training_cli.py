@@ -48,11 +48,14 @@ def test_a_training_that_is_interrupted_says_how_to_go_on(
         stderr=subprocess.PIPE,
         text=True,
     )
-    while newest(run) is None:
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    try:
+        while newest(run) is None:
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 1
     [line] = said.splitlines()
     assert line == f"Error: interrupted; {run} keeps what is finished: go on with --resume"

@@ -123,7 +123,8 @@ def _temperature_of(answered: Answered) -> float:
 def _divided_by(temperature: float, graph: bytes) -> bytes:
     """Return the graph with its logits divided by so much more than they are."""
     model = onnx.load_from_string(graph)
-    [division] = [node for node in model.graph.node if model.graph.output[0].name in node.output]
+    logits = model.graph.output[0].name
+    [division] = [n for n in model.graph.node if n.op_type == "Div" and logits in n.output]
     [divisor] = [part for part in model.graph.initializer if part.name == division.input[1]]
     value = onnx.numpy_helper.to_array(divisor) * np.float32(temperature)
     divisor.CopyFrom(onnx.numpy_helper.from_array(value, divisor.name))
