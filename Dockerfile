@@ -16,18 +16,15 @@ RUN python -c "import pathlib, tomllib; \
 FROM ${BASE_IMAGE} AS dependencies
 RUN python -m venv --without-pip /opt/venv
 COPY --from=requirements /requirements/serve.txt /requirements/
-RUN --mount=type=cache,target=/root/.cache/pip \
-    pip --python /opt/venv/bin/python install -r /requirements/serve.txt
+RUN pip --python /opt/venv/bin/python install --no-cache-dir -r /requirements/serve.txt
 
 FROM dependencies AS dependencies-cuda
 COPY --from=requirements /requirements/cuda.txt /requirements/
-RUN --mount=type=cache,target=/root/.cache/pip \
-    pip --python /opt/venv/bin/python install -r /requirements/cuda.txt
+RUN pip --python /opt/venv/bin/python install --no-cache-dir -r /requirements/cuda.txt
 
 FROM dependencies AS dependencies-train
 COPY --from=requirements /requirements/train.txt /requirements/
-RUN --mount=type=cache,target=/root/.cache/pip \
-    pip --python /opt/venv/bin/python install -r /requirements/train.txt
+RUN pip --python /opt/venv/bin/python install --no-cache-dir -r /requirements/train.txt
 
 # Our own packages alone, at the same place: copied over a stage's dependencies, they are a small
 # layer of their own, and a new version of the code is a small download.
@@ -37,8 +34,7 @@ WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
 COPY app app
 COPY training training
-RUN --mount=type=cache,target=/root/.cache/pip \
-    pip --python /opt/venv/bin/python install --no-deps .
+RUN pip --python /opt/venv/bin/python install --no-cache-dir --no-deps .
 # A checkout made under a strict umask would leave files that only root can read.
 COPY models_store /models
 RUN chmod -R a+rX /models
