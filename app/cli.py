@@ -18,7 +18,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import numpy as np
 
 from app import logs
-from app.backends import open_backend
+from app.backends import batch_limit, open_backend
 from app.contract import Images, Outputs
 from app.cpus import usable_cpus
 from app.errors import ConvscopeError, ImageError
@@ -97,12 +97,8 @@ def predict(
     backend = open_backend(artifact, settings.backend, settings.threads, settings.precision)
     names, images = _decode_files(files, artifact.manifest.image_size, settings)
     if names:
-        outputs = Outputs.join(
-            [
-                backend.predict(images[at : at + settings.max_batch])
-                for at in range(0, len(images), settings.max_batch)
-            ]
-        )
+        size = batch_limit(artifact, settings.backend, settings.max_batch)
+        outputs = Outputs.in_batches(backend.predict, images, size)
         confidence = artifact.manifest.confidence.get(settings.precision)
         answer = Predictions.render(artifact, outputs, names, top_k, confidence)
         _show(Predictions.model_validate_json(answer), as_json=as_json)

@@ -241,6 +241,10 @@ class Manifest(Frozen):
         """What the model can be served in."""
         return ("float32",) if self.int8 is None else ("float32", "int8")
 
+    def images_within(self, macs: int) -> int:
+        """Return how many images take no more multiply-accumulates; one at least."""
+        return max(1, macs // max(1, self.macs))
+
     @property
     def predicted(self) -> list[str]:
         """The names of the graph's outputs that make a prediction: probabilities first."""

@@ -3,7 +3,7 @@
 Who needs these imports them from `contract`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,6 +34,14 @@ class Outputs:
         chosen = slice(start, start + images)
         scores = None if self.ood_scores is None else self.ood_scores[chosen]
         return Outputs(self.probabilities[chosen], scores)
+
+    @classmethod
+    def in_batches(
+        cls, predict: "Callable[[Images], Outputs]", images: Images, size: int
+    ) -> "Outputs":
+        """Return what `predict` gives for any number of images, asked for so many at a time."""
+        starts = range(0, len(images), size)
+        return cls.join([predict(images[start : start + size]) for start in starts])
 
     @classmethod
     def join(cls, parts: "Sequence[Outputs]") -> "Outputs":

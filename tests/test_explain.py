@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch.nn import functional as F  # noqa: N812 - the name that the field uses
 
 from app.contract import LAYERS
-from app.routes.explain import BATCH_MACS
+from app.routes.explain import TURN_MACS
 from app.schemas import Explanation
 from app.service import MOST_EXPLANATIONS, Service
 from tests.artifacts import CLASSES, copy_store, numpy_predict, solid
@@ -258,7 +258,7 @@ async def test_heavy_model_is_asked_for_less_at_a_time(
     connect: Connect, picture: Picture, store_path: Path, tmp_path: Path
 ) -> None:
     store = copy_store(store_path, tmp_path / "store")
-    amend(store / "colour" / "2", macs=BATCH_MACS // 3)
+    amend(store / "colour" / "2", macs=TURN_MACS // 3)
     backend = RecordingBackend()
     async with connect(backend, store=store) as client:
         assert (await client.post("/explain", content=picture("red"))).status_code == 200

@@ -197,8 +197,7 @@ def changed_test(
 
 def outputs_for(predict: Predict, images: Images) -> Outputs:
     """Return what a graph gives for any number of images."""
-    starts = range(0, len(images), SERVED_BATCH)
-    return Outputs.join([predict(images[start : start + SERVED_BATCH]) for start in starts])
+    return Outputs.in_batches(predict, images, SERVED_BATCH)
 
 
 @dataclass(frozen=True)

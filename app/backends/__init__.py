@@ -57,7 +57,7 @@ def batch_limit(artifact: Artifact, name: BackendName, most: int) -> int:
     """Return how many images the runtime is given at a time: at most `most`, at least one."""
     if name == "torch-cuda":
         return most
-    return max(1, min(most, BATCH_MACS // max(1, artifact.manifest.macs)))
+    return min(most, artifact.manifest.images_within(BATCH_MACS))
 
 
 def check_precision(name: BackendName, precision: Precision) -> None:
@@ -129,8 +129,7 @@ def _prove(
 
     def predict(images: Images) -> Outputs:
         size = batch_limit(artifact, name, len(images))
-        starts = range(0, len(images), size)
-        return Outputs.join([backend.predict(images[at : at + size]) for at in starts])
+        return Outputs.in_batches(backend.predict, images, size)
 
     artifact.check_golden(name, predict, precision)
     _trim_heap()

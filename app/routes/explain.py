@@ -20,7 +20,7 @@ from app.store import key_of
 
 # Multiply-accumulates of a batch of occlusions: a twentieth of a second of one core, so that a
 # prediction that comes meanwhile does not wait long.
-BATCH_MACS = 2_000_000_000
+TURN_MACS = 2_000_000_000
 
 router = APIRouter(tags=["what is inside"])
 
@@ -104,7 +104,7 @@ async def _ask_again(service: Service, artifact: Artifact, posted: PostedImage) 
     covered = saliency.occlude(posted.image)
     batcher = service.batchers[key_of(artifact)]
     settings = service.settings
-    light = max(1, BATCH_MACS // max(1, artifact.manifest.macs))
+    light = artifact.manifest.images_within(TURN_MACS)
     size = min(light, settings.max_batch, settings.queue_capacity)
     answers = [
         await batcher.submit(covered[start : start + size], posted.deadline)
