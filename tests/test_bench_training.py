@@ -1,42 +1,28 @@
 """The benchmarks of training, on the sample: what they compare, compute, keep and write."""
 
-import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 from click.testing import CliRunner
-from PIL import Image
 
 from bench import exercise, report, speednet, training
 from bench.exercise import ExerciseResults
-from bench.reference_loop import Pictures, make_reference_loop, make_transform
 from bench.speednet import SpeednetResults
 from bench.timed_training import in_memory, put_away, train_timed
-from bench.training_results import with_deviation
 from tests.training_fixtures import TINY
-from training import checkpoint, data, norm_pool
-from training.architectures import simple_cnn
-from training.errors import RunError
+from training import checkpoint, data
 from training.recipes import Recipe, find_recipe
 from training.reporter import SilentReporter
 from training.train import train
-from training.vision import import_torchvision
 
 # The DataLoader forks, as in the tutorial; Python 3.12 and newer warn where there are threads.
-pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning"),
+    pytest.mark.usefixtures("as_deterministic_as_before"),
+]
 
 ONE_EPOCH = replace(find_recipe("speednet"), epochs=1, batch_size=120, holdout=0.0)
-
-
-@pytest.fixture(autouse=True)
-def _torch_as_it_was() -> Iterator[None]:
-    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    yield
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(deterministic)
 
 
 @pytest.fixture(autouse=True)
@@ -75,82 +61,6 @@ def _run(
         commit="abc",
         finished="",
     )
-
-
-# The tutorial's loop
-
-
-def test_items_are_what_torchvision_gives(source: data.Source) -> None:
-    transforms = import_torchvision().transforms
-    mean, deviation = [0.5, 0.4, 0.3], [0.2, 0.3, 0.4]
-    split = source.load_train()
-
-    image, label = Pictures(split, make_transform(mean, deviation))[7]
-
-    expected = transforms.functional.normalize(
-        transforms.functional.to_tensor(Image.fromarray(split.images[7].numpy())), mean, deviation
-    )
-    assert torch.equal(image, expected)
-    assert label == split.labels[7]
-
-
-def test_batches_are_float32_contiguous_and_hold_every_training_image_once(
-    source: data.Source,
-) -> None:
-    loop = make_reference_loop(TINY, source)
-    images = source.load_train()
-    chosen, _ = data.split_holdout(images.labels, TINY.holdout, TINY.split_seed)
-
-    batches = list(loop.loader)
-
-    assert {len(labels) for _, labels in batches[:-1]} == {TINY.batch_size}
-    assert all(x.dtype == torch.float32 and x.is_contiguous() for x, _ in batches)
-    seen = torch.cat([x for x, _ in batches]).flatten(1)
-    ours = data.normalize(images[chosen].images, loop.mean, loop.deviation).flatten(1)
-    exactly = "donot_use_mm_for_euclid_dist"
-    nearest = torch.cdist(seen, ours, compute_mode=exactly).min(1)
-    assert nearest.values.max() < 1e-3
-    assert sorted(nearest.indices.tolist()) == list(range(len(chosen)))
-    labels = torch.cat([labels for _, labels in batches])
-    assert torch.equal(labels, images.labels[chosen][nearest.indices])
-
-
-def test_both_loops_start_from_the_same_statistics(
-    source: data.Source, trained: checkpoint.Checkpoint
-) -> None:
-    loop = make_reference_loop(TINY, source)
-
-    assert loop.mean == trained.state.mean
-    assert loop.deviation == trained.state.deviation
-
-
-def test_the_tutorials_loop_learns(source: data.Source) -> None:
-    loop = make_reference_loop(TINY, source)
-
-    first, second = loop.train_epoch(), loop.train_epoch()
-
-    assert second < first
-    images = source.load_train()
-    probabilities = loop.predict(images.images.numpy()).probabilities
-    assert probabilities.sum(1) == pytest.approx(1, abs=1e-5)
-    assert (probabilities.argmax(1) == images.labels.numpy()).mean() > 0.2
-
-
-def test_the_tutorials_loop_is_not_slowed_by_what_ours_asks_of_torch(source: data.Source) -> None:
-    torch.use_deterministic_algorithms(True)
-
-    make_reference_loop(TINY, source).train_epoch()
-
-    assert not torch.are_deterministic_algorithms_enabled()
-
-
-def test_the_tutorials_loop_has_nothing_of_what_makes_ours_fast(
-    source: data.Source, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delattr(norm_pool, "_kernels")
-    monkeypatch.delattr(simple_cnn, "norm_pool_relu")
-
-    make_reference_loop(TINY, source).train_epoch()
 
 
 # The exercise
@@ -193,50 +103,6 @@ def test_rounds_that_are_missing_are_measured(source: data.Source, tmp_path: Pat
     assert list(exercise.measure_missing(found, path, TINY, source, 1)) == []
     second = list(exercise.measure_missing(found, path, TINY, source, 2))
     assert ExerciseResults.open(path, TINY, source).rounds == first + second
-
-
-def test_results_of_another_recipe_are_refused(source: data.Source, tmp_path: Path) -> None:
-    path = tmp_path / "results.json"
-    ExerciseResults.open(path, TINY, source).write(path)
-    other = replace(source, sha256="0")
-
-    with pytest.raises(RunError, match=r"results of another recipe, data set; remove it"):
-        ExerciseResults.open(path, replace(TINY, epochs=3), other)
-    path.write_text("{}")
-    with pytest.raises(RunError, match="not the results of a run"):
-        ExerciseResults.open(path, TINY, source)
-
-
-@pytest.mark.parametrize(
-    ("path", "recipe"),
-    [
-        (training.EXERCISE_OUT, find_recipe("simple-cnn")),
-        (training.SPEEDNET_OUT, speednet.everything_timed(find_recipe("speednet"))),
-    ],
-    ids=["exercise", "speednet"],
-)
-def test_committed_results_are_of_todays_recipe(path: Path, recipe: Recipe) -> None:
-    written = Recipe.from_dict(json.loads(path.read_text())["recipe"])  # perhaps with fewer fields
-    assert written == replace(recipe, precision=written.precision)
-
-
-def test_results_of_before_a_field_was_added_to_recipes_are_gone_on_with(
-    source: data.Source, tmp_path: Path
-) -> None:
-    path = tmp_path / "results.json"
-    results = ExerciseResults.open(path, TINY, source)
-    del results.recipe["noise"], results.versions["numba"]
-    results.write(path)
-    assert "numba" in ExerciseResults.open(path, TINY, source).versions
-
-
-def test_results_of_a_recipe_that_is_none_are_refused(source: data.Source, tmp_path: Path) -> None:
-    path = tmp_path / "results.json"
-    results = ExerciseResults.open(path, TINY, source)
-    results.recipe["colour"] = 1
-    results.write(path)
-    with pytest.raises(RunError, match=r"results\.json: not the results .*colour"):
-        ExerciseResults.open(path, TINY, source)
 
 
 def test_exercise_report_gives_median_ratios_within_rounds(
@@ -389,9 +255,3 @@ def test_markers_of_one_benchmark_leave_those_of_another(tmp_path: Path) -> None
     assert document.read_text() == (
         serving + "<!-- bench:speednet -->\nnew\n<!-- /bench:speednet -->\n"
     )
-
-
-def test_deviation_is_of_a_sample_and_of_several_values_only() -> None:
-    assert with_deviation([1.0, 2.0, 3.0], 2, 10, "%") == "20.00 ± 10.00%"
-    assert with_deviation([1234.0], 0) == "1,234"
-    assert with_deviation([], 0) == "–"

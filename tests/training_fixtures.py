@@ -55,6 +55,14 @@ def _as_many_threads_as_before() -> Iterator[None]:
     torch.set_num_threads(THREADS)
 
 
+@pytest.fixture
+def as_deterministic_as_before() -> Iterator[None]:
+    """A training turns it on, and the tutorial's loop off."""
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    yield
+    torch.use_deterministic_algorithms(deterministic)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _few_foreign_images() -> Iterator[None]:
     """Of each kind 50: all of them take longer to classify than everything else of an export."""
