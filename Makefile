@@ -44,7 +44,7 @@ bench-training: $(VENV)/.develop
 	$(VENV)/bin/python -m bench.training speednet $(ARGS)
 
 soak: $(VENV)/.develop
-	$(VENV)/bin/python -m bench.soak $(ARGS)
+	$(VENV)/bin/python -m bench.serving.soak $(ARGS)
 
 $(VENV)/.created:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \

@@ -17,16 +17,16 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import numpy as np
 
-from app import logs
-from app.backends import batch_limit, open_backend
-from app.contract import Images, Outputs
-from app.cpus import usable_cpus
+from app.api.queries import VERSION_HELP
+from app.api.schemas import ModelVersion, Predictions, top_k_of
+from app.artifact.store import Store, read_store
+from app.artifact.tensors import Images, Outputs
 from app.errors import ConvscopeError, ImageError
-from app.images import decode
-from app.queries import VERSION_HELP
-from app.schemas import ModelVersion, Predictions, top_k_of
+from app.images.decode import decode
+from app.inference.backends import batch_limit, open_backend
+from app.server.machine import usable_cpus
 from app.settings import Settings, read_settings
-from app.store import Store, read_store
+from app.telemetry import logs
 
 METRICS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 """Must be set before prometheus_client is imported."""
@@ -66,7 +66,7 @@ def serve(host: str, port: int, workers: int | None) -> None:
     logs.configure(settings.log_format, settings.log_level)
     store = _read_store(settings)
     with closing(_listen(host, port)) as listener, _metrics_directory():
-        from app.supervisor import Supervisor
+        from app.server.supervisor import Supervisor
 
         def greet() -> None:
             _greet(host, port, store, settings)
@@ -168,7 +168,7 @@ def _greet(host: str, port: int, store: Store, settings: Settings) -> None:
     """Print what to type next; on stdout, since the log is on stderr."""
     if settings.log_format == "json":
         return
-    from app.routes.request_body import EXAMPLE_BASE64
+    from app.api.openapi import EXAMPLE_BASE64
 
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - where to knock
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -13,12 +13,9 @@ from starlette.routing import Mount
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app import http_errors, logs
-from app.backends import Backend
-from app.errors import ConvscopeError, SettingsError
-from app.metrics import Metrics
-from app.middleware import RequestMiddleware
-from app.routes import (
+from app.api import problems
+from app.api.middleware import RequestMiddleware
+from app.api.routes import (
     activations,
     confusion_matrix,
     explain,
@@ -28,11 +25,15 @@ from app.routes import (
     page,
     predict,
 )
-from app.routes import metrics as metrics_route
-from app.schemas import Activations, Filters, Problem
-from app.service import run_service
+from app.api.routes import metrics as metrics_route
+from app.api.schemas import Activations, Filters, Problem
+from app.api.state import run_service
+from app.artifact.store import Key, Store, read_store
+from app.errors import ConvscopeError, SettingsError
+from app.inference.backends import Backend, open_backends
 from app.settings import Settings, read_settings
-from app.store import Key, Store, open_backends, read_store
+from app.telemetry import logs
+from app.telemetry.metrics import Metrics
 
 DESCRIPTION = """Classify images, and look inside the network that does it.
 
@@ -86,7 +87,7 @@ def create_app(
         app.include_router(module.router)
     app.routes.append(page.mount())
     for error in (ConvscopeError, RequestValidationError, HTTPException):
-        app.add_exception_handler(error, http_errors.respond)
+        app.add_exception_handler(error, problems.respond)
     app.add_middleware(RequestMiddleware, metrics=registry)
     framework = app.build_middleware_stack
 

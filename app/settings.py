@@ -12,8 +12,9 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from app.backends import BackendName, Precision, check_precision
+from app.artifact.manifest import Precision
 from app.errors import SettingsError
+from app.inference.backends import BackendName, check_precision
 
 PREFIX = "CONVSCOPE_"
 _STORE = "models_store"

@@ -1,8 +1,8 @@
-"""What the README's figures of serving come from: `python -m bench.serving` makes all of them.
+"""Measurements behind the figures of the documents: `python -m bench.serving` and its like.
 
 Everything that a run builds (virtual environments of the peers, the open-loop generator, payloads)
 lies in `build/bench`; what it measures goes to `bench/results`. No server's code lives here except
-the peers', each in a directory of its own below `bench/peers`.
+the peers', each in a directory of its own below `bench/serving/peers`.
 """
 
 from pathlib import Path

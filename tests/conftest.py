@@ -10,14 +10,14 @@ import httpx
 import pytest
 from PIL import Image
 
-from app.backends import Backend
+from app.artifact.store import Key, key_of, read_store
+from app.inference.backends import Backend
 from app.main import create_app
 from app.settings import Settings
-from app.store import Key, key_of, read_store
-from tests.artifacts import COLOURS, write_artifact
-from tests.inside_artifacts import write_averaging
+from tests.support.artifacts import COLOURS, write_artifact
+from tests.support.inside_artifacts import write_averaging
 
-pytest_plugins = ["tests.browser", "tests.training_fixtures"]
+pytest_plugins = ["tests.support.browser", "tests.support.training_fixtures"]
 
 Connect = Callable[..., AbstractAsyncContextManager[httpx.AsyncClient]]
 MakeSettings = Callable[..., Settings]

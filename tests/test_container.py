@@ -15,7 +15,7 @@ import pytest
 
 from app.settings import PREFIX, Settings
 
-REPOSITORY = Path(__file__).parent.parent
+REPOSITORY = Path(__file__).parents[1]
 IMAGE = "localhost/convscope-test:local"
 PROBE = '["python","/probe/container_probe.py"]'
 RUN_ARGUMENTS = [

@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from app.contract import FILTERS, Artifact, read_artifact
-from tests import sample
+from app.artifact.directory import Artifact, read_artifact
+from app.artifact.files import FILTERS
+from tests.support import sample
 
 START_SECONDS = 120  # imports alone take a minute where others compute
 

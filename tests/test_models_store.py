@@ -7,13 +7,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from app.backends import open_backend
-from app.contract import EXAMPLES, FILTERS, Artifact, Int8Record, Precision, read_artifact
-from training import data
+from app.artifact.directory import Artifact, read_artifact
+from app.artifact.files import EXAMPLES, FILTERS
+from app.artifact.manifest import Int8Record, Precision
+from app.inference.backends import open_backend
+from training.data import dataset
 from training.evaluate import answer_test
 from training.recipes import Recipe, find_recipe
 
-STORE = Path(__file__).parent.parent / "models_store"
+STORE = Path(__file__).parents[1] / "models_store"
 RECIPES = {
     "simple-cnn/1": "simple-cnn",
     "simple-cnn/2": "simple-cnn-augmented",
@@ -118,7 +120,7 @@ def test_int8_lost_no_more_than_it_may(artifact: Artifact, int8: Int8Record) -> 
 
 
 def test_the_pictures_behind_the_confusion_matrix_are_answered_as_it_says(
-    artifact: Artifact, real_cifar10: data.Source
+    artifact: Artifact, real_cifar10: dataset.Source
 ) -> None:
     examples = artifact.arrays(EXAMPLES)
     chosen = np.linspace(0, len(examples["index"]) - 1, MANY).astype(int)
@@ -136,7 +138,7 @@ def _needs_light(artifact: Artifact) -> None:
 
 
 def _confusion_matrix(
-    artifact: Artifact, source: data.Source, precision: Precision
+    artifact: Artifact, source: dataset.Source, precision: Precision
 ) -> NDArray[np.int64]:
     backend = open_backend(artifact, "onnx-cpu", precision=precision)
     answered = answer_test(backend.predict, source)
@@ -146,7 +148,7 @@ def _confusion_matrix(
 
 
 def test_the_whole_test_split_gives_the_accuracy_and_the_matrix_that_are_written(
-    artifact: Artifact, real_cifar10: data.Source
+    artifact: Artifact, real_cifar10: dataset.Source
 ) -> None:
     _needs_light(artifact)
     found = _confusion_matrix(artifact, real_cifar10, "float32")
@@ -156,7 +158,7 @@ def test_the_whole_test_split_gives_the_accuracy_and_the_matrix_that_are_written
 
 
 def test_the_whole_test_split_gives_the_int8_accuracy_that_is_written(
-    artifact: Artifact, int8: Int8Record, real_cifar10: data.Source
+    artifact: Artifact, int8: Int8Record, real_cifar10: dataset.Source
 ) -> None:
     _needs_light(artifact)
     found = _confusion_matrix(artifact, real_cifar10, "int8")

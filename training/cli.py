@@ -13,21 +13,23 @@ from typing import Any, get_args, get_type_hints
 import click
 from rich.console import Console
 
-from app.contract import Views, Weights
-from training import checkpoint as checkpoints
-from training import comparison_report, data, evaluate, report
+from app.artifact.manifest import Views, Weights
+from training import evaluate, report
 from training.architectures import ARCHITECTURES
-from training.checkpoint import Checkpoint
-from training.compare import compare as compare_models
-from training.describe import describe as describe_architecture
-from training.distributed import is_first_process
+from training.architectures.describe import describe as describe_architecture
+from training.compare import report as comparison_report
+from training.compare.compare import compare as compare_models
+from training.data import dataset
 from training.errors import RunError, TrainingError
-from training.export import Export, check_exportable, next_version
-from training.export import export as export_artifact
-from training.hardware import DeviceName, choose_device
-from training.progress import watch
+from training.export.export import Export, check_exportable, next_version
+from training.export.export import export as export_artifact
 from training.recipes import RECIPES, Recipe, find_recipe, meanings_of_fields
-from training.train import train as run_training
+from training.run import checkpoint as checkpoints
+from training.run.checkpoint import Checkpoint
+from training.run.distributed import is_first_process
+from training.run.hardware import DeviceName, choose_device
+from training.run.progress import watch
+from training.run.train import train as run_training
 
 Command = Callable[..., Any]
 
@@ -36,7 +38,7 @@ console = Console(width=None if sys.stdout.isatty() else 120, markup=False)
 data_dir_option = click.option(
     "--data-dir",
     type=click.Path(path_type=Path),
-    help=f"Where to look before ${data.DATA_DIR_VARIABLE} and ./{data.DEFAULT_DATA_DIR}.",
+    help=f"Where to look before ${dataset.DATA_DIR_VARIABLE} and ./{dataset.DEFAULT_DATA_DIR}.",
 )
 device_option = click.option(
     "--device", type=click.Choice(get_args(DeviceName)), default="auto", show_default=True
@@ -98,7 +100,7 @@ def main() -> None:
 @data_dir_option
 def data_command(data_dir: Path | None) -> None:
     """Find the images and verify every file; download CIFAR-10 if there are none."""
-    source = data.find(data_dir)
+    source = dataset.find(data_dir)
     images = source.load_train()
     console.print(f"{source.name} in {source.place}, sha256 {source.sha256}", soft_wrap=True)
     console.print(f"{len(images):,} training images in {len(source.classes)} classes:", end=" ")
@@ -126,7 +128,7 @@ def train(
     given = {field: value for field, value in overrides.items() if value is not None}
     recipe = replace(find_recipe(name), **given)
     run = out or Path("runs") / f"{name}-seed{recipe.seed}"
-    source = data.find(data_dir)
+    source = dataset.find(data_dir)
     console.quiet = not is_first_process()
     console.print(f"{name} on {source.name} in {source.place} → {run}", soft_wrap=True)
     try:
@@ -207,7 +209,9 @@ def export(
 )
 def compare_command(store: Path, data_dir: Path | None, out: Path) -> None:
     """Put every artifact of the store side by side, and find which test images they get wrong."""
-    comparison = compare_models(store, partial(data.find, data_dir, download=False), console.print)
+    comparison = compare_models(
+        store, partial(dataset.find, data_dir, download=False), console.print
+    )
     comparison_report.write_comparison(comparison, out)
     for table in comparison_report.comparison_tables(comparison):
         console.print(table)
@@ -223,10 +227,10 @@ def describe_command(name: str) -> None:
     console.print(report.description_table(describe_architecture(name)))
 
 
-def _data_of(run: Checkpoint, data_dir: Path | None) -> data.Source:
+def _data_of(run: Checkpoint, data_dir: Path | None) -> dataset.Source:
     """Find the data that a run was trained on: where they lay then, unless a place is named."""
     place = run.state.data_place
-    return data.find(data_dir or (Path(place) if place else None), download=False)
+    return dataset.find(data_dir or (Path(place) if place else None), download=False)
 
 
 main.epilog = f"Recipes: {', '.join(RECIPES)}. Architectures: {', '.join(ARCHITECTURES)}."

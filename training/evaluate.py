@@ -15,25 +15,25 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name that the field uses
 
-from app.contract import (
-    EVALUATION,
+from app.artifact.files import EVALUATION
+from app.artifact.manifest import (
     ClassFigures,
     Confusion,
     Evaluation,
-    Images,
     Mistake,
-    Outputs,
     TestFigures,
     Views,
     Weights,
 )
-from training import data, durable
+from app.artifact.tensors import Images, Outputs
 from training.architectures import find_architecture
-from training.checkpoint import Checkpoint
+from training.data import dataset
 from training.errors import DataError, RunError
-from training.half_weights import rounded
-from training.train import compute_logits
-from training.views import with_views
+from training.export.half_weights import rounded
+from training.export.views import with_views
+from training.run import durable
+from training.run.checkpoint import Checkpoint
+from training.run.train import compute_logits
 from training.vision import import_torchvision
 
 CALIBRATION_BINS = 15
@@ -62,7 +62,7 @@ def load_network(checkpoint: Checkpoint, weights: Weights = "float32") -> nn.Mod
 
 def evaluate(
     checkpoint: Checkpoint,
-    source: data.Source,
+    source: dataset.Source,
     device: torch.device,
     views: Views = 1,
     weights: Weights = "float32",
@@ -84,7 +84,7 @@ def evaluate(
     check_source(checkpoint, source)
     network = with_views(load_network(checkpoint, weights), views).to(device)
 
-    def logits_of(split: data.Split) -> Tensor:
+    def logits_of(split: dataset.Split) -> Tensor:
         return compute_logits(network, split.images, state.mean, state.deviation, device)
 
     temperature = 1.0
@@ -96,7 +96,7 @@ def evaluate(
     return evaluation.model_copy(update={"views": views, "weights": weights})
 
 
-def check_source(checkpoint: Checkpoint, source: data.Source) -> None:
+def check_source(checkpoint: Checkpoint, source: dataset.Source) -> None:
     """Raise DataError unless `source` is the data set that the run was trained on."""
     if source.sha256 != checkpoint.state.data_sha256:
         raise DataError(
@@ -105,14 +105,16 @@ def check_source(checkpoint: Checkpoint, source: data.Source) -> None:
         )
 
 
-def load_splits(checkpoint: Checkpoint, source: data.Source) -> tuple[data.Split, data.Split]:
+def load_splits(
+    checkpoint: Checkpoint, source: dataset.Source
+) -> tuple[dataset.Split, dataset.Split]:
     """Return the images that the run learned from, and those that it held out, if any."""
     images, recipe = source.load_train(), checkpoint.state.recipe
-    train, heldout = data.split_holdout(images.labels, recipe.holdout, recipe.split_seed)
+    train, heldout = dataset.split_holdout(images.labels, recipe.holdout, recipe.split_seed)
     return images[train], images[heldout]
 
 
-def load_heldout(checkpoint: Checkpoint, source: data.Source) -> data.Split:
+def load_heldout(checkpoint: Checkpoint, source: dataset.Source) -> dataset.Split:
     """Return the images that the run held out; none if its recipe held out none."""
     _, heldout = load_splits(checkpoint, source)
     return heldout
@@ -169,20 +171,20 @@ class Answered:
         return float(np.mean(self.predicted == self.labels))
 
 
-def answer(predict: Predict, split: data.Split) -> Answered:
+def answer(predict: Predict, split: dataset.Split) -> Answered:
     """Return what a graph gives for all images of a split."""
     images: Images = split.images.numpy()
     return Answered(images, split.labels.numpy(), outputs_for(predict, images))
 
 
-def answer_test(predict: Predict, source: data.Source) -> Answered:
+def answer_test(predict: Predict, source: dataset.Source) -> Answered:
     """Return what a graph gives for the test split, when nothing depends on the outcome."""
     return answer(predict, source.load_test())
 
 
 def changed_test(
-    source: data.Source, change: Callable[[Images], Images], images: int
-) -> data.Split:
+    source: dataset.Source, change: Callable[[Images], Images], images: int
+) -> dataset.Split:
     """Return the first test images after a change, to ask how a finished model bears it.
 
     Args:
@@ -192,7 +194,7 @@ def changed_test(
     """
     test = source.load_test()
     changed = torch.from_numpy(change(test.images[:images].numpy()))
-    return data.Split(changed, test.labels[:images])
+    return dataset.Split(changed, test.labels[:images])
 
 
 def outputs_for(predict: Predict, images: Images) -> Outputs:

@@ -1,6 +1,6 @@
 """Tables and plots of one model, for the terminal and as PNG. Measures nothing.
 
-What a comparison of many looks like is `training.comparison_report`'s.
+What a comparison of many looks like is `training.compare.report`'s.
 """
 
 from collections.abc import Sequence
@@ -11,10 +11,10 @@ from matplotlib.figure import Figure
 from rich import box
 from rich.table import Table
 
-from app.contract import Evaluation
-from training.checkpoint import EpochFigures
-from training.describe import Description, Layer
+from app.artifact.manifest import Evaluation
+from training.architectures.describe import Description, Layer
 from training.errors import RunError
+from training.run.checkpoint import EpochFigures
 
 LEARNING_CURVE = "learning_curve.png"
 

@@ -4,7 +4,7 @@ from collections import OrderedDict
 
 from torch import Tensor, nn
 
-from training.norm_pool import norm_pool_relu
+from training.kernels.norm_pool import norm_pool_relu
 
 
 class SimpleCNN(nn.Sequential):

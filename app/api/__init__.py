@@ -1,0 +1,1 @@
+"""HTTP: resources, bodies, negotiation and errors."""

@@ -1,0 +1,124 @@
+"""What happens around every request: its id, its log line, its metrics, and the last resort.
+
+Pure ASGI, and the outermost layer: the body of an answer passes through untouched. HEAD is answered
+here, for every resource that has GET. This module does not know what a request is about.
+"""
+
+import asyncio
+import re
+import secrets
+import sys
+import time
+
+from fastapi import Request
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.api import problems
+from app.errors import ConvscopeError
+from app.telemetry import logs
+from app.telemetry.metrics import OTHER, Metrics
+
+REQUEST_ID = b"x-request-id"
+CLIENT_GONE = 499
+"""nginx's status for a client that closed the connection before the answer; never sent."""
+
+ENDED = "ended_with"
+"""In the state of a request that the server ends by cancelling it: the status that it ends with."""
+
+_SANE_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+
+
+class RequestMiddleware:
+    """Wraps the application; knows the metrics."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request, or the lifespan."""
+        if scope["type"] == "http":
+            await self._request(scope, receive, send)
+        elif scope["type"] == "lifespan":
+            await self._app(scope, receive, _in_one_line(send))
+        else:
+            await self._app(scope, receive, send)
+
+    async def _request(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = time.perf_counter()
+        method = scope["method"]
+        # A copy, so that the server still sees that no body may follow a HEAD.
+        inner = {**scope, "method": "GET"} if method == "HEAD" else scope
+        request_id = _request_id(scope)
+        inner.setdefault("state", {})["request_id"] = request_id
+        answer = _Answer(send, request_id, head=method == "HEAD")
+        token = logs.request_id.set(request_id)
+        self._metrics.in_flight.inc()
+        try:
+            await self._guard(inner, receive, answer)
+        finally:
+            self._metrics.in_flight.dec()
+            seconds = time.perf_counter() - started
+            route = getattr(inner.get("route"), "path_format", OTHER)
+            self._metrics.observe_request(method, route, answer.status, seconds)
+            if "reason" in inner["state"]:
+                self._metrics.count_rejection(inner["state"]["reason"])
+            logs.write_request(scope, answer.status, seconds, inner["state"].get("model"))
+            logs.request_id.reset(token)
+
+    async def _guard(self, scope: Scope, receive: Receive, answer: "_Answer") -> None:
+        """Run the application; what nothing else has caught becomes a 500 here."""
+        try:
+            await self._app(scope, receive, answer.send)
+        except ClientDisconnect:
+            answer.status = CLIENT_GONE
+        except asyncio.CancelledError:
+            if ENDED not in scope["state"]:
+                raise
+            answer.status = scope["state"][ENDED]
+        except Exception as exc:
+            if answer.started:
+                raise  # too late for another answer: the server logs it and cuts the connection
+            response = await problems.respond(Request(scope), exc)
+            await response(scope, receive, answer.send)
+
+
+class _Answer:
+    """Adds the request id to the answer, remembers its status and leaves out a HEAD's body."""
+
+    def __init__(self, send: Send, request_id: str, *, head: bool) -> None:
+        self._send = send
+        self._request_id = request_id
+        self._head = head
+        self.started = False
+        self.status = problems.STATUSES[ConvscopeError][0]
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.started = True
+            self.status = message["status"]
+            request_id = (REQUEST_ID, self._request_id.encode())
+            message = {**message, "headers": [*message["headers"], request_id]}
+        elif self._head:
+            message = {**message, "body": b""}
+        await self._send(message)
+
+
+def _request_id(scope: Scope) -> str:
+    for name, value in scope["headers"]:
+        if name == REQUEST_ID and _SANE_ID.fullmatch(value):
+            return str(value, "ascii")
+    return secrets.token_hex(16)
+
+
+def _in_one_line(send: Send) -> Send:
+    """Replace the traceback of a start-up that failed for a known reason by that reason."""
+
+    async def forward(message: Message) -> None:
+        error = sys.exc_info()[1]
+        if message["type"] == "lifespan.startup.failed" and isinstance(error, ConvscopeError):
+            message = {**message, "message": str(error)}
+        await send(message)
+
+    return forward

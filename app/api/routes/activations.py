@@ -1,0 +1,117 @@
+"""POST /activations: what a layer gives for an image; PNG or JSON."""
+
+import numpy as np
+from fastapi import APIRouter, Request, Response
+from numpy.typing import NDArray
+
+from app.api import problems
+from app.api.negotiation import JSON, PNG, as_json, choose
+from app.api.openapi import document
+from app.api.pictures import one_image
+from app.api.queries import ActivationsQuery
+from app.api.routes import artifact_of, read_query, service_of
+from app.artifact.directory import Artifact, recent_filters
+from app.artifact.files import PIXELS
+from app.artifact.tensors import Images
+from app.errors import InvalidParameter, UnknownFilter
+from app.explore import drawing, feature_maps
+from app.explore.layers import Inside, find_layer
+from app.explore.picture_size import columns_for, scale_for
+
+router = APIRouter(tags=["what is inside"])
+
+MAX_JSON_VALUES = 1 << 18
+
+_OFFERS = {"png": PNG, "json": JSON}
+
+
+@router.post(
+    "/activations",
+    response_class=Response,
+    responses=problems.documented(400, 404, 406, 408, 413, 415, 422, 500, 503, 504)
+    | {
+        200: {
+            "description": "A picture of all channels, or their values.",
+            "content": {
+                PNG: {"schema": {"type": "string", "format": "binary"}},
+                JSON: {"schema": {"$ref": "#/components/schemas/Activations"}},
+            },
+        }
+    },
+    openapi_extra=document(ActivationsQuery, several=False),
+)
+async def activations(request: Request) -> Response:
+    """Show what a layer gives for one image: its feature maps, or its units' values."""
+    service = service_of(request)
+    query = read_query(request, ActivationsQuery)
+    artifact = artifact_of(request, query)
+    media_type = choose(request, _OFFERS, query.format)
+    render = _as_json if media_type == JSON else _as_png
+    as_seen = (query.layer, query.channel, media_type) == (PIXELS, None, PNG)
+    layer = PIXELS if as_seen else _check_layer(artifact, query)
+    async with one_image(request, artifact) as posted:
+        if as_seen:
+            content = await service.draw(_as_seen, posted.image, query)
+        else:
+            inside = await service.look_inside(artifact)
+            (maps,) = await service.draw(inside.layers.outputs, posted.image, [layer])
+            content = await service.draw(render, inside, layer, maps, query)
+    return Response(content, media_type=media_type, headers={"Vary": "Accept"})
+
+
+def _check_layer(artifact: Artifact, query: ActivationsQuery) -> str:
+    """Return the layer's name, before an image is read for what cannot be shown."""
+    layer = find_layer(artifact, query.layer)
+    count = layer.shape[0]
+    if query.channel is not None and query.channel >= count:
+        wanted = str(query.channel)[:16]
+        raise UnknownFilter(f"no channel {wanted}; the layer has {count}, from 0 to {count - 1}")
+    return layer.name
+
+
+def _as_seen(image: Images, query: ActivationsQuery) -> bytes:
+    """Draw the image as the model takes it, in its own colours."""
+    height, width, _ = image.shape
+    return drawing.png(drawing.enlarge(image, scale_for(height, width, query.scale)))
+
+
+def _as_png(
+    inside: Inside, layer: str, maps: NDArray[np.float32], query: ActivationsQuery
+) -> bytes:
+    """Draw all channels or one; those of the first convolution each beside its filter."""
+    filters = (
+        recent_filters(inside.artifact).get(layer) if layer == inside.first_convolution else None
+    )
+    maps = maps.reshape(len(maps), *(maps.shape[1:] or (1, 1)))
+    if query.channel is not None:
+        chosen = slice(query.channel, query.channel + 1)
+        maps, filters = maps[chosen], None if filters is None else filters[chosen]
+    tiles = feature_maps.map_tiles(maps, filters)
+    count, height, width, _ = tiles.shape
+    columns = columns_for(count, query.columns)
+    rows = -(-count // columns)
+    scale = scale_for(rows * (height + 1) + 1, columns * (width + 1) + 1, query.scale)
+    return drawing.png(drawing.enlarge(drawing.tile_grid(tiles, columns), scale))
+
+
+def _as_json(
+    inside: Inside, layer: str, maps: NDArray[np.float32], query: ActivationsQuery
+) -> bytes:
+    if query.channel is not None:
+        maps = maps[query.channel]
+    if maps.size > MAX_JSON_VALUES:
+        raise InvalidParameter(
+            f"{layer} gives {maps.size} values; JSON holds at most {MAX_JSON_VALUES}: "
+            "ask for one channel, or for a picture"
+        )
+    manifest = inside.artifact.manifest
+    content = {
+        "model": manifest.name,
+        "version": manifest.version,
+        "layer": layer,
+        "layers": [PIXELS, *(record.name for record in manifest.layers)],
+        "channel": query.channel,
+        "shape": list(maps.shape),
+        "values": maps,
+    }
+    return as_json(content)

@@ -1,0 +1,153 @@
+"""POST /explain: which pixels speak for a class; JSON, a heat map, or one laid over the picture."""
+
+import numpy as np
+from fastapi import APIRouter, Request, Response
+
+from app.api import problems
+from app.api.negotiation import JSON, PNG, as_json, choose
+from app.api.openapi import document
+from app.api.pictures import PostedImage, one_image
+from app.api.queries import ExplainQuery
+from app.api.routes import artifact_of, read_query, service_of
+from app.api.schemas import Explanation
+from app.api.state import Service
+from app.artifact.directory import Artifact
+from app.artifact.store import key_of
+from app.artifact.tensors import Probabilities
+from app.errors import InvalidParameter, NothingToSee
+from app.explore import heat_maps, saliency
+from app.explore.layers import Inside
+from app.explore.saliency import Heat, SaliencyMethod
+from app.images.decode import central_box, decode_whole
+
+# Multiply-accumulates of a batch of occlusions: a twentieth of a second of one core, so that a
+# prediction that comes meanwhile does not wait long.
+TURN_MACS = 2_000_000_000
+
+router = APIRouter(tags=["what is inside"])
+
+OVERLAY_SIDE = 1024
+HEAT_MAP_SCALE = 8
+
+_OFFERS = {"json": JSON, "png": PNG, "overlay": PNG}
+
+
+@router.post(
+    "/explain",
+    response_model=Explanation,
+    responses=problems.documented(400, 404, 406, 408, 413, 415, 422, 500, 503, 504)
+    | {
+        200: {
+            "description": "How much each pixel speaks for the class, or against it.",
+            "content": {PNG: {"schema": {"type": "string", "format": "binary"}}},
+        }
+    },
+    openapi_extra=document(ExplainQuery, several=False),
+)
+async def explain(request: Request) -> Response:
+    """Say which pixels of one image speak for a class.
+
+    The class is the predicted one unless the parameter `class` names another.
+    """
+    service = service_of(request)
+    query = read_query(request, ExplainQuery)
+    artifact = artifact_of(request, query)
+    method = _method(artifact, query)
+    media_type = choose(request, _OFFERS, query.format)
+    wanted = _class_id(artifact, query)
+    gate = service.explanations[key_of(artifact)]
+    async with one_image(request, artifact) as posted, gate.enter():
+        answer = await service.batchers[key_of(artifact)].submit(
+            posted.image[np.newaxis], posted.deadline
+        )
+        probabilities = answer.outputs.probabilities[0]
+        class_id = int(probabilities.argmax()) if wanted is None else wanted
+        if method == "cam":
+            inside = await service.look_inside(artifact)
+            heat = await service.draw(_class_activation, inside, posted, class_id)
+        else:
+            after = await _ask_again(service, artifact, posted)
+            heat = saliency.occlusion_map(
+                artifact.manifest.image_size, class_id, probabilities, after
+            )
+        if media_type == JSON:
+            content = _as_json(artifact, method, class_id, probabilities, heat)
+        elif query.format == "overlay":
+            content = await service.draw(_as_overlay, service, artifact, posted, heat)
+        else:
+            content = await service.draw(heat_maps.draw_heat, heat, HEAT_MAP_SCALE)
+    return Response(content, media_type=media_type, headers={"Vary": "Accept"})
+
+
+def _method(artifact: Artifact, query: ExplainQuery) -> SaliencyMethod:
+    if query.method == "cam" and not artifact.manifest.averages_features:
+        name = "/".join(key_of(artifact))
+        raise NothingToSee(
+            f"method=cam: {name} ({artifact.manifest.architecture}) does not end in global "
+            "average pooling; method=occlusion works for every model"
+        )
+    return query.method
+
+
+def _class_id(artifact: Artifact, query: ExplainQuery) -> int | None:
+    if query.class_ is None:
+        return None
+    classes = artifact.manifest.classes
+    if query.class_ not in classes:
+        raise InvalidParameter(f"class={query.class_!r}: there are: {', '.join(classes)}")
+    return classes.index(query.class_)
+
+
+async def _ask_again(service: Service, artifact: Artifact, posted: PostedImage) -> Probabilities:
+    """Return the probabilities `[places,classes]` with a part of the image covered.
+
+    A small batch at a time, so that other requests have their turn between two.
+    """
+    covered = saliency.occlude(posted.image)
+    batcher = service.batchers[key_of(artifact)]
+    settings = service.settings
+    light = artifact.manifest.images_within(TURN_MACS)
+    size = min(light, settings.max_batch, settings.queue_capacity)
+    answers = [
+        await batcher.submit(covered[start : start + size], posted.deadline)
+        for start in range(0, len(covered), size)
+    ]
+    return np.concatenate([answer.outputs.probabilities for answer in answers])
+
+
+def _class_activation(inside: Inside, posted: PostedImage, class_id: int) -> Heat:
+    features, weights = inside.layers.features(posted.image), inside.weights_of(class_id)
+    return saliency.class_activation_map(features, weights, inside.artifact.manifest.image_size)
+
+
+def _as_overlay(service: Service, artifact: Artifact, posted: PostedImage, heat: Heat) -> bytes:
+    settings = service.settings
+    picture = decode_whole(
+        posted.data,
+        OVERLAY_SIDE,
+        settings.max_pixels,
+        max_pixels_whole=settings.max_pixels_whole,
+    )
+    height, width = artifact.manifest.image_size
+    box = central_box((picture.shape[1], picture.shape[0]), (width, height))
+    return heat_maps.draw_overlay(picture, box, heat)
+
+
+def _as_json(
+    artifact: Artifact,
+    method: SaliencyMethod,
+    class_id: int,
+    probabilities: Probabilities,
+    heat: Heat,
+) -> bytes:
+    manifest = artifact.manifest
+    content = {
+        "model": manifest.name,
+        "version": manifest.version,
+        "method": method,
+        "label": manifest.classes[class_id],
+        "class_id": class_id,
+        "probability": probabilities[class_id],
+        "heat": heat,
+    }
+    return as_json(content)

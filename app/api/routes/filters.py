@@ -1,0 +1,209 @@
+"""GET /filters and /filters/{index}: a layer's weights to look at; PNG or JSON.
+
+The layers are the convolutions, and a fully connected first layer as pictures of its input.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Annotated, Any
+
+import numpy as np
+from fastapi import APIRouter, Depends, Path, Query, Request, Response
+from numpy.typing import NDArray
+
+from app.api import problems
+from app.api.negotiation import JSON, PNG, Representation, as_json, choose
+from app.api.queries import FilterQuery, FiltersQuery
+from app.api.routes import artifact_of, refuse_repeated, service_of
+from app.artifact.directory import Artifact, recent_filters
+from app.artifact.files import FILTERS, LAYERS, RESPONSES
+from app.artifact.store import key_of
+from app.errors import InvalidParameter, NothingToSee, UnknownFilter, UnknownLayer
+from app.explore import drawing
+from app.explore.layers import biases_of
+from app.explore.picture_size import columns_for, scale_for
+from app.explore.strongest import read_responses, response_tiles
+
+router = APIRouter(tags=["what is inside"], dependencies=[Depends(refuse_repeated)])
+
+MAX_JSON_WEIGHTS = 1 << 20
+
+_OFFERS = {"png": PNG, "json": JSON}
+_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "A picture, or the weights with their shape.",
+        "content": {
+            PNG: {"schema": {"type": "string", "format": "binary"}},
+            JSON: {"schema": {"$ref": "#/components/schemas/Filters"}},
+        },
+    },
+    304: {"description": "The client's copy is still right (If-None-Match)."},
+    **problems.documented(404, 406, 422),
+}
+
+Weights = NDArray[np.float32]
+Render = Callable[[], bytes | str]
+
+
+@router.get("/filters", response_class=Response, responses=_RESPONSES)
+async def show_filters(request: Request, query: Annotated[FiltersQuery, Query()]) -> Response:
+    """All filters of the first layer, or what those of a deeper one respond to.
+
+    A filter's weights are drawn from its smallest to its largest one. Of a layer with very many
+    filters, what the first ones respond to was kept.
+    """
+    return await _answer(request, query, None, query.columns)
+
+
+@router.get("/filters/{index}", response_class=Response, responses=_RESPONSES)
+async def show_filter(
+    request: Request,
+    index: Annotated[int, Path(ge=0, description="Which filter, from 0.")],
+    query: Annotated[FilterQuery, Query()],
+) -> Response:
+    """One filter of a layer."""
+    return await _answer(request, query, index, None)
+
+
+async def _answer(
+    request: Request, query: FilterQuery, index: int | None, columns: int | None
+) -> Response:
+    service, artifact = service_of(request), artifact_of(request, query)
+    media_type = choose(request, _OFFERS, query.format)
+    prepare = _prepare_json if media_type == JSON else _prepare_png
+    # Before the client's copy is looked at: what does not exist is a 404 with any If-None-Match.
+    render = await service.draw(prepare, artifact, query, index, columns)
+    files = artifact.manifest.files
+    sha256 = "".join(files[name].sha256 for name in (FILTERS, LAYERS, RESPONSES) if name in files)
+    parameters = (*key_of(artifact), query.layer, index, query.scale, columns, query.show)
+    representation = Representation(request, media_type, sha256, *parameters)
+    unchanged = representation.not_modified()
+    if unchanged is not None:
+        return unchanged
+    return representation.respond(await service.draw(render))
+
+
+def _prepare_png(
+    artifact: Artifact, query: FilterQuery, index: int | None, columns: int | None
+) -> Render:
+    """Check all that can be wrong with a picture; return what draws it."""
+    layer, weights = _find_layer(artifact, recent_filters(artifact), query.layer)
+    if index is not None:
+        _check_index(index, len(weights))
+    tiles = _tiles(artifact, layer, weights, query, index)
+    count, height, width, _ = tiles.shape
+    if index is not None:
+        scale = scale_for(height, width, query.scale)
+        return lambda: drawing.png(drawing.enlarge(tiles[0], scale))
+    columns = columns_for(count, columns)
+    rows = -(-count // columns)
+    scale = scale_for(rows * (height + 1) + 1, columns * (width + 1) + 1, query.scale)
+    return lambda: drawing.png(drawing.enlarge(drawing.tile_grid(tiles, columns), scale))
+
+
+def _tiles(
+    artifact: Artifact, layer: str, weights: Weights, query: FilterQuery, index: int | None
+) -> NDArray[np.uint8]:
+    """Return the pictures of all filters, or of one, uint8 `[filters,height,width,3]`."""
+    chosen = slice(None) if index is None else slice(index, index + 1)
+    if not _shows_responses(artifact, layer, query):
+        return drawing.filter_tiles(weights[chosen])
+    responses = read_responses(artifact, layer)
+    kept = len(responses.parts)
+    if index is None or index < kept:
+        return response_tiles(responses.parts[chosen])
+    if query.show is None:
+        return drawing.filter_tiles(weights[chosen])
+    raise NothingToSee(
+        f"of {layer}, only what filters 0 to {kept - 1} respond to was kept; "
+        f"show=weights draws filter {index}"
+    )
+
+
+def _shows_responses(artifact: Artifact, layer: str, query: FilterQuery) -> bool:
+    """Whether a picture is of what filters respond to; of the first layer it is of weights."""
+    if query.show is not None:
+        return query.show == "responses"
+    layers = [record.name for record in artifact.manifest.layers if record.is_convolution]
+    return layer in layers[1:] and RESPONSES in artifact.manifest.files
+
+
+def _prepare_json(
+    artifact: Artifact,
+    query: FilterQuery,
+    index: int | None,
+    columns: int | None,  # noqa: ARG001 - of a picture
+) -> Render:
+    """Check all that can be wrong with JSON; return what writes it."""
+    layers = recent_filters(artifact)
+    layer, weights = _find_layer(artifact, layers, query.layer)
+    if index is not None:
+        _check_index(index, len(weights))
+        weights = weights[index]
+    if weights.size > MAX_JSON_WEIGHTS:
+        raise InvalidParameter(
+            f"{weights.size} weights are to be shown of {layer}; JSON holds at most "
+            f"{MAX_JSON_WEIGHTS}: ask for one filter, or for a picture"
+        )
+    return partial(_as_json, artifact, list(layers), layer, index, weights)
+
+
+def _as_json(
+    artifact: Artifact, layers: list[str], layer: str, index: int | None, weights: Weights
+) -> bytes:
+    content: dict[str, Any] = {
+        "model": artifact.manifest.name,
+        "version": artifact.manifest.version,
+        "layer": layer,
+        "layers": layers,
+        "shape": list(weights.shape),
+        "weights": weights,
+    }
+    if index is not None:
+        biases = biases_of(artifact, layer)
+        more = {
+            "index": index,
+            "bias": None if biases is None else biases[index],
+            "responses": _responses(artifact, layer, index),
+        }
+        content |= {name: value for name, value in more.items() if value is not None}
+    return as_json(content)
+
+
+def _responses(artifact: Artifact, layer: str, index: int) -> list[dict[str, Any]] | None:
+    try:
+        found = read_responses(artifact, layer)
+    except NothingToSee:
+        return None
+    if index >= len(found.images):
+        return None
+    return [
+        {"image": image, "row": row, "column": column, "value": value}
+        for image, (row, column), value in zip(
+            found.images[index].tolist(),
+            found.corners[index].tolist(),
+            found.values[index],
+            strict=True,
+        )
+    ]
+
+
+def _find_layer(
+    artifact: Artifact, layers: Mapping[str, Weights], wanted: str | None
+) -> tuple[str, Weights]:
+    if not layers:
+        manifest = artifact.manifest
+        raise UnknownLayer(
+            f"{manifest.name}/{manifest.version} ({manifest.architecture}) "
+            "has no layer with filters"
+        )
+    layer = wanted or next(iter(layers))
+    if layer not in layers:
+        raise UnknownLayer(f"no layer {layer!r} with filters; there are: {', '.join(layers)}")
+    return layer, layers[layer]
+
+
+def _check_index(index: int, count: int) -> None:
+    if index >= count:
+        wanted = str(index)[:16]
+        raise UnknownFilter(f"no filter {wanted}; the layer has {count}, from 0 to {count - 1}")

@@ -1,0 +1,34 @@
+"""GET /health/live and /health/ready: for probes.
+
+Live means that the event loop answers. Ready means that every model takes work and
+gets it done.
+"""
+
+from fastapi import APIRouter, Request
+
+from app.api import problems
+from app.api.routes import service_of
+from app.api.schemas import Health
+from app.errors import NotReady
+
+router = APIRouter(prefix="/health", tags=["operation"])
+
+
+@router.get("/live", response_model=Health, response_model_exclude_none=True)
+async def live() -> Health:
+    """Whether the process answers at all; restart it if not."""
+    return Health(status="live")
+
+
+@router.get(
+    "/ready",
+    response_model=Health,
+    response_model_exclude_none=True,
+    responses=problems.documented(503),
+)
+async def ready(request: Request) -> Health:
+    """Whether the process serves all its models; send it no requests if not."""
+    service = service_of(request)
+    if broken := service.broken:
+        raise NotReady(f"not serving: {', '.join(broken)}")
+    return Health(status="ready", models=["/".join(key) for key in service.batchers])

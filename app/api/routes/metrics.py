@@ -1,0 +1,23 @@
+"""GET /metrics: the Prometheus exposition."""
+
+import asyncio
+
+from fastapi import APIRouter, Request, Response
+
+from app.api.routes import service_of
+
+router = APIRouter(tags=["operation"])
+
+
+@router.get(
+    "/metrics",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {}}, "description": "All worker processes' sums."}},
+)
+async def metrics(request: Request) -> Response:
+    """Every metric, summed over the worker processes."""
+    service = service_of(request)
+    accept = request.headers.get("accept", "")
+    # Not in the service's own threads: those may be busy decoding, which is when one looks here.
+    content, content_type = await asyncio.to_thread(service.metrics.render, accept)
+    return Response(content, headers={"Content-Type": content_type})

@@ -1,0 +1,53 @@
+"""GET /models: what is served, and each model's manifest."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request, Response
+
+from app.api import problems, queries
+from app.api.routes import service_of
+from app.api.schemas import ModelVersion, ModelVersions
+from app.artifact.directory import Artifact
+from app.artifact.manifest import Manifest
+
+router = APIRouter(tags=["models"])
+
+NoQuery = Annotated[queries.Query, Query()]
+
+
+@router.get("/models", response_model=ModelVersions, responses=problems.documented(422))
+async def list_models(request: Request, query: NoQuery) -> ModelVersions:  # noqa: ARG001
+    """Every served model and version, with the default marked."""
+    return _summarise(request, list(service_of(request).store))
+
+
+@router.get("/models/{name}", response_model=ModelVersions, responses=problems.documented(404, 422))
+async def list_versions(request: Request, name: str, query: NoQuery) -> ModelVersions:  # noqa: ARG001
+    """The served versions of one model, ascending."""
+    return _summarise(request, service_of(request).store.versions(name))
+
+
+@router.get(
+    "/models/{name}/versions/{version}",
+    response_model=Manifest,
+    responses=problems.documented(404, 422),
+)
+async def show_manifest(
+    request: Request,
+    name: str,
+    version: str,
+    query: NoQuery,  # noqa: ARG001
+) -> Response:
+    """The manifest: how the model was trained, what it measured, and every file's hash."""
+    manifest = service_of(request).store.find(name, version).manifest
+    return Response(manifest.model_dump_json(), media_type="application/json")
+
+
+def _summarise(request: Request, artifacts: list[Artifact]) -> ModelVersions:
+    default = service_of(request).store.default
+    return ModelVersions(
+        models=[
+            ModelVersion.of(artifact.manifest, default=artifact is default)
+            for artifact in artifacts
+        ]
+    )

@@ -1,0 +1,312 @@
+"""The artifact contract: what a model directory holds, and the proof that it is sound.
+
+An artifact is `<store>/<name>/<version>/` with a `manifest.json` that lists every other file with
+its size and SHA-256. `training.export` writes artifacts; the service reads them. Nothing here loads
+a graph: bytes come out of `Artifact.read`, which has checked their hash, and a backend's answers go
+into `check_golden`.
+
+This module does not know onnxruntime, torch or HTTP, and unpickles nothing.
+"""
+
+import hashlib
+import io
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from app.artifact.files import (
+    EVALUATION,
+    FILTERS,
+    GOLDEN,
+    GOLDEN_PROBABILITIES,
+    GOLDEN_SCORES,
+    MANIFEST,
+    ONNX_GRAPH,
+    TORCHSCRIPT_GRAPH,
+)
+from app.artifact.manifest import (
+    Evaluation,
+    FileRecord,
+    Manifest,
+    Precision,
+)
+from app.artifact.tensors import Images, Outputs, Probabilities
+from app.errors import ArtifactError, BackendFailed
+
+MAX_MANIFEST_BYTES = 1 << 20
+MAX_ARRAY_BYTES = 1 << 28  # of one file, unpacked
+SCORE_TOLERANCE: dict[Precision, float] = {"float32": 0.05, "int8": 0.25}
+"""Of an out-of-distribution score, as a part of one plus its size: where a network is as sure of
+nearly all held-out images, a small difference of a probability is a large one of the score."""
+
+
+@dataclass(frozen=True, eq=False)
+class Artifact:
+    """A model directory whose manifest has been read and agrees with the directory's place.
+
+    Two are the same only if they are one: what is kept in memory of a directory goes with it.
+    """
+
+    path: Path
+    manifest: Manifest
+
+    def read(self, file_name: str) -> bytes:
+        """Return a listed file's bytes, after their size and SHA-256 have been checked.
+
+        Raises:
+            ArtifactError: the file is not listed, is missing, or differs from its record.
+        """
+        path = self.path / file_name
+        record = self.manifest.files.get(file_name)
+        if record is None:
+            raise ArtifactError(f"{path}: not listed in {MANIFEST}")
+        data = _read_file(path, record.bytes)
+        if len(data) != record.bytes:
+            raise ArtifactError(f"{path}: holds {len(data)} bytes; {MANIFEST} says {record.bytes}")
+        found = hashlib.sha256(data).hexdigest()
+        if found != record.sha256:
+            raise ArtifactError(f"{path}: sha256 is {found}; {MANIFEST} says {record.sha256}")
+        return data
+
+    def verify(self) -> None:
+        """Check every file against its record, and what a server shows against the schema.
+
+        The graphs and the golden images are a backend's to prove.
+
+        Raises:
+            ArtifactError: naming the first file that is missing, differs or makes no sense.
+        """
+        for file_name in (ONNX_GRAPH, TORCHSCRIPT_GRAPH, GOLDEN, FILTERS, EVALUATION):
+            if file_name not in self.manifest.files:
+                raise ArtifactError(f"{self.path / file_name}: not listed in {MANIFEST}")
+        for file_name in self.manifest.files:
+            self.read(file_name)
+        self.filters()
+        self.evaluation()
+
+    def arrays(self, file_name: str) -> dict[str, NDArray[Any]]:
+        """Return the named arrays of a listed `.npz` file, in the file's order; never unpickles.
+
+        Raises:
+            ArtifactError: the file differs from its record or holds no plain arrays.
+        """
+        data = self.read(file_name)
+        try:
+            return _unpack(data)
+        except Exception as exc:  # whatever zipfile, zlib and numpy make of hostile bytes
+            reason = str(exc).partition("\n")[0]
+            raise ArtifactError(
+                f"{self.path / file_name}: not an archive of plain arrays: {reason}"
+            ) from exc
+
+    def filters(self) -> dict[str, NDArray[np.float32]]:
+        """Return the weights to look at by layer, float32 `[filters,channels,height,width]`.
+
+        Raises:
+            ArtifactError: the file differs from its record or holds anything else.
+        """
+        layers = self.arrays(FILTERS)
+        for layer, weights in layers.items():
+            if (
+                weights.dtype not in (np.float32, np.float16)
+                or weights.ndim != 4
+                or not weights.size
+            ):
+                raise ArtifactError(
+                    f"{self.path / FILTERS}: {layer!r} is {weights.dtype} {weights.shape}; "
+                    "it must be float32 or float16 of four dimensions"
+                )
+        return {layer: weights.astype(np.float32, order="C") for layer, weights in layers.items()}
+
+    def evaluation(self) -> Evaluation:
+        """Return the figures measured on the test split.
+
+        Raises:
+            ArtifactError: the file differs from its record, the schema or the manifest's classes.
+        """
+        data = self.read(EVALUATION)
+        try:
+            evaluation = Evaluation.model_validate_json(data)
+        except ValidationError as exc:
+            raise ArtifactError(f"{self.path / EVALUATION}: {_first_error(exc)}") from exc
+        if evaluation.classes != self.manifest.classes:
+            raise ArtifactError(f"{self.path / EVALUATION}: has other classes than {MANIFEST}")
+        return evaluation
+
+    def onnx_graph(self, precision: Precision) -> str:
+        """Return the name of the file that holds the ONNX graph of a precision.
+
+        Raises:
+            ArtifactError: the model was exported without it.
+        """
+        if precision == "float32":
+            return ONNX_GRAPH
+        if self.manifest.int8 is None:
+            raise ArtifactError(
+                f"{self.path}: holds no int8 graph, which CONVSCOPE_PRECISION=int8 asks for; "
+                "`convscope-train export --int8` makes one, CONVSCOPE_MODELS can leave it out"
+            )
+        return self.manifest.int8.file
+
+    def check_golden(
+        self,
+        backend: str,
+        predict: Callable[[Images], Outputs],
+        precision: Precision = "float32",
+    ) -> float:
+        """Compare a backend's answers for the golden images with those seen at export.
+
+        Args:
+            backend: the backend's name in the manifest's `golden_tolerance`.
+            predict: what the backend makes of uint8 `[N,H,W,3]`.
+            precision: of the graph; int8 has golden probabilities and a tolerance of its own.
+
+        Returns:
+            The largest absolute difference of a probability.
+
+        Raises:
+            ArtifactError: the difference is over the tolerance, or the answer has another shape.
+        """
+        path = self.path / GOLDEN
+        tolerance = self._tolerance(backend, precision)
+        images, expected = self._golden(GOLDEN_PROBABILITIES[precision])
+        try:
+            outputs = predict(images)
+        except BackendFailed as exc:
+            raise ArtifactError(f"{path}: {backend} fails on the images: {exc}") from exc
+        found = outputs.probabilities
+        if found.shape != expected.shape:
+            raise ArtifactError(
+                f"{path}: {backend} answers with shape {found.shape}, expected {expected.shape}"
+            )
+        difference = float(np.max(np.abs(found.astype(np.float64) - expected)))
+        if not difference <= tolerance:
+            raise ArtifactError(
+                f"{path}: {backend} differs from the golden probabilities by {difference:.3g}; "
+                f"the tolerance is {tolerance:.3g}"
+            )
+        self._check_scores(backend, outputs, precision)
+        return difference
+
+    def _check_scores(self, backend: str, outputs: Outputs, precision: Precision) -> None:
+        expected = self.arrays(GOLDEN).get(GOLDEN_SCORES[precision])
+        if expected is None:
+            return
+        path, found = self.path / GOLDEN, outputs.ood_scores
+        if found is None or found.shape != expected.shape:
+            raise ArtifactError(f"{path}: {backend} gives other out-of-distribution scores")
+        difference = float(np.max(np.abs(found - expected) / (1 + np.abs(expected))))
+        if not difference <= SCORE_TOLERANCE[precision]:
+            raise ArtifactError(
+                f"{path}: {backend} differs from the golden out-of-distribution scores by "
+                f"{difference:.3g}; the tolerance is {SCORE_TOLERANCE[precision]:.3g}"
+            )
+
+    def _tolerance(self, backend: str, precision: Precision) -> float:
+        if precision == "int8" and self.manifest.int8 is not None:
+            return self.manifest.int8.golden_tolerance
+        tolerance = self.manifest.golden_tolerance.get(backend)
+        if tolerance is None:
+            raise ArtifactError(f"{self.path / MANIFEST}: no golden tolerance for {backend}")
+        return tolerance
+
+    def _golden(self, expected: str) -> tuple[Images, Probabilities]:
+        """Return the golden images and probabilities, which have the graph's types and shapes."""
+        golden = self.arrays(GOLDEN)
+        specs = {"images": self.manifest.input, expected: self.manifest.outputs[1]}
+        if not specs.keys() <= golden.keys():
+            raise ArtifactError(f"{self.path / GOLDEN}: holds no arrays {' and '.join(specs)}")
+        for name, spec in specs.items():
+            array = golden[name]
+            if array.dtype != spec.dtype or array.shape[1:] != spec.shape[1:] or not len(array):
+                raise ArtifactError(
+                    f"{self.path / GOLDEN}: {name} is {array.dtype} {array.shape}; "
+                    f"it must be {spec.dtype} {spec.shape}, at least one"
+                )
+        return golden["images"], golden[expected]
+
+
+@lru_cache(maxsize=4)
+def recent_arrays(artifact: Artifact, file_name: str) -> dict[str, NDArray[Any]]:
+    """Return `Artifact.arrays`, of the last few files without reading them again; not to change."""
+    return artifact.arrays(file_name)
+
+
+@lru_cache(maxsize=2)
+def recent_filters(artifact: Artifact) -> dict[str, NDArray[np.float32]]:
+    """Return `Artifact.filters`, of the last few models without reading them; not to change."""
+    return artifact.filters()
+
+
+def read_artifact(path: Path) -> Artifact:
+    """Read the manifest in the directory `<store>/<name>/<version>`.
+
+    Raises:
+        ArtifactError: there is none, it does not follow the schema, or it names another model.
+    """
+    manifest_path = path / MANIFEST
+    data = _read_file(manifest_path, MAX_MANIFEST_BYTES)
+    try:
+        manifest = Manifest.model_validate_json(data)
+    except ValidationError as exc:
+        raise ArtifactError(f"{manifest_path}: {_first_error(exc)}") from exc
+    place = (path.parent.name, path.name)
+    if (manifest.name, manifest.version) != place:
+        raise ArtifactError(
+            f"{manifest_path}: says {manifest.name}/{manifest.version}; "
+            f"the directory is {'/'.join(place)}"
+        )
+    return Artifact(path, manifest)
+
+
+def rewritten(artifact: Artifact) -> Artifact:
+    """Write an unfinished artifact's manifest into its directory; return the artifact."""
+    (artifact.path / MANIFEST).write_text(
+        artifact.manifest.model_dump_json(indent=1), encoding="utf-8"
+    )
+    return artifact
+
+
+def record_file(path: Path) -> FileRecord:
+    """Return the record of a file as it is on disk."""
+    data = path.read_bytes()
+    return FileRecord(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+
+
+def _read_file(path: Path, limit: int) -> bytes:
+    """Read at most one byte more than `limit`: enough to tell that a file is too long."""
+    try:
+        if not path.is_file():
+            raise ArtifactError(f"{path}: no such file")
+        with path.open("rb") as file:
+            return file.read(limit + 1)
+    except OSError as exc:
+        raise ArtifactError(f"{path}: {exc.strerror}") from exc
+
+
+def _unpack(data: bytes) -> dict[str, NDArray[Any]]:
+    """Return the arrays of an `.npz` file; raise anything if it is not one."""
+    with zipfile.ZipFile(io.BytesIO(data)) as members:
+        size = sum(member.file_size for member in members.infolist())
+    if size > MAX_ARRAY_BYTES:
+        raise ValueError(f"unpacked it has {size} bytes; the limit is {MAX_ARRAY_BYTES}")
+    with np.load(io.BytesIO(data), allow_pickle=False) as archive:
+        arrays = {key: archive[key] for key in archive.files}
+    for key, array in arrays.items():
+        if not isinstance(array, np.ndarray):  # numpy gives the bytes of what it does not know
+            raise TypeError(f"{key!r} is no array")
+    return arrays
+
+
+def _first_error(exc: ValidationError) -> str:
+    error = exc.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in error["loc"])
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{where}: {message}" if where else message

@@ -1,0 +1,346 @@
+"""The part of the artifact contract that says what a model is: `manifest.json`.
+
+Who needs these records imports them from `contract`. Nothing here reads a file.
+"""
+
+import re
+from collections import Counter
+from pathlib import PurePath
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+Precision = Literal["float32", "int8"]
+SetMethod = Literal["lac", "aps"]
+Views = Literal[1, 2, 6]
+Weights = Literal["float32", "float16"]
+
+MAX_FILE_BYTES = 1 << 30
+
+OOD_SCORE = "ood_score"
+"""The graph's output that says how unlike the training images an image is, float32 `[N]`."""
+
+FEATURES = "features"
+"""The graph's output before global average pooling, float32 `[N,C,h,w]`, where it ends in that."""
+
+
+def _check_distinct(labels: tuple[str, ...]) -> tuple[str, ...]:
+    label, count = Counter(labels).most_common(1)[0]
+    if count > 1:
+        raise ValueError(f"{label!r} stands there {count} times; once is allowed")
+    return labels
+
+
+def _check_name(value: str) -> str:
+    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,63}", value):
+        raise ValueError(
+            f"{value!r} is not a name: 1 to 64 of a-z, 0-9, '.', '_', '-', not starting with a mark"
+        )
+    return value
+
+
+def _check_file_name(value: str) -> str:
+    if value in {"", ".", ".."} or PurePath(value).name != value or "\\" in value:
+        raise ValueError(f"{value!r} is not a plain file name")
+    return value
+
+
+Name = Annotated[str, AfterValidator(_check_name)]
+FileName = Annotated[str, AfterValidator(_check_file_name)]
+Version = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,8}$")]
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Classes = Annotated[tuple[str, ...], Field(min_length=2), AfterValidator(_check_distinct)]
+
+
+class Frozen(BaseModel):
+    """An immutable record that refuses fields it does not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TensorSpec(Frozen):
+    """Name, element type and shape of a graph's input or output; `"N"` is the batch size."""
+
+    name: str
+    dtype: Literal["uint8", "float32"]
+    shape: tuple[Literal["N"] | Annotated[int, Field(ge=1)], ...]
+
+
+class FileRecord(Frozen):
+    """Size in bytes and SHA-256 of one file of the artifact."""
+
+    bytes: Annotated[int, Field(ge=0, le=MAX_FILE_BYTES)]
+    sha256: Digest
+
+
+class DataRecord(Frozen):
+    """What a model was trained on: the data set, its hash and the sizes of its splits in images."""
+
+    name: str
+    sha256: Digest
+    train: Annotated[int, Field(ge=1)]
+    heldout: Annotated[int, Field(ge=0)]
+    test: Annotated[int, Field(ge=1)]
+
+
+class Int8Record(Frozen):
+    """The model's second ONNX graph, in int8: how it was made and what was measured with it.
+
+    Accuracies are parts of one; cross-entropy is in nats; ECE has 15 bins. The test figures are of
+    the probabilities as they are served. A graph that names no temperature has the float32 one's.
+    """
+
+    file: str
+    calibration_images: Annotated[int, Field(ge=1)]
+    temperature: Annotated[float, Field(gt=0)] | None = None
+    heldout_accuracy_float32: float
+    heldout_accuracy: float
+    test_accuracy: float
+    test_cross_entropy: float
+    test_ece: float
+    golden_tolerance: Annotated[float, Field(gt=0, lt=1)]
+
+
+class Coverage(Frozen):
+    """What prediction sets of one kind were measured to be on the test split, parts of one.
+
+    `wanted` is the probability that was asked for, `found` how many sets held the true class;
+    `classes` is the mean number in a set, `empty` how many sets held none.
+    """
+
+    method: SetMethod
+    wanted: float
+    found: float
+    classes: float
+    empty: float
+
+
+class Conformal(Frozen):
+    """Thresholds of prediction sets: the first is for a coverage of 1%, the last for 99%."""
+
+    lac: Annotated[tuple[float, ...], Field(min_length=99, max_length=99)]
+    aps: Annotated[tuple[float, ...], Field(min_length=99, max_length=99)]
+    measured: tuple[Coverage, ...]
+
+
+class OutOfDistribution(Frozen):
+    """How images are told that are of nothing the model knows: those above a score's threshold.
+
+    False alarms are parts of one, on held-out and on test images; `auroc` is of test images
+    against each kind of foreign ones (0.5 is chance), `detected` the part of these above the
+    threshold.
+    """
+
+    threshold: float
+    heldout_false_alarms: float
+    test_false_alarms: float
+    auroc: dict[str, float]
+    detected: dict[str, float]
+
+
+class Confidence(Frozen):
+    """What one of the model's graphs may be trusted in, fitted on so many held-out images."""
+
+    heldout_images: Annotated[int, Field(ge=1)]
+    conformal: Conformal
+    out_of_distribution: OutOfDistribution
+
+
+class Window(Frozen):
+    """How a convolution or pooling moves over its input; sides and steps are in pixels.
+
+    Each of `groups` parts of a convolution's outputs sees that part of its input channels alone.
+    """
+
+    kernel: Annotated[int, Field(ge=1)]
+    stride: Annotated[int, Field(ge=1)]
+    padding: Annotated[int, Field(ge=0)] = 0
+    groups: Annotated[int, Field(ge=1)] = 1
+
+
+class LayerRecord(Frozen):
+    """One layer of the network, as it works on one image.
+
+    `source` is the layer whose output it takes, `pixels` for the normalised image; None where
+    several outputs are joined before it, which `addends` names if they are added. `shape` is its
+    output's without the batch: channels, height and width, or units. `receptive_field` is the side
+    in pixels of what one of its values sees; None where that is the whole image. What the first
+    value sees begins `effective_padding` pixels outside of the image, and each further one's
+    `effective_stride` pixels on.
+    """
+
+    name: str
+    kind: str
+    source: str | None
+    addends: Annotated[tuple[str, ...], Field(exclude_if=lambda names: not names)] = ()
+    shape: tuple[Annotated[int, Field(ge=1)], ...]
+    parameters: int
+    macs: int
+    receptive_field: int | None
+    effective_stride: int = 1
+    effective_padding: int = 0
+    window: Annotated[Window | None, Field(exclude_if=lambda window: window is None)] = None
+
+    @property
+    def is_convolution(self) -> bool:
+        """Whether it has filters that move over its input."""
+        return self.window is not None and self.parameters > 0
+
+
+class TestFigures(Frozen):
+    """Figures on the test split. Cross-entropy is in nats; ECE has 15 bins (Guo et al. 2017).
+
+    `calibrated` is with the fitted temperature, as the served probabilities are; `raw` is without.
+    """
+
+    accuracy: float
+    cross_entropy_raw: float
+    cross_entropy_calibrated: float
+    ece_raw: float
+    ece_calibrated: float
+
+
+class Manifest(Frozen):
+    """Everything that a server or a reader must know of a model before using it.
+
+    The graph's first two outputs are logits and probabilities. `layers` are in the order in which
+    they run; those that only pass numbers on are left out. `views` is how many views of an image
+    the graph averages (mirrored, moved by a pixel); `macs` counts them all. `weights` is what its
+    kernels and matrices are stored as; they are computed with in float32.
+    """
+
+    schema_version: Literal[1]
+    name: Name
+    version: Version
+    architecture: str
+    classes: Classes
+    input: TensorSpec
+    outputs: Annotated[tuple[TensorSpec, ...], Field(min_length=2, max_length=4)]
+    opset: int
+    files: dict[FileName, FileRecord]
+    recipe: dict[str, Any]
+    seed: int
+    data: DataRecord
+    libraries: dict[str, str]
+    hardware: str
+    training_seconds: float
+    created: str
+    git_commit: str
+    parameters: int
+    macs: int
+    views: Annotated[Views, Field(exclude_if=lambda views: views == 1)] = 1
+    weights: Annotated[Weights, Field(exclude_if=lambda weights: weights == "float32")] = "float32"
+    layers: Annotated[tuple[LayerRecord, ...], Field(exclude_if=lambda layers: not layers)] = ()
+    test: TestFigures
+    temperature: Annotated[float, Field(gt=0)]
+    golden_tolerance: dict[str, Annotated[float, Field(gt=0, lt=1)]]
+    int8: Annotated[Int8Record | None, Field(exclude_if=lambda record: record is None)] = None
+    confidence: Annotated[
+        dict[Precision, Confidence], Field(exclude_if=lambda records: not records)
+    ] = {}
+
+    @model_validator(mode="after")
+    def _tensors_fit(self) -> Self:
+        """Images in, and a number for each class out; only the batch's size is open."""
+        match self.input.shape:
+            case ("N", int(), int(), 3) if self.input.dtype == "uint8":
+                pass
+            case shape:
+                raise ValueError(
+                    f"the input is {self.input.dtype} {shape}; it must be uint8 ('N', H, W, 3)"
+                )
+        expected = ("N", len(self.classes))
+        for output in self.outputs[:2]:
+            if (output.dtype, output.shape) != ("float32", expected):
+                raise ValueError(
+                    f"{output.name} is {output.dtype} {output.shape}; "
+                    f"with {len(self.classes)} classes it must be float32 {expected}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _int8_file_is_listed(self) -> Self:
+        if self.int8 is not None and self.int8.file not in self.files:
+            raise ValueError(f"int8.file is {self.int8.file!r}, which files does not list")
+        return self
+
+    @property
+    def precisions(self) -> tuple[Precision, ...]:
+        """What the model can be served in."""
+        return ("float32",) if self.int8 is None else ("float32", "int8")
+
+    def images_within(self, macs: int) -> int:
+        """Return how many images take no more multiply-accumulates; one at least."""
+        return max(1, macs // max(1, self.macs))
+
+    @property
+    def predicted(self) -> list[str]:
+        """The names of the graph's outputs that make a prediction: probabilities first."""
+        scores = [output.name for output in self.outputs[2:] if output.name == OOD_SCORE]
+        return [self.outputs[1].name, *scores]
+
+    @property
+    def averages_features(self) -> bool:
+        """Whether only global average pooling is between the last feature map and layer."""
+        return any(output.name == FEATURES for output in self.outputs)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width in pixels of the images that the graph takes."""
+        _, height, width, _ = self.input.shape
+        return int(height), int(width)
+
+
+class ClassFigures(Frozen):
+    """Precision, recall and F1 of one class on the test split, and how many images it has."""
+
+    label: str
+    precision: float
+    recall: float
+    f1: float
+    support: int
+
+
+class Confusion(Frozen):
+    """How many test images of the class `true` were predicted as `predicted`."""
+
+    true: str
+    predicted: str
+    count: int
+
+
+class Mistake(Frozen):
+    """A test image, by its index in the test split, that was predicted wrongly."""
+
+    index: int
+    true: str
+    predicted: str
+    confidence: float
+
+
+class Evaluation(Frozen):
+    """`evaluation.json`: the figures measured on the test split.
+
+    `confusion_matrix` is `[classes][classes]` counts, rows true, columns predicted. `views` is how
+    many views of each image were averaged, `weights` what the kernels and matrices are stored as.
+    """
+
+    classes: Classes
+    images: int
+    views: Annotated[Views, Field(exclude_if=lambda views: views == 1)] = 1
+    weights: Annotated[Weights, Field(exclude_if=lambda weights: weights == "float32")] = "float32"
+    temperature: float
+    test: TestFigures
+    confusion_matrix: tuple[tuple[Annotated[int, Field(ge=0)], ...], ...]
+    per_class: tuple[ClassFigures, ...]
+    top_confusions: tuple[Confusion, ...]
+    confident_mistakes: tuple[Mistake, ...]
+
+    @model_validator(mode="after")
+    def _sizes_agree(self) -> Self:
+        classes = len(self.classes)
+        if [len(row) for row in self.confusion_matrix] != [classes] * classes:
+            raise ValueError(f"the confusion matrix is not {classes}x{classes}, as classes are")
+        if tuple(figures.label for figures in self.per_class) != self.classes:
+            raise ValueError("per_class does not have the classes in their order")
+        return self

@@ -1,0 +1,117 @@
+"""The models on disk: which are served, which is the default, and which a request means.
+
+Only manifests are read here. This module does not know HTTP, queues or images.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from app.artifact.directory import Artifact, read_artifact
+from app.errors import ArtifactError, UnknownModel
+
+Key = tuple[str, str]
+"""A model's name and version."""
+
+
+def key_of(artifact: Artifact) -> Key:
+    """Return the artifact's name and version."""
+    return artifact.manifest.name, artifact.manifest.version
+
+
+class Store:
+    """The artifacts that are served, by name and version."""
+
+    def __init__(self, artifacts: Sequence[Artifact], default: str) -> None:
+        """Order the artifacts.
+
+        Args:
+            artifacts: those to serve.
+            default: the model of a request that names none, as `name` or `name/version`.
+
+        Raises:
+            ArtifactError: the default is not among them.
+        """
+        ordered = sorted(artifacts, key=lambda item: (item.manifest.name, _number(item)))
+        self._models: dict[str, dict[str, Artifact]] = {}
+        for artifact in ordered:
+            name, version = key_of(artifact)
+            self._models.setdefault(name, {})[version] = artifact
+        try:
+            name, _, version = default.partition("/")
+            self.default = _pick(self._models, name, version)
+        except UnknownModel as exc:
+            raise ArtifactError(f"CONVSCOPE_DEFAULT_MODEL={default}: {exc}") from exc
+
+    def __iter__(self) -> Iterator[Artifact]:
+        """Yield the artifacts by name and ascending version."""
+        for versions in self._models.values():
+            yield from versions.values()
+
+    def find(self, name: str | None = None, version: str | None = None) -> Artifact:
+        """Return the artifact that a request means.
+
+        No name means the default model; no version means the default's version for the default
+        model and the highest one for any other. An empty one is none.
+
+        Raises:
+            UnknownModel: naming what was asked for and what there is.
+        """
+        default_name, default_version = key_of(self.default)
+        name = name or default_name
+        if not version and name == default_name:
+            version = default_version
+        return _pick(self._models, name, version)
+
+    def versions(self, name: str) -> list[Artifact]:
+        """Return a model's artifacts by ascending version.
+
+        Raises:
+            UnknownModel: there is no model of this name.
+        """
+        _pick(self._models, name, None)
+        return list(self._models[name].values())
+
+
+def read_store(path: Path, models: Sequence[str], default: str) -> Store:
+    """Read the manifests of a store.
+
+    Args:
+        path: the directory that holds `<name>/<version>/`.
+        models: what to serve, as `name` (all its versions) or `name/version`; none means all.
+        default: the default model, as `name` or `name/version`.
+
+    Raises:
+        ArtifactError: the store, or a model that is asked for, is missing or damaged.
+    """
+    if not path.is_dir():
+        raise ArtifactError(f"{path}: no such directory; CONVSCOPE_STORE names the models' store")
+    places = [place for place in path.glob("[!.]*/[1-9]*") if place.is_dir()]
+    if not places:
+        raise ArtifactError(f"{path}: holds no models; CONVSCOPE_STORE names the models' store")
+    for wanted in models:
+        if not any(_means(wanted, place) for place in places):
+            raise ArtifactError(f"{path / wanted}: no such model; CONVSCOPE_MODELS names it")
+    if models:
+        places = [place for place in places if any(_means(wanted, place) for wanted in models)]
+    return Store([read_artifact(place) for place in places], default)
+
+
+def _number(artifact: Artifact) -> int:
+    return int(artifact.manifest.version)
+
+
+def _means(wanted: str, place: Path) -> bool:
+    return wanted in {place.parent.name, f"{place.parent.name}/{place.name}"}
+
+
+def _pick(models: Mapping[str, Mapping[str, Artifact]], name: str, version: str | None) -> Artifact:
+    versions = models.get(name)
+    if versions is None:
+        raise UnknownModel(f"no model {name[:64]!r}; there are: {', '.join(models) or 'none'}")
+    if not version:
+        return list(versions.values())[-1]
+    if version not in versions:
+        raise UnknownModel(
+            f"no version {version[:16]!r} of {name}; there are: {', '.join(versions)}"
+        )
+    return versions[version]

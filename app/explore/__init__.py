@@ -1,0 +1,1 @@
+"""A look inside a model: layers, saliency, strongest patches, examples, and pictures of them."""

@@ -1,0 +1,83 @@
+"""Pictures of how much each pixel speaks for a class, as PNG bytes.
+
+Knows nothing of HTTP or of models.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from app.explore.drawing import enlarge, png
+from app.explore.saliency import Heat
+
+# ColorBrewer's diverging "PuOr", which colour-blind people can tell apart: against is purple.
+_PURPLE_ORANGE = np.array(
+    [
+        (45, 0, 75),
+        (84, 39, 136),
+        (128, 115, 172),
+        (178, 171, 210),
+        (216, 218, 235),
+        (247, 247, 247),
+        (254, 224, 182),
+        (253, 184, 99),
+        (224, 130, 20),
+        (179, 88, 6),
+        (127, 59, 8),
+    ],
+    dtype=np.float64,
+)
+_FOR, _AGAINST = (230, 97, 1), (94, 60, 153)
+_STRONGEST = 0.8  # of a colour laid over a picture
+
+
+def draw_heat(heat: Heat, scale: int) -> bytes:
+    """Draw a map: orange where pixels speak for the class, purple against it, white in between.
+
+    Colours reach from the largest absolute value on one side to that on the other.
+
+    Args:
+        heat: float32 `[H,W]`.
+        scale: side in pixels of a value's square.
+    """
+    return png(enlarge(signed_colours(_unit(heat)), scale))
+
+
+def signed_colours(values: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Return colours from purple (-1) by white (0) to orange (1): uint8 `[...,3]`."""
+    stops = np.linspace(-1, 1, len(_PURPLE_ORANGE))
+    bands = [np.interp(values, stops, _PURPLE_ORANGE[:, band]) for band in range(3)]
+    return np.rint(np.stack(bands, axis=-1)).astype(np.uint8)
+
+
+def draw_overlay(
+    picture: NDArray[np.uint8], box: tuple[float, float, float, float], heat: Heat
+) -> bytes:
+    """Lay a map over the picture that it is of, in orange and purple on grey.
+
+    Args:
+        picture: uint8 `[height,width,3]`, of any size.
+        box: the part of it that the model sees: left, upper, right, lower. The rest is darkened.
+        heat: float32 `[H,W]`.
+    """
+    height, width = picture.shape[:2]
+    left, upper, right, lower = (round(side) for side in box)
+    # One pixel at least: of a picture that is a line, both sides may be rounded to the same.
+    right, lower = max(right, left + 1), max(lower, upper + 1)
+    grey = Image.fromarray(picture).convert("L").convert("RGB")
+    unit = Image.fromarray(_unit(heat)).resize(
+        (right - left, lower - upper), Image.Resampling.BICUBIC
+    )
+    values = np.clip(np.asarray(unit), -1, 1)
+    strength = Image.fromarray(np.rint(np.abs(values) * _STRONGEST * 255).astype(np.uint8))
+    colour = np.where(values[..., np.newaxis] > 0, _FOR, _AGAINST).astype(np.uint8)
+    shown = Image.blend(grey, Image.new("RGB", (width, height)), 0.6)
+    shown.paste(grey.crop((left, upper, right, lower)), (left, upper))
+    shown.paste(Image.fromarray(colour), (left, upper), strength)
+    return png(shown)
+
+
+def _unit(heat: Heat) -> Heat:
+    """Return the values as parts of the largest absolute one; all zeros stay zeros."""
+    largest = float(np.abs(heat).max())
+    return heat / np.float32(largest or 1.0)

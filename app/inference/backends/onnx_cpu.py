@@ -1,0 +1,100 @@
+"""ONNX graphs on the processor. The only import of onnxruntime."""
+
+import os
+from collections.abc import Sequence
+from functools import cache
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+# From 1.29 on, onnxruntime's packages tell Microsoft about the process and its models unless this
+# is set before the import. Who wants that can set it to 0.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+import onnxruntime as ort
+
+from app.artifact.directory import Artifact
+from app.artifact.files import LAYER_OUTPUT, LAYER_OUTPUTS, LAYERS, ONNX_GRAPH
+from app.artifact.manifest import FEATURES
+from app.artifact.tensors import Images, Outputs
+from app.errors import ArtifactError, BackendFailed
+
+_QUIET = 3  # errors only: a warning of the runtime says nothing to who serves
+
+
+class OnnxBackend:
+    """One of an artifact's ONNX graphs in an onnxruntime session."""
+
+    def __init__(
+        self,
+        artifact: Artifact,
+        threads: int = 1,
+        file_name: str = ONNX_GRAPH,
+        more: bytes = b"",
+    ) -> None:
+        """Load the graph.
+
+        Args:
+            artifact: the model directory.
+            threads: how many processor threads one batch may use.
+            file_name: the graph's.
+            more: bytes that are appended to the graph.
+        """
+        graph = artifact.read(file_name) + more
+        try:
+            self._session = ort.InferenceSession(
+                graph, _options(threads), providers=["CPUExecutionProvider"]
+            )
+        except Exception as exc:
+            raise ArtifactError(f"{artifact.path / file_name}: does not load: {exc}") from exc
+        self._session._model_bytes = None  # kept for other providers, which are never asked for
+        self._input = artifact.manifest.input.name
+        self._outputs = artifact.manifest.predicted
+
+    def predict(self, images: Images) -> Outputs:
+        """Return what the graph gives for uint8 RGB images `[N,H,W,3]`."""
+        return Outputs(*self._run(self._outputs, images))
+
+    def _run(self, outputs: list[str], images: Images) -> list[Any]:
+        try:
+            return cast(list[Any], self._session.run(outputs, {self._input: images}))
+        except Exception as exc:
+            raise BackendFailed(f"onnxruntime failed on {len(images)} images: {exc}") from exc
+
+
+class OnnxLayers(OnnxBackend):
+    """An artifact's float32 graph with what every layer gives among its outputs."""
+
+    def __init__(self, artifact: Artifact) -> None:
+        super().__init__(artifact, more=artifact.arrays(LAYERS)[LAYER_OUTPUTS].tobytes())
+
+    def outputs(self, image: NDArray[np.uint8], layers: Sequence[str]) -> list[NDArray[np.float32]]:
+        """Return what layers give for one image uint8 `[H,W,3]`, each without the batch."""
+        names = [LAYER_OUTPUT.format(layer) for layer in layers]
+        return [values[0] for values in self._run(names, image[np.newaxis])]
+
+    def features(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return the feature map before global average pooling, float32 `[C,h,w]`."""
+        (features,) = self._run([FEATURES], image[np.newaxis])
+        return cast(NDArray[np.float32], features[0])
+
+
+def _options(threads: int) -> ort.SessionOptions:
+    _share_arena()
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = _QUIET
+    options.add_session_config_entry("session.use_env_allocators", "1")
+    options.enable_mem_pattern = False  # keeps a block of its own for each size of batch
+    return options
+
+
+@cache
+def _share_arena() -> None:
+    """Let all sessions compute in the same memory: an arena keeps what its largest batch took."""
+    place = ort.OrtMemoryInfo(
+        "Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT
+    )
+    ort.create_and_register_allocator(place, None)

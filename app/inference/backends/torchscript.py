@@ -1,0 +1,48 @@
+"""TorchScript graphs on the GPU. The only import of torch in the service.
+
+The same class runs on the processor, so that an export can be proven where there is no GPU.
+"""
+
+import io
+import warnings
+
+import numpy as np
+import torch
+
+from app.artifact.directory import Artifact
+from app.artifact.files import TORCHSCRIPT_GRAPH
+from app.artifact.tensors import Images, Outputs
+from app.errors import ArtifactError, BackendFailed
+
+
+class TorchBackend:
+    """An artifact's TorchScript graph on one device (`cuda` or `cpu`)."""
+
+    def __init__(self, artifact: Artifact, device: str, threads: int = 1) -> None:
+        if device == "cuda" and not torch.cuda.is_available():
+            raise ArtifactError(f"{artifact.path}: torch sees no CUDA device to serve it on")
+        if device == "cpu":
+            torch.set_num_threads(threads)
+        self._device = torch.device(device)
+        names = [output.name for output in artifact.manifest.outputs]
+        self._places = [names.index(name) for name in artifact.manifest.predicted]
+        graph = artifact.read(TORCHSCRIPT_GRAPH)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)
+                module = torch.jit.load(io.BytesIO(graph), map_location=self._device)
+                self._module = torch.jit.freeze(module.eval())  # widens float16 weights once
+        except RuntimeError as exc:
+            raise ArtifactError(
+                f"{artifact.path / TORCHSCRIPT_GRAPH}: does not load: {exc}"
+            ) from exc
+
+    def predict(self, images: Images) -> Outputs:
+        """Return what the graph gives for uint8 RGB images `[N,H,W,3]`."""
+        try:
+            with torch.inference_mode():
+                batch = torch.from_numpy(np.ascontiguousarray(images)).to(self._device)
+                outputs = self._module(batch)
+                return Outputs(*(outputs[place].cpu().numpy() for place in self._places))
+        except RuntimeError as exc:
+            raise BackendFailed(f"torch failed on {len(images)} images: {exc}") from exc

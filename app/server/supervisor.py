@@ -1,0 +1,246 @@
+"""The worker processes: started, watched, replaced when they die or hang, and stopped.
+
+The supervisor imports everything once and forks its workers from itself, so that a new one takes
+over in a fraction of a second and all share the memory of what was imported. It opens no model and
+starts no thread: a process with threads cannot be forked safely.
+"""
+
+import gc
+import logging
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from contextlib import closing, suppress
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkProcess
+from types import FrameType
+
+import app.inference.backends.onnx_cpu  # noqa: F401 - so that no worker has to
+from app.api.state import Service
+from app.artifact.store import read_store
+from app.errors import ArtifactError, ConvscopeError
+from app.inference.backends import open_backends
+from app.main import create_app
+from app.server.connections import Share, Shares
+from app.server.worker import Server
+from app.settings import Settings
+from app.telemetry.metrics import Metrics
+
+_BEAT_SECONDS = 1.0
+_START_SECONDS = 120.0
+"""How long a worker may take to open its models."""
+
+_STEADY_SECONDS = 5.0
+"""A worker that lived shorter is replaced after a while: it may well die again."""
+_LONGEST_BACKOFF_SECONDS = 30.0
+_KILL_AFTER_SECONDS = 10.0
+"""Beyond the time that the requests in flight are given, for a model that hangs."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class _Worker:
+    """One place for a worker process, and the process in it."""
+
+    place: int
+    process: ForkProcess
+    reader: Connection
+    started: float
+    heard: float
+    stuck_seconds: float = 0.0
+    ready: bool = False
+    error: str = ""
+
+
+@dataclass
+class Supervisor:
+    """Keeps `count` workers serving on `listener`."""
+
+    settings: Settings
+    listener: socket.socket
+    count: int
+    on_ready: Callable[[], None]
+    _workers: list[_Worker] = field(default_factory=list)
+    _start_at: float = 0.0
+    _backoff: float = 0.0
+    _shares: Shares = field(init=False)
+    _served: bool = False
+    _deaths: int = 0
+    _stopping: bool = False
+
+    def __post_init__(self) -> None:
+        self._shares = Shares(self.count)
+
+    def run(self) -> None:
+        """Serve until SIGTERM or SIGINT.
+
+        Raises:
+            ArtifactError: the first worker could not open the models.
+        """
+        gc.freeze()  # what is there now is shared; a collection would copy it for each worker
+        wakeup, alarm = socket.socketpair()
+        for end in (wakeup, alarm):
+            end.setblocking(False)
+        with closing(wakeup), closing(alarm):
+            signal.set_wakeup_fd(alarm.fileno())
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, self._on_signal)
+            try:
+                while not self._stopping:
+                    self._start_missing()
+                    self._listen(wakeup)
+                    self._replace()
+            finally:
+                self._stop()
+                signal.set_wakeup_fd(-1)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        self._stopping = True
+
+    def _start_missing(self) -> None:
+        now = time.monotonic()
+        # The first shows whether the models are sound, before others say the same.
+        wanted = self.count if any(worker.ready for worker in self._workers) else 1
+        while len(self._workers) < wanted and now >= self._start_at:
+            reader, writer = multiprocessing.Pipe(duplex=False)
+            place = min(set(range(self.count)) - {worker.place for worker in self._workers})
+            share = Share(self._shares, place)
+            share.set(0)
+            process = multiprocessing.get_context("fork").Process(
+                target=self._work,
+                args=(reader, writer, share, self._deaths > 0),
+                name="convscope-worker",
+            )
+            try:
+                process.start()
+            except OSError as exc:  # no memory, or too many processes
+                reader.close()
+                self._start_at = now + _STEADY_SECONDS
+                _log.error("a worker could not be started: %s", exc)
+                return
+            finally:
+                writer.close()
+            self._workers.append(_Worker(place, process, reader, now, now))
+            self._deaths = max(0, self._deaths - 1)
+
+    def _listen(self, wakeup: socket.socket) -> None:
+        """Wait a moment for signals, deaths and news from workers."""
+        sources = [worker.reader for worker in self._workers]
+        sentinels = [worker.process.sentinel for worker in self._workers]
+        wait([wakeup, *sources, *sentinels], timeout=_BEAT_SECONDS)
+        with suppress(BlockingIOError):
+            wakeup.recv(4096)
+        for worker in self._workers:
+            self._hear(worker)
+
+    def _hear(self, worker: _Worker) -> None:
+        with suppress(EOFError, OSError):
+            while worker.reader.poll():
+                word, _, rest = worker.reader.recv_bytes().decode().partition(" ")
+                worker.heard = time.monotonic()
+                if word == "error":
+                    worker.error = rest
+                else:
+                    worker.stuck_seconds = float(rest)
+                    worker.ready = True
+        if worker.ready and not self._served:
+            self._served = True
+            self.on_ready()
+
+    def _replace(self) -> None:
+        now = time.monotonic()
+        for worker in list(self._workers):
+            if self._hangs(worker, now):
+                _log.error("worker %d hangs and is killed", worker.process.pid)
+                worker.process.kill()
+                worker.process.join()
+            if not worker.process.is_alive():
+                self._workers.remove(worker)
+                self._bury(worker, now)
+
+    def _hangs(self, worker: _Worker, now: float) -> bool:
+        limit = self.settings.hang_seconds
+        if not worker.ready:
+            limit = max(limit, _START_SECONDS)
+        return max(worker.stuck_seconds, now - worker.heard) > limit
+
+    def _bury(self, worker: _Worker, now: float) -> None:
+        worker.reader.close()
+        self._deaths += 1
+        if worker.error and not self._served:
+            raise ArtifactError(worker.error)
+        steady = worker.ready and now - worker.started > _STEADY_SECONDS
+        longer = min(max(2 * self._backoff, 0.5), _LONGEST_BACKOFF_SECONDS)
+        self._backoff = 0.0 if steady else longer
+        self._start_at = now + self._backoff
+        code = worker.process.exitcode or 0
+        how = signal.Signals(-code).name if code < 0 else f"status {code}"
+        _log.error(
+            "worker %d ended with %s%s; another is started in %.1f s",
+            worker.process.pid,
+            how,
+            f" ({worker.error})" if worker.error else "",
+            self._backoff,
+        )
+
+    def _stop(self) -> None:
+        """Let every worker finish; kill what does not."""
+        self._stopping = True
+        # Before the workers close theirs: what nobody would accept any more must be refused.
+        self.listener.close()
+        for worker in self._workers:
+            worker.process.terminate()
+        deadline = time.monotonic() + self.settings.shutdown_seconds + _KILL_AFTER_SECONDS
+        for worker in self._workers:
+            while worker.process.is_alive() and time.monotonic() < deadline:
+                worker.process.join(_BEAT_SECONDS)
+                worker.process.terminate()  # again: it may have been born a moment ago
+            if worker.process.is_alive():
+                _log.error("worker %d did not stop and is killed", worker.process.pid)
+                worker.process.kill()
+                worker.process.join()
+
+    # In the worker
+
+    def _work(self, reader: Connection, writer: Connection, share: Share, replaces: bool) -> None:
+        """Be a worker, which may take a dead one's place: the main function of a process."""
+        signal.set_wakeup_fd(-1)
+        # uvicorn raises the signal again when it has stopped; the default would end us by signal.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        for connection in (reader, *(worker.reader for worker in self._workers)):
+            connection.close()
+        # How long the model's thread waits for the interpreter at most: 5 ms, unless told, which is
+        # longer than most requests take.
+        sys.setswitchinterval(0.001)
+        settings = self.settings
+        try:
+            store = read_store(settings.store, settings.models, settings.default_model)
+            backends = open_backends(store, settings.backend, settings.threads, settings.precision)
+        except ConvscopeError as exc:
+            writer.send_bytes(f"error {exc}".encode())
+            sys.exit(1)
+        os.set_blocking(writer.fileno(), False)
+        metrics = Metrics()
+        metrics.worker_restarts.inc(replaces)
+        application = create_app(settings, store=store, backends=backends, metrics=metrics)
+        gc.collect()
+        gc.freeze()  # the models stay: no collection needs to look at them
+
+        def beat() -> None:
+            service: Service = application.state.service
+            try:
+                writer.send_bytes(f"beat {service.stuck_seconds:.1f}".encode())
+            except BlockingIOError:  # the supervisor is stopped
+                pass
+            except OSError:  # the supervisor was killed
+                server.should_exit = True
+
+        server = Server(application, self.listener, settings, metrics, share, beat)
+        server.run()

@@ -1,0 +1,1 @@
+"""The meaning of a graph's outputs, one module a task."""

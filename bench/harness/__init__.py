@@ -1,0 +1,1 @@
+"""Load generators, processes, environments and results."""

@@ -1,0 +1,120 @@
+"""What is sent: real CIFAR-10 pictures and one large photograph, as image files.
+
+A payload is a list of requests, each of them one or more image files; how a server wants them
+wrapped (raw body, form, JSON) is said in `bench.serving.servers`. Everything is made from
+`tests/sample.npz` and is the same on every machine with the same Pillow.
+"""
+
+import io
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from bench import ROOT
+
+DISTINCT = 16
+"""How many different requests a payload has at most; they are sent in turn."""
+
+USUAL = 32
+"""Connections of the closed loop where only one number is measured."""
+
+IMAGES_A_FORM = 64
+PHOTO_SIZE = 4000, 3000
+PHOTO_QUALITY = 90
+
+
+@dataclass(frozen=True)
+class Payload:
+    """One kind of request.
+
+    Attributes:
+        name: as it stands in the results.
+        title: as it stands in the report.
+        requests: for each distinct request, the image files that it carries.
+        form: sent as a multipart form, also where a raw body would do.
+        exact: every server decodes these to the same pixels, so that probabilities are compared;
+            otherwise only labels are.
+        connections: of the closed loop, where only one number is measured. A large photograph
+            takes so long that 32 in flight would hardly be answered within a cell.
+        lasts: how many times as long as others its cell is measured, for the same reason.
+    """
+
+    name: str
+    title: str
+    requests: tuple[tuple[bytes, ...], ...]
+    form: bool = False
+    exact: bool = True
+    connections: int = USUAL
+    lasts: int = 1
+
+    @property
+    def images(self) -> int:
+        """Images in one request."""
+        return len(self.requests[0])
+
+
+def pictures(count: int) -> NDArray[np.uint8]:
+    """Return real test images, uint8 `[count,32,32,3]`, the classes in turn."""
+    with np.load(ROOT / "tests" / "sample.npz") as archive:
+        labels = archive["test_labels"]
+        images: NDArray[np.uint8] = archive["test_images"]
+    in_class = np.empty(len(labels), int)
+    for label in np.unique(labels):
+        in_class[labels == label] = np.arange((labels == label).sum())
+    order = np.lexsort((labels, in_class))
+    return images[order[np.arange(count) % len(order)]]
+
+
+def encode(pixels: NDArray[np.uint8], kind: str, **options: int) -> bytes:
+    """Return uint8 `[H,W,3]` as the bytes of an image file of Pillow's format `kind`."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def photo(seed: int) -> bytes:
+    """Return a JPEG of 4000x3000 pixels, quality 90, 4:2:0, some 3 MB: a picture with grain.
+
+    A CIFAR-10 picture is enlarged onto the central square, so that it is still classified after
+    it was reduced; its border goes on to the left and the right. The grain gives the decoder as
+    much to do as a camera's file would.
+    """
+    width, height = PHOTO_SIZE
+    margin = 16 * (width - height) // (2 * height) + 1
+    wide = np.pad(pictures(DISTINCT)[seed], ((0, 0), (2 * margin, 2 * margin), (0, 0)), "edge")
+    scale = height / 32
+    left = 2 * margin - (width - height) / 2 / scale
+    box = (left, 0, left + width / scale, 32)
+    image = Image.fromarray(wide).resize(PHOTO_SIZE, Image.Resampling.BICUBIC, box=box)
+    random = np.random.default_rng(seed)
+    grain = random.normal(0, 6, (height, width, 1)).astype(np.float32)
+    pixels = np.clip(np.asarray(image) + grain, 0, 255).astype(np.uint8)
+    return encode(pixels, "JPEG", quality=PHOTO_QUALITY, subsampling=2)
+
+
+@cache
+def payloads() -> dict[str, Payload]:
+    """Return every payload by name."""
+    pngs = tuple(encode(image, "PNG") for image in pictures(IMAGES_A_FORM))
+    jpegs = tuple(encode(image, "JPEG", quality=95) for image in pictures(DISTINCT))
+    some = tuple((png,) for png in pngs[:DISTINCT])
+    # Each form starts at another picture.
+    forms = tuple(pngs[at:] + pngs[:at] for at in range(0, IMAGES_A_FORM, IMAGES_A_FORM // 4))
+    made = (
+        Payload("png", "PNG 32x32", some),
+        Payload("jpeg", "JPEG 32x32", tuple((jpeg,) for jpeg in jpegs)),
+        Payload("form", "PNG in a form", some, form=True),
+        Payload("form64", "64 PNGs in a form", forms, form=True),
+        Payload(
+            "photo",
+            "JPEG 4000x3000",
+            ((photo(7),), (photo(9),)),
+            exact=False,
+            connections=8,
+            lasts=2,
+        ),
+    )
+    return {payload.name: payload for payload in made}

@@ -1,0 +1,1 @@
+"""The service beside its peers and the limit of the machine."""

@@ -1,0 +1,101 @@
+"""Whether a server answers rightly: what it says against what the model says in process."""
+
+import http.client
+import time
+from collections.abc import Sequence
+from functools import cache
+
+import numpy as np
+
+from app.artifact.directory import read_artifact
+from app.images.decode import decode
+from bench import ARTIFACT
+from bench.harness.load import Address, Request
+from bench.harness.payloads import Payload, payloads
+from bench.harness.processes import ServerFailed
+from bench.serving.limit import backend
+from bench.serving.servers import Answer, Server
+
+TOLERANCE = 1e-3
+"""The largest difference of a probability: other versions of a runtime round otherwise."""
+
+_MAX_PIXELS = 40_000_000
+_TIMEOUT = 60
+_DRAIN_SECONDS = 10
+_SHOWN = 200
+
+
+@cache
+def expected(name: str) -> list[list[Answer]]:
+    """Return the right answers for every request of a payload."""
+    classes = read_artifact(ARTIFACT).manifest.classes
+    runtime = backend()
+    right = []
+    for files in payloads()[name].requests:
+        images = np.stack([decode(data, (32, 32), _MAX_PIXELS) for data in files])
+        rows = runtime.predict(images).probabilities
+        right.append([Answer(classes[int(row.argmax())], row.tolist()) for row in rows])
+    return right
+
+
+def ask(address: Address, request: Request) -> tuple[int, bytes]:
+    """Send one request on a connection of its own; return status and body.
+
+    Raises:
+        OSError: no answer.
+    """
+    connection = http.client.HTTPConnection(*address, timeout=_TIMEOUT)
+    try:
+        method = "POST" if request.body else "GET"
+        headers = {"Content-Type": request.content_type} if request.body else {}
+        connection.request(method, request.path, request.body or None, headers)
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+    except http.client.HTTPException as exc:
+        raise OSError(f"no HTTP answer: {exc!r}") from exc
+    finally:
+        connection.close()
+
+
+def check(server: Server, address: Address, payload: Payload, count: int) -> None:
+    """Compare the answers to the first `count` requests of a payload with the right ones.
+
+    Raises:
+        ServerFailed: naming the first difference.
+    """
+    for number, files in list(enumerate(payload.requests))[:count]:
+        request = server.wrap(payload, files)
+        if request is None:
+            raise ServerFailed(f"takes no {payload.title}")
+        try:
+            status, body = _ask_when_drained(address, request)
+            if status != 200:
+                raise ServerFailed(f"status {status} to {payload.title}: {body[:_SHOWN]!r}")
+            answers = server.read(body)
+        except (OSError, ValueError, KeyError, TypeError) as exc:
+            raise ServerFailed(f"no answer to {payload.title}: {exc!r}") from exc
+        _compare(payload, answers, expected(payload.name)[number])
+
+
+def _ask_when_drained(address: Address, request: Request) -> tuple[int, bytes]:
+    """Ask again while the server still works off a load that has ended, and says so."""
+    until = time.monotonic() + _DRAIN_SECONDS
+    while True:
+        status, body = ask(address, request)
+        if status not in {429, 503} or time.monotonic() > until:
+            return status, body
+        time.sleep(0.1)
+
+
+def _compare(payload: Payload, answers: Sequence[Answer], right: Sequence[Answer]) -> None:
+    if len(answers) != len(right):
+        raise ServerFailed(f"{len(answers)} answers to {payload.title}, not {len(right)}")
+    for got, wanted in zip(answers, right, strict=True):
+        if got.label != wanted.label:
+            raise ServerFailed(f"{got.label} is wrong for {payload.title}: {wanted.label}")
+        worst = float(np.abs(np.subtract(got.probabilities, wanted.probabilities)).max())
+        if payload.exact and worst > TOLERANCE:
+            raise ServerFailed(
+                f"a probability differs by {worst:.2g} for {payload.title}; "
+                f"the limit is {TOLERANCE:g}"
+            )

@@ -1,0 +1,370 @@
+"""Too much asked, workers killed, clients that attack: `python -m bench.serving.overload`.
+
+Each part starts `convscope serve` with one worker a core on simple-cnn/1 and says what the service
+is held to beside what was found. Latencies are the open-loop generator's, from when a request was
+due. On one machine the clients take their share of the processors too: the figures are the worse
+for it, most of all in the part that asks for three times what can be done.
+"""
+
+import json
+import os
+import resource
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import click
+from prometheus_client.mmap_dict import MmapedDict
+
+from bench import BUILD, RESULTS, ROOT
+from bench.harness.load import (
+    Address,
+    LoadFailed,
+    OpenLoopResult,
+    Request,
+    build_open_loop,
+    closed_loop,
+    open_loop,
+)
+from bench.harness.payloads import USUAL, payloads
+from bench.harness.processes import ServerFailed, ServerProcess, free_port
+from bench.harness.results import new_run, now
+from bench.serving.answers import ask
+from bench.serving.attacks import ATTACKS, HOST, Attack, attacking
+from bench.serving.servers import CORES, SERVERS
+
+OUT = RESULTS / "overload.json"
+LOG = BUILD / "logs" / "overload.log"
+LEGITIMATE_RATE = 200.0
+_METRICS = "PROMETHEUS_MULTIPROC_DIR"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the table; `limit` says in words what is wanted."""
+
+    title: str
+    found: str
+    limit: str = ""
+    passed: bool | None = None
+
+
+@dataclass
+class Findings:
+    """Everything that was found."""
+
+    checks: list[Check] = field(default_factory=list)
+    loads: dict[str, OpenLoopResult] = field(default_factory=dict)
+
+    def at_most(self, title: str, found: float, limit: float, unit: str = "") -> None:
+        """Note a figure that may not exceed its limit."""
+        self._note(Check(title, f"{found:,.4g}{unit}", f"<= {limit:g}{unit}", found <= limit))
+
+    def at_least(self, title: str, found: float, limit: float, unit: str = "") -> None:
+        """Note a figure that must reach its limit."""
+        self._note(Check(title, f"{found:,.4g}{unit}", f">= {limit:g}{unit}", found >= limit))
+
+    def note(self, title: str, found: str) -> None:
+        """Note what has no limit."""
+        self._note(Check(title, found))
+
+    def _note(self, check: Check) -> None:
+        self.checks.append(check)
+        click.echo(_line(check))
+
+
+def _line(check: Check) -> str:
+    verdict = {None: "", True: "pass", False: "FAIL"}[check.passed]
+    return f"  {check.title:<58} {check.found:>18}  {check.limit:<12} {verdict}".rstrip()
+
+
+# The service
+
+
+@dataclass(frozen=True)
+class _Service:
+    process: ServerProcess
+    address: Address
+    metrics: Path
+
+    @property
+    def requests(self) -> list[bytes]:
+        files = (files[0] for files in payloads()["png"].requests)
+        return [Request("/predict", file, "image/png").raw(self.address) for file in files]
+
+    @property
+    def supervisor(self) -> int:
+        return min(stat.pid for stat in self.process.tree.sample() if stat.parent == os.getpid())
+
+    @property
+    def workers(self) -> list[int]:
+        supervisor = self.supervisor
+        return [s.pid for s in self.process.tree.sample() if s.parent == supervisor]
+
+    def serves(self, pid: int) -> bool:
+        """Whether a worker has answered a request: its own file of counters says so."""
+        path = self.metrics / f"counter_{pid}.db"
+        if not path.exists():
+            return False
+        with suppress(OSError, ValueError, RuntimeError, UnicodeDecodeError):  # being written
+            values = MmapedDict.read_all_values_from_file(str(path))  # type: ignore[no-untyped-call]
+            return any("convscope_http_requests_total" in key and n for key, n, *_ in values)
+        return False
+
+    def wait_for_workers(self) -> None:
+        """Ask on new connections until every worker has answered."""
+        for _ in range(3000):
+            workers = self.workers
+            if len(workers) == CORES and all(map(self.serves, workers)):
+                return
+            _ping(self.address)
+            time.sleep(0.01)
+        raise ServerFailed(f"only {self.workers} of {CORES} workers serve: {self.process.tail()}")
+
+    def cost(self) -> str:
+        """Return memory and open files of all processes."""
+        stats = self.process.tree.sample()
+        files = 0
+        for stat in stats:
+            with suppress(OSError):
+                files += sum(1 for _ in Path(f"/proc/{stat.pid}/fd").iterdir())
+        return f"{sum(stat.rss for stat in stats) / 1e6:.0f} MB, {files} files"
+
+    def load(self, rate: float, seconds: float, **options: float) -> OpenLoopResult:
+        """Send PNGs in an open loop."""
+        return open_loop(self.address, self.requests, rate, seconds, **options)  # type: ignore[arg-type]
+
+    def unloaded(self) -> float:
+        """Return the median latency in ms of requests that come one at a time."""
+        return self.load(20, 2, connections=1, max_connections=4).latency[200].p50
+
+
+def _ping(address: Address) -> None:
+    with suppress(OSError):
+        ask(address, Request("/health/live"))
+
+
+@contextmanager
+def _service() -> Iterator[_Service]:
+    server, address = SERVERS["ours"], (HOST, free_port())
+    with tempfile.TemporaryDirectory(prefix="convscope-overload-") as place:
+        environment = {**server.environment, _METRICS: place}
+        command = server.command(address[1])
+        with ServerProcess(command, directory=ROOT, environment=environment, log=LOG) as process:
+            process.wait_until(lambda: ask(address, Request("/health/ready"))[0] == 200, 150)
+            service = _Service(process, address, Path(place))
+            service.wait_for_workers()
+            process.tree.settle()
+            yield service
+
+
+# Too much
+
+
+def _saturated(service: _Service, seconds: float) -> float:
+    closed_loop(service.address, service.requests, USUAL, 2)  # warm
+    return closed_loop(service.address, service.requests, USUAL, seconds).requests_per_second
+
+
+def _children_seconds() -> float:
+    """Return the processor time of the children that have ended: the generators."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def _overload(found: Findings, seconds: float) -> None:
+    with _service() as service:
+        usual = service.unloaded()
+        best = _saturated(service, min(seconds, 8))
+        found.note("saturated, closed loop of 32 connections", f"{best:,.0f}/s")
+        service.process.tree.begin()
+        began = _children_seconds()
+        load = service.load(3 * best, seconds, max_connections=2048)
+        spent, usage = _children_seconds() - began, service.process.tree.usage()
+        time.sleep(1)
+        later = service.unloaded()
+    found.loads["3 times"] = load
+    good, refused = load.latency.get(200), load.latency.get(503)
+    found.at_least(
+        "rate that the generator reached, of what was due", load.sent / seconds / best, 2.7, "×"
+    )
+    found.at_most("accepted: p99", good.p99 if good else 1e9, 250, " ms")
+    found.at_least("goodput, of the saturated throughput", load.goodput / best, 0.85)
+    if refused:
+        found.at_most("503: p99", refused.p99, 20, " ms")
+    others = sum(n for status, n in load.statuses.items() if status not in {200, 503})
+    found.at_most("answers that are neither 200 nor 503", others, 0)
+    found.at_most("connections reset", load.resets, 0)
+    found.at_most("connections refused", load.connect_errors, 0)
+    found.at_most("requests without an answer", load.timeouts, 0)
+    shares = f"{usage.cpu_seconds / usage.seconds:.2f} and {spent / usage.seconds:.2f}"
+    found.note(f"processors of {CORES}, service and generator", shares)
+    found.note("answers", str(dict(load.statuses)))
+    found.note("unloaded before", f"{usual:.2f} ms")
+    found.at_most("unloaded 1 s later, against before", later / usual, 1.5, "×")
+
+
+# Signals
+
+
+class _Background:
+    """A load that goes on while something else is done."""
+
+    def __init__(self, run: Callable[[], OpenLoopResult]) -> None:
+        self._result: OpenLoopResult | None = None
+        self._error: LoadFailed | None = None
+        self._thread = threading.Thread(target=self._work, args=(run,), daemon=True)
+        self._thread.start()
+
+    def _work(self, run: Callable[[], OpenLoopResult]) -> None:
+        try:
+            self._result = run()
+        except LoadFailed as exc:
+            self._error = exc
+
+    @property
+    def result(self) -> OpenLoopResult:
+        """Wait for it."""
+        self._thread.join()
+        if self._result is None:
+            raise self._error or LoadFailed("no result")
+        return self._result
+
+
+def _kill(found: Findings, seconds: float) -> None:
+    with _service() as service:
+        rate = _saturated(service, 4) / 2
+        time.sleep(6)  # a worker that lived for less would be replaced later
+        load = _Background(lambda: service.load(rate, min(seconds, 12), connections=USUAL))
+        time.sleep(3)
+        before = service.workers
+        os.kill(before[0], signal.SIGKILL)
+        took = _until_replaced(service, set(before))
+        result = load.result
+    found.loads["SIGKILL"] = result
+    found.note("half of what is saturated, rate", f"{rate:,.0f}/s")
+    found.at_most("until another worker serves", took, 3, " s")
+    inside = rate * (result.latency[200].p50 / 1000) + USUAL
+    found.at_most("requests lost (limit: what the connections can hold)", result.resets, inside)
+    rest = result.errors - result.resets
+    found.at_most("other errors", rest, 0)
+    found.note(
+        "p99 and longest meanwhile", f"{result.latency[200].p99} {result.latency[200].max} ms"
+    )
+
+
+def _until_replaced(service: _Service, before: set[int]) -> float:
+    begin = time.monotonic()
+    while time.monotonic() - begin < 20:
+        new = set(service.workers) - before
+        if new and all(map(service.serves, new)):
+            return time.monotonic() - begin
+        _ping(service.address)
+        time.sleep(0.005)
+    return float("inf")
+
+
+def _terminate(found: Findings, seconds: float) -> None:
+    with _service() as service:
+        rate = _saturated(service, 4) / 2
+        load = _Background(lambda: service.load(rate, min(seconds, 6), connections=USUAL))
+        time.sleep(2)
+        begin = time.monotonic()
+        os.kill(service.supervisor, signal.SIGTERM)
+        while service.process.alive and time.monotonic() - begin < 60:
+            time.sleep(0.01)
+        took = time.monotonic() - begin
+        result = load.result
+    found.loads["SIGTERM"] = result
+    found.note("until the service has ended", f"{took:.2f} s")
+    found.note("answered before and after the signal", f"{sum(result.statuses.values()):,}")
+    found.note("connections refused afterwards", f"{result.connect_errors:,}")
+    others = sum(n for status, n in result.statuses.items() if status != 200)
+    found.at_most("sent but not answered with 200", result.resets + result.timeouts + others, 0)
+
+
+# Attacks
+
+
+def _attacks(found: Findings, seconds: float) -> None:
+    with _service() as service:
+        closed_loop(service.address, service.requests, USUAL, 2)  # warm
+        alone = service.load(LEGITIMATE_RATE, 5)
+        found.loads["no attack"] = alone
+        found.note(f"{LEGITIMATE_RATE:g} requests/s alone: p99", f"{alone.latency[200].p99} ms")
+        for attack in ATTACKS:
+            service.process.tree.settle()
+            _endure(found, service, attack, min(seconds, 15))
+
+
+def _endure(found: Findings, service: _Service, attack: Attack, seconds: float) -> None:
+    before = service.cost()
+    with attacking(service.address, attack) as stop:
+        time.sleep(1)
+        load = _Background(lambda: service.load(LEGITIMATE_RATE, seconds))
+        time.sleep(seconds * 0.8)
+        peak = service.cost()
+        result = load.result
+        seen = stop()
+    time.sleep(2)
+    found.loads[attack.title] = result
+    good = result.latency.get(200)
+    found.at_most(f"{attack.title}: the others' p99", good.p99 if good else 1e9, 50, " ms")
+    found.at_most(f"{attack.title}: the others' errors", result.errors, 0)
+    if result.errors:
+        found.note(
+            "  of them",
+            f"{dict(result.statuses)}, {result.resets} resets, "
+            f"{result.connect_errors} refused, {result.timeouts} late",
+        )
+    found.note("  before; at the peak; after", f"{before}; {peak}; {service.cost()}")
+    found.note("  what the attackers saw", str(seen))
+
+
+# The run
+
+_RUN: dict[str, Callable[[Findings, float], None]] = {
+    "overload": _overload,
+    "kill": _kill,
+    "terminate": _terminate,
+    "attacks": _attacks,
+}
+
+
+@click.command()
+@click.option("--seconds", default=30.0, show_default=True, type=click.FloatRange(3))
+@click.option("--only", multiple=True, type=click.Choice(list(_RUN)), help="Again for more.")
+@click.option("--out", default=OUT, type=click.Path(path_type=Path))
+def main(seconds: float, only: Sequence[str], out: Path) -> None:
+    """Measure, print the table and write the results; the status is 1 if something failed."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that everything is stopped
+    run, found = new_run(1, seconds, "off"), Findings()
+    try:
+        build_open_loop()
+        for name in only or _RUN:
+            click.echo(name)
+            _RUN[name](found, seconds)
+    except (ServerFailed, LoadFailed, OSError) as exc:
+        raise click.ClickException(str(exc)) from exc
+    content = {
+        "machine": run.machine,
+        "versions": run.versions,
+        "commit": run.commit,
+        "started": run.started,
+        "finished": now(),
+        "checks": [asdict(check) for check in found.checks],
+        "loads": {name: asdict(load) for name, load in found.loads.items()},
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    sys.exit(any(check.passed is False for check in found.checks))
+
+
+if __name__ == "__main__":
+    main()

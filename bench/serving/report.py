@@ -1,0 +1,306 @@
+"""Tables and a plot from the results of a run: `python -m bench.serving.report`.
+
+Where `README.md` and `docs/performance.md` hold `<!-- bench:serving -->` and
+`<!-- /bench:serving -->`, what lies between the two is replaced: by the main table in the README,
+by everything in `docs/performance.md`. The plot is `docs/images/serving.png`.
+"""
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import click
+
+from bench import BUILD, RESULTS, ROOT
+from bench.harness.payloads import USUAL, Payload, payloads
+from bench.harness.results import (
+    Cell,
+    Run,
+    ServerResult,
+    Spread,
+    cells_of,
+    commit,
+    machine,
+    now,
+    requests_per_second,
+)
+from bench.serving.servers import CONNECTIONS, OPEN_LOOP_SHARES
+from bench.serving.targets import Target, targets
+from training.run import durable
+
+PLOT = ROOT / "docs" / "images" / "serving.png"
+_UNKNOWN = "–"
+
+
+def write_report(run: Run, *, publish: bool) -> None:
+    """Print every table; with `publish`, also draw the plot and fill the documents."""
+    click.echo(f"\n{everything(run)}")
+    if not publish:
+        plot(run, BUILD / "serving.png")
+        return
+    plot(run, PLOT)
+    fill(ROOT / "README.md", main_table(run) + "\n\n" + conditions(run))
+    fill(ROOT / "docs" / "performance.md", everything(run))
+
+
+def fill(document: Path, content: str, name: str = "serving") -> bool:
+    """Put `content` between a benchmark's markers in a document; return whether it has them."""
+    begin, end = f"<!-- bench:{name} -->", f"<!-- /bench:{name} -->"
+    text = document.read_text() if document.exists() else ""
+    if begin not in text or end not in text:
+        return False
+    pattern = f"{re.escape(begin)}.*?{re.escape(end)}"
+    block = f"{begin}\n{content}\n{end}"
+    document.write_text(re.sub(pattern, lambda _: block, text, flags=re.DOTALL))
+    return True
+
+
+def publish(name: str, figures: dict[str, Any], content: str, document: Path) -> None:
+    """Write a benchmark's figures to its file of results, and its tables to a document; print them.
+
+    Args:
+        name: of the markers in the document; the file's has underscores.
+        figures: what was found; machine, commit and time of day are added.
+        content: the tables, in Markdown.
+        document: has the markers.
+    """
+    found = {"machine": machine(), "commit": commit(), "date": now()} | figures
+    file = RESULTS / f"{name.replace('-', '_')}.json"
+    durable.write_text(file, json.dumps(found, indent=1) + "\n")
+    if not fill(document, content, name):
+        raise SystemExit(f"{document} has no place for it")
+    click.echo(content)
+
+
+def everything(run: Run) -> str:
+    """Return every table, in Markdown."""
+    return "\n\n".join(
+        (
+            main_table(run),
+            f"Images a second in good answers, {USUAL} connections "
+            f"({payloads()['photo'].connections} for the photograph):",
+            payload_table(run),
+            "Open loop, latency from when a request was due:",
+            open_table(run),
+            "What Convscope is held to:",
+            targets_table(targets(run)),
+            tunings(run),
+            conditions(run),
+        )
+    )
+
+
+def main_table(run: Run) -> str:
+    """Return the table of raw PNGs: rates by connections, latency, cost and memory."""
+    head = [
+        "one 32×32 PNG a request",
+        *(f"{count} conn." for count in CONNECTIONS),
+        "p50 / p90 / p99 / p99.9, ms",
+        "CPU ms a request",
+        "memory, MB",
+        "errors",
+    ]
+    rows = [_limit_row(run)] if run.limit else []
+    rows += [_main_row(result) for result in run.servers.values()]
+    return table(head, rows)
+
+
+def _limit_row(run: Run) -> list[str]:
+    best = Spread.of(max(one.all_cores.values()) for one in run.limit)
+    batch = max(run.limit[0].all_cores, key=lambda size: run.limit[0].all_cores[size])
+    title = f"the limit: no server, {run.limit[0].cores} processes, batches of {batch}"
+    return [title, "", "", _spread(best), "", "", "", "", ""]
+
+
+def _main_row(result: ServerResult) -> list[str]:
+    if reason := _why_nothing(result):
+        return [result.title, reason, *[""] * (len(CONNECTIONS) + 3)]
+    rates = [
+        _spread(requests_per_second(result, "png", connections=count)) for count in CONNECTIONS
+    ]
+    cells = cells_of(result, "png", connections=USUAL)
+    every = [cell for one in result.rounds for cell in one.cells if cell.payload == "png"]
+    return [
+        result.title,
+        *rates,
+        _latencies(cells),
+        _figure(cells, _cpu_of_a_request, 2),
+        _figure(cells, lambda cell: cell.usage.peak_rss_mb if cell.usage else None, 0),
+        str(sum(cell.errors or 0 for cell in every)),
+    ]
+
+
+def _why_nothing(result: ServerResult) -> str | None:
+    if result.skipped:
+        return result.skipped
+    if any(one.cells for one in result.rounds):
+        return None
+    return next((one.failed for one in result.rounds if one.failed), "not measured")
+
+
+def _cpu_of_a_request(cell: Cell) -> float | None:
+    if cell.usage is None or cell.latency is None or not cell.requests_per_second:
+        return None
+    return 1000 * cell.usage.cpu_seconds / (cell.requests_per_second * cell.usage.seconds)
+
+
+def payload_table(run: Run) -> str:
+    """Return good answers a second for every payload; of several images, images a second."""
+    kinds = payloads().values()
+    rows = []
+    for result in run.servers.values():
+        cells = [_payload_cell(result, payload) for payload in kinds]
+        if any(text != _UNKNOWN for text in cells):
+            rows.append([result.title, *cells])
+    return table(["", *(payload.title for payload in kinds)], rows)
+
+
+def _payload_cell(result: ServerResult, payload: Payload) -> str:
+    cells = cells_of(result, payload.name, connections=payload.connections)
+    if cells:
+        errors = sum(cell.errors or 0 for cell in cells)
+        text = _spread(Spread.of(cell.images_per_second or 0 for cell in cells))
+        return f"{text}, {errors} {'error' if errors == 1 else 'errors'}" if errors else text
+    reasons = [
+        cell.failed
+        for one in result.rounds
+        for cell in one.cells
+        if cell.payload == payload.name and cell.failed
+    ]
+    return reasons[0] if reasons else _UNKNOWN
+
+
+def open_table(run: Run) -> str:
+    """Return the latencies at constant rates."""
+    rows = []
+    for result in run.servers.values():
+        for share in OPEN_LOOP_SHARES:
+            cells = cells_of(result, "png", share=share)
+            if cells:
+                rate = median(cell.rate or 0 for cell in cells)
+                errors = sum(cell.errors or 0 for cell in cells)
+                what = f"{result.title}, {share:.0%} of its most"
+                rows.append([what, f"{rate:,.0f}", _latencies(cells), str(errors)])
+    return table(["", "requests/s", "p50 / p90 / p99 / p99.9, ms", "errors"], rows)
+
+
+def targets_table(wanted: Sequence[Target]) -> str:
+    """Return every target, what was found, and whether it is reached."""
+    rows = []
+    for target in wanted:
+        sign = "≥" if target.at_least else "≤"
+        found = _UNKNOWN if target.figure is None else f"{target.figure:.2f}{target.unit}"
+        said = {True: "yes", False: "**no**", None: "not measured"}[target.reached]
+        rows.append([target.title, f"{sign} {target.bound:g}{target.unit}", found, said])
+    return table(["", "wanted", "found", "reached"], rows)
+
+
+def tunings(run: Run) -> str:
+    """Return how every server was configured, as a list."""
+    return "\n".join(f"- {result.title}: {result.tuning}" for result in run.servers.values())
+
+
+def conditions(run: Run) -> str:
+    """Return what the figures hold for: the machine, the versions, the method."""
+    machine = run.machine
+    others = [
+        cell.others
+        for result in run.servers.values()
+        for one in result.rounds
+        for cell in one.cells
+        if cell.others is not None
+    ]
+    disturbed = f"{median(others):.2f} (most {max(others):.2f})" if others else _UNKNOWN
+    packages = ", ".join(f"{name} {number}" for name, number in run.versions.items())
+    return (
+        f"Medians of {run.rounds} rounds of {run.seconds:g} s, lowest and highest in brackets; "
+        f"{machine['processor']}, {machine['cores']} cores, load generator (wrk, one thread) on "
+        f"the same machine; latency, CPU time and memory with {USUAL} connections, memory as the "
+        f"sum of all processes. Other programs meanwhile used {disturbed} of the "
+        f"{machine['cores']} cores. {run.access_logs} {packages}; commit "
+        f"{run.commit or 'unknown'}, {run.started[:10]}. `make bench` makes these figures."
+    )
+
+
+def _latencies(cells: Sequence[Cell]) -> str:
+    found = [cell.latency for cell in cells if cell.latency]
+    if not found:
+        return _UNKNOWN
+    columns = zip(*((one.p50, one.p90, one.p99, one.p999) for one in found), strict=True)
+    return " / ".join(f"{median(column):.1f}" for column in columns)
+
+
+def _figure(cells: Sequence[Cell], read: Callable[[Cell], float | None], digits: int) -> str:
+    found = [figure for cell in cells if (figure := read(cell)) is not None]
+    return f"{median(found):,.{digits}f}" if found else _UNKNOWN
+
+
+def _spread(spread: Spread | None) -> str:
+    if spread is None:
+        return _UNKNOWN
+    if spread.low == spread.high:
+        return f"{spread.median:,.0f}"
+    return f"{spread.median:,.0f} ({spread.low:,.0f}–{spread.high:,.0f})"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table in Markdown, its first column to the left and all others to the right."""
+    clean = [[text.replace("|", "/").replace("\n", " ") for text in row] for row in rows]
+    lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in clean)])
+
+
+def plot(run: Run, path: Path) -> None:
+    """Draw requests a second and p99 by connections, for raw PNGs."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    shown = [result for result in run.servers.values() if _why_nothing(result) is None]
+    for place, result in enumerate(reversed(shown)):
+        spread = requests_per_second(result, "png", connections=USUAL)
+        if spread:
+            error = [[spread.median - spread.low], [spread.high - spread.median]]
+            colour = "tab:blue" if result.title.startswith("Convscope") else "silver"
+            bar = left.barh(place, spread.median, xerr=error, color=colour)
+            left.bar_label(bar, fmt="{:,.0f}", padding=6, fontsize=8)
+    left.set_yticks(range(len(shown)), [result.title for result in reversed(shown)])
+    if run.limit:
+        best = median(max(one.all_cores.values()) for one in run.limit)
+        left.axvline(best, color="black", linestyle=":", label="the limit: no server")
+        left.legend(loc="lower right")
+    left.margins(x=0.15)
+    left.set_xlabel(f"requests/s, {USUAL} connections")
+    for result in shown:
+        points = [
+            (count, median(cell.latency.p99 for cell in cells if cell.latency))
+            for count in CONNECTIONS
+            if (cells := cells_of(result, "png", connections=count))
+        ]
+        if len(points) > 1:
+            right.plot(*zip(*points, strict=True), marker="o", label=result.title)
+    right.set(xscale="log", yscale="log", xlabel="connections", ylabel="p99, ms")
+    right.set_xticks(CONNECTIONS, [str(count) for count in CONNECTIONS])
+    right.minorticks_off()
+    right.grid(visible=True, alpha=0.3)
+    if right.lines:
+        right.legend(fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+@click.command()
+@click.argument("results", default=RESULTS / "serving.json", type=click.Path(path_type=Path))
+def main(results: Path) -> None:
+    """Make the tables and the plot again from a run's RESULTS."""
+    write_report(Run.read(results), publish=results == RESULTS / "serving.json")
+
+
+if __name__ == "__main__":
+    main()

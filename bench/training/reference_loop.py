@@ -1,0 +1,124 @@
+"""The training loop that PyTorch's own CIFAR-10 tutorial teaches, to hold ours against.
+
+After "Training a Classifier" (docs.pytorch.org/tutorials/beginner/blitz/cifar10_tutorial.html):
+a data set that opens a Pillow image an item, torchvision's transforms on each, a DataLoader with
+two worker processes, float32, and the loss read at every step. What is the recipe's and not the
+tutorial's: the network, Adam and its rate, the batch size, and the mean and deviation of the images
+trained on. Augmentation, schedules and other optimizers are not followed.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from app.artifact.tensors import Images, Outputs
+from training.architectures import find_architecture
+from training.data import dataset
+from training.recipes import Recipe
+from training.run.train import compute_logits
+from training.vision import import_torchvision
+
+WORKERS = 2
+
+
+class Pictures(Dataset[tuple[Any, int]]):
+    """Images in memory, given one at a time as torchvision's CIFAR10 gives them.
+
+    Args:
+        split: the images.
+        transform: from a Pillow image to what an item is.
+    """
+
+    def __init__(self, split: dataset.Split, transform: Callable[[Image.Image], Any]) -> None:
+        self.data = split.images.numpy()
+        self.targets = split.labels.tolist()
+        self.transform = transform
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        img, target = self.data[index], self.targets[index]
+        return self.transform(Image.fromarray(img)), target
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+
+@dataclass(frozen=True)
+class ReferenceLoop:
+    """A network, its optimizer and its images, ready for the next epoch.
+
+    Attributes:
+        pictures: what is trained on.
+        loader: gives normalised images float32 `[N,3,32,32]` and labels int64 `[N]`.
+        network: what is trained.
+        optimizer: of its weights.
+        mean: of each channel, 0 to 1.
+        deviation: likewise.
+    """
+
+    pictures: Pictures
+    loader: DataLoader[Any]
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+    mean: list[float]
+    deviation: list[float]
+
+    def train_epoch(self) -> float:
+        """Train on every image once; return the mean of the steps' losses."""
+        torch.use_deterministic_algorithms(False)  # our loop turns it on; who starts afresh has not
+        self.network.train()
+        criterion = nn.CrossEntropyLoss()
+        running_loss = 0.0
+        for inputs, labels in self.loader:
+            self.optimizer.zero_grad()
+            outputs = self.network(inputs)
+            loss = criterion(outputs, labels)
+            loss.backward()
+            self.optimizer.step()
+            running_loss += loss.item()
+        return running_loss / len(self.loader)
+
+    def predict(self, images: Images) -> Outputs:
+        """Return probabilities for uint8 images `[N,32,32,3]`."""
+        logits = compute_logits(
+            self.network, torch.from_numpy(images), self.mean, self.deviation, torch.device("cpu")
+        )
+        return Outputs(logits.softmax(1).numpy())
+
+
+def make_reference_loop(recipe: Recipe, source: dataset.Source) -> ReferenceLoop:
+    """Return a loop that has not yet trained, on the images that our own loop would train on.
+
+    Args:
+        recipe: of it the network, batch size, learning rate, holdout and seeds are used.
+        source: the images.
+    """
+    images = source.load_train()
+    chosen, _ = dataset.split_holdout(images.labels, recipe.holdout, recipe.split_seed)
+    train = images[chosen]
+    mean, deviation = dataset.channel_statistics(train.images)
+    pictures = Pictures(train, make_transform(mean, deviation))
+    loader = DataLoader(
+        pictures,
+        recipe.batch_size,
+        shuffle=True,
+        num_workers=WORKERS,
+        multiprocessing_context="fork",  # Linux's own, also within a process that was spawned
+    )
+    torch.manual_seed(recipe.seed)
+    ours = find_architecture(recipe.architecture).build(len(source.classes), recipe.dropout)
+    network = nn.Sequential(*ours.children())  # layer by layer, each by torch
+    optimizer = torch.optim.Adam(network.parameters(), lr=recipe.learning_rate)
+    return ReferenceLoop(pictures, loader, network, optimizer, mean, deviation)
+
+
+def make_transform(mean: list[float], deviation: list[float]) -> Callable[[Image.Image], Tensor]:
+    """Return torchvision's transforms from a Pillow image to normalised float32 `[3,H,W]`."""
+    transforms = import_torchvision().transforms
+    steps = [transforms.ToTensor(), transforms.Normalize(mean, deviation)]
+    composed: Callable[[Image.Image], Tensor] = transforms.Compose(steps)
+    return composed

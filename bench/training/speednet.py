@@ -1,0 +1,236 @@
+"""`speednet` from images in memory to final weights: seconds, arithmetic, accuracy.
+
+The machine's own speed is that of a bfloat16 convolution like those that the network is made of,
+measured before and after each run; what the run reaches is given as a part of the faster of the
+two. The test split is read after the training, for each number of views.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from statistics import mean
+from typing import get_args
+
+import click
+import torch
+from pydantic import Field
+from torch.nn import functional as F  # noqa: N812 - the name that the field uses
+
+from app.artifact.manifest import Views
+from bench.harness.results import now
+from bench.serving.report import table, targets_table
+from bench.serving.targets import Target
+from bench.training.results import Results, TrainedRun, with_deviation
+from bench.training.timed import put_away, train_timed
+from training.architectures.describe import Description, describe
+from training.data import dataset
+from training.evaluate import evaluate
+from training.recipes import Recipe
+
+VIEWS: tuple[Views, ...] = get_args(Views)
+CHANNELS, SIZE, KERNEL = 256, 16, 3
+BATCH = 256
+WARM_UPS, PASSES = 2, 6
+
+MOST_PFLOP = 0.30
+WANTED_SHARE = 0.60
+WANTED_ACCURACY = 94.0
+
+
+class Run(TrainedRun):
+    """One run of the recipe.
+
+    Attributes:
+        flop: floating-point operations of the whole training, a step as three forward passes.
+        executed_flop: without those that a step leaves out: gradients of the frozen layer's
+            weights and of its output.
+        convolution_flops: FLOP a second of the machine's convolution, before and after.
+        test_accuracy: 0 to 1, by the number of views.
+    """
+
+    flop: float
+    executed_flop: float
+    convolution_flops: tuple[float, float]
+    test_accuracy: dict[int, float]
+
+    @property
+    def share(self) -> float:
+        """FLOP a second as a part of the machine's convolution."""
+        return self.flop / self.seconds / max(self.convolution_flops)
+
+    @property
+    def executed_share(self) -> float:
+        """The same of what was executed."""
+        return self.executed_flop / self.seconds / max(self.convolution_flops)
+
+
+class SpeednetResults(Results):
+    """`bench/results/training_speednet.json`."""
+
+    runs: list[Run] = Field(default_factory=list)
+
+
+@torch.no_grad()
+def convolution_flops() -> float:
+    """Return FLOP a second of a 3×3 convolution 256→256 forward in bfloat16, best of six."""
+    torch.use_deterministic_algorithms(False)  # which a training leaves on
+    layout = torch.channels_last
+    images = torch.randn(BATCH, CHANNELS, SIZE, SIZE).to(memory_format=layout).bfloat16()
+    weights = torch.randn(CHANNELS, CHANNELS, KERNEL, KERNEL).to(memory_format=layout).bfloat16()
+    seconds = []
+    for _ in range(WARM_UPS + PASSES):
+        started = time.perf_counter()
+        F.conv2d(images, weights, padding=1)
+        seconds.append(time.perf_counter() - started)
+    flop = 2 * KERNEL**2 * CHANNELS**2 * BATCH * SIZE**2
+    return flop / min(seconds[WARM_UPS:])
+
+
+def training_flop(recipe: Recipe, images: int, classes: int) -> float:
+    """Return the floating-point operations of a training.
+
+    A multiply-accumulate is two, and a step costs three forward passes.
+
+    Args:
+        recipe: of the run; one with a proxy would cost more.
+        images: that an epoch trains on.
+        classes: that the network tells apart.
+    """
+    return sum(
+        6.0 * description.macs * images * epochs
+        for description, epochs in _descriptions(recipe, classes)
+    )
+
+
+def executed_flop(recipe: Recipe, images: int, classes: int) -> float:
+    """Return the operations of a training that are executed; arguments as of `training_flop`.
+
+    The whitening layer is not trained, so two of its three passes are left out, and one of the
+    first block's first convolution, that for the gradient of its input.
+    """
+    executed = 0.0
+    for description, epochs in _descriptions(recipe, classes):
+        macs = {layer.name: layer.macs for layer in description.layers}
+        left_out = 2 * macs["whiten"] + macs["block1.first.conv"]
+        executed += (6.0 * description.macs - 2.0 * left_out) * images * epochs
+    return executed
+
+
+def _descriptions(recipe: Recipe, classes: int) -> Iterator[tuple[Description, int]]:
+    """Yield the network for each size of images, and how many epochs have images of that size."""
+    sizes = {dataset.IMAGE_SIZE: recipe.epochs - recipe.cropped_epochs}
+    if recipe.crop:
+        sizes[recipe.crop, recipe.crop] = recipe.cropped_epochs
+    for size, epochs in sizes.items():
+        yield describe(recipe.architecture, classes, size), epochs
+
+
+def train_missing(
+    found: SpeednetResults, path: Path, recipe: Recipe, source: dataset.Source, folder: Path
+) -> Run | None:
+    """Train and measure, unless it is done, writing the results at once; return what is new.
+
+    Args:
+        found: what has been found so far, and is added to.
+        path: of the file of `found`.
+        recipe: of the run, with its seed.
+        source: the images, in memory.
+        folder: where the checkpoints go.
+    """
+    if any(run.seed == recipe.seed for run in found.runs):
+        return None
+    click.echo(f"speednet, seed {recipe.seed}, {recipe.epochs} epochs")
+    place = folder / f"speednet-seed{recipe.seed}-{found.commit[:12]}"
+    run = measure(recipe, source, place, found.commit)
+    found.runs.append(run)
+    found.write(path)
+    put_away(place)
+    return run
+
+
+def measure(recipe: Recipe, source: dataset.Source, place: Path, commit: str) -> Run:
+    """Train between two measurements of the machine, then read the test split.
+
+    Args:
+        recipe: of the run, with its seed.
+        source: the images, in memory.
+        place: where the checkpoints go.
+        commit: of the code.
+    """
+    before = convolution_flops()
+    timed = train_timed(recipe, source, place)
+    after = convolution_flops()
+    labels = source.load_train().labels
+    trained_on, _ = dataset.split_holdout(labels, recipe.holdout, recipe.split_seed)
+    accuracy: dict[int, float] = {
+        views: evaluate(timed.last, source, torch.device("cpu"), views).test.accuracy
+        for views in VIEWS
+    }
+    return Run(
+        seed=recipe.seed,
+        flop=training_flop(recipe, len(trained_on), len(source.classes)),
+        executed_flop=executed_flop(recipe, len(trained_on), len(source.classes)),
+        convolution_flops=(before, after),
+        test_accuracy=accuracy,
+        seconds=round(timed.seconds, 2),
+        resumed=timed.resumed,
+        commit=commit,
+        finished=now(),
+    )
+
+
+def everything_timed(recipe: Recipe) -> Recipe:
+    """Return the recipe as it is measured: on all training images, none held out."""
+    return replace(recipe, holdout=0.0)
+
+
+def speednet_table(found: SpeednetResults) -> str:
+    """Return a row a seed, then mean and deviation, in Markdown."""
+    head = [
+        "seed",
+        "seconds",
+        "TFLOP/s",
+        "of the convolution's",
+        "executed alone",
+        *(f"test accuracy, {views} view{'s' * (views > 1)}" for views in VIEWS),
+    ]
+    runs = sorted(found.runs, key=lambda run: run.seed)
+    rows = [[f"{run.seed}{', resumed' * run.resumed}", *_figures([run])] for run in runs]
+    if len(runs) > 1:
+        rows.append(["mean ± deviation", *_figures(runs)])
+    return table(head, rows) + _about_resumed(runs)
+
+
+def _figures(runs: list[Run]) -> list[str]:
+    return [
+        with_deviation((run.seconds for run in runs), 1),
+        with_deviation((run.flop / run.seconds for run in runs), 3, 1e-12),
+        with_deviation((run.share for run in runs), 3),
+        with_deviation((run.executed_share for run in runs), 3),
+        *(
+            with_deviation((run.test_accuracy[views] for run in runs), 2, 100, "%")
+            for views in VIEWS
+        ),
+    ]
+
+
+def _about_resumed(runs: list[Run]) -> str:
+    if not any(run.resumed for run in runs):
+        return ""
+    return "\n\nThe seconds of a run that was stopped and resumed are the sum of its epochs."
+
+
+def speednet_targets(found: SpeednetResults) -> str:
+    """Return what is wanted beside what was found (means over the seeds), in Markdown."""
+    runs = found.runs
+    pflop = mean(run.flop for run in runs) / 1e15 if runs else None
+    share = mean(run.share for run in runs) if runs else None
+    accuracy = 100 * mean(run.test_accuracy[6] for run in runs) if runs else None
+    return targets_table(
+        [
+            Target("speednet, arithmetic of a training", pflop, MOST_PFLOP, False, " PFLOP"),
+            Target("speednet, FLOP/s of the machine's convolution", share, WANTED_SHARE),
+            Target("speednet, test accuracy with six views", accuracy, WANTED_ACCURACY, unit="%"),
+        ]
+    )

@@ -1,0 +1,365 @@
+"""app.api.uploads behind a real Starlette application, called through httpx's ASGI transport."""
+
+import asyncio
+import base64
+import json
+import threading
+from collections.abc import AsyncIterator, Iterable
+from typing import Any
+
+import httpx
+import pytest
+from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+from starlette.types import Message
+
+from app.api import uploads
+from app.api.uploads import Upload, UploadLimits, read
+from app.errors import (
+    EmptyUpload,
+    MalformedUpload,
+    TooManyImages,
+    UnsupportedMediaType,
+    UploadTooLarge,
+)
+
+pytestmark = pytest.mark.anyio
+
+LIMITS = UploadLimits(max_body_bytes=20_000, max_images=3)
+MULTIPART = "multipart/form-data; boundary=b"
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+async def post(
+    content: bytes | AsyncIterator[bytes] | None = None,
+    content_type: str | None = None,
+    *,
+    limits: UploadLimits = LIMITS,
+    **request: Any,
+) -> list[Upload]:
+    """Send a request and return what `read` made of it in the application."""
+    seen: list[Upload] = []
+
+    async def endpoint(received: Request) -> JSONResponse:
+        seen.extend(await read(dict(received.scope["headers"]), received.receive, limits))
+        return JSONResponse({})
+
+    app = Starlette(routes=[Route("/", endpoint, methods=["POST"])])
+    headers = dict(request.pop("headers", {}))
+    if content_type is not None:
+        headers["content-type"] = content_type
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(app), base_url="http://test"
+    ) as client:
+        await client.post("/", content=content, headers=headers, **request)
+    return seen
+
+
+async def slowly(chunks: Iterable[bytes], pause: float = 0.0) -> AsyncIterator[bytes]:
+    for chunk in chunks:
+        await asyncio.sleep(pause)
+        yield chunk
+
+
+def part(disposition: str, data: bytes = b"x", boundary: str = "b") -> bytes:
+    head = f"--{boundary}\r\nContent-Disposition: form-data; {disposition}\r\n\r\n"
+    return head.encode() + data + b"\r\n"
+
+
+async def post_json(document: object) -> list[Upload]:
+    return await post(json.dumps(document).encode(), "application/json")
+
+
+@pytest.mark.parametrize(
+    "content_type", [None, "", "image/png", "IMAGE/JPEG; q=1", "application/octet-stream"]
+)
+async def test_raw_body_is_one_file(content_type: str | None) -> None:
+    assert await post(b"\x89PNG", content_type) == [Upload(b"\x89PNG", None)]
+
+
+async def test_raw_body_in_many_chunks_is_joined() -> None:
+    body = slowly([b"a", b"", b"bc", b"d" * 5000])
+    assert await post(body, "image/png") == [Upload(b"abc" + b"d" * 5000)]
+
+
+@pytest.mark.parametrize("content_type", [None, "image/png", "application/json"])
+async def test_empty_body_is_refused(content_type: str | None) -> None:
+    with pytest.raises(EmptyUpload, match="body is empty"):
+        await post(b"", content_type)
+
+
+@pytest.mark.parametrize(
+    "content_type", ["text/plain", "application/x-www-form-urlencoded", "imagery/png", "x" * 9999]
+)
+async def test_other_content_types_are_named_with_what_is_read(content_type: str) -> None:
+    with pytest.raises(UnsupportedMediaType, match=r"not read; send one of image/\*") as caught:
+        await post(b"x", content_type)
+    assert content_type[:10] in str(caught.value)
+    assert len(str(caught.value)) < 250
+
+
+async def test_refused_content_type_is_named_whole() -> None:
+    form = "application/x-www-form-urlencoded"
+    with pytest.raises(UnsupportedMediaType, match=f"^Content-Type '{form}' is not read"):
+        await post(b"a=1", form)
+
+
+async def test_compressed_body_is_named() -> None:
+    with pytest.raises(UnsupportedMediaType, match="Content-Encoding 'gzip' is not read"):
+        await post(b"x", "image/png", headers={"content-encoding": "gzip"})
+    assert await post(b"x", "image/png", headers={"content-encoding": "identity"}) == [Upload(b"x")]
+
+
+async def test_body_of_exactly_the_limit_is_taken() -> None:
+    assert len((await post(bytes(20_000), "image/png"))[0].data) == 20_000
+
+
+async def test_announced_size_over_the_limit_is_refused_before_a_byte_is_read() -> None:
+    async def receive() -> Message:
+        raise AssertionError("read")
+
+    for announced in (b"20001", b"9" * 5000):
+        headers = {b"content-length": announced}
+        with pytest.raises(UploadTooLarge, match="the limit is 20000 bytes"):
+            await read(headers, receive, LIMITS)
+
+
+@pytest.mark.parametrize("content_type", ["image/png", MULTIPART, "application/json"])
+async def test_stream_over_the_limit_is_refused_as_soon_as_it_passes(content_type: str) -> None:
+    sent = 0
+
+    async def body() -> AsyncIterator[bytes]:
+        nonlocal sent
+        head = part('name="file"')[:-2] if content_type == MULTIPART else b"["
+        for _ in range(100):
+            chunk = head.ljust(8000, b"x")
+            sent += len(chunk)
+            yield chunk
+            head = b""
+
+    with pytest.raises(UploadTooLarge, match="body is at least 24000 bytes; the limit is 20000"):
+        await post(body(), content_type)
+    # httpx's transport pulls at most one chunk ahead.
+    assert sent <= 32_000
+
+
+@pytest.mark.parametrize("content_type", [b"image/png", MULTIPART.encode()])
+async def test_client_going_away_is_passed_on(content_type: bytes) -> None:
+    messages: list[Message] = [
+        {"type": "http.request", "body": b"--b\r\n", "more_body": True},
+        {"type": "http.disconnect"},
+    ]
+
+    async def receive() -> Message:
+        return messages.pop(0)
+
+    headers = {b"content-type": content_type}
+    with pytest.raises(ClientDisconnect):
+        await read(headers, receive, LIMITS)
+
+
+async def test_multipart_files_come_in_order_with_their_names() -> None:
+    files = [("file", (name, name.encode(), "image/png")) for name in ("a.png", "b.png", "c.png")]
+    found = await post(files=files)
+    assert found == [Upload(n.encode(), n) for n in ("a.png", "b.png", "c.png")]
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 7, 50])
+async def test_multipart_cut_into_any_chunks_is_the_same(step: int) -> None:
+    data = b"\r\n--b-\r\n--\r\n\r\n--" + bytes(range(256))
+    body = part('name="file"; filename="a"', data) + part('name="file"', b"\r\n") + b"--b--\r\n"
+    chunks = [body[at : at + step] for at in range(0, len(body), step)]
+    assert await post(slowly(chunks), MULTIPART) == [Upload(data, "a"), Upload(b"\r\n")]
+
+
+async def test_truncated_multipart_is_never_accepted() -> None:
+    body = part('name="file"') + b"--b--"
+    assert await post(body, MULTIPART) == [Upload(b"x")]
+    for end in range(1, len(body)):
+        with pytest.raises(MalformedUpload, match="multipart body"):
+            await post(body[:end], MULTIPART)
+
+
+@pytest.mark.parametrize(
+    ("content_type", "body", "message"),
+    [
+        ("multipart/form-data", b"x", "names no boundary"),
+        ("multipart/form-data; boundary=", b"x", "names no boundary"),
+        ("multipart/form-data; boundary=" + "b" * 999, b"x", "broken"),
+        (MULTIPART, b"", "ends before its closing boundary"),
+        (MULTIPART, b"garbage" * 100, "broken"),
+        (MULTIPART, b"--b\r\nbad header\r\n\r\nx\r\n--b--", "broken"),
+        (MULTIPART, b"--b\r\nA: " + b"x" * 5000 + b"\r\n\r\nx\r\n--b--", "more than 4096 bytes"),
+        (MULTIPART, b"--b\r\n" + b"A: x\r\n" * 50 + b"\r\nx\r\n--b--", "more than 16 headers"),
+        (MULTIPART + ";" * 32, b"x", "Content-Type has 33 semicolons; the limit is 32"),
+        (MULTIPART, part('name="file"' + ";" * 32) + b"--b--", "Content-Disposition has 33 semic"),
+        (MULTIPART, b"--b\r\n\r\nx\r\n--b--", "part 0 is named ''; only 'file' is read"),
+        (MULTIPART, part('name="other"') + b"--b--", "part 0 is named 'other'; only 'file'"),
+        (MULTIPART, part('name="file"') + part('name="z"') + b"--b--", "part 1 is named 'z'"),
+        (MULTIPART, part('name="' + "n" * 3000 + '"') + b"--b--", "part 0 is named 'n"),
+    ],
+)
+async def test_malformed_multipart_is_refused(content_type: str, body: bytes, message: str) -> None:
+    with pytest.raises(MalformedUpload, match=message) as caught:
+        await post(body, content_type)
+    assert len(str(caught.value)) < 200
+
+
+async def test_semicolons_of_a_file_name_belong_to_it() -> None:
+    name = "a;b" * 10 + ".png"
+    body = part(f'name="file"; filename="{name}"') + b"--b--"
+    assert await post(body, MULTIPART) == [Upload(b"x", name)]
+
+
+async def test_empty_part_is_named() -> None:
+    body = part('name="file"') + part('name="file"', b"") + b"--b--"
+    with pytest.raises(EmptyUpload, match="part 1 is empty"):
+        await post(body, MULTIPART)
+
+
+async def test_multipart_without_parts_is_empty() -> None:
+    with pytest.raises(EmptyUpload, match="no parts"):
+        await post(b"--b--\r\n", MULTIPART)
+
+
+async def test_too_many_parts_are_refused_before_the_rest_is_read() -> None:
+    sent = 0
+
+    async def body() -> AsyncIterator[bytes]:
+        nonlocal sent
+        for _ in range(100):
+            sent += 1
+            yield part('name="file"')
+
+    with pytest.raises(TooManyImages, match="request has more than 3 images; the limit is 3"):
+        await post(body(), MULTIPART)
+    assert sent <= 5
+
+
+@pytest.mark.parametrize(
+    ("sent", "kept"),
+    [
+        ("cat.png", "cat.png"),
+        ("../../etc/passwd", "passwd"),
+        ("/a/b.png", "b.png"),
+        ("C:\\photos\\b.png", "b.png"),
+        ("кот 🐈.png", "кот 🐈.png"),
+        ("a\x00b\x1b[31mc\x7f.png", "ab[31mc.png"),
+        ("gpj.\u202eexe", "gpj.exe"),
+        ("n" * 999, "n" * 255),
+        ("", None),
+        ("folder/", None),
+    ],
+)
+async def test_file_name_is_cleaned(sent: str, kept: str | None) -> None:
+    body = part(f'name="file"; filename="{sent}"') + b"--b--"
+    assert await post(body, MULTIPART) == [Upload(b"x", kept)]
+
+
+async def test_file_name_in_latin_1_is_read() -> None:
+    body = part('name="file"; filename="@"').replace(b"@", b"caf\xe9") + b"--b--"
+    assert (await post(body, MULTIPART))[0].filename == "café"
+
+
+async def test_json_images_are_decoded() -> None:
+    text = base64.b64encode(b"\x00\xff\xfeabc").decode()
+    found = await post_json({"images": [text, "data:image/png;base64," + text]})
+    assert found == [Upload(b"\x00\xff\xfeabc")] * 2
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        ([], "is not an object"),
+        ("x", "is not an object"),
+        ({}, "is not an object"),
+        ({"images": ["eA=="], "model": "x"}, "JSON key 'model' is unknown"),
+        ({"images": "eA=="}, "'images' is not a list"),
+        ({"images": []}, "at least one"),
+        ({"images": ["eA==", 7]}, r"images\[1\] is not a string"),
+        ({"images": [None]}, r"images\[0\] is not a string"),
+        ({"images": ["eA"]}, r"images\[0\] is not base64"),
+        ({"images": ["e A="]}, r"images\[0\] is not base64"),
+        ({"images": ["eA==\n"]}, r"images\[0\] is not base64"),
+        ({"images": ["_-8="]}, r"images\[0\] is not base64"),
+        ({"images": ["é"]}, r"images\[0\] is not base64"),
+        ({"images": ["data:text/html;base64,eA=="]}, r"images\[0\] is not base64"),
+    ],
+)
+async def test_malformed_json_document_is_refused(document: object, message: str) -> None:
+    with pytest.raises(MalformedUpload, match=message):
+        await post_json(document)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"{", "body is not JSON"),
+        (b"\xff\xfe", "body is not JSON"),
+        (b'{"images": ["\xff"]}', "body is not JSON"),
+        (b'\xef\xbb\xbf{"images": ["eA=="]}', "body is not JSON"),
+        (b'{"images": NaN}', "NaN is not a JSON value"),
+        (b'{"images": [-Infinity]}', "-Infinity is not a JSON value"),
+        (b'{"images": ["eA=="], "images": ["eQ=="]}', "'images' stands twice"),
+        (b'{"images": ' + b"1" * 1000 + b"}", "'images' is not a list"),
+        (b'{"images": [' + b"1" * 9000 + b"]}", "number has 9000 digits; the limit is 1000"),
+        (b"[" * 9000, "JSON"),  # too deep, or cut short: Python's versions do not agree
+        (b'{"a":' * 2500, "JSON"),
+        (b"[" + b"{}," * 6000, "has 12001 commas and opening brackets; the limit is 10000"),
+    ],
+)
+async def test_malformed_json_text_is_refused(body: bytes, message: str) -> None:
+    with pytest.raises(MalformedUpload, match=message):
+        await post(body, "application/json; charset=utf-8")
+
+
+@pytest.mark.parametrize(("size", "in_thread"), [(1000, False), (300_000, True)])
+async def test_large_json_is_parsed_in_a_thread(
+    monkeypatch: pytest.MonkeyPatch, size: int, in_thread: bool
+) -> None:
+    threads: list[int] = []
+    parse = uploads._parse_json
+
+    def spy(body: bytes) -> list[Any]:
+        threads.append(threading.get_ident())
+        return parse(body)
+
+    monkeypatch.setattr(uploads, "_parse_json", spy)
+    limits = UploadLimits(1_000_000, 3)
+    body = json.dumps({"images": [base64.b64encode(bytes(size)).decode()]}).encode()
+    assert await post(body, "application/json", limits=limits) == [Upload(bytes(size))]
+    assert (threads != [threading.get_ident()]) is in_thread
+
+
+async def test_held_bytes_are_told_as_they_come() -> None:
+    told: list[int] = []
+    chunks = [b"abc", b"defgh"]
+    messages: list[Message] = [
+        {"type": "http.request", "body": chunk, "more_body": chunk != chunks[-1]}
+        for chunk in chunks
+    ]
+
+    async def receive() -> Message:
+        return messages.pop(0)
+
+    headers = {b"content-length": b"8"}
+    await read(headers, receive, LIMITS, told.append)
+    assert told == [3, 8]  # what is announced only is not held
+    assert told[-1] == 8
+
+
+@pytest.mark.parametrize("item", ["", "data:image/png;base64,"])
+async def test_empty_json_image_is_named(item: str) -> None:
+    with pytest.raises(EmptyUpload, match=r"images\[1\] is empty"):
+        await post_json({"images": ["eA==", item]})
+
+
+async def test_too_many_json_images_are_counted() -> None:
+    with pytest.raises(TooManyImages, match="request has 4 images; the limit is 3"):
+        await post_json({"images": ["eA=="] * 4})

@@ -1,0 +1,691 @@
+"""app.images.decode on files that are made here, so that every expected pixel is known."""
+
+import contextlib
+import io
+import json
+import os
+import struct
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from app.errors import DamagedImage, ImageError, NotAnImage, TooManyPixels, UnsupportedImage
+from app.images import decode as decode_module
+from app.images.decode import decode
+
+SIZE = (32, 32)
+LIMIT = 40_000_000
+SAMPLE = Path(__file__).parents[2] / "support" / "sample.npz"
+
+Pixels = NDArray[np.uint8]
+
+
+@pytest.fixture(scope="module")
+def photo() -> Pixels:
+    """A real CIFAR-10 image, uint8 [32,32,3]."""
+    with np.load(SAMPLE) as sample:
+        pixels: Pixels = sample["train_images"][0]
+        return pixels
+
+
+def encode(image: Image.Image | Pixels, kind: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    picture.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def noise(height: int, width: int, channels: int = 3) -> Pixels:
+    shape = (height, width, channels) if channels > 1 else (height, width)
+    return np.random.default_rng(7).integers(0, 256, shape, dtype=np.uint8)
+
+
+def over_white(rgba: Pixels) -> NDArray[np.float64]:
+    alpha = rgba[..., 3:].astype(np.float64) / 255
+    blended: NDArray[np.float64] = rgba[..., :3] * alpha + 255 * (1 - alpha)
+    return blended
+
+
+def chunk(kind: bytes, body: bytes = b"") -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def png(
+    width: int, height: int, depth: int, colour: int, rows: bytes, *extra: bytes, after: bytes = b""
+) -> bytes:
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
+    data = chunk(b"IDAT", zlib.compress(rows))
+    return b"".join([b"\x89PNG\r\n\x1a\n", header, *extra, data, after, chunk(b"IEND")])
+
+
+def tiff(tags: list[tuple[int, int, int, int]], data: bytes = b"") -> bytes:
+    """A little-endian TIFF of one directory; `data` begins at `tiff_data_offset(tags)`."""
+    entries = b"".join(struct.pack("<HHII", *tag) for tag in tags)
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + data
+
+
+def tiff_data_offset(tags: int) -> int:
+    return 8 + 2 + 12 * tags + 4
+
+
+LOSSLESS: list[tuple[str, dict[str, Any]]] = [
+    ("PNG", {}),
+    ("WEBP", {"lossless": True}),
+    ("BMP", {}),
+    ("TIFF", {}),
+    ("TIFF", {"compression": "tiff_lzw"}),
+    ("TIFF", {"compression": "tiff_adobe_deflate"}),
+    ("TIFF", {"big_tiff": True}),
+]
+
+
+@pytest.mark.parametrize(("kind", "options"), LOSSLESS)
+def test_lossless_image_of_model_size_keeps_its_pixels_exactly(
+    photo: Pixels, kind: str, options: dict[str, Any]
+) -> None:
+    found = decode(encode(photo, kind, **options), SIZE, LIMIT)
+    assert found.dtype == np.uint8
+    np.testing.assert_array_equal(found, photo)
+
+
+@pytest.mark.parametrize(("kind", "tolerance"), [("JPEG", 0), ("AVIF", 0), ("MPO", 0)])
+def test_lossy_image_of_model_size_is_what_pillow_decodes(
+    photo: Pixels, kind: str, tolerance: int
+) -> None:
+    data = encode(photo, kind, quality=90)
+    with Image.open(io.BytesIO(data)) as image:
+        whole = np.asarray(image.convert("RGB"), np.int16)
+    assert np.abs(decode(data, SIZE, LIMIT) - whole).max() <= tolerance
+
+
+def test_first_frame_of_an_animation_is_taken() -> None:
+    frames = [Image.new("RGB", (32, 32), colour) for colour in ("red", "lime", "blue")]
+    for kind in ("GIF", "PNG", "WEBP", "TIFF"):
+        data = encode(frames[0], kind, save_all=True, append_images=frames[1:])
+        assert decode(data, SIZE, LIMIT)[16, 16].tolist() == pytest.approx([255, 0, 0], abs=2), kind
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "GIF"])
+def test_grey_palette_and_one_bit_images_keep_their_pixels(photo: Pixels, kind: str) -> None:
+    for mode in ("L", "P", "1"):
+        image = Image.fromarray(photo).convert(mode)
+        expected = np.asarray(image.convert("RGB"))
+        np.testing.assert_array_equal(decode(encode(image, kind), SIZE, LIMIT), expected)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF"])
+def test_transparent_pixels_are_composited_over_white(kind: str) -> None:
+    rgba = noise(32, 32, 4)
+    options = {"lossless": True, "exact": True} if kind == "WEBP" else {}
+    found = decode(encode(rgba, kind, **options), SIZE, LIMIT)
+    assert np.abs(found - over_white(rgba)).max() <= 1
+
+
+def test_grey_with_alpha_is_composited_over_white() -> None:
+    grey = noise(32, 32, 2)
+    data = encode(Image.fromarray(grey, "LA"), "PNG")
+    assert np.abs(decode(data, SIZE, LIMIT) - over_white(grey[..., [0, 0, 0, 1]])).max() <= 1
+
+
+def test_transparency_is_weighed_before_resampling() -> None:
+    # Fully transparent red must not bleed into the white beside it.
+    rgba = np.zeros((64, 64, 4), np.uint8)
+    rgba[:, :, 0], rgba[:, 32:] = 255, (255, 255, 255, 255)
+    assert decode(encode(rgba, "PNG"), SIZE, LIMIT).min() >= 254
+
+
+def test_palette_with_one_transparent_colour_is_composited_over_white() -> None:
+    image = Image.fromarray(noise(32, 32, 1) % 4, "P")
+    image.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90, 100, 110, 120])
+    for kind in ("PNG", "GIF"):
+        found = decode(encode(image, kind, transparency=2), SIZE, LIMIT)
+        hidden = np.asarray(image) == 2
+        assert (found[hidden] == 255).all()
+        assert (found[np.asarray(image) == 1] == (40, 50, 60)).all()
+
+
+def test_palette_with_an_alpha_for_each_colour_is_composited_over_white() -> None:
+    palette = chunk(b"PLTE", bytes([0, 0, 0, 200, 100, 0])), chunk(b"tRNS", bytes([255, 128]))
+    found = decode(png(2, 1, 8, 3, bytes([0, 0, 1]), *palette), (1, 2), LIMIT)
+    assert found[0, 0].tolist() == [0, 0, 0]
+    assert found[0, 1].tolist() == pytest.approx([227, 177, 127], abs=1)
+
+
+@pytest.mark.parametrize(
+    ("depth", "colour", "rows", "transparent"),
+    [
+        (1, 0, bytes([0, 0b0100_0000]), struct.pack(">H", 1)),
+        (2, 0, bytes([0, 0b0011_0000]), struct.pack(">H", 3)),
+        (4, 0, bytes([0, 0x07]), struct.pack(">H", 7)),
+        (8, 0, bytes([0, 0, 9]), struct.pack(">H", 9)),
+        (16, 0, bytes([0, 0, 0, 9, 200]), struct.pack(">H", 9 * 256 + 200)),
+        (8, 2, bytes([0, 0, 0, 0, 9, 8, 7]), struct.pack(">HHH", 9, 8, 7)),
+        (16, 2, bytes([0, *[0] * 6, 9, 1, 8, 1, 7, 1]), struct.pack(">HHH", 2305, 2049, 1793)),
+    ],
+)
+def test_png_transparent_colour_of_any_depth_turns_white(
+    depth: int, colour: int, rows: bytes, transparent: bytes
+) -> None:
+    data = png(2, 1, depth, colour, rows, chunk(b"tRNS", transparent))
+    found = decode(data, (1, 2), LIMIT)
+    assert found[0].tolist() == [[0, 0, 0], [255, 255, 255]]
+
+
+def test_sixteen_bit_grey_is_scaled_and_not_clipped() -> None:
+    samples = (np.arange(1024, dtype=np.uint16) * 64).reshape(32, 32)
+    for kind in ("PNG", "TIFF"):
+        found = decode(encode(Image.fromarray(samples), kind), SIZE, LIMIT)
+        np.testing.assert_array_equal(found[..., 1], samples >> 8)
+
+
+def test_twelve_bit_grey_tiff_is_scaled_to_white() -> None:
+    tags = [(256, 3, 1, 2), (257, 3, 1, 1), (258, 3, 1, 12), (259, 3, 1, 1), (262, 3, 1, 1)]
+    tags += [(273, 4, 1, tiff_data_offset(8)), (277, 3, 1, 1), (279, 4, 1, 3)]
+    found = decode(tiff(tags, bytes([0xFF, 0xF0, 0x00])), (1, 2), LIMIT)
+    assert found[0].tolist() == [[255] * 3, [0] * 3]
+
+
+def test_cmyk_is_converted_to_rgb(photo: Pixels) -> None:
+    image = Image.fromarray(photo).convert("CMYK")
+    expected = np.asarray(image.convert("RGB"), np.int16)
+    np.testing.assert_array_equal(decode(encode(image, "TIFF"), SIZE, LIMIT), expected)
+    found = decode(encode(image, "JPEG", quality=100, subsampling=0), SIZE, LIMIT)
+    assert np.abs(found - expected).mean() < 3
+
+
+@pytest.mark.parametrize(("mode", "dtype"), [("F", np.float32), ("I", np.int32)])
+def test_samples_without_a_meaning_in_eight_bits_are_named(mode: str, dtype: type) -> None:
+    data = encode(Image.fromarray(np.zeros((32, 32), dtype)), "TIFF")
+    with pytest.raises(UnsupportedImage, match=f"TIFF image of mode {mode} is not read"):
+        decode(data, SIZE, LIMIT)
+
+
+def test_heic_is_named_with_what_is_read_instead() -> None:
+    with pytest.raises(UnsupportedImage, match="HEIC is not read; send PNG, JPEG"):
+        decode(b"\0\0\0\x18ftypheic" + bytes(100), SIZE, LIMIT)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF", "AVIF"])
+def test_exif_orientation_is_applied_once(kind: str, orientation: int) -> None:
+    # Blocks of 8 pixels, so that lossy formats keep the corners apart.
+    picture = np.zeros((32, 48, 3), np.uint8)
+    picture[:8, :8], picture[:8, -8:], picture[-8:, :8] = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"lossless": True} if kind == "WEBP" else {}
+    data = encode(picture, kind, exif=exif, **options)
+    turned = Image.fromarray(picture)
+    turned.getexif()[0x0112] = orientation
+    expected = np.asarray(ImageOps.exif_transpose(turned), np.int16)
+    found = decode(data, (expected.shape[0], expected.shape[1]), LIMIT)
+    assert np.abs(found - expected).mean() < 6
+
+
+def test_pillow_warnings_about_metadata_neither_escape_nor_refuse_the_picture() -> None:
+    tags = {256: 2, 257: 1, 258: 8, 259: 1, 262: 1, 273: tiff_data_offset(9), 277: 1, 279: 2}
+    entries = [(tag, 4, 1, value) for tag, value in tags.items()]
+    # "Software", announced to be longer than the file.
+    data = tiff([*entries, (305, 2, 60_000, 9)], bytes([7, 9]))
+    assert decode(data, (1, 2), LIMIT)[0].tolist() == [[7] * 3, [9] * 3]
+
+
+@pytest.mark.parametrize("orientation", [0, 9, 60000])
+def test_orientation_that_does_not_exist_is_left_alone(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    picture = noise(20, 30)
+    np.testing.assert_array_equal(
+        decode(encode(picture, "PNG", exif=exif), (20, 30), LIMIT), picture
+    )
+
+
+def test_damaged_exif_does_not_refuse_a_sound_picture(photo: Pixels) -> None:
+    for exif in (b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff"):
+        for kind, options in (("PNG", {}), ("WEBP", {"lossless": True}), ("JPEG", {})):
+            data = encode(photo, kind, exif=exif, **options)
+            assert np.abs(decode(data, SIZE, LIMIT) - photo.astype(np.int16)).mean() < 12
+
+
+def test_centre_of_a_wide_or_tall_image_is_kept() -> None:
+    wide = np.zeros((100, 300, 3), np.uint8)
+    wide[:, :100], wide[:, 100:200], wide[:, 200:] = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+    for picture in (wide, wide.transpose(1, 0, 2)):
+        found = decode(encode(picture, "PNG"), SIZE, LIMIT)
+        assert (found[2:-2, 2:-2] == (0, 255, 0)).all()
+
+
+def test_centre_crop_takes_the_aspect_ratio_of_the_model() -> None:
+    found = decode(encode(noise(60, 60), "PNG"), (10, 30), LIMIT)
+    with Image.open(io.BytesIO(encode(noise(60, 60), "PNG"))) as image:
+        expected = image.resize((30, 10), Image.Resampling.BICUBIC, box=(0, 20, 60, 40))
+    assert found.shape == (10, 30, 3)
+    np.testing.assert_array_equal(found, np.asarray(expected))
+
+
+def test_small_image_is_enlarged() -> None:
+    found = decode(encode(np.full((3, 3, 3), 77, np.uint8), "PNG"), SIZE, LIMIT)
+    assert (found == 77).all()
+
+
+def test_resampling_averages_what_a_pixel_covers() -> None:
+    checks = np.indices((512, 512)).sum(0) % 2 * 255
+    found = decode(encode(checks.astype(np.uint8), "PNG"), SIZE, LIMIT)
+    assert np.abs(found.astype(int) - 127).max() <= 2
+
+
+def test_reduced_decoding_of_a_large_jpeg_stays_close_to_the_full_one() -> None:
+    rng = np.random.default_rng(0)
+    scene = Image.fromarray(rng.integers(0, 256, (30, 40, 3), dtype=np.uint8))
+    grain = rng.integers(-12, 13, (3000, 4000, 1), dtype=np.int16)
+    pixels = np.asarray(scene.resize((4000, 3000), Image.Resampling.BICUBIC)) + grain
+    data = encode(np.clip(pixels, 0, 255).astype(np.uint8), "JPEG", quality=85)
+    with Image.open(io.BytesIO(data)) as image:
+        full = image.resize(SIZE, Image.Resampling.BICUBIC, box=(500, 0, 3500, 3000))
+    found = decode(data, SIZE, LIMIT).astype(np.int16)
+    assert np.abs(found - np.asarray(full)).mean() <= 3
+
+
+@pytest.mark.parametrize("data", [b"", b"\x89PNG", b"GIF", b"<svg/>", b"%PDF-1.7", bytes(1000)])
+def test_bytes_of_no_known_format_are_not_an_image(data: bytes) -> None:
+    with pytest.raises(NotAnImage, match="PNG, JPEG, WebP"):
+        decode(data, SIZE, LIMIT)
+
+
+def test_pixel_limit_is_named_with_the_size() -> None:
+    with pytest.raises(TooManyPixels) as caught:
+        decode(png(30000, 30000, 8, 2, b""), SIZE, LIMIT)
+    assert str(caught.value) == "image is 30000x30000 pixels; the limit is 40 megapixels"
+
+
+def test_image_of_exactly_the_limit_is_decoded() -> None:
+    data = encode(noise(40, 50), "PNG")
+    assert decode(data, SIZE, 2000).shape == (32, 32, 3)
+    with pytest.raises(TooManyPixels, match=r"image is 50x40 pixels; the limit is 0\.001999 mega"):
+        decode(data, SIZE, 1999)
+
+
+def test_formats_that_are_decoded_whole_have_their_own_limit() -> None:
+    picture = noise(40, 50)
+    assert decode(encode(picture, "JPEG"), SIZE, 2000, max_pixels_whole=1000).shape == (32, 32, 3)
+    with pytest.raises(TooManyPixels, match=r"the limit is 0\.001 megapixels for PNG"):
+        decode(encode(picture, "PNG"), SIZE, 2000, max_pixels_whole=1000)
+    with pytest.raises(TooManyPixels, match="for progressive JPEG"):
+        decode(encode(picture, "JPEG", progressive=True), SIZE, 2000, max_pixels_whole=1000)
+
+
+def test_many_pixels_in_few_bytes_are_refused_with_both_numbers() -> None:
+    data = encode(Image.new("RGBA", (1500, 1500)), "WEBP", lossless=True)
+    with pytest.raises(TooManyPixels) as caught:
+        decode(data, SIZE, LIMIT)
+    assert str(caught.value) == (
+        f"image is 1500x1500 pixels in {len(data)} bytes; "
+        "above 2.1 megapixels at most 400 pixels a byte are decoded"
+    )
+    enough = data + bytes(1500 * 1500 // 400 + 1 - len(data))
+    assert (decode(enough, SIZE, LIMIT) == 255).all()
+
+
+def test_screen_of_one_colour_is_decoded_however_few_its_bytes() -> None:
+    screen = Image.new("RGB", (1920, 1080), (30, 60, 120))
+    for kind, options in (("PNG", {}), ("GIF", {}), ("WEBP", {"lossless": True})):
+        assert (decode(encode(screen, kind, **options), SIZE, LIMIT) == (30, 60, 120)).all(), kind
+    large = encode(screen.resize((3840, 2160)), "PNG")
+    assert (decode(large, SIZE, LIMIT) == (30, 60, 120)).all()
+
+
+@pytest.mark.parametrize("size", [(1000, 700), (701, 1003), (2300, 400)])
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "1", "CMYK", "I;16"])
+def test_large_image_that_is_converted_in_strips_stays_close_to_the_whole_one(
+    mode: str, size: tuple[int, int]
+) -> None:
+    picture = Image.fromarray(noise(9, 9, 4), "RGBA").resize(size, Image.Resampling.BICUBIC)
+    if mode == "I;16":
+        whole = picture.convert("L")
+        stored = Image.fromarray(np.asarray(whole).astype(np.uint16) * 257)
+    else:
+        stored = whole = picture.convert(mode)
+    data = encode(stored, "TIFF" if mode == "CMYK" else "PNG")
+    rgba = whole.convert("RGB" if mode == "CMYK" else "RGBA").convert("RGBA")
+    side, left, top = min(size), (size[0] - min(size)) / 2, (size[1] - min(size)) / 2
+    box = (left, top, left + side, top + side)
+    expected = over_white(np.asarray(rgba.resize(SIZE, Image.Resampling.BICUBIC, box=box)))
+    assert np.abs(decode(data, SIZE, LIMIT) - expected).mean() < 1
+
+
+def everything(photo: Pixels) -> dict[str, bytes]:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    palette = Image.fromarray(photo).convert("P")
+    return {
+        "png": encode(photo, "PNG", exif=exif),
+        "png palette": encode(palette, "PNG", transparency=3),
+        "jpeg": encode(photo, "JPEG", exif=exif),
+        "progressive": encode(photo, "JPEG", progressive=True),
+        "mpo": encode(photo, "MPO"),
+        "webp": encode(noise(32, 32, 4), "WEBP", exif=exif),
+        "webp lossless": encode(photo, "WEBP", lossless=True),
+        "gif": encode(palette, "GIF", save_all=True, append_images=[palette, palette]),
+        "bmp": encode(photo, "BMP"),
+        "bmp palette": encode(palette, "BMP"),
+        "tiff": encode(photo, "TIFF", exif=exif),
+        "tiff lzw": encode(photo, "TIFF", compression="tiff_lzw"),
+        "tiff jpeg": encode(photo, "TIFF", compression="jpeg"),
+        "bigtiff": encode(photo, "TIFF", big_tiff=True),
+        "avif": encode(photo, "AVIF", exif=exif),
+    }
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"])
+def test_truncated_image_is_damaged(photo: Pixels, kind: str) -> None:
+    data = encode(photo, kind)
+    for part in (0.3, 0.6, 0.9):
+        with pytest.raises(DamagedImage, match="damaged"):
+            decode(data[: int(len(data) * part)], SIZE, LIMIT)
+
+
+def test_only_image_errors_escape_from_mutated_files(
+    photo: Pixels, capfd: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(20)
+    for data in everything(photo).values():
+        for _ in range(40):
+            broken = bytearray(data[: rng.integers(1, len(data))] if rng.random() < 0.4 else data)
+            # Most of what decides is in the headers.
+            reach = min(len(broken), 200) if rng.random() < 0.7 else len(broken)
+            for position in rng.integers(0, reach, rng.integers(0, 6)):
+                broken[position] = rng.choice([0, 1, 0x7F, 0x80, 0xFF, int(rng.integers(256))])
+            with contextlib.suppress(ImageError):
+                assert decode(bytes(broken), SIZE, LIMIT).shape == (32, 32, 3)
+    # libtiff has lines of its own here, which nothing in Python can turn off.
+    assert ".py:" not in capfd.readouterr().err
+
+
+def test_truncation_at_every_offset_of_a_header_is_an_image_error(photo: Pixels) -> None:
+    for data in everything(photo).values():
+        for end in range(min(160, len(data))):
+            with pytest.raises(ImageError):
+                decode(data[:end], SIZE, LIMIT)
+
+
+def jpeg_announcing(data: bytes, width: int, height: int) -> bytes:
+    at = max(data.find(b"\xff\xc0"), data.find(b"\xff\xc2")) + 5
+    return data[:at] + struct.pack(">HH", height, width) + data[at + 4 :]
+
+
+def bmp_of_runs(width: int, height: int, runs: bytes, compression: int = 1) -> bytes:
+    """A run-length encoded BMP with a black palette: of 8 bits, of 4 where `compression` is 2."""
+    bits, colours = 8 // compression, 256 // compression**4
+    offset = 54 + 4 * colours
+    sizes = struct.pack("<IHHI", offset + len(runs), 0, 0, offset)
+    header = struct.pack("<iiHHII", width, height, 1, bits, compression, len(runs))
+    end = struct.pack("<iiII", 0, 0, colours, 0)
+    return b"BM" + sizes + struct.pack("<I", 40) + header + end + bytes(4 * colours) + runs
+
+
+@pytest.mark.parametrize("compression", [1, 2])
+def test_run_length_encoded_bmp_is_named_with_what_to_send(compression: int) -> None:
+    data = bmp_of_runs(2, 1, b"\2\1\0\1", compression)
+    with pytest.raises(UnsupportedImage) as caught:
+        decode(data, SIZE, LIMIT)
+    assert str(caught.value) == (
+        "BMP image is run-length encoded, which is not read; send it uncompressed"
+    )
+
+
+@pytest.fixture(scope="module")
+def hostile(photo: Pixels) -> dict[str, bytes]:
+    """Files that cost far more than their length or their limits let expect."""
+    megabyte = zlib.compress(bytes(1 << 20))
+    rows = b"".join(b"\0" + row.tobytes() for row in photo)
+    texts = [chunk(b"zTXt", b"%d\0\0" % index + megabyte) for index in range(60)]
+    jpeg, gif, bmp = encode(photo, "JPEG"), encode(photo, "GIF"), encode(photo, "BMP")
+    black = encode(Image.new("L", (2048, 2048)), "JPEG", progressive=True)
+    last_scan = black[black.rindex(b"\xff\xda") : -2]
+    tags = b"".join(struct.pack("<HHII", tag, 3, 1, 1) for tag in range(65535))
+    exif = b"II*\0\x08\0\0\0\xff\xff" + tags + bytes(4)
+    pieces = [exif[at : at + 65000] for at in range(0, len(exif), 65000)]
+    segments = [b"\xff\xe1" + struct.pack(">H", len(p) + 8) + b"Exif\0\0" + p for p in pieces]
+    lossless = bytearray(encode(photo, "WEBP", lossless=True))
+    lossless[21:25] = struct.pack("<I", 0x0FFFFFFF)
+    avif = bytearray(encode(photo, "AVIF"))
+    at = avif.index(b"ispe") + 8
+    avif[at : at + 8] = struct.pack(">II", 16000, 16000)
+    return {
+        "png 30000x30000": png(30000, 30000, 8, 2, bytes(10_000_000)),
+        "png 25 megapixels": png(5000, 5000, 8, 2, bytes(15001 * 5000)),
+        "png texts": png(32, 32, 8, 2, rows, *texts),
+        "png texts at the end": png(32, 32, 8, 2, rows, after=b"".join(texts)),
+        "png profiles": png(32, 32, 8, 2, rows, *[chunk(b"iCCP", b"p\0\0" + megabyte)] * 1000),
+        "png empty chunks": png(32, 32, 8, 2, rows, chunk(b"abCd") * 800_000),
+        "png empty data chunks": png(32, 32, 8, 2, rows, chunk(b"IDAT") * 800_000),
+        "png of no size": png(0, 0, 8, 2, b""),
+        "png exif": png(32, 32, 8, 2, rows, chunk(b"eXIf", exif)),
+        "jpeg 65500x65500": jpeg_announcing(jpeg, 65500, 65500),
+        "jpeg progressive 5000x5000": jpeg_announcing(black, 5000, 5000),
+        "jpeg scans": black[:-2] + last_scan * 5000 + b"\xff\xd9",
+        "jpeg comments": b"\xff\xd8" + b"\xff\xfe\0\x02" * 1_000_000 + jpeg[2:],
+        "jpeg junk": b"\xff\xd8\xff" + bytes(5_000_000),
+        "jpeg exif": b"\xff\xd8" + b"".join(segments) + jpeg[2:],
+        **hostile_jpeg_segments(jpeg),
+        "gif canvas": gif[:6] + b"\xff\xff\xff\xff" + gif[10:],
+        "gif comments": gif[:13] + bytes(768) + b"!\xfe" + b"\x01a" * 2_000_000 + b"\0;",
+        "webp canvas": bytes(lossless),
+        "avif canvas": bytes(avif),
+        "bmp run lengths": bmp_of_runs(2_000_000, 1, b"\1\1\0\0\0\1"),
+        "bmp 60000x60000": bmp[:18] + struct.pack("<ii", 60000, 60000) + bmp[26:],
+        **hostile_tiffs(),
+        **{f"light {kind}": data for kind, data in flat(1449).items()},
+        **{f"heavy {kind}": data for kind, data in flat(3535).items()},
+    }
+
+
+def hostile_jpeg_segments(jpeg: bytes) -> dict[str, bytes]:
+    def before(marker: int, body: bytes, times: int) -> bytes:
+        segment = struct.pack(">BBH", 255, marker, len(body) + 2) + body
+        return jpeg[:2] + segment * times + jpeg[2:]
+
+    resources, tables, components = b"8BIM" + bytes(8), b"\1" * 65, b"\1\x11\0"
+    return {
+        "jpeg exif in pieces": before(0xE1, b"Exif\0\0" + bytes(6400), 5000),
+        "jpeg photoshop": before(0xED, b"Photoshop 3.0\0" + resources * 5000, 500),
+        "jpeg tables": before(0xDB, tables * 1000, 500),
+        "jpeg components": before(0xC0, b"\x08\0\x20\0\x20\3" + components * 20_000, 100),
+        "jpeg segments": before(0xE5, b"", 1_000_000),
+    }
+
+
+def flat(side: int) -> dict[str, bytes]:
+    """One colour, in the forms that cost the most memory beside their pixels."""
+    size = (side, side)
+    palette = chunk(b"PLTE", bytes(768)), chunk(b"tRNS", bytes(128))
+    return {
+        "png palette": png(*size, 8, 3, bytes((side + 1) * side), *palette),
+        "png 16-bit": png(*size, 16, 0, bytes((2 * side + 1) * side)),
+        "png rgba": png(*size, 8, 6, bytes((4 * side + 1) * side)),
+        "png key": png(*size, 8, 2, bytes((3 * side + 1) * side), chunk(b"tRNS", bytes(6))),
+        "gif": encode(Image.new("P", size), "GIF"),
+        "webp": encode(Image.new("RGBA", size), "WEBP", lossless=True),
+        "avif": encode(Image.new("RGB", size), "AVIF", speed=10),
+        "tiff cmyk": encode(Image.new("CMYK", size), "TIFF", compression="tiff_adobe_deflate"),
+        "jpeg": encode(Image.new("RGB", size), "JPEG", progressive=True),
+    }
+
+
+def hostile_tiffs() -> dict[str, bytes]:
+    def tags(width: int, height: int, compression: int) -> list[tuple[int, int, int, int]]:
+        values = {256: width, 257: height, 258: 8, 259: compression, 262: 1, 277: 1}
+        return [(tag, 4, 1, value) for tag, value in values.items()]
+
+    strips = 500_000
+    offset = tiff_data_offset(9)
+    strip_tags = [(273, 4, strips, offset), (278, 4, 1, 1), (279, 4, strips, offset)]
+    tile = zlib.compress(bytes(10_000 * 10_000))
+    offset = tiff_data_offset(10)
+    tile_tags = [(322, 4, 1, 10_000), (323, 4, 1, 10_000)]
+    tile_tags += [(324, 4, 1, offset), (325, 4, 1, len(tile))]
+    whole = [(273, 4, 1, 8), (279, 4, 1, 100)]
+    # Type 1 is bytes.
+    byte_tags = [(322, 1, 4, 0), (323, 4, 1, 1_000_000_000), *tile_tags[2:]]
+    return {
+        "tiff 2^31 wide": tiff(tags(2**31 - 1, 2**31 - 1, 1) + whole),
+        "tiff strips": tiff(tags(1, strips, 1) + strip_tags, bytes(4 * strips)),
+        "tiff tile": tiff(tags(32, 32, 8) + tile_tags, tile),
+        "tiff tile of bytes": tiff(tags(32, 32, 8) + byte_tags, tile),
+        "tiff tags": tiff([(index, 4, 1, 1) for index in range(65_000)]),
+    }
+
+
+CHILD = """
+import contextlib, gc, json, pathlib, sys, time, tracemalloc
+from app.errors import ImageError
+from app.images.decode import decode
+
+def status(key):
+    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(key))
+
+def attempt(data):
+    try:
+        decode(data, (32, 32), 40_000_000, max_pixels_whole=12_500_000)
+    except ImageError as error:
+        return type(error).__name__
+    return "decoded"
+
+found = {}
+paths = sorted(pathlib.Path(sys.argv[1]).iterdir())
+attempt(paths[0].read_bytes())
+for path in paths:
+    data = path.read_bytes()
+    gc.collect()
+    with contextlib.suppress(OSError):
+        pathlib.Path("/proc/self/clear_refs").write_text("5")
+    before = status("VmRSS")
+    times = []
+    for _ in range(5):
+        start = time.process_time()
+        outcome = attempt(data)
+        times.append(time.process_time() - start)
+    resident = status("VmHWM") - before
+    tracemalloc.start()
+    attempt(data)
+    allocated = tracemalloc.get_traced_memory()[1] / 2**20
+    tracemalloc.stop()
+    found[path.name] = [outcome, min(times) * 1000, resident, allocated]
+print(json.dumps(found))
+"""
+Costs = dict[str, tuple[str, float, float, float]]
+
+only_linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+resets_peak = pytest.mark.skipif(
+    not os.access("/proc/self/clear_refs", os.W_OK),
+    reason="/proc/self/clear_refs, which resets the peak of memory, cannot be written here",
+)
+
+
+@pytest.fixture(scope="module")
+def costs(hostile: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory) -> Costs:
+    """Of each hostile file: the outcome, milliseconds of processor time, MiB, and Python's MiB."""
+    folder = tmp_path_factory.mktemp("hostile")
+    for name, data in hostile.items():
+        (folder / name).write_bytes(data)
+    command = [sys.executable, "-W", "error", "-c", CHILD, str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    assert done.stderr == ""
+    found: Costs = json.loads(done.stdout)
+    assert found.keys() == hostile.keys()
+    return found
+
+
+@only_linux
+def test_hostile_files_cost_little_time(costs: Costs) -> None:
+    for name, (outcome, milliseconds, *_) in costs.items():
+        # A sound file that brings its bytes is decoded, and may cost what a picture costs.
+        if not (name.startswith("heavy") and outcome == "decoded"):
+            assert milliseconds < 50, (name, outcome, milliseconds)
+
+
+@only_linux
+@resets_peak
+def test_hostile_files_cost_little_memory(costs: Costs) -> None:
+    for name, (outcome, _, resident, allocated) in costs.items():
+        # 12.5 megapixels at four bytes are 48 MiB; nothing holds them twice.
+        limit = 60 if name.startswith("heavy") else 50
+        assert max(resident, allocated) < limit, (name, outcome, resident, allocated)
+
+
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [
+        ("png 30000x30000", TooManyPixels),
+        ("png empty chunks", DamagedImage),
+        ("png of no size", DamagedImage),
+        ("jpeg 65500x65500", TooManyPixels),
+        ("jpeg scans", DamagedImage),
+        ("jpeg comments", DamagedImage),
+        ("jpeg junk", DamagedImage),
+        ("jpeg tables", DamagedImage),
+        ("jpeg components", DamagedImage),
+        ("jpeg segments", DamagedImage),
+        ("bmp run lengths", UnsupportedImage),
+        ("gif canvas", TooManyPixels),
+        ("webp canvas", TooManyPixels),
+        ("avif canvas", TooManyPixels),
+        ("bmp 60000x60000", TooManyPixels),
+        ("tiff 2^31 wide", TooManyPixels),
+        ("tiff strips", DamagedImage),
+        ("tiff tile", TooManyPixels),
+        ("tiff tags", DamagedImage),
+        ("heavy webp", TooManyPixels),
+        ("heavy avif", TooManyPixels),
+        ("heavy gif", TooManyPixels),
+        ("heavy png palette", TooManyPixels),
+        ("heavy png 16-bit", TooManyPixels),
+    ],
+)
+def test_hostile_file_is_refused_for_what_it_is(
+    hostile: dict[str, bytes], name: str, error: type[ImageError]
+) -> None:
+    with pytest.raises(error):
+        decode(hostile[name], SIZE, LIMIT)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("png texts", "png texts at the end", "png profiles", "png exif"),
+        *("jpeg exif", "jpeg exif in pieces", "jpeg photoshop"),
+    ],
+)
+def test_large_metadata_does_not_refuse_a_sound_picture(
+    photo: Pixels, hostile: dict[str, bytes], name: str
+) -> None:
+    found = decode(hostile[name], SIZE, LIMIT)
+    assert np.abs(found - photo.astype(np.int16)).mean() < 12
+
+
+def test_nothing_is_decoded_before_the_pixel_limit_is_checked(
+    photo: Pixels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forbidden(*_: object) -> None:
+        raise AssertionError("decoded")
+
+    for name in {
+        "PNG",
+        "JPEG",
+        "WebP",
+        "GIF",
+        "BMP",
+        "TIFF",
+        "AVIF",
+    } & decode_module._READERS.keys():
+        monkeypatch.setattr(decode_module._READERS[name], "load", forbidden)
+        with pytest.raises(TooManyPixels, match="image is 32x32 pixels"):
+            decode(encode(photo, name.upper()), SIZE, 1000)

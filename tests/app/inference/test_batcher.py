@@ -1,0 +1,386 @@
+import asyncio
+import logging
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from app.artifact.tensors import Images
+from app.errors import BackendFailed, DeadlineExceeded, QueueFull, ShuttingDown
+from app.inference.backends import Backend
+from app.inference.batcher import Answer, Batcher
+from tests.support.artifacts import CLASSES, numpy_predict, solid
+from tests.support.fakes import (
+    DyingBackend,
+    FailingBackend,
+    HangingBackend,
+    HeldBackend,
+    NumberlessBackend,
+    RecordingBackend,
+    ShortBackend,
+    SlowBackend,
+    black,
+)
+
+pytestmark = pytest.mark.anyio
+
+
+class Notes:
+    """An observer that writes down what it is told."""
+
+    def __init__(self) -> None:
+        self.lengths: list[int] = []
+        self.batches: list[int] = []
+
+    def waiting(self, images: int) -> None:
+        self.lengths.append(images)
+
+    def computed(self, images: int, seconds: float) -> None:
+        assert seconds >= 0
+        self.batches.append(images)
+
+
+class BrokenNotes(Notes):
+    """An observer that fails at its first batch."""
+
+    def computed(self, images: int, seconds: float) -> None:
+        super().computed(images, seconds)
+        if len(self.batches) == 1:
+            raise OSError("no space left for metrics")
+
+
+@asynccontextmanager
+async def running(
+    backend: Backend, max_batch: int = 8, capacity: int = 100, notes: Notes | None = None
+) -> AsyncIterator[Batcher]:
+    batcher = Batcher(backend, max_batch=max_batch, capacity=capacity, observer=notes or Notes())
+    batcher.start()
+    yield batcher
+    if isinstance(backend, HeldBackend):
+        backend.release.set()
+    await batcher.stop()
+
+
+def soon(seconds: float = 60.0) -> float:
+    return asyncio.get_running_loop().time() + seconds
+
+
+def ask(batcher: Batcher, images: Images, seconds: float = 60.0) -> asyncio.Task[Answer]:
+    return asyncio.create_task(batcher.submit(images, soon(seconds)))
+
+
+async def entered(backend: HeldBackend | HangingBackend) -> None:
+    assert await asyncio.to_thread(backend.entered.wait, 60)
+
+
+async def test_each_caller_gets_the_rows_of_its_own_images() -> None:
+    async with running(SlowBackend(0.01)) as batcher:
+        tasks = [ask(batcher, solid(label)) for label in CLASSES * 5]
+        for label, task in zip(CLASSES * 5, tasks, strict=True):
+            answer = await task
+            assert answer.outputs.probabilities.shape == (1, len(CLASSES))
+            assert CLASSES[int(answer.outputs.probabilities[0].argmax())] == label
+
+
+async def test_batch_is_what_waited_while_the_backend_was_busy_up_to_the_limit() -> None:
+    backend = HeldBackend()
+    async with running(backend, max_batch=4) as batcher:
+        first = ask(batcher, solid("red"))
+        await entered(backend)
+        rest = [ask(batcher, solid("blue")) for _ in range(6)]
+        await asyncio.sleep(0)
+        backend.release.set()
+        await asyncio.gather(first, *rest)
+    assert [len(batch) for batch in backend.batches] == [1, 4, 2]
+
+
+async def test_idle_backend_is_called_at_once() -> None:
+    backend = RecordingBackend()
+    async with running(backend) as batcher:
+        for count in (1, 2, 3):
+            # No second request is needed to send the first on its way.
+            assert (await ask(batcher, solid("red"))).queue_seconds >= 0
+            assert [len(batch) for batch in backend.batches] == [1] * count
+
+
+async def test_cancelled_request_does_not_affect_batch_mates() -> None:
+    backend = HeldBackend()
+    async with running(backend) as batcher:
+        first = ask(batcher, solid("red"))
+        await entered(backend)
+        leaves, stays = ask(batcher, solid("green")), ask(batcher, solid("blue"))
+        await asyncio.sleep(0)
+        leaves.cancel()
+        await asyncio.sleep(0)
+        backend.release.set()
+        assert CLASSES[int((await stays).outputs.probabilities.argmax())] == "blue"
+        assert CLASSES[int((await first).outputs.probabilities.argmax())] == "red"
+    np.testing.assert_array_equal(np.concatenate(backend.batches[1:]), solid("blue"))
+
+
+async def test_request_cancelled_as_the_backend_comes_free_is_dropped_before_inference() -> None:
+    backend = HeldBackend()
+    async with running(backend) as batcher:
+        first = ask(batcher, solid("red"))
+        await entered(backend)
+        leaves = ask(batcher, solid("green"))
+        await asyncio.sleep(0)
+        # The loop stands still here: the worker is woken before the caller takes its images back.
+        backend.release.set()
+        _wait_in_the_loop(lambda: len(backend.batches) == 1)
+        leaves.cancel()
+        await first
+    assert [len(batch) for batch in backend.batches] == [1]
+
+
+async def test_request_cancelled_during_inference_does_not_affect_batch_mates() -> None:
+    backend = HeldBackend()
+    async with running(backend) as batcher:
+        tasks = [ask(batcher, solid("red")), ask(batcher, solid("blue"))]
+        await entered(backend)
+        tasks[0].cancel()
+        await asyncio.sleep(0)
+        backend.release.set()
+        assert CLASSES[int((await tasks[1]).outputs.probabilities.argmax())] == "blue"
+        assert batcher.alive
+
+
+async def test_cancelled_request_gives_its_place_in_the_queue_back() -> None:
+    backend = HeldBackend()
+    notes = Notes()
+    async with running(backend, capacity=2, notes=notes) as batcher:
+        ask(batcher, solid("red"))
+        await entered(backend)
+        leaves = ask(batcher, np.repeat(solid("green"), 2, axis=0))
+        await asyncio.sleep(0)
+        leaves.cancel()
+        await asyncio.wait([leaves])
+        assert notes.lengths[-1] == 0
+        stays = ask(batcher, np.repeat(solid("blue"), 2, axis=0))
+        await asyncio.sleep(0)
+        backend.release.set()
+        assert len((await stays).outputs.probabilities) == 2
+
+
+async def test_error_fails_its_batch_only_and_the_worker_goes_on() -> None:
+    async with running(FailingBackend()) as batcher:
+        bad = [ask(batcher, black()), ask(batcher, solid("red"))]
+        for task in bad:
+            with pytest.raises(BackendFailed, match="secret of the inside"):
+                await task
+        assert len((await ask(batcher, solid("red"))).outputs.probabilities) == 1
+        assert batcher.alive
+
+
+async def test_batch_mates_get_exceptions_of_their_own() -> None:
+    async with running(FailingBackend()) as batcher:
+        tasks = [ask(batcher, black()), ask(batcher, black())]
+        await asyncio.wait(tasks)
+        assert tasks[0].exception() is not tasks[1].exception()
+
+
+async def test_backend_that_loses_a_row_fails_instead_of_answering_the_wrong_caller() -> None:
+    async with running(ShortBackend()) as batcher:
+        with pytest.raises(BackendFailed, match="1 answers for 2 images"):
+            await ask(batcher, np.repeat(solid("red"), 2, axis=0))
+
+
+async def test_backend_that_gives_no_numbers_fails() -> None:
+    async with running(NumberlessBackend()) as batcher:
+        with pytest.raises(BackendFailed, match="no numbers"):
+            await ask(batcher, black())
+
+
+async def test_full_queue_refuses_at_once() -> None:
+    backend = HeldBackend()
+    async with running(backend, capacity=3) as batcher:
+        first = ask(batcher, solid("red"))
+        await entered(backend)
+        waits = ask(batcher, np.repeat(solid("red"), 2, axis=0))
+        await asyncio.sleep(0)
+        with pytest.raises(QueueFull, match=r"2 images wait and 2 more .* limit is 3"):
+            await batcher.submit(np.repeat(solid("red"), 2, axis=0), soon())
+        backend.release.set()
+        await asyncio.gather(first, waits)
+
+
+async def test_item_past_its_deadline_is_dropped_before_inference() -> None:
+    backend = HeldBackend()
+    async with running(backend) as batcher:
+        first = ask(batcher, solid("red"))
+        await entered(backend)
+        late = ask(batcher, solid("green"), seconds=0.05)
+        with pytest.raises(DeadlineExceeded, match=r"within 0\.05 s"):
+            await late
+        backend.release.set()
+        await first
+        await ask(batcher, solid("blue"))
+    assert [len(batch) for batch in backend.batches] == [1, 1]
+
+
+async def test_item_that_expires_while_the_loop_is_busy_is_dropped_before_inference() -> None:
+    backend = RecordingBackend()
+    async with running(backend) as batcher:
+        with pytest.raises(DeadlineExceeded):
+            await batcher.submit(solid("red"), soon(-1))
+    assert not backend.batches
+
+
+async def test_caller_is_told_at_its_deadline_even_while_the_backend_hangs() -> None:
+    backend = HeldBackend()
+    async with running(backend) as batcher:
+        with pytest.raises(DeadlineExceeded):
+            await ask(batcher, solid("red"), seconds=0.1)
+        assert not backend.batches  # it holds the batch still
+
+
+async def test_shutdown_drains_the_queue_and_refuses_new_work() -> None:
+    backend = HeldBackend()
+    async with running(backend, max_batch=1) as batcher:
+        tasks = [ask(batcher, solid(label)) for label in CLASSES[:4]]
+        await entered(backend)
+        stop = asyncio.create_task(batcher.stop(patience=60))
+        await asyncio.sleep(0)
+        assert not batcher.alive
+        with pytest.raises(ShuttingDown):
+            await batcher.submit(solid("red"), soon())
+        assert not stop.done()
+        backend.release.set()
+        await stop
+        assert len(backend.batches) == 4
+        answers = await asyncio.gather(*tasks)
+        found = [CLASSES[int(answer.outputs.probabilities.argmax())] for answer in answers]
+        assert found == list(CLASSES[:4])
+
+
+async def test_shutdown_does_not_wait_for_ever_for_a_backend_that_hangs() -> None:
+    backend = HangingBackend()
+    async with running(backend, max_batch=1) as batcher:
+        tasks = [ask(batcher, solid("red")) for _ in range(2)]
+        await entered(backend)
+        async with asyncio.timeout(30):
+            await batcher.stop(patience=0.05)
+        for task in tasks:
+            with pytest.raises(ShuttingDown, match="before the model answered"):
+                await task
+        assert not batcher.alive
+
+
+def test_process_ends_though_a_backend_hangs() -> None:
+    program = """
+import asyncio
+from tests.support.fakes import HangingBackend
+from tests.app.inference.test_batcher import ask, entered, running, solid
+
+async def main():
+    backend = HangingBackend()
+    async with running(backend) as batcher:
+        task = ask(batcher, solid("red"))
+        await entered(backend)
+        await batcher.stop(patience=0.05)
+        await asyncio.wait([task])
+    print("stopped", type(task.exception()).__name__)
+
+asyncio.run(main())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=Path(__file__).parents[3],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (done.returncode, done.stdout) == (0, "stopped ShuttingDown\n"), done.stderr
+
+
+async def test_observer_that_raises_fails_its_batch_only_and_the_worker_goes_on() -> None:
+    async with running(RecordingBackend(), notes=BrokenNotes()) as batcher:
+        with pytest.raises(BackendFailed, match="no space left for metrics"):
+            await ask(batcher, solid("red"))
+        assert batcher.alive
+        assert len((await ask(batcher, solid("red"))).outputs.probabilities) == 1
+
+
+async def test_images_of_two_sizes_fail_their_batch_only_and_the_worker_goes_on() -> None:
+    backend = HeldBackend()
+    async with running(backend) as batcher:
+        first = ask(batcher, solid("red"))
+        await entered(backend)
+        mixed = [ask(batcher, solid("red")), ask(batcher, np.zeros((1, 8, 8, 3), np.uint8))]
+        await asyncio.sleep(0)
+        backend.release.set()
+        await first
+        for task in mixed:
+            with pytest.raises(BackendFailed, match="must match exactly"):
+                await task
+        assert batcher.alive
+
+
+async def test_dead_worker_is_not_alive_and_nobody_waits_for_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with running(DyingBackend(), max_batch=1) as batcher:
+        tasks = [ask(batcher, solid("red")) for _ in range(3)]
+        with caplog.at_level(logging.CRITICAL):
+            await asyncio.wait(tasks, timeout=60)
+        assert all(isinstance(task.exception(), BackendFailed) for task in tasks)
+        assert not batcher.alive
+        with pytest.raises(BackendFailed, match="dead"):
+            await batcher.submit(solid("red"), soon())
+        assert "worker of a model died" in caplog.text
+
+
+async def test_group_larger_than_a_batch_is_computed_in_several_and_joined() -> None:
+    notes = Notes()
+    backend = SlowBackend(0.01)
+    images = np.concatenate([solid(label) for label in CLASSES])
+    async with running(backend, max_batch=4, notes=notes) as batcher:
+        answer = await ask(batcher, images)
+    np.testing.assert_allclose(answer.outputs.probabilities, numpy_predict(images), atol=1e-6)
+    assert notes.batches == [4, 2]
+    assert answer.inference_seconds >= 0.02
+
+
+async def test_group_that_fails_in_part_fails_whole_and_leaves_nothing_behind() -> None:
+    backend = FailingBackend()
+    notes = Notes()
+    images = np.concatenate([black(), np.repeat(solid("red"), 3, axis=0)])
+    async with running(backend, max_batch=1, notes=notes) as batcher:
+        with pytest.raises(BackendFailed):
+            await ask(batcher, images)
+        await ask(batcher, solid("blue"))
+    assert notes.lengths[-1] == 0
+
+
+async def test_times_of_waiting_and_computing_are_told_apart() -> None:
+    async with running(SlowBackend(0.1), max_batch=1) as batcher:
+        first, second = ask(batcher, solid("red")), ask(batcher, solid("red"))
+        a, b = await first, await second
+    assert min(a.inference_seconds, b.inference_seconds) >= 0.1
+    # Both came at the same moment; the second has waited while the first was computed.
+    assert b.queue_seconds >= a.queue_seconds + 0.1
+
+
+async def test_event_loop_answers_while_the_backend_computes() -> None:
+    backend = HeldBackend()
+    async with running(backend) as batcher:
+        task = ask(batcher, solid("red"))
+        await entered(backend)
+        await asyncio.sleep(0.01)
+        assert not task.done()  # the loop goes round, and the backend is not let go
+        backend.release.set()
+        await task
+
+
+def _wait_in_the_loop(condition: Callable[[], bool]) -> None:
+    """Wait without giving way to the loop, until shortly after the condition holds."""
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    time.sleep(0.1)

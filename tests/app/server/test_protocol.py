@@ -1,0 +1,521 @@
+"""What a client can hold of the service, on real sockets."""
+
+import asyncio
+import json
+import socket
+import struct
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from app.api.schemas import Problem
+from app.server.overload import MAX_HEAD_BYTES, is_plain_post
+from app.server.protocol import MAX_AHEAD
+from tests.conftest import Connect, Picture
+from tests.support.fakes import HeldBackend
+from tests.support.servers import CONVSCOPE, Server, get, sockets, started, wait_until
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(scope="module")
+def server(store_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    log = tmp_path_factory.mktemp("protocol") / "log"
+    limits = {
+        "CONVSCOPE_HEAD_TIMEOUT_SECONDS": "1",
+        "CONVSCOPE_BODY_TIMEOUT_SECONDS": "2",
+        "CONVSCOPE_KEEP_ALIVE_SECONDS": "2",
+        "CONVSCOPE_MAX_CONNECTIONS": "40",
+    }
+    with started([*CONVSCOPE, "serve", "--workers", "1"], store_path, log, **limits) as running:
+        yield running
+        assert running.stop() == 0
+        assert "Traceback" not in log.read_text()
+
+
+def _post(body: bytes, *more: str) -> bytes:
+    lines = ["POST /predict HTTP/1.1", "Host: x", "Content-Type: image/png", *more]
+    return "\r\n".join([*lines, f"Content-Length: {len(body)}", "", ""]).encode() + body
+
+
+def _read_all(connection: socket.socket) -> bytes:
+    received = b""
+    while chunk := connection.recv(65536):
+        received += chunk
+    return received
+
+
+def _problem(received: bytes, status: int) -> Problem:
+    head, _, body = received.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 %d " % status), received
+    assert b"content-type: application/problem+json" in head
+    problem = Problem.model_validate_json(body)
+    assert f"x-request-id: {problem.request_id}".encode() in head
+    assert problem.status == status
+    return problem
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET /health/live HTTP/1.1\r\nHost: x\r\nX: %b\r\n\r\n" % (b"a" * 65536),
+        b"GET /filters HTTP/1.1\r\nHost: x\r\nAccept: %b" % (b"a/b," * 100_000),
+        b"GET /filters HTTP/1.1\r\nHost: x\r\n%b\r\n" % (b"a: b\r\n" * 20_000),
+        b"GET /%b HTTP/1.1\r\nHost: x\r\n\r\n" % (b"a" * 40_000),
+    ],
+    ids=["one header", "no end", "many headers", "path"],
+)
+def test_large_head_is_refused(server: Server, head: bytes) -> None:
+    with server.connect() as connection:
+        connection.sendall(head)
+        problem = _problem(_read_all(connection), 431)
+    assert problem.detail.endswith(f"the limit is {MAX_HEAD_BYTES} bytes")
+
+
+def test_usual_head_is_taken(server: Server) -> None:
+    assert get(f"{server.url}/health/live", headers={"Cookie": "a" * 16_000}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n",
+        b"FETCH / HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: ten\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\nbad header\r\n\r\n",
+    ],
+    ids=["TLS", "method", "length", "header"],
+)
+def test_what_is_not_http_is_refused_as_a_problem(server: Server, sent: bytes) -> None:
+    with server.connect() as connection:
+        connection.sendall(sent)
+        assert "this is not HTTP/1.1 that is read: " in _problem(_read_all(connection), 400).detail
+
+
+@pytest.mark.parametrize(
+    ("target", "status", "instance"),
+    [
+        ("http://evil", 200, None),
+        ("http://evil/", 200, None),
+        ("HTTP://x:8000?a=1", 200, None),
+        ("http://x/health/live", 200, None),
+        ("https://x/cats?a=1#b", 404, "/cats"),
+        ("http://x//cats", 404, "//cats"),
+    ],
+)
+def test_whole_url_as_a_target_stands_for_its_path(
+    server: Server, target: str, status: int, instance: str | None
+) -> None:
+    with server.connect() as connection:
+        connection.sendall(_head(f"GET {target} HTTP/1.1", "Host: x", "Connection: close"))
+        received = _read_all(connection)
+    assert received.startswith(b"HTTP/1.1 %d " % status)
+    if instance is not None:
+        assert _problem(received, status).instance == instance
+
+
+@pytest.mark.parametrize("target", ["http://[::1/", "http://x:99999/", "http:///x"])
+def test_target_that_is_neither_a_path_nor_a_whole_url_is_named(
+    server: Server, target: str
+) -> None:
+    with server.connect() as connection:
+        connection.sendall(_head(f"GET {target} HTTP/1.1", "Host: x"))
+        problem = _problem(_read_all(connection), 400)
+    assert problem.detail == f"the request's target '{target}' is neither a path nor a whole URL"
+
+
+@pytest.mark.parametrize(
+    ("version", "hosts", "status"),
+    [("1.1", 1, 200), ("1.1", 0, 400), ("1.1", 2, 400), ("1.0", 0, 200), ("1.0", 2, 400)],
+)
+def test_request_says_once_which_host_it_asks(
+    server: Server, version: str, hosts: int, status: int
+) -> None:
+    with server.connect() as connection:
+        line, last = f"GET /health/live HTTP/{version}", "Connection: close"
+        connection.sendall(_head(line, *["Host: x"] * hosts, last))
+        received = _read_all(connection)
+    assert received.startswith(b"HTTP/1.1 %d " % status)
+    if status == 400:
+        detail = f"the request has {hosts} Host headers; there must be one"
+        assert _problem(received, 400).detail == detail
+
+
+def test_slow_head_is_refused_in_time(server: Server) -> None:
+    with server.connect() as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n")
+        started_at = time.monotonic()
+        problem = _problem(_read_all(connection), 408)
+        assert time.monotonic() - started_at < 5
+    assert problem.detail == "the request's head did not arrive within 1 seconds"
+
+
+def test_slow_body_is_refused_in_time(server: Server) -> None:
+    with server.connect() as connection:
+        connection.settimeout(0.3)
+        connection.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n")
+        received = b""
+        for _ in range(20):
+            connection.sendall(b"x")
+            try:
+                received += connection.recv(65536)
+            except TimeoutError:
+                continue
+            break
+    assert _problem(received, 408).title == "Upload took too long"
+
+
+def test_silent_connection_is_closed(server: Server) -> None:
+    with server.connect() as connection:
+        assert connection.recv(1) == b""
+
+
+def test_idle_connection_is_closed_after_keep_alive(server: Server) -> None:
+    with server.connect() as connection:
+        connection.sendall(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+        started_at = time.monotonic()
+        assert _read_all(connection).startswith(b"HTTP/1.1 200 ")
+        assert 1 < time.monotonic() - started_at < 5
+
+
+def test_half_open_connections_give_way_to_those_that_ask(server: Server, picture: Picture) -> None:
+    half_open = [server.connect() for _ in range(100)]
+    try:
+        for connection in half_open:
+            connection.send(b"GET / HT")
+        with server.connect() as connection:
+            connection.sendall(_post(picture("red"), "Connection: close"))
+            assert b'"label":"red"' in _read_all(connection)
+    finally:
+        for connection in half_open:
+            connection.close()
+
+
+def test_offer_of_another_protocol_is_not_taken(server: Server, picture: Picture) -> None:
+    with server.connect() as connection:
+        offer = ["Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABk"]
+        connection.sendall(_post(picture("red"), *offer))
+        received = b""
+        while not received.endswith(b"}]}"):
+            received += connection.recv(65536)
+    assert received.startswith(b"HTTP/1.1 200 ")
+    assert b'"label":"red"' in received
+
+
+def test_refused_body_is_not_read_for_ever(server: Server) -> None:
+    chunk = b"100000\r\n" + bytes(1 << 20) + b"\r\n"
+    with server.connect() as connection:
+        lines = ["POST /predict HTTP/1.1", "Host: x", "Content-Type: text/plain"]
+        connection.sendall("\r\n".join([*lines, "Transfer-Encoding: chunked", "", ""]).encode())
+        with pytest.raises(OSError, match=r"reset|Broken pipe"):
+            connection.sendall(chunk * 200)
+
+
+def test_what_is_refused_here_is_counted(server: Server) -> None:
+    def count() -> float:
+        (value,) = [
+            line.split()[1]
+            for line in get(f"{server.url}/metrics").text.splitlines()
+            if line.startswith('convscope_rejections_total{reason="malformed-request"}')
+        ] or ["0"]
+        return float(value)
+
+    before = count()
+    with server.connect() as connection:
+        connection.sendall(b"nonsense\r\n\r\n")
+        _read_all(connection)
+    assert count() == before + 1
+
+
+async def _until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+async def test_worker_with_enough_to_do_refuses_posts_at_once_and_takes_gets(
+    connect: Connect, picture: Picture
+) -> None:
+    backend = HeldBackend()
+    async with (
+        connect(backend, max_requests=2) as client,
+        sockets(client) as (port, connections),
+    ):
+        streams = [await asyncio.open_connection("127.0.0.1", port) for _ in range(3)]
+        for _, writer in streams[:2]:
+            writer.write(_post(picture("red")))
+        await _until(lambda: connections.working == 2)
+        reader, writer = streams[2]
+        for _ in range(2):  # the connection stays
+            writer.write(_post(picture("red")))
+            head = await reader.readuntil(b"\r\n\r\n")
+            body = await reader.readuntil(b"}")
+            problem = _problem(head + body, 503)
+            assert b"retry-after: 1\r\n" in head.lower()
+            assert problem.type == "urn:convscope:problem:queue-full"
+            assert problem.detail == "2 requests are at work; that is the limit"
+            assert problem.instance == "/predict"
+        writer.write(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert (await reader.readuntil(b"\r\n")).startswith(b"HTTP/1.1 200 ")
+        backend.release.set()
+        for reader, _ in streams[:2]:
+            assert (await reader.readuntil(b"\r\n")).startswith(b"HTTP/1.1 200 ")
+        await _until(lambda: connections.working == 0)
+        connections.flush()
+        metrics = (await client.get("/metrics")).text
+        for _, writer in streams:
+            writer.close()
+    for route, status in (("/predict", 503), ("/predict", 200)):
+        line = f'convscope_http_requests_total{{method="POST",route="{route}",status="{status}"}}'
+        assert f"{line} 2.0" in metrics
+    assert 'convscope_rejections_total{reason="queue-full"} 2.0' in metrics
+    assert sum(map(len, backend.batches)) == 2
+
+
+async def test_body_of_a_refused_request_need_not_arrive(
+    connect: Connect, picture: Picture
+) -> None:
+    backend = HeldBackend()
+    async with (
+        connect(backend, max_requests=1) as client,
+        sockets(client) as (port, connections),
+    ):
+        _, first = await asyncio.open_connection("127.0.0.1", port)
+        first.write(_post(picture("red")))
+        await _until(lambda: connections.working == 1)
+        reader, second = await asyncio.open_connection("127.0.0.1", port)
+        second.write(_post(bytes(1000))[:-500])
+        _problem(await reader.read(), 503)
+        backend.release.set()
+        await _until(lambda: connections.working == 0)
+        first.close()
+        second.close()
+
+
+@pytest.mark.parametrize("how", ["close", "reset"])
+async def test_client_that_goes_away_frees_its_place(
+    connect: Connect, picture: Picture, how: str
+) -> None:
+    backend = HeldBackend()
+    async with (
+        connect(backend, max_requests=10) as client,
+        sockets(client) as (port, connections),
+    ):
+        held = asyncio.create_task(
+            client.post("/predict", content=picture("red"), headers={"Content-Type": "image/png"})
+        )
+        assert await asyncio.to_thread(backend.entered.wait, 5)
+        with closing(socket.create_connection(("127.0.0.1", port))) as leaver:
+            leaver.sendall(_post(picture("blue")))
+            await _until(lambda: connections.working == 1)
+            if how == "reset":
+                leaver.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        await _until(lambda: connections.working == 0)
+        backend.release.set()
+        assert json.loads((await held).text)["predictions"][0]["label"] == "red"
+    assert sum(map(len, backend.batches)) == 1
+
+
+async def test_large_head_of_a_pipelined_request_does_not_overtake_the_answer_before_it(
+    connect: Connect, picture: Picture
+) -> None:
+    backend = HeldBackend()
+    async with connect(backend) as client, sockets(client) as (port, _):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(_post(picture("red")))
+        assert await asyncio.to_thread(backend.entered.wait, 5)
+        writer.write(b"GET / HTTP/1.1\r\nX: " + b"a" * 50_000)
+        await asyncio.sleep(0.05)
+        backend.release.set()
+        received = await reader.read()
+        writer.close()
+    assert received.startswith(b"HTTP/1.1 200 ")
+    assert received.count(b"HTTP/1.1") == 1
+
+
+def test_slow_uploads_are_closed_before_those_that_are_answered(
+    server: Server, picture: Picture
+) -> None:
+    uploads = [server.connect() for _ in range(60)]
+    try:
+        for connection in uploads:
+            connection.send(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nx")
+        wait_until(lambda: get(f"{server.url}/health/ready").status_code == 200)
+        with server.connect() as connection:
+            connection.sendall(_post(picture("red"), "Connection: close"))
+            assert b'"label":"red"' in _read_all(connection)
+    finally:
+        for connection in uploads:
+            connection.close()
+
+
+@pytest.mark.parametrize(
+    ("line", "headers", "plain"),
+    [
+        (b"POST /predict HTTP/1.1", [], True),
+        (b"POST /predict?top_k=1 HTTP/1.1", [b"Connection: keep-alive"], True),
+        (b"POST /predict HTTP/1.0", [], False),
+        (b"POST /predictions HTTP/1.1", [], False),
+        (b"GET /predict HTTP/1.1", [], False),
+        (b"POST /predict HTTP/1.1", [b"Connection: close"], False),
+        (b"POST /predict HTTP/1.1", [b"Transfer-Encoding: chunked"], False),
+        (b"POST /predict HTTP/1.1", [b"content-length: 9"], False),
+        (b"POST /predict HTTP/1.1", [b"X: a", b" content-length: 9"], False),
+        (b"POST /predict HTTP/1.1", [b"Expect: 100-continue"], False),
+    ],
+)
+def test_only_a_plain_and_whole_request_is_refused_unparsed(
+    line: bytes, headers: list[bytes], plain: bool
+) -> None:
+    head = b"\r\n".join([line, b"Host: x", *headers, b"Content-Length: 9"])
+    assert is_plain_post(head + b"\r\n\r\n" + bytes(9)) is plain
+    for rest in (bytes(8), bytes(9) + b"P"):
+        assert not is_plain_post(head + b"\r\n\r\n" + rest)
+    assert not is_plain_post(head)
+
+
+def _head(*lines: str) -> bytes:
+    return "\r\n".join([*lines, "", ""]).encode()
+
+
+LIVE = _head("GET /health/live HTTP/1.1", "Host: x")
+
+
+def test_requests_sent_ahead_are_answered_in_order_up_to_a_number(
+    server: Server, picture: Picture
+) -> None:
+    with server.connect() as connection:
+        connection.sendall((LIVE + _post(picture("blue"))) * (MAX_AHEAD // 2))
+        received = b""
+        while received.count(b'"label":"blue"') < MAX_AHEAD // 2:
+            received += connection.recv(65536)
+        assert received.count(b"HTTP/1.1 200 OK") == MAX_AHEAD
+    with server.connect() as connection:
+        connection.sendall(LIVE * 1000)
+        assert _read_all(connection).count(b"HTTP/1.1 200 OK") == MAX_AHEAD + 1
+
+
+def test_slow_body_behind_another_request_is_refused_in_time(server: Server) -> None:
+    with server.connect() as connection:
+        post = _head("POST /predict HTTP/1.1", "Host: x", "Content-Length: 1000")
+        connection.sendall(LIVE + post + b"abc")
+        received = _read_all(connection)
+    assert received.startswith(b"HTTP/1.1 200 ")
+    _problem(b"HTTP/1.1 408 " + received.partition(b"HTTP/1.1 408 ")[2], 408)
+
+
+def test_trailers_are_not_kept(server: Server) -> None:
+    (worker,) = server.workers
+    status = Path(f"/proc/{worker}/status")
+
+    def resident() -> int:
+        (line,) = [row for row in status.read_text().splitlines() if row.startswith("VmRSS")]
+        return int(line.split()[1])
+
+    before = resident()
+    with server.connect() as connection:
+        connection.sendall(_head("POST /predict HTTP/1.1", "Host: x", "Transfer-Encoding: chunked"))
+        connection.sendall(b"0\r\n" + b"a:b\r\n" * 2_000_000)
+        assert resident() - before < 50_000
+
+
+def test_client_that_does_not_read_takes_no_place_from_others(
+    server: Server, picture: Picture
+) -> None:
+    metrics = _head("GET /metrics HTTP/1.1", "Host: x")
+    lazy = [server.connect() for _ in range(20)]
+    try:
+        for connection in lazy:
+            connection.sendall(metrics * MAX_AHEAD)
+        with server.connect() as connection:
+            connection.sendall(_post(picture("red"), "Connection: close"))
+            assert b'"label":"red"' in _read_all(connection)
+    finally:
+        for connection in lazy:
+            connection.close()
+
+
+@pytest.mark.parametrize("name", ["Upgrade", "UPGRADE"])
+@pytest.mark.parametrize("cut", [40, 80])
+def test_offer_of_another_protocol_is_not_taken_however_it_comes(
+    server: Server, picture: Picture, name: str, cut: int
+) -> None:
+    request = _post(picture("red"), "Connection: Upgrade", f"{name}: h2c") * 2
+    with server.connect() as connection:
+        connection.sendall(request[:cut])
+        time.sleep(0.05)
+        connection.sendall(request[cut:])
+        received = b""
+        while received.count(b'"label":"red"') < 2:
+            chunk = connection.recv(65536)
+            assert chunk, received
+            received += chunk
+
+
+def test_tunnel_is_refused(server: Server) -> None:
+    with server.connect() as connection:
+        connection.sendall(_head("CONNECT example.org:443 HTTP/1.1", "Host: example.org"))
+        _problem(_read_all(connection), 400)
+
+
+def test_what_has_been_answered_is_not_answered_again(server: Server) -> None:
+    with server.connect() as connection:
+        connection.sendall(_head("POST /no HTTP/1.1", "Host: x", "Transfer-Encoding: chunked"))
+        received = b""
+        while b"}" not in received:
+            received += connection.recv(65536)
+        connection.sendall(b"zz\r\n")
+        received += _read_all(connection)
+    assert received.count(b"HTTP/1.1 ") == 1
+
+
+@pytest.mark.parametrize(
+    "framing",
+    [b"0\r\nx: %b" % (b"a" * 500_000), b"1;%b" % (b"a" * 500_000)],
+    ids=["trailer", "chunk"],
+)
+def test_endless_framing_of_a_body_is_refused(server: Server, framing: bytes) -> None:
+    with server.connect() as connection:
+        connection.sendall(_head("POST /predict HTTP/1.1", "Host: x", "Transfer-Encoding: chunked"))
+        connection.sendall(framing)
+        problem = _problem(_read_all(connection), 400)
+    assert problem.detail.endswith("hold no byte of the body; the limit is 32768 bytes")
+
+
+async def test_requests_sent_ahead_count_as_work_one_after_the_other(
+    connect: Connect, picture: Picture
+) -> None:
+    backend = HeldBackend()
+    async with connect(backend) as client, sockets(client) as (port, connections):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        for _ in range(5):
+            writer.write(_post(picture("red")))
+            await asyncio.sleep(0.02)
+        assert connections.working == 1
+        backend.release.set()
+        for _ in range(5):
+            await reader.readuntil(b"}]}")
+        await _until(lambda: connections.working == 0)
+        writer.close()
+
+
+async def test_client_that_leaves_after_a_large_body_is_noticed(
+    connect: Connect, picture: Picture
+) -> None:
+    backend = HeldBackend()
+    async with connect(backend) as client, sockets(client) as (port, connections):
+        held = asyncio.create_task(
+            client.post("/predict", content=picture("red"), headers={"Content-Type": "image/png"})
+        )
+        assert await asyncio.to_thread(backend.entered.wait, 5)
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(_post(picture("blue").ljust(400_000, b"\0")))
+        await _until(lambda: connections.working == 1)
+        writer.close()
+        await _until(lambda: connections.working == 0)
+        backend.release.set()
+        assert (await held).status_code == 200
+    assert sum(map(len, backend.batches)) == 1

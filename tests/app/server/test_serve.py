@@ -1,0 +1,274 @@
+"""The service as its users start it: real processes, sockets and signals."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.conftest import Picture
+from tests.support.artifacts import CLASSES, copy_store
+from tests.support.servers import (
+    CONVSCOPE,
+    START_SECONDS,
+    UVICORN,
+    Server,
+    client,
+    environment,
+    free_port,
+    get,
+    post,
+    started,
+    wait_until,
+)
+
+PNG = {"Content-Type": "image/png"}
+
+
+@pytest.fixture(scope="module")
+def server(store_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    log = tmp_path_factory.mktemp("serve") / "log"
+    command = [*CONVSCOPE, "serve"]
+    with started(command, store_path, log, CONVSCOPE_MAX_BODY_BYTES="100000") as running:
+        yield running
+        assert running.stop() == 0
+        assert "Traceback" not in log.read_text()
+
+
+def test_service_answers_and_names_no_server(server: Server, picture: Picture) -> None:
+    response = post(f"{server.url}/predict", content=picture("red"), headers=PNG)
+    assert response.json()["predictions"][0]["label"] == "red"
+    assert "server" not in response.headers
+    # uvloop's clock stands still within a millisecond.
+    assert all(
+        float(dur) > 0 for dur in re.findall(r"dur=([\d.]+)", response.headers["server-timing"])
+    )
+
+
+def test_curl_that_is_printed_works(server: Server) -> None:
+    log = server.log.read_text()
+    found = re.search(r"^curl (\S+) -H '(.*?): (.*?)' -d '(.*)'$", log, re.MULTILINE)
+    assert found, log
+    url, name, value, body = found.groups()
+    response = post(url, headers={name: value}, content=body)
+    assert response.json()["predictions"][0]["label"] in CLASSES
+
+
+def test_log_has_a_json_line_for_the_request(server: Server) -> None:
+    get(f"{server.url}/models?token=secret", headers={"X-Request-ID": "find-me"})
+    assert _logged(server, "find-me")["path"] == "/models"
+    assert "secret" not in server.log.read_text()
+
+
+def _logged(server: Server, request_id: str) -> dict[str, Any]:
+    """Return a request's line; it is written when the client has its answer already."""
+    wait_until(lambda: f'"{request_id}"' in server.log.read_text())
+    (line,) = [text for text in server.log.read_text().splitlines() if f'"{request_id}"' in text]
+    return dict(json.loads(line))
+
+
+def _exchange(server: Server, head: list[str], body: bytes) -> bytes:
+    """Send a whole body before reading, unless leave is to be asked; a reset would raise."""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+        lines = ["POST /predict HTTP/1.1", "Host: x", "Content-Type: image/png", *head, "", ""]
+        connection.sendall("\r\n".join(lines).encode())
+        if "Expect: 100-continue" not in head:
+            connection.sendall(body)
+        received = b""
+        while b"}" not in received:
+            chunk = connection.recv(65536)
+            assert chunk, received
+            received += chunk
+        return received
+
+
+@pytest.mark.parametrize("expect", [[], ["Expect: 100-continue"]])
+def test_body_that_is_announced_too_large_is_refused_without_a_reset(
+    server: Server, expect: list[str]
+) -> None:
+    body = bytes(8_000_000)
+    received = _exchange(server, [f"Content-Length: {len(body)}", *expect], body)
+    assert received.startswith(b"HTTP/1.1 413 ")
+    assert b"body is 8000000 bytes; the limit is 100000 bytes" in received
+
+
+def test_body_that_turns_out_too_large_is_refused_without_a_reset(server: Server) -> None:
+    chunk = b"10000\r\n" + bytes(65536) + b"\r\n"
+    received = _exchange(server, ["Transfer-Encoding: chunked"], chunk * 100 + b"0\r\n\r\n")
+    assert received.startswith(b"HTTP/1.1 413 ")
+
+
+def test_unread_body_of_a_wrong_type_is_refused_without_a_reset(server: Server) -> None:
+    with client() as session:
+        for _ in range(3):
+            response = session.post(
+                f"{server.url}/predict",
+                content=bytes(5_000_000),
+                headers={"Content-Type": "text/plain"},
+            )
+            assert response.status_code == 415
+        assert session.get(f"{server.url}/models").status_code == 200
+
+
+def test_client_that_leaves_while_it_sends_is_no_error(server: Server) -> None:
+    with socket.create_connection(("127.0.0.1", server.port)) as connection:
+        lines = ["POST /predict HTTP/1.1", "Host: x", "X-Request-ID: gone", "Content-Length: 99"]
+        connection.sendall("\r\n".join([*lines, "", ""]).encode() + bytes(10))
+        time.sleep(0.2)
+    assert _logged(server, "gone")["status"] == 499
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_requests_in_flight_are_finished_after_sigterm(
+    store_path: Path, tmp_path: Path, picture: Picture, workers: str
+) -> None:
+    command = [*UVICORN, "tests.support.slow_app:create_app", "--workers", workers]
+    command += ["--timeout-worker-healthcheck", "60"]
+    metrics = tmp_path / "metrics"
+    metrics.mkdir()
+    changes = {
+        "CONVSCOPE_MAX_BATCH": "4",
+        "CONVSCOPE_REQUEST_TIMEOUT_SECONDS": "60",
+        "PROMETHEUS_MULTIPROC_DIR": str(metrics),
+    }
+    with started(command, store_path, tmp_path / "log", **changes) as server:
+
+        def ask(_: int) -> int:
+            url = f"{server.url}/predict"
+            return post(url, content=picture("red"), headers=PNG).status_code
+
+        with ThreadPoolExecutor(20) as clients:
+            answers = [clients.submit(ask, number) for number in range(20)]
+            # Each has its connection; the one that asks counts itself.
+            wait_until(
+                lambda: _in_flight(server) - 1 + sum(answer.done() for answer in answers) >= 20
+            )
+            server.process.send_signal(signal.SIGTERM)
+            assert [answer.result() for answer in answers] == [200] * 20
+        server.process.wait(60)
+        assert "Traceback" not in server.log.read_text()
+        with pytest.raises(httpx.ConnectError):
+            get(server.url)
+
+
+def _in_flight(server: Server) -> int:
+    text = get(f"{server.url}/metrics").text
+    (value,) = re.findall(r"^convscope_http_requests_in_flight (\d+)", text, re.MULTILINE)
+    return int(value)
+
+
+def test_workers_share_their_metrics_and_leave_nothing_behind(
+    store_path: Path, tmp_path: Path, picture: Picture
+) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    command = [*CONVSCOPE, "serve", "--workers", "2"]
+    with started(command, store_path, tmp_path / "log", TMPDIR=str(scratch)) as server:
+        for _ in range(20):
+            response = post(f"{server.url}/predict", content=picture("red"), headers=PNG)
+            assert response.status_code == 200
+        counted = 'convscope_predictions_total{label="red",model="colour",version="2"} 20.0'
+        for _ in range(6):
+            assert counted in get(f"{server.url}/metrics").text.splitlines()
+        (directory,) = scratch.glob("convscope-metrics-*")
+        killed = int(next(directory.glob("gauge_live*.db")).stem.rpartition("_")[2])
+        os.kill(killed, signal.SIGKILL)
+        wait_until(
+            lambda: len(_live(server, directory)) == 2 and killed not in _live(server, directory)
+        )
+        assert counted in get(f"{server.url}/metrics").text.splitlines()
+        assert server.stop() == 0
+    assert not list(scratch.iterdir())
+    assert "Traceback" not in server.log.read_text()
+
+
+def _live(server: Server, directory: Path) -> set[int]:
+    """Ask for the metrics, which tidies up, and see whose gauges are left."""
+    try:
+        get(f"{server.url}/metrics")
+    except httpx.TransportError:
+        return set()
+    return {int(path.stem.rpartition("_")[2]) for path in directory.glob("gauge_live*.db")}
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_damaged_model_ends_serve_with_one_line(
+    store_path: Path, tmp_path: Path, workers: str
+) -> None:
+    store = copy_store(store_path, tmp_path / "store")
+    graph = store / "flat" / "1" / "model.onnx"
+    graph.write_bytes(graph.read_bytes() + b"x")
+    done = subprocess.run(
+        [*CONVSCOPE, "serve", "--port", str(free_port()), "--workers", workers],
+        env=environment(store),
+        capture_output=True,
+        text=True,
+        timeout=START_SECONDS,
+    )
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert re.fullmatch(r"Error: .*/model\.onnx: holds \d+ bytes; manifest\.json says \d+", line)
+
+
+def _uvicorn_fails(store: Path, **changes: str) -> str:
+    done = subprocess.run(
+        [*UVICORN, "app.main:create_app", "--port", str(free_port())],
+        env=environment(store, **changes),
+        cwd=store,
+        capture_output=True,
+        text=True,
+        timeout=START_SECONDS,
+    )
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr
+    return done.stderr
+
+
+def test_damaged_model_ends_uvicorn_with_one_line_that_names_it(
+    store_path: Path, tmp_path: Path
+) -> None:
+    store = copy_store(store_path, tmp_path / "store")
+    (store / "flat" / "1" / "golden.npz").unlink()
+    lines = [line for line in _uvicorn_fails(store).splitlines() if "golden.npz" in line]
+    assert len(lines) == 1
+    assert json.loads(lines[0])["event"].endswith("flat/1/golden.npz: no such file")
+
+
+def test_wrong_setting_ends_uvicorn_with_one_line(store_path: Path) -> None:
+    (line,) = _uvicorn_fails(store_path, CONVSCOPE_THREADS="0").splitlines()
+    assert line == "convscope: CONVSCOPE_THREADS=0: Input should be greater than or equal to 1"
+
+
+def test_port_in_use_ends_serve_with_one_line(server: Server, store_path: Path) -> None:
+    done = subprocess.run(
+        [*CONVSCOPE, "serve", "--port", str(server.port)],
+        env=environment(store_path),
+        capture_output=True,
+        text=True,
+        timeout=START_SECONDS,
+    )
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line == f"Error: cannot listen on 127.0.0.1:{server.port}: Address already in use"
+    assert done.stdout == ""
+
+
+def test_documentation_page_makes_no_request_to_another_host(server: Server) -> None:
+    page = get(f"{server.url}/docs")
+    assert page.status_code == 200
+    links = re.findall(r"""(?:src|href)=["']([^"']+)""", page.text)
+    assert links
+    for link in links:
+        assert link.startswith("/")
+        assert get(server.url + link).status_code == 200
+    assert "://" not in page.text
+    assert '"validatorUrl": null' in page.text

@@ -1,0 +1,132 @@
+"""Worker processes that die, freeze and are told to stop, under load."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import pytest
+
+from app.server.machine import usable_cpus
+from tests.conftest import Picture
+from tests.support.servers import CONVSCOPE, Server, client, get, started, wait_until
+
+PNG = {"Content-Type": "image/png"}
+SERVE = [*CONVSCOPE, "serve"]
+
+
+@dataclass
+class Load:
+    """What became of the requests of some clients that ask without a pause."""
+
+    url: str
+    body: bytes
+    answered: int = 0
+    lost: list[str] = field(default_factory=list)
+    refused: int = 0
+    stopped: threading.Event = field(default_factory=threading.Event)
+
+    def ask(self) -> None:
+        with client() as session:
+            while not self.stopped.is_set():
+                try:
+                    answer = session.post(f"{self.url}/predict", content=self.body, headers=PNG)
+                    self.answered += answer.status_code == 200
+                    if answer.status_code != 200:
+                        self.lost.append(str(answer.status_code))
+                except httpx.ConnectError:
+                    self.refused += 1
+                    time.sleep(0.01)
+                except httpx.TransportError as exc:
+                    self.lost.append(repr(exc))
+
+
+@contextmanager
+def under_load(server: Server, body: bytes, clients: int = 8) -> Iterator[Load]:
+    load = Load(server.url, body)
+    threads = [threading.Thread(target=load.ask) for _ in range(clients)]
+    for thread in threads:
+        thread.start()
+    try:
+        wait_until(lambda: load.answered > 100)
+        yield load
+    finally:
+        load.stopped.set()
+        for thread in threads:
+            thread.join()
+
+
+def test_there_is_a_worker_for_each_processor(store_path: Path, tmp_path: Path) -> None:
+    with started(SERVE, store_path, tmp_path / "log") as server:
+        wait_until(lambda: len(server.workers) == usable_cpus())
+        assert server.stop() == 0
+
+
+def test_killed_worker_is_replaced_while_the_others_go_on(
+    store_path: Path, tmp_path: Path, picture: Picture
+) -> None:
+    with started([*SERVE, "--workers", "2"], store_path, tmp_path / "log") as server:
+        wait_until(lambda: len(server.workers) == 2)
+        before = set(server.workers)
+        killed = min(before)
+        with under_load(server, picture("red")) as load:
+            os.kill(killed, signal.SIGKILL)
+            died = time.monotonic()
+            wait_until(lambda: len(set(server.workers) - before) == 1, 3)
+            (new,) = set(server.workers) - before
+            wait_until(lambda: f"Started server process [{new}]" in server.log.read_text(), 3)
+            assert time.monotonic() - died < 3
+            answered = load.answered
+            wait_until(lambda: load.answered > answered + 100)
+        # What was inside the killed worker is lost, at most one request of each client.
+        assert len(load.lost) <= 8
+        assert not load.refused
+        assert f"worker {killed} ended with SIGKILL" in server.log.read_text()
+        assert server.stop() == 0
+
+
+def test_frozen_worker_is_killed_and_replaced(store_path: Path, tmp_path: Path) -> None:
+    command = [*SERVE, "--workers", "2"]
+    with started(command, store_path, tmp_path / "log", CONVSCOPE_HANG_SECONDS="2") as server:
+        wait_until(lambda: len(server.workers) == 2)
+        frozen, other = server.workers
+        os.kill(frozen, signal.SIGSTOP)
+        wait_until(lambda: frozen not in server.workers and len(server.workers) == 2)
+        assert other in server.workers
+        assert f"worker {frozen} hangs and is killed" in server.log.read_text()
+        assert server.stop() == 0
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_sigterm_under_load_loses_no_request(
+    store_path: Path, tmp_path: Path, picture: Picture, workers: str
+) -> None:
+    with (
+        started([*SERVE, "--workers", workers], store_path, tmp_path / "log") as server,
+        under_load(server, picture("red")) as load,
+    ):
+        assert server.stop() == 0
+        wait_until(lambda: load.refused > 0)
+    assert load.lost == []
+
+
+def test_workers_end_when_the_supervisor_is_killed(store_path: Path, tmp_path: Path) -> None:
+    with started([*SERVE, "--workers", "2"], store_path, tmp_path / "log") as server:
+        wait_until(lambda: len(server.workers) == 2)
+        workers = server.workers
+        server.process.kill()
+        server.process.wait()
+        wait_until(lambda: not any(_runs(worker) for worker in workers))
+        with pytest.raises(httpx.ConnectError):
+            get(server.url)
+
+
+def _runs(process: int) -> bool:
+    with suppress(OSError):
+        return ") Z " not in Path(f"/proc/{process}/stat").read_text()
+    return False

@@ -1,0 +1,98 @@
+import re
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from app.errors import SettingsError
+from app.settings import PREFIX, Settings, read_settings
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "configuration.md"
+
+
+def _documented() -> dict[str, str]:
+    rows = re.findall(
+        rf"^\| `{PREFIX}(\w+)` \| (`.*?`|all) \| \S", DOCUMENT.read_text(), re.MULTILINE
+    )
+    return {name.lower(): default.strip("`") for name, default in rows}
+
+
+def test_every_setting_is_documented_and_nothing_else_is() -> None:
+    assert _documented().keys() == Settings.model_fields.keys()
+
+
+def test_documented_defaults_are_the_defaults() -> None:
+    documented = _documented()
+    assert documented.pop("store") == "models_store"
+    assert documented.pop("models") == "all"
+    for name, default in documented.items():
+        value = Settings.model_fields[name].default
+        assert default == (f"{value:g}" if isinstance(value, float) else str(value)), name
+
+
+def test_no_setting_takes_a_name_that_kubernetes_sets() -> None:
+    taken = re.compile(r"(service_|port)")
+    assert not [name for name in Settings.model_fields if taken.match(name)]
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "limit"),
+    [
+        ("THREADS", "0", "greater than or equal to 1"),
+        ("THREADS", "many", "valid integer"),
+        ("BACKEND", "tpu", "'onnx-cpu', 'torch-cpu' or 'torch-cuda'"),
+        ("REQUEST_TIMEOUT_SECONDS", "-1", "greater than 0"),
+        ("DEFAULT_MODEL", "/2", "`name/version`"),
+        ("MODELS", "fc,simple-cnn/new", "`name/version`"),
+        ("LOG_FORMAT", "xml", "'auto', 'text' or 'json'"),
+    ],
+)
+def test_bad_value_is_one_line_with_variable_value_and_limit(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, limit: str
+) -> None:
+    monkeypatch.setenv(PREFIX + variable, value)
+    with pytest.raises(SettingsError) as caught:
+        read_settings()
+    message = str(caught.value)
+    assert message.startswith(f"{PREFIX}{variable}=")
+    assert value.split(",")[-1] in message
+    assert limit in message
+    assert "\n" not in message
+
+
+def test_queue_that_is_smaller_than_a_full_request_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CONVSCOPE_QUEUE_CAPACITY", "8")
+    with pytest.raises(SettingsError, match=r"CAPACITY=8: .* CONVSCOPE_MAX_IMAGES=64"):
+        read_settings()
+
+
+def test_models_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONVSCOPE_MODELS", "fc, simple-cnn/2,")
+    assert read_settings().models == ("fc", "simple-cnn/2")
+
+
+def test_empty_variable_counts_as_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONVSCOPE_THREADS", "")
+    assert read_settings().threads == 1
+
+
+def test_variables_that_kubernetes_adds_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONVSCOPE_PORT", "tcp://10.0.0.1:80")
+    assert read_settings().threads == 1
+
+
+def test_settings_cannot_be_changed() -> None:
+    settings = Settings()
+    with pytest.raises(ValidationError, match="frozen"):
+        settings.threads = 2
+
+
+def test_store_of_the_working_directory_comes_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert Settings().store == DOCUMENT.parent.parent / "models_store"
+    (tmp_path / "models_store").mkdir()
+    assert Settings().store == Path("models_store")

@@ -1,0 +1,186 @@
+import re
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from app.api.routes import page
+from tests.conftest import Connect
+from tests.support.problems import check
+
+pytestmark = pytest.mark.anyio
+
+FILES = sorted(path for path in page.WEB.rglob("*") if path.is_file())
+TYPES = {
+    ".css": "text/css; charset=utf-8",
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".png": "image/png",
+    ".svg": "image/svg+xml",
+}
+NAMESPACES = ("http://www.w3.org/2000/svg", "http://www.w3.org/1999/xhtml")
+"""Names that look like addresses; nobody asks for them."""
+
+everything = pytest.mark.parametrize(
+    "path", ["/", *(f"/web/{path.relative_to(page.WEB).as_posix()}" for path in FILES)]
+)
+
+
+@pytest.fixture
+async def elsewhere(
+    connect: Connect, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[tuple[httpx.AsyncClient, Path]]:
+    """A service whose page lies in a folder of the test's own."""
+    web = tmp_path / "web"
+    web.mkdir()
+    monkeypatch.setattr(page, "WEB", web)
+    async with connect() as client:
+        yield client, web
+
+
+def _texts() -> dict[Path, str]:
+    return {path: path.read_text() for path in FILES if path.suffix != ".png"}
+
+
+async def test_the_address_without_a_path_shows_the_page(client: httpx.AsyncClient) -> None:
+    response = await client.get("/")
+    assert response.status_code == 200
+    assert response.content == (page.WEB / "index.html").read_bytes()
+    assert response.headers["content-type"] == TYPES[".html"]
+
+
+@everything
+async def test_every_file_is_served_as_what_it_is(client: httpx.AsyncClient, path: str) -> None:
+    response = await client.get(path)
+    assert response.status_code == 200
+    suffix = Path(path).suffix or ".html"
+    assert response.headers["content-type"] == TYPES[suffix]
+    assert response.headers["x-content-type-options"] == "nosniff"
+    file = page.WEB / (path.removeprefix("/web/") if path != "/" else "index.html")
+    assert response.content == file.read_bytes()
+
+
+@everything
+async def test_nothing_is_loaded_run_or_framed_that_is_not_the_services_own(
+    client: httpx.AsyncClient, path: str
+) -> None:
+    headers = (await client.get(path)).headers
+    policy = dict(
+        directive.strip().split(" ", 1)
+        for directive in headers["content-security-policy"].split(";")
+    )
+    assert policy["default-src"] == "'none'"
+    assert policy["script-src"] == policy["style-src"] == policy["connect-src"] == "'self'"
+    assert policy["frame-ancestors"] == policy["base-uri"] == policy["form-action"] == "'none'"
+    allowed = {word for value in policy.values() for word in value.split()}
+    assert allowed <= {"'none'", "'self'", "blob:", "data:"}
+    assert headers["referrer-policy"] == "no-referrer"
+    assert headers["permissions-policy"] == "camera=(self), microphone=(), geolocation=()"
+
+
+@everything
+async def test_client_that_has_it_gets_304(client: httpx.AsyncClient, path: str) -> None:
+    first = await client.get(path)
+    assert first.headers["cache-control"] == "no-cache"
+    again = await client.get(path, headers={"If-None-Match": first.headers["etag"]})
+    assert (again.status_code, again.content) == (304, b"")
+    assert again.headers["etag"] == first.headers["etag"]
+    assert again.headers["content-security-policy"] == first.headers["content-security-policy"]
+    changed = await client.get(path, headers={"If-None-Match": '"another"'})
+    assert (changed.status_code, changed.content) == (200, first.content)
+
+
+async def test_head_is_get_without_the_body(client: httpx.AsyncClient) -> None:
+    for path in ("/", "/web/main.js"):
+        head, get = await client.head(path), await client.get(path)
+        assert (head.status_code, head.content) == (200, b"")
+        for name in ("etag", "content-type", "content-length", "content-security-policy"):
+            assert head.headers[name] == get.headers[name]
+
+
+@pytest.mark.parametrize("part", ["bytes=0-9", "items=0-1", "bytes=a-b", "bytes=99999-"])
+async def test_who_asks_for_a_part_of_a_file_gets_all_of_it(
+    client: httpx.AsyncClient, part: str
+) -> None:
+    for path in ("/", "/web/main.js", "/static-offline-docs/swagger-ui.css"):
+        response = await client.get(path, headers={"Range": part})
+        assert (response.status_code, "accept-ranges" in response.headers) == (200, False)
+        assert response.content == (await client.get(path)).content
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/web",
+        "/web/",
+        "/web/samples",
+        "/web/samples/",
+        "/web/nothing.js",
+        "/web/..%2fmain.py",
+        "/web/%2e%2e/main.py",
+        "/web/samples/..%2f..%2f..%2fpyproject.toml",
+        "/web/%2fetc%2fpasswd",
+        "/web//etc/passwd",
+        "/web/..%5cmain.py",
+        "/web/main.js%00.png",
+        "/web/" + "x" * 3000,
+        "/index.html",
+    ],
+)
+async def test_nothing_but_the_pages_files_is_there(client: httpx.AsyncClient, path: str) -> None:
+    response = await client.get(path)
+    assert response.status_code == 404
+    assert response.headers["content-type"] == "application/problem+json"
+    assert len(response.content) < 1000
+
+
+async def test_link_that_leads_out_of_the_pages_files_is_not_followed(
+    elsewhere: tuple[httpx.AsyncClient, Path],
+) -> None:
+    client, web = elsewhere
+    (web.parent / "secret.txt").write_text("secret")
+    (web / "way.txt").symlink_to(web.parent / "secret.txt")
+    (web / "own.txt").write_text("own")
+    assert (await client.get("/web/own.txt")).text == "own"
+    check(await client.get("/web/way.txt"), 404)
+
+
+@pytest.mark.parametrize("path", ["/", "/web/main.js"])
+async def test_page_is_only_to_be_read(client: httpx.AsyncClient, path: str) -> None:
+    for method in ("POST", "PUT", "DELETE"):
+        response = await client.request(method, path)
+        assert "there is: GET, HEAD" in check(response, 405).detail
+
+
+def test_page_runs_nothing_that_stands_in_its_html() -> None:
+    html = (page.WEB / "index.html").read_text()
+    assert re.findall(r"<script\b[^>]*>(.*?)</script>", html, re.DOTALL) == [""]
+    assert not re.search(r"<style\b|\sstyle=|\son\w+=|javascript:", html)
+
+
+def test_no_file_names_another_host() -> None:
+    for path, text in _texts().items():
+        for namespace in NAMESPACES:
+            text = text.replace(namespace, "")
+        assert not re.search(r"\b(?:https?|wss?|ftp)://", text, re.IGNORECASE), path
+        assert not re.search(r"""["'(`]//[\w-]+\.\w""", text), path
+
+
+def test_every_file_that_is_named_is_there() -> None:
+    html = (page.WEB / "index.html").read_text()
+    named = {page.WEB.parent / link for link in re.findall(r'(?:href|src)="(web/[^"]+)"', html)}
+    for path, text in _texts().items():
+        imports = re.findall(r'(?:from|import)\s*\(?\s*"(\.[^"]+)"', text)
+        named |= {(path.parent / name).resolve() for name in imports}
+    assert named <= set(FILES)
+    assert {path for path in FILES if path.suffix in {".js", ".css", ".svg"}} <= named
+
+
+def test_all_files_together_are_light() -> None:
+    assert sum(path.stat().st_size for path in FILES) < 150_000
+
+
+async def test_page_is_no_part_of_the_documented_interface(client: httpx.AsyncClient) -> None:
+    paths = (await client.get("/openapi.json")).json()["paths"]
+    assert not [path for path in paths if path == "/" or path.startswith("/web")]

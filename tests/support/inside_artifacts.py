@@ -1,0 +1,136 @@
+"""Artifacts that can be looked into: a small untrained network, and models with thresholds.
+
+The network is exported by training's own functions, without what an export takes long for.
+"""
+
+import json
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from app.artifact.directory import Artifact, read_artifact, record_file
+from app.artifact.files import (
+    EVALUATION,
+    EXAMPLES,
+    FILTERS,
+    GOLDEN,
+    LAYER_OUTPUTS,
+    LAYERS,
+    MANIFEST,
+    ONNX_GRAPH,
+    RESPONSES,
+)
+from app.artifact.manifest import FEATURES
+from app.artifact.tensors import Images, Probabilities
+from tests.support import sample
+from tests.support.artifacts import CLASSES, write_artifact
+from training.export.examples import examples
+from training.export.graphs import ServedNetwork, onnx_graph
+from training.export.inside import (
+    biases_and_classifier,
+    first_filters_and_kernels,
+    strongest_responses,
+)
+
+MEAN, DEVIATION = [0.5, 0.45, 0.4], [0.25, 0.24, 0.26]
+TEMPERATURE = 2.0
+CELLS = {("red", "red"): 40, ("red", "green"): 3, ("blue", "blue"): 10}
+"""How many test images there are of a true and a predicted class."""
+
+
+def averaging_network() -> nn.Sequential:
+    """Two convolutions, then global average pooling; the weights are always the same."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = nn.Sequential(
+            OrderedDict(
+                conv1=nn.Conv2d(3, 8, 3, padding=1),
+                relu1=nn.ReLU(inplace=True),
+                pool1=nn.MaxPool2d(2),
+                conv2=nn.Conv2d(8, 12, 3, padding=1, bias=False),
+                bn2=nn.BatchNorm2d(12),
+                relu2=nn.ReLU(inplace=True),
+                average=nn.AdaptiveAvgPool2d(1),
+                flatten=nn.Flatten(),
+                fc=nn.Linear(12, len(CLASSES)),
+            )
+        )
+    return network.eval()
+
+
+def measured_images() -> tuple[Images, NDArray[np.int64], Probabilities]:
+    """Return the images, their true classes and what was predicted, no two equally surely."""
+    pairs = [pair for pair, count in CELLS.items() for _ in range(count)]
+    random = np.random.default_rng(0)
+    pairs = [pairs[place] for place in random.permutation(len(pairs))]
+    sure = random.permutation(np.linspace(0.5, 0.99, len(pairs)))
+    probabilities = np.repeat(((1 - sure) / (len(CLASSES) - 1))[:, None], len(CLASSES), axis=1)
+    predicted = [CLASSES.index(name) for _, name in pairs]
+    probabilities[np.arange(len(pairs)), predicted] = sure
+    labels = np.array([CLASSES.index(name) for name, _ in pairs])
+    return sample.read("test")[0][: len(pairs)], labels, probabilities.astype(np.float32)
+
+
+def write_averaging(store: Path) -> Artifact:
+    """Write `averaging/1`, which has everything that can be looked at."""
+    path = write_artifact(store, "averaging", "1").path
+    network = averaging_network()
+    served = ServedNetwork(network, MEAN, DEVIATION, TEMPERATURE).eval()
+    images, labels, probabilities = measured_images()
+    graph, layer_outputs = onnx_graph(served, images[:4])
+    (path / ONNX_GRAPH).write_bytes(graph)
+    golden: dict[str, NDArray[Any]] = {
+        "images": images[:4],
+        "probabilities": served.predict(images[:4]).probabilities,
+    }
+    weights = biases_and_classifier(network, served.layers)
+    responses = strongest_responses(network, served.layers, images, MEAN, DEVIATION)
+    files: dict[str, dict[str, NDArray[Any]]] = {
+        GOLDEN: golden,
+        LAYERS: {LAYER_OUTPUTS: np.frombuffer(layer_outputs, np.uint8), **weights},
+        FILTERS: dict(first_filters_and_kernels(network, (32, 32))),
+        RESPONSES: responses,
+        EXAMPLES: examples(images, labels, probabilities),
+    }
+    for name, arrays in files.items():
+        np.savez(path / name, allow_pickle=False, **arrays)
+    _write_counts(path)
+    features = {"name": FEATURES, "dtype": "float32", "shape": ["N", 12, 16, 16]}
+    outputs = [*json.loads((path / MANIFEST).read_text())["outputs"], features]
+    layers = [layer.model_dump() for layer in served.layers]
+    return amend(path, architecture="averaging", layers=layers, outputs=outputs)
+
+
+def amend(path: Path, **changes: Any) -> Artifact:
+    """Change an artifact's manifest, and record its files as they are now."""
+    manifest = json.loads((path / MANIFEST).read_text())
+    names = {file.name for file in path.iterdir()} - {MANIFEST}
+    files = {name: record_file(path / name).model_dump() for name in sorted(names)}
+    (path / MANIFEST).write_text(json.dumps(manifest | {"files": files} | changes))
+    return read_artifact(path)
+
+
+def confidence(lac: tuple[float, ...], aps: tuple[float, ...], foreign: float) -> dict[str, Any]:
+    """Return what a manifest says of a graph: thresholds of sets, and of what is foreign."""
+    return {
+        "heldout_images": 1000,
+        "conformal": {"lac": lac, "aps": aps, "measured": []},
+        "out_of_distribution": {
+            "threshold": foreign,
+            "heldout_false_alarms": 0.05,
+            "test_false_alarms": 0.05,
+            "auroc": {},
+            "detected": {},
+        },
+    }
+
+
+def _write_counts(path: Path) -> None:
+    counts = [[CELLS.get((true, predicted), 0) for predicted in CLASSES] for true in CLASSES]
+    evaluation = json.loads((path / EVALUATION).read_text())
+    (path / EVALUATION).write_text(json.dumps(evaluation | {"confusion_matrix": counts}))

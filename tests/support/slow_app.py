@@ -1,0 +1,17 @@
+"""An application whose model takes its time, for `uvicorn --factory`."""
+
+from fastapi import FastAPI
+
+from app import main
+from app.artifact.store import key_of, read_store
+from app.settings import read_settings
+from tests.support.fakes import SlowBackend
+
+
+def create_app() -> FastAPI:
+    settings = read_settings()
+    store = read_store(settings.store, settings.models, settings.default_model)
+    backend = SlowBackend(1.0)
+    return main.create_app(
+        settings, store=store, backends={key_of(artifact): backend for artifact in store}
+    )

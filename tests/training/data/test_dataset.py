@@ -1,0 +1,333 @@
+import hashlib
+import os
+import shutil
+import tarfile
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from app.images.decode import decode
+from tests.support import sample
+from tests.support.training_fixtures import files_of_at_most
+from training.data import cifar10, dataset
+from training.errors import DataError
+
+
+@pytest.fixture
+def small_cifar10(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder in each official layout, made of the sample, with the hashes to match."""
+    images, labels = sample.read("train")
+    parts = np.array_split(np.arange(len(labels)), 5)
+    for layout, to_bytes in (
+        (cifar10.BINARY, sample.binary_records),
+        (cifar10.PYTHON, sample.pickled_batch),
+    ):
+        folder = tmp_path / layout.folder
+        folder.mkdir()
+        for name, part in zip(layout.train, parts, strict=True):
+            (folder / name).write_bytes(to_bytes(images[part], labels[part]))
+        (folder / layout.test[0]).write_bytes(to_bytes(*sample.read("test")))
+        digests = {
+            path.name: hashlib.new(layout.algorithm, path.read_bytes()).hexdigest()
+            for path in folder.iterdir()
+        }
+        name = "BINARY" if layout is cifar10.BINARY else "PYTHON"
+        monkeypatch.setattr(cifar10, name, replace(layout, digests=digests))
+    return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with no data, no data in the environment, and no way to download."""
+    monkeypatch.delenv(dataset.DATA_DIR_VARIABLE, raising=False)
+    monkeypatch.setattr(cifar10, "ARCHIVE_URL", "http://127.0.0.1:9/cifar-10-binary.tar.gz")
+    place = tmp_path_factory.mktemp("elsewhere")
+    monkeypatch.chdir(place)
+    return place
+
+
+@pytest.mark.parametrize("layout", ["cifar-10-batches-bin", "cifar-10-batches-py"])
+def test_both_official_layouts_give_the_same_images(small_cifar10: Path, layout: str) -> None:
+    source = dataset.find(small_cifar10 / layout)
+    images, labels = sample.read("train")
+    train, test = source.load_train(), source.load_test()
+    assert np.array_equal(train.images.numpy(), images)
+    assert np.array_equal(train.labels.numpy(), labels)
+    assert np.array_equal(test.images.numpy(), sample.read("test")[0])
+    assert list(source.classes) == sample.class_names()
+
+
+def test_the_named_folder_comes_before_the_variable_and_that_before_the_default(
+    small_cifar10: Path, image_folder: Path, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(image_folder, elsewhere / "data")
+    assert dataset.find(None).place == Path("data")
+    monkeypatch.setenv(dataset.DATA_DIR_VARIABLE, str(small_cifar10))
+    assert dataset.find(None).place == small_cifar10 / "cifar-10-batches-bin"
+    assert dataset.find(image_folder).place == image_folder
+
+
+def test_a_place_without_data_is_passed_over(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(dataset.DATA_DIR_VARIABLE, str(image_folder))
+    assert dataset.find(tmp_path / "nothing").place == image_folder
+
+
+def test_a_named_folder_whose_classes_lie_in_no_split_is_not_passed_over(
+    image_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(dataset.DATA_DIR_VARIABLE, str(image_folder))
+    with pytest.raises(DataError, match=r"train: holds the folders airplane, .* needed are train"):
+        dataset.find(image_folder / "train")
+
+
+def test_nothing_is_downloaded_where_that_was_not_allowed(
+    publisher: Path, tmp_path: Path, small_cifar10: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _publish(publisher, small_cifar10, monkeypatch)
+    with pytest.raises(DataError, match=r"found no data set; .* fetches CIFAR-10"):
+        dataset.find(tmp_path / "place", download=False)
+    assert not (tmp_path / "place").exists()
+
+
+def test_a_link_of_the_official_name_is_followed(small_cifar10: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "linked" / cifar10.BINARY.folder
+    folder.parent.mkdir()
+    (small_cifar10 / cifar10.BINARY.folder).rename(tmp_path / "elsewhere")
+    folder.symlink_to(tmp_path / "elsewhere")
+    assert dataset.find(folder.parent).place == folder
+
+
+@pytest.mark.parametrize("damage", ["changed", "short", "missing"])
+@pytest.mark.parametrize("layout", [cifar10.BINARY, cifar10.PYTHON])
+def test_a_damaged_file_is_named_with_both_hashes(
+    small_cifar10: Path, layout: cifar10.Layout, damage: str
+) -> None:
+    path = small_cifar10 / layout.folder / layout.train[2]
+    content = path.read_bytes()
+    if damage == "missing":
+        path.unlink()
+    else:
+        changed = bytes([content[0] ^ 1]) + content[1:]
+        path.write_bytes(changed if damage == "changed" else content[:-1])
+    current = cifar10.BINARY if layout.folder == cifar10.BINARY.folder else cifar10.PYTHON
+    with pytest.raises(DataError) as caught:
+        dataset.find(small_cifar10 / layout.folder)
+    message = str(caught.value)
+    assert str(path) in message
+    assert current.digests[path.name] in message
+    assert f"looked in: {small_cifar10}" in message
+    if damage != "missing":
+        found = hashlib.new(layout.algorithm, path.read_bytes()).hexdigest()
+        assert found in message
+
+
+def test_offline_the_error_names_every_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(dataset.DATA_DIR_VARIABLE, str(tmp_path / "second"))
+    with pytest.raises(DataError) as caught:
+        dataset.find(tmp_path / "first")
+    message = str(caught.value)
+    assert "cannot be downloaded" in message
+    assert f"{tmp_path / 'first'}, {tmp_path / 'second'}, data" in message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_pickle_that_builds_anything_else_is_refused() -> None:
+    with pytest.raises(DataError, match="not allowed"):
+        cifar10.PYTHON.parse(b"cposix\nsystem\n(S'true'\ntR.")
+
+
+def test_the_known_hashes_are_those_of_the_real_files(real_cifar10: dataset.Source) -> None:
+    train = real_cifar10.load_train()
+    chosen, held = dataset.split_holdout(train.labels, 0.1, seed=0)
+    assert (len(chosen), len(held)) == (45_000, 5_000)
+    assert torch.bincount(train.labels[held]).tolist() == [500] * 10
+    mean, deviation = dataset.channel_statistics(train.images)
+    assert [round(value, 4) for value in mean] == [0.4914, 0.4822, 0.4465]
+    assert [round(value, 4) for value in deviation] == [0.2470, 0.2435, 0.2616]
+
+
+def test_an_image_folder_brings_its_own_classes_and_any_size(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        for name, level in (("dark", 10), ("light", 240)):
+            path = tmp_path / split / name / "a.png"
+            path.parent.mkdir(parents=True)
+            Image.new("L", (50, 40), level).save(path)
+    source = dataset.find(tmp_path)
+    train = source.load_train()
+    assert source.classes == ("dark", "light")
+    assert train.images.shape == (2, 32, 32, 3)
+    assert train.images[:, 5, 5, 0].tolist() == [10, 240]
+    assert train.labels.tolist() == [0, 1]
+
+
+def test_a_folder_is_decoded_once_however_often_it_is_read(
+    image_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[bytes] = []
+
+    def recorded(content: bytes, *more: Any) -> Any:
+        decoded.append(content)
+        return decode(content, *more)
+
+    monkeypatch.setattr(dataset, "decode", recorded)
+    source = dataset.find(image_folder)
+    assert source.load_train() is source.load_train()
+    assert len(decoded) == 240
+
+
+def test_a_file_name_need_not_be_unicode(image_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(image_folder, folder)
+    picture = next((folder / "train" / "cat").iterdir())
+    picture.rename(os.fsdecode(os.fsencode(picture.parent) + b"/k\xe4tzchen.png"))
+    assert len(dataset.find(folder).load_train()) == 240
+
+
+def test_a_file_that_is_no_image_is_named(image_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(image_folder, folder)
+    bad = folder / "train" / "cat" / "zz.png"
+    bad.write_bytes(b"no image")
+    with pytest.raises(DataError, match=str(bad)):
+        dataset.find(folder).load_train()
+
+
+def test_a_folder_without_a_test_split_is_not_passed_over(
+    image_folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(image_folder / "train", tmp_path / "train")
+    with pytest.raises(DataError, match=f"{tmp_path}: holds a folder train, but train and test"):
+        dataset.find(tmp_path)
+
+
+def test_hidden_files_and_folders_are_not_pictures(image_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(image_folder, folder)
+    (folder / "train" / "cat" / ".DS_Store").write_bytes(b"no image")
+    (folder / "train" / ".hidden").mkdir()
+    assert dataset.find(folder).sha256 == dataset.find(image_folder).sha256
+    assert len(dataset.find(folder).load_train()) == 240
+
+
+class _SilentHandler(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def publisher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The path of the archive that a real HTTP server gives away in place of the official one."""
+    folder = tmp_path / "published"
+    folder.mkdir()
+    handler = partial(_SilentHandler, directory=str(folder))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever).start()
+        url = f"http://127.0.0.1:{server.server_port}/cifar-10-binary.tar.gz"
+        monkeypatch.setattr(cifar10, "ARCHIVE_URL", url)
+        yield folder / "cifar-10-binary.tar.gz"
+        server.shutdown()
+
+
+def _publish(archive: Path, cifar: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with tarfile.open(archive, "w:gz") as file:
+        file.add(cifar / cifar10.BINARY.folder, cifar10.BINARY.folder)
+    monkeypatch.setattr(cifar10, "ARCHIVE_MD5", hashlib.md5(archive.read_bytes()).hexdigest())
+
+
+def test_an_archive_is_downloaded_when_nothing_is_found(
+    publisher: Path, small_cifar10: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _publish(publisher, small_cifar10, monkeypatch)
+    source = dataset.find(tmp_path / "place")
+    assert source.place == tmp_path / "place" / cifar10.BINARY.folder
+    assert np.array_equal(source.load_train().images.numpy(), sample.read("train")[0])
+
+
+def test_what_keeps_an_archive_from_being_written_is_said(
+    publisher: Path, small_cifar10: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _publish(publisher, small_cifar10, monkeypatch)
+    with files_of_at_most(100_000), pytest.raises(DataError, match="File too large"):
+        dataset.find(tmp_path / "place")
+
+
+def test_an_archive_that_is_not_the_official_one_is_named_with_both_hashes(
+    publisher: Path, tmp_path: Path
+) -> None:
+    publisher.write_bytes(b"something else")
+    with pytest.raises(DataError) as caught:
+        dataset.find(tmp_path / "place")
+    assert hashlib.md5(b"something else").hexdigest() in str(caught.value)
+    assert cifar10.ARCHIVE_MD5 in str(caught.value)
+
+
+def test_splits_with_other_classes_are_refused(image_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(image_folder, folder)
+    (folder / "test" / "cat").rename(folder / "test" / "lynx")
+    with pytest.raises(DataError, match="lynx"):
+        dataset.find(folder)
+
+
+def test_the_holdout_takes_the_same_part_of_every_class() -> None:
+    labels = torch.tensor([0] * 100 + [1] * 50 + [2] * 10)
+    chosen, held = dataset.split_holdout(labels, 0.2, seed=1)
+    assert torch.bincount(labels[held]).tolist() == [20, 10, 2]
+    assert sorted([*chosen.tolist(), *held.tolist()]) == list(range(160))
+
+
+def test_the_seed_alone_decides_what_is_held_out() -> None:
+    labels = torch.arange(10).repeat(50)
+    first, again, other = (dataset.split_holdout(labels, 0.1, seed)[1] for seed in (3, 3, 4))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_no_holdout_trains_on_all() -> None:
+    chosen, held = dataset.split_holdout(torch.arange(10).repeat(5), 0.0, seed=0)
+    assert (len(chosen), len(held)) == (50, 0)
+
+
+@pytest.mark.parametrize(("holdout", "message"), [(0.01, "holds out none"), (0.9, "none of its")])
+def test_a_holdout_that_does_not_fit_is_refused(holdout: float, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        dataset.split_holdout(torch.arange(10).repeat(3), holdout, seed=0)
+
+
+def test_channel_statistics_are_numpys() -> None:
+    images, _ = sample.read("train")
+    mean, deviation = dataset.channel_statistics(torch.from_numpy(images))
+    scaled = images.reshape(-1, 3) / 255
+    assert np.allclose(mean, scaled.mean(0), atol=1e-12)
+    assert np.allclose(deviation, scaled.std(0), atol=1e-12)
+
+
+def test_a_channel_that_is_everywhere_the_same_becomes_zeros() -> None:
+    images = torch.from_numpy(sample.read("train")[0].copy())
+    images[..., 2] = 200
+    normalized = dataset.normalize(images, *dataset.channel_statistics(images))
+    assert normalized[:, 2].abs().max() < 1e-4
+    assert torch.allclose(normalized[:, :2].std((0, 2, 3)), torch.ones(2), atol=1e-4)
+
+
+def test_normalized_images_have_mean_zero_and_deviation_one() -> None:
+    images = torch.from_numpy(sample.read("train")[0])
+    normalized = dataset.normalize(images, *dataset.channel_statistics(images))
+    assert normalized.shape == (240, 3, 32, 32)
+    assert normalized.dtype == torch.float32
+    assert normalized.is_contiguous(memory_format=torch.channels_last)
+    assert torch.allclose(normalized.mean((0, 2, 3)), torch.zeros(3), atol=1e-4)
+    assert torch.allclose(normalized.std((0, 2, 3)), torch.ones(3), atol=1e-4)

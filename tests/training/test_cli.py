@@ -1,0 +1,207 @@
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from app.artifact.files import EVALUATION
+from training.cli import main
+from training.run.checkpoint import Checkpoint, EpochFigures, newest, open_run
+from training.run.progress import watch
+
+
+def _run(*arguments: str | Path) -> str:
+    result = CliRunner().invoke(main, list(map(str, arguments)))
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def _fail(*arguments: str | Path) -> str:
+    """Run a command that must fail as a user would see it; return its one line."""
+    command = [sys.executable, "-m", "training.cli", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
+    assert done.returncode == 1
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1, done.stderr
+    return lines[0]
+
+
+def test_data_says_what_was_found(image_folder: Path) -> None:
+    output = _run("data", "--data-dir", image_folder)
+    assert "240 training images in 10 classes: airplane" in output.replace("\n", " ")
+
+
+def test_a_training_that_is_interrupted_says_how_to_go_on(
+    image_folder: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    places = ["--data-dir", str(image_folder), "--out", str(run), "--device", "cpu"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "training.cli", "train", "fc", *places, "--epochs", "10000"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        while newest(run) is None:
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 1
+    [line] = said.splitlines()
+    assert line == f"Error: interrupted; {run} keeps what is finished: go on with --resume"
+
+
+def test_every_field_of_a_recipe_is_an_option(image_folder: Path, tmp_path: Path) -> None:
+    given = {
+        "architecture": "speednet-proxy",
+        "epochs": 1,
+        "batch-size": 60,
+        "micro-batch": 30,
+        "optimizer": "muon",
+        "learning-rate": 0.01,
+        "bias-learning-rate": 0.001,
+        "head-learning-rate": 0.002,
+        "weight-decay": 0.1,
+        "schedule": "one-cycle",
+        "label-smoothing": 0.2,
+        "dropout": 0.3,
+        "flip": "random",
+        "translate": 2,
+        "crop": 28,
+        "cropped": 0.5,
+        "cutout": 4,
+        "brightness": 0.1,
+        "contrast": 0.2,
+        "noise": 9.0,
+        "proxy": "speednet-proxy",
+        "selected": 0.5,
+        "holdout": 0.2,
+        "split-seed": 5,
+        "seed": 7,
+        "precision": "float32",
+    }
+    options = [word for name, value in given.items() for word in (f"--{name}", str(value))]
+    output = _run("train", "fc", "--data-dir", image_folder, "--out", tmp_path, *options)
+    assert "epoch 1/1  loss" in output
+    recipe = open_run(tmp_path).state.recipe
+    values = {name.replace("_", "-"): value for name, value in recipe.as_dict().items()}
+    assert values == given
+
+
+def test_a_run_leaves_its_history_and_its_learning_curve(trained: Checkpoint) -> None:
+    run = trained.path.parent
+    assert {"history.json", "learning_curve.png"} <= {path.name for path in run.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "resnet99"], "Error: no recipe 'resnet99'; there are simple-cnn, fc"),
+        (["describe", "lenet"], "Error: no architecture 'lenet'; there are simple-cnn, fc"),
+        (["train", "fc", "--epochs", "0"], "Error: epochs is 0; it can be 1 to 10000"),
+        (
+            ["train", "speednet", "--crop", "0"],
+            "Error: crop is 0 and cropped is 0.7; both are 0 or neither",
+        ),
+        (["evaluate", "nowhere"], "Error: nowhere: holds no checkpoint"),
+        (["export", "nowhere"], "Error: nowhere: holds no checkpoint"),
+        (["compare", "--store", "nowhere"], "Error: nowhere: holds no artifact"),
+    ],
+)
+def test_an_error_is_one_line(arguments: list[str], message: str) -> None:
+    assert _fail(*arguments).startswith(message)
+
+
+def test_a_crop_that_does_not_fit_the_network_is_refused(
+    image_folder: Path, tmp_path: Path
+) -> None:
+    options = ("--crop", "28", "--cropped", "0.5", "--out", tmp_path / "run")
+    line = _fail("train", "simple-cnn", "--data-dir", image_folder, *options)
+    assert line == "Error: crop is 28; simple-cnn cannot learn from that"
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_in_the_way_is_said_in_one_line(trained: Checkpoint, image_folder: Path) -> None:
+    run = trained.path.parent
+    line = _fail("train", "fc", "--data-dir", image_folder, "--out", run)
+    assert line == f"Error: {run}: holds a run already; go on with --resume or choose another --out"
+
+
+def test_describe_prints_the_layers_and_their_sum() -> None:
+    output = _run("describe", "fc")
+    assert "Linear 3072→256" in output
+    assert "820,874" in output
+
+
+def test_on_a_terminal_a_bar_shows_the_epoch_and_leaves_a_line() -> None:
+    from rich.console import Console
+
+    with (Path(os.devnull)).open("w") as nowhere:
+        console = Console(file=nowhere, force_terminal=True, width=120, record=True)
+        with watch(console) as reporter:
+            reporter.epoch_started(2, 3, 1000)
+            reporter.progressed(500, 1.25, 0.5)
+            reporter.epoch_ended(EpochFigures(2, 1.2, 0.55, 0.5, 2000, 0.5))
+        text = console.export_text()
+    assert "epoch 2/3" in text
+    assert "50%" in text
+    assert "left" in text
+    assert "loss 1.2000  train 55.00%  held out 50.00%  2,000 images/s" in text
+
+
+def test_names_are_shown_as_they_are(image_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "[old] pictures[/b]"
+    shutil.copytree(image_folder, folder)
+    for split in ("train", "test"):
+        (folder / split / "cat").rename(folder / split / "[other]")
+    output = _run("data", "--data-dir", folder)
+    assert f"in {folder}, sha256" in output
+    assert "[other]" in output
+
+
+def test_figures_are_shown_where_they_cannot_be_kept(trained: Checkpoint, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained.path.parent, run)
+    (run / "epoch-00002" / EVALUATION).unlink()
+    (run / "epoch-00002" / EVALUATION).mkdir()
+    result = CliRunner().invoke(main, ["evaluate", str(run)])
+    assert result.exit_code == 1
+    assert "80 test images, temperature" in result.output
+    assert "evaluation.json: cannot be written" in result.output
+
+
+def test_an_export_that_is_refused_costs_no_evaluation(
+    trained: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def evaluated(*_: object) -> None:
+        raise AssertionError("the run was evaluated")
+
+    monkeypatch.setattr("training.cli.evaluate.evaluate", evaluated)
+    arguments = ["export", str(trained.path.parent), "--views", "2", "--store", str(tmp_path)]
+    result = CliRunner().invoke(main, [*arguments, "--name", "No Name"])
+    assert result.exit_code == 1
+    assert "No Name/1" in result.output
+
+
+def test_a_run_whose_images_are_gone_downloads_nothing(
+    trained: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained.path.parent, run)
+    state = run / "epoch-00002" / "state.json"
+    values = json.loads(state.read_text()) | {"data_place": str(tmp_path / "gone")}
+    state.write_text(json.dumps(values))
+    monkeypatch.delenv("CONVSCOPE_DATA_DIR", raising=False)
+    monkeypatch.chdir(tmp_path)
+    said = f"found no data set; `convscope-train data` fetches CIFAR-10 (looked in: {tmp_path}/gone"
+    assert said in _fail("evaluate", run)

@@ -1,0 +1,144 @@
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from training.architectures.describe import describe
+from training.errors import RecipeError
+from training.recipes import RECIPES, Recipe, find_recipe, meanings_of_fields
+from training.run.optimization import schedule
+
+
+@pytest.mark.parametrize("name", ["simple-cnn", "fc"])
+def test_the_exercises_recipe_is_the_exercises(name: str) -> None:
+    recipe = find_recipe(name)
+    assert (recipe.epochs, recipe.batch_size, recipe.optimizer) == (30, 128, "adam")
+    assert recipe.learning_rate == 0.001
+    assert recipe.schedule == "constant"
+    assert recipe.flip == "off"
+    assert (recipe.translate, recipe.dropout, recipe.label_smoothing, recipe.weight_decay) == (
+        0,
+        0,
+        0,
+        0,
+    )
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values())
+def test_a_recipe_survives_being_written_down(recipe: Recipe) -> None:
+    assert Recipe.from_dict(recipe.as_dict()) == recipe
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("epochs", 0),
+        ("batch_size", 0),
+        ("learning_rate", -1.0),
+        ("learning_rate", float("nan")),
+        ("dropout", 1.0),
+        ("translate", 32),
+        ("holdout", 5000),
+        ("optimizer", "sgd"),
+        ("schedule", "cosine"),
+        ("flip", "sometimes"),
+        ("cutout", 32),
+        ("selected", 0.0),
+        ("precision", "float16"),
+    ],
+)
+def test_a_number_out_of_range_is_named_with_its_limits(field: str, value: Any) -> None:
+    change: dict[str, Any] = {field: value}
+    with pytest.raises(RecipeError, match=rf"{field} is '?{value}'?; it can be"):
+        replace(find_recipe("fc"), **change)
+
+
+def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
+    with pytest.raises(RecipeError, match="no recipe 'resnet99'; there are simple-cnn, fc"):
+        find_recipe("resnet99")
+
+
+def _parts(recipe: Recipe, images: int) -> list[float]:
+    steps = images // recipe.candidates
+    return [
+        schedule(recipe, images, epoch, step)
+        for epoch in range(1, recipe.epochs + 1)
+        for step in range(1, steps + 1)
+    ]
+
+
+def test_a_constant_rate_stays() -> None:
+    assert set(_parts(find_recipe("fc"), 1280)) == {1.0}
+
+
+def test_one_cycle_rises_to_its_peak_at_thirty_percent_and_falls_to_zero() -> None:
+    parts = _parts(Recipe("fc", epochs=10, batch_size=10, schedule="one-cycle"), 100)
+    assert parts[0] == pytest.approx(1 / 25)
+    assert max(parts) == pytest.approx(parts[30]) == pytest.approx(1.0)
+    assert parts[:31] == sorted(parts[:31])
+    assert parts[30:] == sorted(parts[30:], reverse=True)
+    assert parts[-1] < 0.001
+
+
+def test_a_linear_schedule_falls_by_the_same_amount_each_step_and_ends_near_zero() -> None:
+    recipe = Recipe("fc", epochs=2, batch_size=10, schedule="linear", proxy="fc", selected=0.5)
+    assert _parts(recipe, 100) == pytest.approx([part / 10 for part in range(10, 0, -1)])
+
+
+def test_a_recipe_that_an_older_version_wrote_down_has_the_new_fields_defaults() -> None:
+    values = find_recipe("simple-cnn").as_dict()
+    del values["cutout"], values["proxy"]
+    assert Recipe.from_dict(values) == find_recipe("simple-cnn")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"optimizer": "muon"}, {"bias_learning_rate": 0.1}, {"head_learning_rate": 0.1}],
+)
+def test_rates_of_biases_and_last_layer_go_with_muon_and_with_nothing_else(
+    change: dict[str, Any],
+) -> None:
+    with pytest.raises(RecipeError, match="must be above 0 with muon, and 0 with any other"):
+        replace(find_recipe("fc"), **change)
+
+
+def test_muon_cannot_take_away_more_than_there_is() -> None:
+    with pytest.raises(RecipeError, match=r"weight_decay is 1.5; it can be 0 to 1"):
+        replace(find_recipe("speednet"), weight_decay=1.5)
+
+
+@pytest.mark.parametrize("change", [{"selected": 0.5}, {"proxy": "fc"}])
+def test_a_part_is_selected_by_a_proxy_and_a_proxy_selects_a_part(change: dict[str, Any]) -> None:
+    with pytest.raises(RecipeError, match="it takes a proxy to select a part"):
+        replace(find_recipe("fc"), **change)
+
+
+def test_every_field_says_what_it_means() -> None:
+    meanings = meanings_of_fields()
+    assert list(meanings) == [field.name for field in fields(Recipe)]
+    assert meanings["holdout"].endswith("for selection and calibration.")  # of its second line
+
+
+def test_the_documented_recipes_are_those_that_there_are() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
+    rows = [line.split("|")[1:-1] for line in text.splitlines() if line.startswith("| `")]
+    documented = {}
+    for row in rows:
+        if len(row) == 7:
+            name, _, parameters, macs, epochs, optimizer, heldout = (cell.strip() for cell in row)
+            documented[name.strip("`")] = (parameters, macs, epochs, optimizer, heldout)
+    assert documented == {name: _documented(recipe) for name, recipe in RECIPES.items()}
+
+
+def _documented(recipe: Recipe) -> tuple[str, ...]:
+    description = describe(recipe.architecture)
+    mega = description.macs / 1e6
+    heldout = round(recipe.holdout * 50_000)
+    return (
+        f"{description.parameters:,}",
+        f"{mega:.1f} M" if mega < 10 else f"{mega:.0f} M",
+        str(recipe.epochs),
+        {"adam": "Adam", "adamw": "AdamW", "muon": "Muon"}[recipe.optimizer],
+        f"{heldout:,}" if heldout else "none",
+    )

@@ -1,0 +1,1 @@
+"""Models of a store side by side."""

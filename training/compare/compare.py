@@ -1,0 +1,307 @@
+"""Every artifact of a store, side by side: what it costs, what it gives and where it errs.
+
+Accuracy comes from each artifact's own evaluation; latency and throughput are measured here and
+now. The float32 graphs classify the test images, which `training.evaluate` reads, once more, to see
+whose errors are the same: nothing is chosen by that. Tables and plots are
+`training.compare.report`'s.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from app.artifact.directory import Artifact, read_artifact
+from app.artifact.files import GOLDEN, HISTORY, ONNX_GRAPH, TORCHSCRIPT_GRAPH
+from app.artifact.manifest import Precision, Views
+from app.artifact.tensors import Images
+from app.errors import ConvscopeError
+from app.inference.backends import Backend, open_backend
+from training.compare.overlap import Overlap, find_overlap
+from training.data import dataset
+from training.errors import DataError, RunError
+from training.evaluate import answer_test
+from training.run.checkpoint import EpochFigures, parse_history
+from training.run.hardware import name_processor
+
+BATCH = 64
+ROUNDS = 15
+SINGLE_CALLS = 50
+BATCH_CALLS = 4
+FULLY_CONNECTED = "fc"
+"""The architecture of the networks without a convolution."""
+
+Point = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Int8Figures:
+    """The int8 graph's: test accuracy 0 to 1; latency and throughput as in `ModelFigures`."""
+
+    accuracy: float
+    latency_ms: float
+    images_per_second: float
+
+
+@dataclass(frozen=True)
+class ConfidenceFigures:
+    """How prediction sets and the out-of-distribution score of the float32 graph did.
+
+    Attributes:
+        found: the part of the test images whose set holds the true class, by what was asked for
+            ("90%"), with the method `lac`.
+        classes: the mean number of classes in a set, likewise.
+        false_alarms: the part of the test images that is marked as foreign.
+        auroc: of test images against each kind of foreign ones.
+    """
+
+    found: dict[str, float]
+    classes: dict[str, float]
+    false_alarms: float
+    auroc: dict[str, float]
+
+
+@dataclass(frozen=True)
+class ModelFigures:
+    """One row of the comparison.
+
+    Attributes:
+        model: `name/version`.
+        architecture: of the network.
+        parameters: learned numbers.
+        macs: multiply-accumulates for one image, in all of its views.
+        views: of each image, whose logits the graph averages.
+        onnx_bytes: size of the ONNX graph.
+        torchscript_bytes: size of the TorchScript graph.
+        training_seconds: of the run, on `training_hardware`.
+        training_hardware: what it was trained on.
+        epochs: passes over the training images.
+        training_images: how many there were.
+        accuracy: on the test split, 0 to 1.
+        cross_entropy: on the test split, calibrated, in nats.
+        ece: expected calibration error on the test split, calibrated.
+        recall_by_class: the part of each class's test images that is recognised.
+        latency_ms: of one image, median, ONNX on one thread.
+        images_per_second: at batch 64, median, ONNX on one thread.
+        int8: the same of the int8 graph; None where the artifact has none.
+        confidence: None where no images were held out to fit it on.
+        history: one record an epoch.
+    """
+
+    model: str
+    architecture: str
+    parameters: int
+    macs: int
+    views: Views
+    onnx_bytes: int
+    torchscript_bytes: int
+    training_seconds: float
+    training_hardware: str
+    epochs: int
+    training_images: int
+    accuracy: float
+    cross_entropy: float
+    ece: float
+    recall_by_class: dict[str, float]
+    latency_ms: float
+    images_per_second: float
+    int8: Int8Figures | None
+    confidence: ConfidenceFigures | None
+    history: tuple[EpochFigures, ...]
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Where the models of a store err on the same test images.
+
+    Attributes:
+        overlap: of those that were trained on the data found; None where there are fewer than two.
+        left_out: models that were trained on other data.
+        pictures: the test images that `overlap` names, by index, uint8 `[H,W,3]`.
+    """
+
+    overlap: Overlap | None = None
+    left_out: tuple[str, ...] = ()
+    pictures: dict[int, Images] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All models of a store.
+
+    Attributes:
+        models: by name and version.
+        errors: where they err together.
+        timed_on: the processor that latencies and throughputs are of.
+    """
+
+    models: tuple[ModelFigures, ...]
+    errors: Errors
+    timed_on: str
+
+
+def compare(
+    store: Path, find_data: Callable[[], dataset.Source], tell: Callable[[str], None]
+) -> Comparison:
+    """Verify and measure every artifact of a store.
+
+    Args:
+        store: the folder of the artifacts.
+        find_data: finds the data set whose test images the models are asked about; called only
+            if there are two models to compare. Where it finds none, errors are not compared.
+        tell: is told what is done next, which may take minutes.
+
+    Raises:
+        RunError: the store holds no artifact, or one that is damaged.
+    """
+    try:
+        artifacts = _read_store(store)
+        errors = _find_errors(artifacts, find_data, tell) if len(artifacts) > 1 else Errors()
+        figures = []
+        for artifact in artifacts:
+            tell(f"timing {_key(artifact)}")
+            figures.append(_figures(artifact))
+        return Comparison(tuple(figures), errors, name_processor())
+    except ConvscopeError as exc:
+        raise RunError(str(exc)) from exc
+
+
+def pareto_front(points: Sequence[Point]) -> list[Point]:
+    """Return the points that no other one beats, by rising cost.
+
+    Args:
+        points: each a cost, of which less is better, and a gain, of which more is better. A point
+            that another one equals in one and beats in the other is left out; of equal points, one
+            stays.
+    """
+    front: list[Point] = []
+    for cost, gain in sorted(points, key=lambda point: (point[0], -point[1])):
+        if not front or gain > front[-1][1]:
+            front.append((cost, gain))
+    return front
+
+
+def _find_errors(
+    artifacts: Sequence[Artifact],
+    find_data: Callable[[], dataset.Source],
+    tell: Callable[[str], None],
+) -> Errors:
+    """Compare errors where the test images are at hand; all other figures need none."""
+    try:
+        source = find_data()
+    except DataError:
+        return Errors()
+    return _compare_errors(artifacts, source, tell)
+
+
+def _read_store(store: Path) -> list[Artifact]:
+    places = filter(Path.is_dir, store.glob("[!.]*/[1-9]*"))
+    artifacts = [read_artifact(path) for path in places]
+    if not artifacts:
+        raise RunError(f"{store}: holds no artifact")
+    for artifact in artifacts:
+        artifact.verify()
+    return sorted(artifacts, key=lambda item: (item.manifest.name, int(item.manifest.version)))
+
+
+def _compare_errors(
+    artifacts: Sequence[Artifact], source: dataset.Source, tell: Callable[[str], None]
+) -> Errors:
+    same = [item for item in artifacts if item.manifest.data.sha256 == source.sha256]
+    left_out = tuple(_key(item) for item in artifacts if item not in same)
+    if len(same) < 2:
+        return Errors(left_out=left_out)
+    threads = torch.get_num_threads()
+    answers = {}
+    for item in same:
+        tell(f"asking {_key(item)} about the test images")
+        backend = open_backend(item, "onnx-cpu", threads)
+        answers[_key(item)] = answer_test(backend.predict, source)
+    dense = {_key(item) for item in same if item.manifest.architecture == FULLY_CONNECTED}
+    predictions = {key: answered.predicted for key, answered in answers.items()}
+    test = answers[_key(same[0])]
+    overlap = find_overlap(test.labels, predictions, source.classes, dense)
+    pictures = {index: test.images[index] for index in _named_images(overlap)}
+    return Errors(overlap, left_out, pictures)
+
+
+def _named_images(overlap: Overlap) -> Iterator[int]:
+    for group in (overlap.by_all, overlap.by_fully_connected):
+        if group is not None:
+            yield from (example.index for example in group.examples)
+
+
+def _key(artifact: Artifact) -> str:
+    return f"{artifact.manifest.name}/{artifact.manifest.version}"
+
+
+def _figures(artifact: Artifact) -> ModelFigures:
+    manifest, evaluation = artifact.manifest, artifact.evaluation()
+    history = parse_history(artifact.read(HISTORY).decode())
+    latency_ms, images_per_second = _speed(artifact, "float32")
+    int8 = None
+    if manifest.int8 is not None:
+        int8 = Int8Figures(manifest.int8.test_accuracy, *_speed(artifact, "int8"))
+    return ModelFigures(
+        model=_key(artifact),
+        architecture=manifest.architecture,
+        parameters=manifest.parameters,
+        macs=manifest.macs,
+        views=manifest.views,
+        onnx_bytes=manifest.files[ONNX_GRAPH].bytes,
+        torchscript_bytes=manifest.files[TORCHSCRIPT_GRAPH].bytes,
+        training_seconds=manifest.training_seconds,
+        training_hardware=manifest.hardware,
+        epochs=len(history),
+        training_images=manifest.data.train,
+        accuracy=manifest.test.accuracy,
+        cross_entropy=manifest.test.cross_entropy_calibrated,
+        ece=manifest.test.ece_calibrated,
+        recall_by_class={figures.label: figures.recall for figures in evaluation.per_class},
+        latency_ms=latency_ms,
+        images_per_second=images_per_second,
+        int8=int8,
+        confidence=_confidence(artifact),
+        history=history,
+    )
+
+
+def _confidence(artifact: Artifact) -> ConfidenceFigures | None:
+    confidence = artifact.manifest.confidence.get("float32")
+    if confidence is None:
+        return None
+    measured = [item for item in confidence.conformal.measured if item.method == "lac"]
+    foreign = confidence.out_of_distribution
+    return ConfidenceFigures(
+        found={f"{item.wanted:.0%}": item.found for item in measured},
+        classes={f"{item.wanted:.0%}": item.classes for item in measured},
+        false_alarms=foreign.test_false_alarms,
+        auroc=foreign.auroc,
+    )
+
+
+def _speed(artifact: Artifact, precision: Precision) -> tuple[float, float]:
+    """Return the latency of one image in milliseconds, and images a second at batch 64."""
+    backend = open_backend(artifact, "onnx-cpu", threads=1, precision=precision)
+    images: Images = np.resize(
+        artifact.arrays(GOLDEN)["images"], (BATCH, *artifact.manifest.image_size, 3)
+    )
+    return (
+        1000 * _seconds_a_call(backend, images[:1], SINGLE_CALLS),
+        BATCH / _seconds_a_call(backend, images, BATCH_CALLS),
+    )
+
+
+def _seconds_a_call(backend: Backend, images: Images, calls: int) -> float:
+    """Return the median over rounds of a call's mean time, after one round that warms up."""
+    rounds = []
+    for _ in range(ROUNDS + 1):
+        started = time.perf_counter()
+        for _ in range(calls):
+            backend.predict(images)
+        rounds.append((time.perf_counter() - started) / calls)
+    return statistics.median(rounds[1:])

@@ -1,0 +1,223 @@
+"""Plots of a comparison as PNG: learning curves, classes, what accuracy costs, shared errors.
+
+Measures nothing; the tables are `training.compare.report`'s.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.ticker import LogLocator, NullFormatter
+from numpy.typing import NDArray
+
+from app.artifact.tensors import Images
+from training.compare.compare import ModelFigures, Point, pareto_front
+from training.compare.overlap import MistakeGroup, Overlap
+from training.compare.point_labels import PointLabel, place_labels
+from training.report import label_axes, plot_accuracy
+
+DPI = 110
+PANELS_A_ROW = 4
+PICTURES = 16
+"""How many images a contact sheet shows."""
+
+_SHEET = (4, 4)
+_HARDWARE_MARKERS = "os^Dv"
+_COLORS = [to_hex(colormaps["tab20"](i)) for i in (*range(0, 20, 2), *range(1, 20, 2))]
+"""Ten that are dark, then the same ones pale."""
+
+
+def draw_learning_curves(models: Sequence[ModelFigures], path: Path) -> None:
+    """Draw accuracy by epoch, a panel a model."""
+    columns = min(PANELS_A_ROW, len(models))
+    rows = -(-len(models) // columns)
+    figure = Figure(figsize=(4 * columns, 3.2 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, sharey=True, squeeze=False).flatten()
+    for index, (axes, model) in enumerate(zip(panels, models, strict=False)):
+        plot_accuracy(axes, model.history, _color(index))
+        axes.axhline(100 * model.accuracy, color="0.4", linewidth=0.8, linestyle=":", label="test")
+        axes.set_title(model.model)
+        if index % columns:
+            axes.set_ylabel("")
+        axes.legend(frameon=False, loc="best")
+    for axes in panels[len(models) :]:
+        axes.remove()
+    figure.savefig(path, dpi=DPI)
+
+
+def draw_accuracy_by_class(models: Sequence[ModelFigures], path: Path) -> None:
+    """Draw which part of each class is recognised, a row a model and a column a class."""
+    labels = list(dict.fromkeys(label for model in models for label in model.recall_by_class))
+    values = np.array(
+        [[100 * model.recall_by_class.get(label, np.nan) for label in labels] for model in models]
+    )
+    size = (max(6, 0.75 * len(labels) + 2.5), 0.34 * len(models) + 1.4)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots()
+    _heat_map(axes, values, [model.model for model in models], labels, ".1f")
+    axes.set_title("recognised (%)", fontsize=10)
+    figure.savefig(path, dpi=DPI)
+
+
+def draw_accuracy_and_cost(models: Sequence[ModelFigures], path: Path) -> None:
+    """Draw accuracy against latency and against training time, each with its Pareto front."""
+    accuracy_and_cost(models).savefig(path)
+
+
+def accuracy_and_cost(models: Sequence[ModelFigures]) -> Figure:
+    """Return the figure that `draw_accuracy_and_cost` saves: first latency, then training time."""
+    figure = Figure(figsize=(15, 7.8), layout="constrained", dpi=DPI)
+    latency, training = figure.subplots(1, 2, sharey=True)
+    label_axes(latency, "latency of one image, one thread (ms)", "test accuracy (%)")
+    label_axes(training, "training time (minutes)", "")
+    for axes in (latency, training):
+        axes.set_xscale("log")
+    lines = [_plot_latency(latency, models), _plot_training_time(training, models)]
+    for axes in (latency, training):
+        axes.margins(0.12, 0.08)
+        _mark_decades(axes)
+        axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=4, fontsize=9)
+    starts = (
+        [_latency_point(model) for model in models],
+        [_training_point(model) for model in models],
+    )
+    for axes, places, covered in zip((latency, training), starts, lines, strict=True):
+        labels = [
+            PointLabel(model.model, place, _color(index))
+            for index, (model, place) in enumerate(zip(models, places, strict=True))
+        ]
+        place_labels(axes, labels, covered)
+    return figure
+
+
+def draw_error_overlap(overlap: Overlap, pictures: dict[int, Images], path: Path) -> None:
+    """Draw the part of errors that each pair of models shares, and images that are taken wrongly.
+
+    Args:
+        overlap: of at least two models.
+        pictures: the images that it names, by index, uint8 `[H,W,3]`.
+        path: of the PNG.
+    """
+    sheets = [(f"wrong by all {len(overlap.models)} models", overlap.by_all)]
+    if overlap.by_fully_connected is not None:
+        sheets.append(("wrong by the fully connected network alone", overlap.by_fully_connected))
+    side = max(4.5, 0.52 * len(overlap.models) + 1.6)
+    figure = Figure(figsize=(side + 5.2 * len(sheets), max(6.2, side)), layout="constrained")
+    ratios = [side, *[5.2] * len(sheets)]
+    matrix, *places = figure.subfigures(1, len(ratios), squeeze=False, width_ratios=ratios)[0]
+    axes = matrix.subplots()
+    _heat_map(axes, 100 * np.array(overlap.shared), overlap.models, overlap.models, ".0f")
+    axes.set_aspect("equal")
+    matrix.suptitle("errors shared by two models, % of the errors of either", fontsize=10)
+    for place, (title, group) in zip(places, sheets, strict=True):
+        _draw_sheet(place, title, group, pictures)
+    figure.savefig(path, dpi=DPI)
+
+
+def _plot_latency(axes: Axes, models: Sequence[ModelFigures]) -> list[list[Point]]:
+    """Plot float32 filled and int8 hollow; return every line that was drawn."""
+    lines: list[list[Point]] = []
+    for index, model in enumerate(models):
+        color = _color(index)
+        line = [_latency_point(model)]
+        axes.plot(*line[0], "o", color=color, zorder=3)
+        if model.int8 is not None:
+            line.append((model.int8.latency_ms, 100 * model.int8.accuracy))
+            axes.plot(*line[1], "o", color=color, zorder=3, markerfacecolor="white")
+            axes.plot(*zip(*line, strict=True), color=color, linewidth=0.8, zorder=2)
+        lines.append(line)
+    axes.plot([], [], "o", color="0.3", label="float32")
+    axes.plot([], [], "o", color="0.3", markerfacecolor="white", label="int8")
+    front = pareto_front([point for line in lines for point in line])
+    return [*lines, _plot_front(axes, front, "Pareto front")]
+
+
+def _plot_training_time(axes: Axes, models: Sequence[ModelFigures]) -> list[list[Point]]:
+    """Plot a marker and a front for each hardware, whose times do not compare with another's."""
+    lines: list[list[Point]] = []
+    hardware = list(dict.fromkeys(model.training_hardware for model in models))
+    for number, name in enumerate(hardware):
+        marker = _HARDWARE_MARKERS[number % len(_HARDWARE_MARKERS)]
+        points = []
+        for index, model in enumerate(models):
+            if model.training_hardware == name:
+                points.append(_training_point(model))
+                axes.plot(*points[-1], marker, color=_color(index), zorder=3)
+        axes.plot([], [], marker, color="0.3", label=name)
+        of_each = "Pareto front" if len(hardware) == 1 else "Pareto front of each machine"
+        label = of_each if name == hardware[-1] else ""
+        front = _plot_front(axes, pareto_front(points), label)
+        lines += [*([point] for point in points), front]
+    return lines
+
+
+def _plot_front(axes: Axes, front: Sequence[Point], label: str) -> list[Point]:
+    """Draw a Pareto front as a step line, and return its corners."""
+    corners = [front[0]]
+    for (_, gain), (cost, better) in pairwise(front):
+        corners += [(cost, gain), (cost, better)]
+    axes.plot(*zip(*corners, strict=True), "--", color="0.6", linewidth=1, zorder=1, label=label)
+    return corners
+
+
+def _mark_decades(axes: Axes) -> None:
+    """Number 1, 2 and 5 of every decade, as plain numbers."""
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(lambda value, _position: f"{value:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _latency_point(model: ModelFigures) -> Point:
+    return model.latency_ms, 100 * model.accuracy
+
+
+def _training_point(model: ModelFigures) -> Point:
+    return model.training_seconds / 60, 100 * model.accuracy
+
+
+def _heat_map(
+    axes: Axes,
+    values: NDArray[np.float64],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    spec: str,
+) -> None:
+    """Draw percentages as colours with their numbers; no number is no colour."""
+    axes.imshow(values, cmap="Blues", vmin=0, vmax=100, aspect="auto")
+    axes.set_xticks(range(len(columns)), columns, rotation=45, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(rows)), rows)
+    axes.tick_params(length=0, labelsize=9)
+    axes.spines[:].set_visible(False)
+    for (row, column), value in np.ndenumerate(values):
+        if not np.isnan(value):
+            color = "white" if value > 55 else "0.15"
+            axes.text(
+                column, row, f"{value:{spec}}", ha="center", va="center", color=color, fontsize=8
+            )
+
+
+def _draw_sheet(
+    place: SubFigure, title: str, group: MistakeGroup, pictures: dict[int, Images]
+) -> None:
+    """Draw the first images of a group, with their class and what they are taken for."""
+    shown = group.examples[:PICTURES]
+    part = f", the first {len(shown)}" if len(shown) < group.images else ""
+    place.suptitle(f"{title}: {group.images:,} images{part}", fontsize=10)
+    panels = place.subplots(*_SHEET).flatten()
+    for axes, example in zip(panels, shown, strict=False):
+        axes.imshow(pictures[example.index])
+        axes.set_xlabel(f"{example.true}\n→ {example.predicted}", fontsize=8, labelpad=2)
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.spines[:].set_visible(False)
+    for axes in panels[len(shown) :]:
+        axes.set_axis_off()
+
+
+def _color(index: int) -> str:
+    return _COLORS[index % len(_COLORS)]

@@ -1,0 +1,1 @@
+"""A finished run to an artifact."""

@@ -1,0 +1,136 @@
+"""What a model may be trusted in: thresholds from held-out images, measured on the test split.
+
+Prediction sets and the threshold above which an image counts as foreign are fitted for each ONNX
+graph by the backend that serves it; TorchScript is held to the same scores. Nothing here writes a
+file or reads the test split by itself.
+"""
+
+from collections.abc import Mapping
+from typing import get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from app.artifact.manifest import Confidence, Conformal, Coverage, OutOfDistribution, SetMethod
+from app.artifact.tensors import Images, Outputs
+from app.tasks.classification import class_scores, fit_threshold, prediction_sets
+from training.evaluate import SERVED_BATCH, Answered, Predict, outputs_for
+from training.export.graphs import ServedNetwork
+from training.export.layer_outputs import outputs_of
+from training.export.ood import OodScore, layer_for_score, statistics_of
+
+MEASURED_COVERAGES = (0.9, 0.95, 0.99)
+FALSE_ALARMS = 0.05
+OOD_TRAINING_IMAGES = 5000
+_METHODS: tuple[SetMethod, ...] = get_args(SetMethod)
+
+
+def fit_ood_score(served: ServedNetwork, train: Images, heldout: Images) -> OodScore:
+    """Return the score of a network that is served without one so far.
+
+    Args:
+        served: the network.
+        train: images that it learned from, uint8 `[N,H,W,3]`; 5,000 are plenty.
+        heldout: images that it did not learn from.
+    """
+    layer = layer_for_score(served.layers)
+    statistics, _ = _look(served, layer, train)
+    score = OodScore(layer, statistics)
+    score.calibrate(*_look(served, layer, heldout))
+    return score
+
+
+@torch.inference_mode()
+def _look(served: ServedNetwork, layer: str, images: Images) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the statistics of a layer's maps `[N,2C]`, and the probabilities `[N,classes]`."""
+    statistics, probabilities = [], []
+    for batch in torch.from_numpy(images).split(SERVED_BATCH):
+        with outputs_of(served.plain, [layer], len(batch)) as maps:
+            probabilities.append(served(batch)[1])
+        statistics.append(statistics_of(maps[layer]))
+    return torch.cat(statistics), torch.cat(probabilities)
+
+
+def measure_confidence(
+    heldout: Answered,
+    test: Answered,
+    foreign: Mapping[str, Images],
+    predict: Predict,
+) -> Confidence:
+    """Fit the thresholds of one graph, and measure what they do.
+
+    Args:
+        heldout: images that the network did not learn from; they decide the thresholds.
+        test: the test split, on which nothing is chosen.
+        foreign: images of what the model does not know, by kind.
+        predict: the graph, which gives out-of-distribution scores.
+    """
+    scores = {name: _scores(outputs_for(predict, images)) for name, images in foreign.items()}
+    known, usual = _scores(heldout.outputs), _scores(test.outputs)
+    threshold = float(np.quantile(known, 1 - FALSE_ALARMS))
+    return Confidence(
+        heldout_images=len(heldout.labels),
+        conformal=_fit_conformal(heldout, test),
+        out_of_distribution=OutOfDistribution(
+            threshold=threshold,
+            heldout_false_alarms=_part(known > threshold),
+            test_false_alarms=_part(usual > threshold),
+            auroc={name: auroc(usual, values) for name, values in scores.items()},
+            detected={name: _part(values > threshold) for name, values in scores.items()},
+        ),
+    )
+
+
+def auroc(known: NDArray[np.float32], foreign: NDArray[np.float32]) -> float:
+    """Return how often a foreign image has the higher score of a pair; equal ones count half."""
+    from sklearn.metrics import roc_auc_score  # a second to import, for exports alone
+
+    is_foreign = np.repeat([False, True], [len(known), len(foreign)])
+    return _figure(roc_auc_score(is_foreign, np.concatenate([known, foreign])))
+
+
+def _fit_conformal(heldout: Answered, test: Answered) -> Conformal:
+    thresholds = {method: _thresholds(heldout, method) for method in _METHODS}
+    return Conformal(
+        **{method: tuple(thresholds[method]) for method in _METHODS},
+        measured=tuple(
+            _measure_coverage(test, method, wanted, thresholds[method][round(wanted * 100) - 1])
+            for method in _METHODS
+            for wanted in MEASURED_COVERAGES
+        ),
+    )
+
+
+def _thresholds(heldout: Answered, method: SetMethod) -> list[float]:
+    scores = class_scores(heldout.outputs.probabilities, heldout.images, method)
+    true = scores[np.arange(len(scores)), heldout.labels]
+    return [fit_threshold(true, percent / 100) for percent in range(1, 100)]
+
+
+def _measure_coverage(
+    test: Answered, method: SetMethod, wanted: float, threshold: float
+) -> Coverage:
+    sets = prediction_sets(test.outputs.probabilities, test.images, method, threshold)
+    sizes = sets.sum(1)
+    return Coverage(
+        method=method,
+        wanted=wanted,
+        found=_part(sets[np.arange(len(sets)), test.labels]),
+        classes=_figure(sizes.mean()),
+        empty=_part(sizes == 0),
+    )
+
+
+def _scores(outputs: Outputs) -> NDArray[np.float32]:
+    if outputs.ood_scores is None:
+        raise ValueError("the graph gives no out-of-distribution scores")
+    return outputs.ood_scores
+
+
+def _part(chosen: NDArray[np.bool_]) -> float:
+    return _figure(chosen.mean())
+
+
+def _figure(value: float | np.floating) -> float:
+    return round(float(value), 6)

@@ -1,0 +1,344 @@
+"""A trained network to an artifact directory that carries its own proof.
+
+Before the directory gets its name, ONNX and TorchScript are run by the
+service's own backends and compared with the eager network, on the golden images and on the whole
+test split. Training and measuring happen elsewhere.
+"""
+
+import subprocess
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version as installed_version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
+
+from app.artifact.directory import Artifact, read_artifact, record_file, rewritten
+from app.artifact.files import (
+    EVALUATION,
+    EXAMPLES,
+    FILTERS,
+    GOLDEN,
+    GOLDEN_PROBABILITIES,
+    GOLDEN_SCORES,
+    HISTORY,
+    LAYER_OUTPUTS,
+    LAYERS,
+    ONNX_GRAPH,
+    RESPONSES,
+    TORCHSCRIPT_GRAPH,
+)
+from app.artifact.manifest import (
+    DataRecord,
+    Evaluation,
+    Manifest,
+    Name,
+    Precision,
+    TensorSpec,
+    Version,
+)
+from app.artifact.tensors import Images
+from app.errors import ConvscopeError
+from app.explore import drawing
+from app.inference.backends import BackendName, open_backend, open_layers
+from training.architectures.describe import describe
+from training.data import dataset
+from training.data.foreign import foreign_images
+from training.errors import ExportError
+from training.evaluate import (
+    Answered,
+    answer,
+    answer_test,
+    check_source,
+    load_heldout,
+    load_network,
+    load_splits,
+)
+from training.export.confidence import OOD_TRAINING_IMAGES, fit_ood_score, measure_confidence
+from training.export.examples import examples
+from training.export.graphs import OPSET, ServedNetwork, onnx_graph, torchscript_graph
+from training.export.half_weights import pack_onnx, packed
+from training.export.inside import (
+    biases_and_classifier,
+    first_filters_and_kernels,
+    strongest_responses,
+)
+from training.export.quantize import add_int8, choose_training_images
+from training.report import LEARNING_CURVE, draw_learning_curve
+from training.run import durable
+from training.run.checkpoint import Checkpoint, history_json
+
+GOLDEN_IMAGES = 16
+LEAST_AGREEMENT = 0.9999
+GOLDEN_TOLERANCE = {"onnx-cpu": 1e-4, "torch-cpu": 1e-4, "torch-cuda": 5e-3}
+"""Largest difference of a probability. A GPU multiplies in TF32, whose mantissa has 10 bits."""
+
+PROVEN_BACKENDS: tuple[BackendName, ...] = ("onnx-cpu", "torch-cpu")
+CONFUSION_MATRIX_PLOT = "confusion_matrix.png"
+FILTERS_PLOT = "filters.png"
+
+
+@dataclass(frozen=True)
+class Export:
+    """What an artifact is made of; with `int8`, it holds a second ONNX graph."""
+
+    checkpoint: Checkpoint
+    evaluation: Evaluation
+    source: dataset.Source
+    name: str
+    version: str
+    int8: bool = False
+
+
+def export(what: Export, store: Path) -> Artifact:
+    """Write the artifact `<store>/<name>/<version>`.
+
+    Raises:
+        ExportError: the place is taken or cannot be written, the name or version is not allowed,
+            the exported graphs do not agree with the network, or int8 loses too much accuracy or
+            cannot be proven; the store stands as it was.
+        DataError: `source` is not the data set that the run was trained on.
+    """
+    check_exportable(what.checkpoint, what.source, store, what.name, what.version, int8=what.int8)
+    place = store / what.name / what.version
+    heldout = load_heldout(what.checkpoint, what.source)
+    try:
+        served = _served(what, heldout)
+        with durable.new_directory(place) as folder:
+            answered = answer_test(served.predict, what.source)
+            _write_files(what, served, answered, folder)
+            manifest = _manifest(what, served, folder)
+            artifact = rewritten(Artifact(folder, manifest))
+            served_test = _prove(artifact, answered, what.source)
+            artifact = _with_confidence(artifact, heldout, served_test, "float32")
+            if what.int8:
+                artifact, served_test = add_int8(artifact, what.checkpoint, what.source)
+                artifact = _with_confidence(artifact, heldout, served_test, "int8")
+    except (OSError, ValueError, RuntimeError, ConvscopeError) as exc:
+        raise ExportError(f"{place}: not exported: {exc}") from exc
+    return read_artifact(place)
+
+
+def check_exportable(
+    checkpoint: Checkpoint,
+    source: dataset.Source,
+    store: Path,
+    name: str,
+    version: str,
+    *,
+    int8: bool,
+) -> None:
+    """Raise unless there is something finished to export and a free place for it.
+
+    Raises:
+        ExportError: the name or version is not allowed or taken, the run is not finished, or
+            nothing was held out to prove an int8 graph on.
+        DataError: `source` is not the data set that the run was trained on.
+    """
+    try:
+        TypeAdapter(Name).validate_python(name)
+        TypeAdapter(Version).validate_python(version)
+    except ValidationError as exc:
+        raise ExportError(f"{name}/{version}: {exc.errors()[0]['msg']}") from exc
+    place = store / name / version
+    if place.exists():
+        raise ExportError(f"{place}: exists already; choose another --version")
+    state = checkpoint.state
+    if state.epoch < state.recipe.epochs:
+        raise ExportError(
+            f"{checkpoint.path}: is epoch {state.epoch} of {state.recipe.epochs}; "
+            "finish the run with --resume"
+        )
+    if int8 and state.recipe.holdout == 0:
+        raise ExportError(
+            f"{checkpoint.path}: holdout is 0; without held-out images nothing shows what "
+            "int8 costs, so export without --int8"
+        )
+    check_source(checkpoint, source)
+
+
+def _served(what: Export, heldout: dataset.Split) -> ServedNetwork:
+    """Return the network as it is served, with the score that held-out images calibrate."""
+    state, evaluation = what.checkpoint.state, what.evaluation
+    network = load_network(what.checkpoint, evaluation.weights)
+    parts = network, state.mean, state.deviation, evaluation.temperature, evaluation.views
+    served = ServedNetwork(*parts).eval()
+    if len(heldout) == 0:
+        return served
+    learned = choose_training_images(what.checkpoint, what.source, OOD_TRAINING_IMAGES)
+    score = fit_ood_score(served, learned.images.numpy(), heldout.images.numpy())
+    return ServedNetwork(*parts, score).eval()
+
+
+def next_version(store: Path, name: str) -> str:
+    """Return the number after the highest version of a model in the store."""
+    versions = [int(path.name) for path in (store / name).glob("*") if path.name.isdecimal()]
+    return str(max(versions, default=0) + 1)
+
+
+def _write_files(what: Export, served: ServedNetwork, answered: Answered, folder: Path) -> None:
+    _write_graphs(what, served, folder)
+    _write_inside(what, served, answered, folder)
+    probabilities = answered.outputs.probabilities
+    shown = examples(answered.images, answered.labels, probabilities)
+    np.savez_compressed(folder / EXAMPLES, allow_pickle=False, **shown)
+    durable.write_text(folder / EVALUATION, what.evaluation.model_dump_json(indent=1))
+    (folder / CONFUSION_MATRIX_PLOT).write_bytes(
+        drawing.confusion_matrix(
+            np.array(what.evaluation.confusion_matrix), what.evaluation.classes, None
+        )
+    )
+    history = what.checkpoint.state.history
+    durable.write_text(folder / HISTORY, history_json(history))
+    draw_learning_curve(history, folder / LEARNING_CURVE)
+
+
+def _write_graphs(what: Export, served: ServedNetwork, folder: Path) -> None:
+    images = _golden_images(what)
+    half = what.evaluation.weights == "float16"
+    graph, layer_outputs = onnx_graph(served, images)
+    (folder / ONNX_GRAPH).write_bytes(pack_onnx(graph) if half else graph)
+    script = torchscript_graph(packed(served) if half else served, images)
+    (folder / TORCHSCRIPT_GRAPH).write_bytes(script)
+    outputs = served.predict(images)
+    golden: dict[str, NDArray[Any]] = {
+        "images": images,
+        GOLDEN_PROBABILITIES["float32"]: outputs.probabilities,
+    }
+    if outputs.ood_scores is not None:
+        golden[GOLDEN_SCORES["float32"]] = outputs.ood_scores
+    np.savez_compressed(folder / GOLDEN, allow_pickle=False, **golden)
+    weights = biases_and_classifier(served.plain, served.layers)
+    appended = {LAYER_OUTPUTS: np.frombuffer(layer_outputs, np.uint8)}
+    np.savez_compressed(folder / LAYERS, allow_pickle=False, **appended, **weights)
+
+
+def _write_inside(what: Export, served: ServedNetwork, answered: Answered, folder: Path) -> None:
+    filters = first_filters_and_kernels(served.plain, dataset.IMAGE_SIZE)
+    stored = {layer: kernels.astype(what.evaluation.weights) for layer, kernels in filters.items()}
+    np.savez_compressed(folder / FILTERS, allow_pickle=False, **stored)
+    _, first = next(iter(filters.items()))
+    (folder / FILTERS_PLOT).write_bytes(_filters_plot(first))
+    state = what.checkpoint.state
+    responses = strongest_responses(
+        served.plain, served.layers, answered.images, state.mean, state.deviation
+    )
+    np.savez_compressed(folder / RESPONSES, allow_pickle=False, **responses)
+
+
+def _filters_plot(weights: NDArray[np.float32]) -> bytes:
+    """Draw small filters enlarged and in few columns, pictures of the input closer together."""
+    scale = max(2, 36 // weights.shape[-1])
+    return drawing.filter_grid(weights, scale, columns=8 if len(weights) <= 64 else 16)
+
+
+def _golden_images(what: Export) -> Images:
+    train, heldout = load_splits(what.checkpoint, what.source)
+    split = heldout if len(heldout) >= GOLDEN_IMAGES else train
+    chosen = torch.linspace(0, len(split) - 1, GOLDEN_IMAGES).long()
+    images: Images = split[chosen].images.numpy()
+    return images
+
+
+def _manifest(what: Export, served: ServedNetwork, folder: Path) -> Manifest:
+    state = what.checkpoint.state
+    height, width = dataset.IMAGE_SIZE
+    train, heldout = load_splits(what.checkpoint, what.source)
+    description = describe(state.recipe.architecture, len(state.classes))
+    return Manifest(
+        schema_version=1,
+        name=what.name,
+        version=what.version,
+        architecture=state.recipe.architecture,
+        classes=state.classes,
+        input=TensorSpec(name="image", dtype="uint8", shape=("N", height, width, 3)),
+        outputs=_outputs(served),
+        opset=OPSET,
+        files={path.name: record_file(path) for path in sorted(folder.iterdir())},
+        recipe=state.recipe.as_dict(),
+        seed=state.recipe.seed,
+        data=DataRecord(
+            name=state.data_name,
+            sha256=state.data_sha256,
+            train=len(train),
+            heldout=len(heldout),
+            test=what.evaluation.images,
+        ),
+        libraries=state.libraries
+        | {name: installed_version(name) for name in ("numpy", "onnx", "onnxruntime")},
+        hardware=state.hardware,
+        training_seconds=state.training_seconds,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        git_commit=_git_commit(),
+        parameters=description.parameters,
+        macs=description.macs * what.evaluation.views,
+        views=what.evaluation.views,
+        weights=what.evaluation.weights,
+        layers=served.layers,
+        test=what.evaluation.test,
+        temperature=what.evaluation.temperature,
+        golden_tolerance=GOLDEN_TOLERANCE,
+    )
+
+
+def _outputs(served: ServedNetwork) -> tuple[TensorSpec, ...]:
+    """Return what the graphs give, by running the network on one image."""
+    values = served(torch.zeros(1, *dataset.IMAGE_SIZE, 3, dtype=torch.uint8))
+    return tuple(
+        TensorSpec(name=name, dtype="float32", shape=("N", *value.shape[1:]))
+        for name, value in zip(served.output_names, values, strict=True)
+    )
+
+
+def _prove(artifact: Artifact, answered: Answered, source: dataset.Source) -> Answered:
+    """Raise unless both graphs give the eager network's answers, by the service's backends.
+
+    Returns:
+        What the ONNX graph gives for the test split.
+    """
+    artifact.verify()
+    threads = torch.get_num_threads()
+    found = {}
+    for name in PROVEN_BACKENDS:
+        found[name] = answer_test(open_backend(artifact, name, threads).predict, source)
+        same = found[name].predicted == answered.predicted
+        if same.mean() < LEAST_AGREEMENT:
+            raise ExportError(
+                f"{name} gives the network's prediction for {same.mean():.4%} of the test images; "
+                f"the limit is {LEAST_AGREEMENT:.2%}"
+            )
+    open_layers(artifact)
+    return found["onnx-cpu"]
+
+
+def _with_confidence(
+    artifact: Artifact, heldout: dataset.Split, test: Answered, precision: Precision
+) -> Artifact:
+    """Add what one of the graphs may be trusted in, if images were held out to tell."""
+    if len(heldout) == 0:
+        return artifact
+    backend = open_backend(artifact, "onnx-cpu", torch.get_num_threads(), precision)
+    known = answer(backend.predict, heldout)
+    found = measure_confidence(known, test, foreign_images(), backend.predict)
+    confidence = artifact.manifest.confidence | {precision: found}
+    manifest = artifact.manifest.model_copy(update={"confidence": confidence})
+    return rewritten(Artifact(artifact.path, manifest))
+
+
+def _git_commit() -> str:
+    """Return the commit of the code that exports, marked where files differ from it."""
+    checkout = Path(__file__).parents[2]
+    if not (checkout / ".git").exists():
+        return "unknown"
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(  # noqa: S603 - a constant command
+            command, cwd=checkout, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return done.stdout.strip()

@@ -1,0 +1,174 @@
+"""A trained network as it is served, and its ONNX and TorchScript graphs as bytes.
+
+Nothing here writes a file or knows what an artifact is.
+"""
+
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from app.artifact.files import LAYER_OUTPUT, PIXELS
+from app.artifact.manifest import FEATURES, OOD_SCORE, Views
+from app.artifact.tensors import Images, Outputs
+from training.architectures.describe import averaged_layer, layers_of, records_of
+from training.data import dataset
+from training.errors import ExportError
+from training.export.layer_outputs import outputs_of
+from training.export.ood import OodScore
+from training.export.views import with_views
+
+OPSET = 20
+
+
+class ServedNetwork(nn.Module):
+    """A network as it is served: uint8 `[N,H,W,3]` to calibrated logits and probabilities.
+
+    Both outputs are float32 `[N,classes]`; the logits are divided by the temperature, so their
+    softmax is the probabilities. A network that ends in global average pooling has a third
+    output, the feature map before it, float32 `[N,C,h,w]`, of the image as it is; with an
+    `ood_score`, the last output is that score, float32 `[N]`.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(
+        self,
+        network: nn.Module,
+        mean: list[float],
+        deviation: list[float],
+        temperature: float,
+        views: Views = 1,
+        ood_score: OodScore | None = None,
+    ) -> None:
+        super().__init__()
+        self.plain = network
+        self.network = with_views(network, views)
+        self.temperature = temperature
+        # One number for each value of an image: onnxruntime is ten times slower at repeating
+        # three along the innermost dimension.
+        shape = (*dataset.IMAGE_SIZE, 3)
+        scale = 1 / (255 * torch.tensor(deviation))
+        shift = torch.tensor(mean) / torch.tensor(deviation)
+        self.register_buffer("scale", scale.expand(shape).contiguous())
+        self.register_buffer("shift", shift.expand(shape).contiguous())
+        self.layers = records_of(layers_of(network.eval(), torch.empty(1, 3, *dataset.IMAGE_SIZE)))
+        self.output_names: tuple[str, ...] = ("logits", "probabilities")
+        self._averaged = averaged_layer(self.layers)
+        if self._averaged is not None:
+            self.output_names += (FEATURES,)
+        self.ood_score = ood_score
+        if ood_score is not None:
+            self.output_names += (OOD_SCORE,)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """Return logits, probabilities, and what else there is: features, the score."""
+        pixels = image.to(torch.float32) * self.scale - self.shift
+        looked_at = [] if self._averaged is None else [self._averaged]
+        if self.ood_score is not None:
+            looked_at.append(self.ood_score.layer)
+        with outputs_of(self.plain, looked_at, image.shape[0]) as maps:
+            logits = self.network(pixels.permute(0, 3, 1, 2)) / self.temperature
+        probabilities = torch.softmax(logits, 1)
+        outputs = [logits, probabilities]
+        if self._averaged is not None:
+            outputs.append(maps[self._averaged])
+        if self.ood_score is not None:
+            outputs.append(self.ood_score(maps[self.ood_score.layer], probabilities))
+        return tuple(outputs)
+
+    @torch.inference_mode()
+    def predict(self, images: Images) -> Outputs:
+        """Return what the eager network gives, as a backend would."""
+        outputs = self(torch.from_numpy(images))
+        score = None if self.ood_score is None else outputs[-1].numpy()
+        return Outputs(outputs[1].numpy(), score)
+
+
+def onnx_graph(served: ServedNetwork, images: Images) -> tuple[bytes, bytes]:
+    """Return the network as an ONNX file, traced with uint8 images `[N,H,W,3]`.
+
+    Returns:
+        The graph, and bytes which, appended to it, make the normalised image and what every layer
+        gives for it outputs of the graph. (Protocol buffers that stand one after the other are
+        read as one.)
+
+    Raises:
+        ExportError: the exporter gave nothing.
+    """
+    names = [LAYER_OUTPUT.format(name) for name in (PIXELS, *(item.name for item in served.layers))]
+    with _quiet_exporters():
+        program = torch.onnx.export(
+            _WithLayers(served),
+            (torch.from_numpy(images),),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=["image"],
+            output_names=[*served.output_names, *names],
+            dynamic_shapes={"image": {0: torch.export.Dim("N")}},
+            verbose=False,
+        )
+        if program is None:
+            raise ExportError("torch.onnx gave no program")
+        return _split_outputs(program.model_proto, len(served.output_names))
+
+
+class _WithLayers(nn.Module):
+    """A served network whose layers' outputs are outputs too."""
+
+    def __init__(self, served: ServedNetwork) -> None:
+        super().__init__()
+        self.served = served
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """Return what the served network does, the normalised image, and each layer's output."""
+        names = [layer.name for layer in self.served.layers]
+        with outputs_of(self.served.plain, (PIXELS, *names), image.shape[0]) as layers:
+            outputs = self.served(image)
+        return *outputs, *(layers[name] for name in (PIXELS, *names))
+
+
+def _split_outputs(model: onnx.ModelProto, count: int) -> tuple[bytes, bytes]:
+    """Take all outputs but the first from a graph; return it, and them in a graph of their own."""
+    others = onnx.ModelProto()
+    others.graph.output.extend(model.graph.output[count:])
+    del model.graph.output[count:]
+    return model.SerializeToString(), others.SerializeToString()
+
+
+def nodes_of_logits(model: onnx.ModelProto) -> list[onnx.NodeProto]:
+    """Return what the first output of a graph comes from, in the graph's order."""
+    needed = {model.graph.output[0].name}
+    for node in reversed(model.graph.node):
+        if needed.intersection(node.output):
+            needed.update(node.input)
+    return [node for node in model.graph.node if needed.intersection(node.output)]
+
+
+def torchscript_graph(served: nn.Module, images: Images) -> bytes:
+    """Return the network as a TorchScript file, traced with uint8 images `[N,H,W,3]`."""
+    buffer = io.BytesIO()
+    with _quiet_exporters(), torch.no_grad():
+        traced = torch.jit.trace(served, torch.from_numpy(images), check_trace=False)
+        torch.jit.save(traced, buffer)
+    return buffer.getvalue()
+
+
+@contextmanager
+def _quiet_exporters() -> Iterator[None]:
+    """Keep torch's word that TorchScript is deprecated, and the exporter's steps, to itself."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,112 @@
+"""Graphs whose kernels and matrices lie in 16 bits on disk and are computed with in 32.
+
+`rounded` changes a network's weights to what 16 bits can hold before anything is measured; packing
+a graph then loses nothing more, so the file is half as large and answers the same. A runtime
+widens the weights when it loads the graph. Biases and normalisation stay as they are.
+"""
+
+import copy
+from itertools import pairwise
+
+import numpy as np
+import onnx
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from training.errors import ExportError
+from training.export.graphs import nodes_of_logits
+
+LARGEST = torch.finfo(torch.float16).max
+_SUFFIX = "_float16"
+
+
+@torch.no_grad()
+def rounded(network: nn.Module) -> nn.Module:
+    """Round a network's weights to what a float16 can hold, for evaluation; return it.
+
+    Normalisations that follow a convolution become part of it first, as an exporter would make
+    them after the rounding.
+
+    Raises:
+        ExportError: a weight is too large; the message names it and the limit.
+    """
+    for module in network.eval().modules():
+        if isinstance(module, nn.Sequential):
+            _fold_normalisation(module)
+    for name, parameter in network.named_parameters():
+        if parameter.ndim > 1:
+            largest = parameter.abs().max().item()
+            if not largest <= LARGEST:  # nor is NaN
+                raise ExportError(f"{name} holds {largest}; the limit of a float16 is {LARGEST}")
+            parameter.copy_(parameter.half().float())
+    return network
+
+
+def _fold_normalisation(layers: nn.Sequential) -> None:
+    for (name, layer), (next_name, following) in pairwise(layers.named_children()):
+        if isinstance(layer, nn.Conv2d) and isinstance(following, nn.BatchNorm2d):
+            setattr(layers, name, fuse_conv_bn_eval(layer, following))
+            setattr(layers, next_name, nn.Identity())
+
+
+def pack_onnx(graph: bytes) -> bytes:
+    """Return an ONNX graph with its rounded weights as float16, each followed by a Cast.
+
+    What the logits do not come from, which is the out-of-distribution score, stays as it is.
+
+    Raises:
+        ExportError: a weight is not one that `rounded` has left.
+    """
+    model = onnx.load_from_string(graph)
+    casts = []
+    weights = {name for node in nodes_of_logits(model) for name in node.input}
+    for tensor in model.graph.initializer:
+        if tensor.name in weights and tensor.data_type == TensorProto.FLOAT and _is_matrix(tensor):
+            wide, name = numpy_helper.to_array(tensor), tensor.name
+            narrow = wide.astype(np.float16)
+            if not np.array_equal(narrow, wide):
+                raise ExportError(f"{name} was changed after it had been rounded to float16")
+            tensor.CopyFrom(numpy_helper.from_array(narrow, name + _SUFFIX))
+            casts.append(helper.make_node("Cast", [tensor.name], [name], to=TensorProto.FLOAT))
+    for cast in reversed(casts):
+        model.graph.node.insert(0, cast)
+    return bytes(model.SerializeToString())
+
+
+def unpack_onnx(graph: bytes) -> bytes:
+    """Return the graph that `pack_onnx` was given; another one as it is."""
+    model = onnx.load_from_string(graph)
+    for tensor in model.graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT16 and tensor.name.endswith(_SUFFIX):
+            wide = numpy_helper.to_array(tensor).astype(np.float32)
+            tensor.CopyFrom(numpy_helper.from_array(wide, tensor.name.removesuffix(_SUFFIX)))
+    for node in [node for node in model.graph.node if _widens(node)]:
+        model.graph.node.remove(node)
+    return bytes(model.SerializeToString())
+
+
+def packed(served: nn.Module) -> nn.Module:
+    """Return a copy of a network that holds its rounded weights in float16, for TorchScript."""
+    copied = copy.deepcopy(served)
+    for module in copied.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            module.weight = nn.Parameter(module.weight.half(), requires_grad=False)
+            parametrize.register_parametrization(module, "weight", _Widened(), unsafe=True)
+    return copied
+
+
+class _Widened(nn.Module):
+    def forward(self, weight: Tensor) -> Tensor:
+        """Return what is computed with."""
+        return weight.float()
+
+
+def _is_matrix(tensor: TensorProto) -> bool:
+    return len(tensor.dims) in {2, 4}  # fully connected and convolutional weights
+
+
+def _widens(node: onnx.NodeProto) -> bool:
+    return node.op_type == "Cast" and node.input[0].endswith(_SUFFIX)

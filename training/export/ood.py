@@ -1,0 +1,108 @@
+"""A score of how unlike a network's training images an image is, and how it is fitted.
+
+Half of it is an odd look: the squared Mahalanobis distance (Lee et al. 2018) of the means and
+deviations of a feature map's channels from those of training images, at a layer that still sees
+textures and colours. The other half is an unsure answer: one minus the highest probability
+(Hendrycks & Gimpel 2017). Foreign images that look like none are found by the first, photographs
+of other things by the second; `docs/confidence.md` has the measurements that chose it.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from app.artifact.files import PIXELS
+from app.artifact.manifest import LayerRecord
+
+LEAST_SIDE = 14
+"""In pixels: the layer is the last activation whose feature maps are not smaller."""
+
+_ACTIVATIONS = ("ReLU", "SiLU")
+_RIDGE = 1e-3  # of the mean variance, added to each: channels may be silent on all images
+_LEAST_SPREAD = 1e-3  # a network that answers all images alike has none, which divides
+
+
+class OodScore(nn.Module):
+    """The mean of two halves, each 0 for the median image and 1 for one of twenty that is odder.
+
+    Attributes:
+        layer: whose output is looked at; `pixels` is the normalised image.
+    """
+
+    mean: Tensor
+    precision: Tensor
+    usual: Tensor
+    spread: Tensor
+
+    def __init__(self, layer: str, statistics: Tensor) -> None:
+        """Fit the distribution of statistics.
+
+        Args:
+            layer: the layer's name.
+            statistics: `statistics_of` what it gives for training images, float `[N,2C]`.
+        """
+        super().__init__()
+        self.layer = layer
+        statistics = statistics.double()
+        mean = statistics.mean(0)
+        covariance = (statistics - mean).T @ (statistics - mean) / len(statistics)
+        covariance += _RIDGE * covariance.diagonal().mean() * torch.eye(len(mean))
+        self.register_buffer("mean", mean.float())
+        self.register_buffer("precision", torch.linalg.inv(covariance).float())
+        self.register_buffer("usual", torch.zeros(2))
+        self.register_buffer("spread", torch.ones(2))
+
+    def calibrate(self, statistics: Tensor, probabilities: Tensor) -> None:
+        """Give both halves the same weight: from the median to 19 of 20 held-out images is one.
+
+        Args:
+            statistics: of held-out images, float `[N,2C]`.
+            probabilities: what the network answers, `[N,classes]`.
+        """
+        halves = self.halves(statistics, probabilities)
+        usual = halves.median(0).values
+        self.usual.copy_(usual)
+        spread = halves.quantile(0.95, dim=0) - usual
+        self.spread.copy_(spread.clamp_min(_LEAST_SPREAD))
+
+    def forward(self, maps: Tensor, probabilities: Tensor) -> Tensor:
+        """Return the scores, float `[N]`.
+
+        Args:
+            maps: what the layer gives, float `[N,C,h,w]`.
+            probabilities: what the network answers, `[N,classes]`.
+        """
+        return self.combine(self.halves(statistics_of(maps), probabilities))
+
+    def combine(self, halves: Tensor) -> Tensor:
+        """Return the scores, float `[N]`, from their two halves `[N,2]`."""
+        return ((halves - self.usual) / self.spread).mean(1)
+
+    def halves(self, statistics: Tensor, probabilities: Tensor) -> Tensor:
+        """Return the odd look and the unsure answer, float `[N,2]`.
+
+        Args:
+            statistics: `statistics_of` the layer's maps, float `[N,2C]`.
+            probabilities: what the network answers, `[N,classes]`.
+        """
+        away = statistics - self.mean
+        distance = ((away @ self.precision) * away).sum(1)
+        return torch.stack([distance, 1 - probabilities.amax(1)], 1)
+
+
+def layer_for_score(layers: Sequence[LayerRecord]) -> str:
+    """Return the last activation whose feature maps are large enough, or else `pixels`."""
+    large = [
+        layer.name
+        for layer in layers
+        if layer.kind in _ACTIVATIONS and len(layer.shape) == 3 and layer.shape[1] >= LEAST_SIDE
+    ]
+    return large[-1] if large else PIXELS
+
+
+def statistics_of(maps: Tensor) -> Tensor:
+    """Return each channel's mean and deviation, `[N,2C]`, of feature maps `[N,C,h,w]`."""
+    mean = maps.mean((2, 3), keepdim=True)
+    deviation = (maps - mean).square().mean((2, 3)).sqrt()
+    return torch.cat([mean.flatten(1), deviation], 1)

@@ -1,0 +1,273 @@
+"""An artifact's ONNX graph in int8: calibrated on training images, proven on held-out ones.
+
+Static quantisation of weights and activations. The normalisation, the last layer, the temperature
+and the softmax stay in float32; the temperature is fitted anew, since rounding makes a network
+surer or less sure. The only import of onnxruntime outside the service's backend;
+nothing here reads the test split, which is `evaluate`'s to do.
+"""
+
+import logging
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+
+from app.artifact.directory import Artifact, record_file, rewritten
+from app.artifact.files import GOLDEN, GOLDEN_PROBABILITIES, GOLDEN_SCORES, INT8_GRAPH, ONNX_GRAPH
+from app.artifact.manifest import Int8Record
+from app.artifact.tensors import Images
+from app.inference.backends.onnx_cpu import (
+    OnnxBackend,  # first: it switches the runtime's telemetry off
+)
+from training.data import dataset
+from training.errors import ExportError
+from training.evaluate import (
+    Answered,
+    answer,
+    answer_test,
+    fit_temperature,
+    load_heldout,
+    load_splits,
+    measure_served,
+)
+from training.export.graphs import nodes_of_logits
+from training.export.half_weights import unpack_onnx
+from training.run.checkpoint import Checkpoint
+
+CALIBRATION_IMAGES = 1000
+CALIBRATION_SEED = 0
+CALIBRATION_BATCH = 100
+MOST_LOST = 0.003
+"""How much of the held-out accuracy, a part of one, int8 may cost."""
+
+LEAST_PROBABILITY = 1e-30
+"""What a probability counts as that float32 gives as 0."""
+
+INT8_TOLERANCE = 0.01
+"""Largest difference of a golden probability from the int8 graph's own at export.
+
+The integers are exact on every processor (see `quantize`). This leaves room for a runtime that
+rounds one activation to the neighbouring step, which moved none of 5,000 images' probabilities by
+more; the float32 graph already differs by 0.016 to 0.045.
+"""
+
+_LAYERS = {"Conv", "Gemm", "MatMul"}
+_WITHOUT_PIXELS = {"GlobalAveragePool", "ReduceMean", "Shape"}
+
+
+def add_int8(
+    artifact: Artifact, checkpoint: Checkpoint, source: dataset.Source
+) -> tuple[Artifact, Answered]:
+    """Write the int8 graph, its golden probabilities and its record into an artifact.
+
+    Args:
+        artifact: unfinished, with a proven float32 graph.
+        checkpoint: the run that it was exported from.
+        source: the data set of the run.
+
+    Returns:
+        The artifact, and what the graph gives for the test split.
+
+    Raises:
+        ExportError: the graph cannot be quantised, or loses more than `MOST_LOST` of its accuracy
+            on the held-out images.
+        ConvscopeError: a graph does not load or fails.
+    """
+    calibration = choose_training_images(checkpoint, source, CALIBRATION_IMAGES).images.numpy()
+    graph = quantize(unpack_onnx(artifact.read(ONNX_GRAPH)), calibration)
+    heldout = load_heldout(checkpoint, source)
+    before = answer(_backend(artifact, ONNX_GRAPH).predict, heldout)
+    artifact = _with_graph(artifact, graph)
+    after = answer(_backend(artifact, INT8_GRAPH).predict, heldout)
+    check_loss(before.accuracy, after.accuracy, len(heldout))
+    change = _temperature_of(after)
+    artifact = _with_graph(artifact, _divided_by(change, graph))
+    int8 = _backend(artifact, INT8_GRAPH)
+    answered = answer_test(int8.predict, source)
+    test = measure_served(answered)
+    record = Int8Record(
+        file=INT8_GRAPH,
+        calibration_images=len(calibration),
+        temperature=artifact.manifest.temperature * change,
+        heldout_accuracy_float32=before.accuracy,
+        heldout_accuracy=after.accuracy,
+        test_accuracy=test.accuracy,
+        test_cross_entropy=test.cross_entropy,
+        test_ece=test.ece,
+        golden_tolerance=INT8_TOLERANCE,
+    )
+    return _with_record(_with_golden(artifact, int8), record), answered
+
+
+def _backend(artifact: Artifact, graph: str) -> OnnxBackend:
+    return OnnxBackend(artifact, torch.get_num_threads(), graph)
+
+
+def _temperature_of(answered: Answered) -> float:
+    """Return the temperature that fits the probabilities best, whose logarithms are logits too."""
+    probabilities = torch.from_numpy(answered.outputs.probabilities).double()
+    logits = probabilities.clamp_min(LEAST_PROBABILITY).log()
+    return fit_temperature(logits, torch.from_numpy(answered.labels))
+
+
+def _divided_by(temperature: float, graph: bytes) -> bytes:
+    """Return the graph with its logits divided by so much more than they are."""
+    model = onnx.load_from_string(graph)
+    logits = model.graph.output[0].name
+    [division] = [n for n in model.graph.node if n.op_type == "Div" and logits in n.output]
+    [divisor] = [part for part in model.graph.initializer if part.name == division.input[1]]
+    value = onnx.numpy_helper.to_array(divisor) * np.float32(temperature)
+    divisor.CopyFrom(onnx.numpy_helper.from_array(value, divisor.name))
+    return bytes(model.SerializeToString())
+
+
+def check_loss(float32: float, int8: float, images: int) -> None:
+    """Raise unless int8 keeps its accuracy on the held-out images.
+
+    Args:
+        float32: the float32 graph's accuracy, a part of one.
+        int8: the int8 graph's.
+        images: how many were held out; the accuracies are multiples of one such part.
+
+    Raises:
+        ExportError: naming both accuracies and the limit.
+    """
+    lost = round((float32 - int8) * images) / images
+    if lost > MOST_LOST:
+        raise ExportError(
+            f"int8 classifies {int8:.2%} of the {images} held-out images correctly, float32 "
+            f"{float32:.2%}: it loses {100 * lost:.2f} points; the limit is {100 * MOST_LOST:.2f}"
+        )
+
+
+def choose_training_images(
+    checkpoint: Checkpoint, source: dataset.Source, count: int
+) -> dataset.Split:
+    """Return a seeded choice of the images that the run was trained on."""
+    train, _ = load_splits(checkpoint, source)
+    generator = torch.Generator().manual_seed(CALIBRATION_SEED)
+    return train[torch.randperm(len(train), generator=generator)[:count]]
+
+
+def quantize(graph: bytes, images: Images) -> bytes:
+    """Return a float32 ONNX graph with its layers in int8.
+
+    Every activation's range is the least and the largest value that the images give it; weights
+    have a scale for each output channel. Their range is that of 7 bits, -64 to 64: processors
+    without VNNI add two products of a weight and an unsigned activation in 16 bits, and two of
+    8 bits overflow there without a word.
+
+    Args:
+        graph: takes `image`.
+        images: what calibrates it, uint8 `[N,H,W,3]`.
+
+    Raises:
+        ExportError: onnxruntime cannot quantise it.
+    """
+    from onnxruntime import quantization
+    from onnxscript.rewriter import rewrite
+
+    try:
+        model = rewrite(onnx.load_from_string(graph))  # normalisation becomes part of its layer
+        with tempfile.TemporaryDirectory() as folder, _quiet_quantizer():
+            path = Path(folder) / INT8_GRAPH
+            quantization.quantize_static(
+                model,
+                path,
+                _Batches(images),
+                quant_format=quantization.QuantFormat.QDQ,
+                activation_type=quantization.QuantType.QUInt8,
+                weight_type=quantization.QuantType.QInt8,
+                per_channel=True,
+                reduce_range=True,
+                calibrate_method=quantization.CalibrationMethod.MinMax,
+                nodes_to_exclude=_float_nodes(model),
+            )
+            return path.read_bytes()
+    except Exception as exc:
+        raise ExportError(f"onnxruntime cannot quantise the graph: {exc}") from exc
+
+
+class _Batches:
+    """Images as `quantize_static` wants them: one batch a call, None at the end."""
+
+    def __init__(self, images: Images) -> None:
+        starts = range(0, len(images), CALIBRATION_BATCH)
+        self._batches = iter([images[start : start + CALIBRATION_BATCH] for start in starts])
+
+    def get_next(self) -> dict[str, Images] | None:
+        batch = next(self._batches, None)
+        return None if batch is None else {"image": batch}
+
+
+def _float_nodes(model: onnx.ModelProto) -> list[str]:
+    """Name what stays in float32: all before the first layer, and the last layer with all after it.
+
+    The last layer is a small part of the arithmetic, and its int8 output would give the logits
+    only 256 values. So it is with what is made of an image's means alone, as the gates of squeeze
+    and excitation are. What the logits do not come from, which is the out-of-distribution score,
+    stays too.
+    """
+    before = nodes_of_logits(model)
+    layers = [index for index, node in enumerate(before) if node.op_type in _LAYERS]
+    if not layers:
+        raise ValueError(f"it has no {' or '.join(sorted(_LAYERS))}")
+    quantized = {node.name for node in before[layers[0] : layers[-1]]} - _nodes_of_means(model)
+    return [node.name for node in model.graph.node if node.name not in quantized]
+
+
+def _nodes_of_means(model: onnx.ModelProto) -> set[str]:
+    """Name the nodes that see nothing of an image but its size and its channels' means."""
+    known = {"", *(tensor.name for tensor in model.graph.initializer)}
+    nodes = set()
+    for node in model.graph.node:
+        if node.op_type in _WITHOUT_PIXELS or known.issuperset(node.input):
+            known.update(node.output)
+            nodes.add(node.name)
+    return nodes
+
+
+def _with_golden(artifact: Artifact, int8: OnnxBackend) -> Artifact:
+    """Add the int8 graph's answers for the golden images."""
+    golden = artifact.arrays(GOLDEN)
+    outputs = int8.predict(golden["images"])
+    golden[GOLDEN_PROBABILITIES["int8"]] = outputs.probabilities
+    if outputs.ood_scores is not None:
+        golden[GOLDEN_SCORES["int8"]] = outputs.ood_scores
+    np.savez_compressed(artifact.path / GOLDEN, allow_pickle=False, **golden)
+    return _with_files(artifact, GOLDEN)
+
+
+def _with_record(artifact: Artifact, record: Int8Record) -> Artifact:
+    """Write the manifest anew, with the record."""
+    manifest = artifact.manifest.model_copy(update={"int8": record})
+    return rewritten(Artifact(artifact.path, manifest))
+
+
+def _with_graph(artifact: Artifact, graph: bytes) -> Artifact:
+    """Write the int8 graph."""
+    (artifact.path / INT8_GRAPH).write_bytes(graph)
+    return _with_files(artifact, INT8_GRAPH)
+
+
+def _with_files(artifact: Artifact, *names: str) -> Artifact:
+    """Return the artifact with the records of files as they are on disk now."""
+    files = artifact.manifest.files | {name: record_file(artifact.path / name) for name in names}
+    manifest = artifact.manifest.model_copy(update={"files": dict(sorted(files.items()))})
+    return Artifact(artifact.path, manifest)
+
+
+@contextmanager
+def _quiet_quantizer() -> Iterator[None]:
+    """Keep the quantiser's advice, which it gives through the root logger, to itself."""
+    logger = logging.getLogger()
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

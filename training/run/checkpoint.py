@@ -1,0 +1,273 @@
+"""A run's directory: its checkpoints, written whole or not at all.
+
+    runs/<run>/
+        epoch-00007/          the newest finished epoch; older ones are removed
+            network.safetensors
+            optimizer.safetensors
+            proxy_network.safetensors, proxy_optimizer.safetensors   where the recipe has a proxy
+            state.json        recipe, data, history: all that is not a tensor
+            evaluation.json   once it has been evaluated
+        history.json          the epochs so far, for who wants to plot them
+        learning_curve.png    when the run has ended
+
+A process that is killed at any moment leaves the last whole checkpoint. Nothing is pickled.
+"""
+
+import json
+import shutil
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from training.errors import RecipeError, RunError
+from training.recipes import Recipe
+from training.run import durable
+from training.run.learner import Learner
+
+NETWORK = "network.safetensors"
+OPTIMIZER = "optimizer.safetensors"
+PROXY = "proxy_"
+STATE = "state.json"
+HISTORY = "history.json"
+EPOCHS = "epoch-" + 5 * "[0-9]"
+
+
+@dataclass(frozen=True)
+class EpochFigures:
+    """What one epoch gave; accuracies are 0 to 1, the held-out one is None without a holdout."""
+
+    epoch: int
+    loss: float
+    train_accuracy: float
+    heldout_accuracy: float | None
+    images_per_second: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class RunState:
+    """All of a run that is not a tensor.
+
+    Attributes:
+        recipe: with `precision` resolved to what the hardware computed in.
+        data_name: the data set's name.
+        data_sha256: its hash.
+        classes: names by label.
+        mean: of each channel over the images trained on, scaled to 0..1.
+        deviation: likewise.
+        hardware: the processor or GPU.
+        libraries: versions of what computed the weights.
+        data_place: the folder that it was found in.
+        history: one record a finished epoch.
+    """
+
+    recipe: Recipe
+    data_name: str
+    data_sha256: str
+    classes: tuple[str, ...]
+    mean: list[float]
+    deviation: list[float]
+    hardware: str
+    libraries: dict[str, str]
+    data_place: str = ""
+    history: tuple[EpochFigures, ...] = ()
+
+    @property
+    def epoch(self) -> int:
+        """How many epochs have been finished."""
+        return len(self.history)
+
+    @property
+    def training_seconds(self) -> float:
+        """Time spent in finished epochs."""
+        return sum(figures.seconds for figures in self.history)
+
+    def resumed_on(self, now: "RunState") -> "RunState":
+        """Return the state of a run that goes on, which names all that has computed it in turn.
+
+        Args:
+            now: what the run would begin with here.
+        """
+        libraries = {
+            name: _in_turn(self.libraries.get(name, "unknown"), version)
+            for name, version in now.libraries.items()
+        }
+        return replace(
+            self,
+            data_place=now.data_place,
+            hardware=_in_turn(self.hardware, now.hardware),
+            libraries=self.libraries | libraries,
+        )
+
+
+def _in_turn(before: str, now: str) -> str:
+    """Name what a run was on, and what it is on now unless that is where it was last."""
+    then = ", then "
+    return before if before.rpartition(then)[2] == now else before + then + now
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A finished epoch as it is on disk."""
+
+    path: Path
+    state: RunState
+
+    def load(self, learner: Learner, proxy: Learner | None) -> None:
+        """Put the checkpoint's weights and optimizer state into what goes on learning.
+
+        Raises:
+            RunError: a file is damaged or holds other tensors than the network.
+        """
+        self.load_network(learner.network)
+        self._load_optimizer(learner.optimizer)
+        if proxy is not None:
+            self.load_network(proxy.network, PROXY)
+            self._load_optimizer(proxy.optimizer, PROXY)
+
+    def load_network(self, network: nn.Module, prefix: str = "") -> None:
+        """Put the checkpoint's weights into a network of the same architecture.
+
+        Raises:
+            RunError: the file is damaged or holds other tensors than the network.
+        """
+        path = self.path / (prefix + NETWORK)
+        try:
+            network.load_state_dict(load_file(path))
+        except (OSError, SafetensorError, RuntimeError) as exc:
+            raise RunError(f"{path}: {exc}") from exc
+
+    def _load_optimizer(self, optimizer: torch.optim.Optimizer, prefix: str = "") -> None:
+        path = self.path / (prefix + OPTIMIZER)
+        try:
+            tensors = load_file(path)
+        except (OSError, SafetensorError) as exc:
+            raise RunError(f"{path}: {exc}") from exc
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, tensor in tensors.items():
+            index, _, name = key.partition(".")
+            state.setdefault(int(index), {})[name] = tensor
+        groups = optimizer.state_dict()["param_groups"]
+        try:
+            optimizer.load_state_dict({"state": state, "param_groups": groups})
+        except (KeyError, ValueError) as exc:
+            raise RunError(f"{path}: not the state of this optimizer: {exc}") from exc
+        for parameter, values in optimizer.state.items():
+            for name, value in values.items():
+                if value.shape == parameter.shape:
+                    # A fused optimizer walks memory: its moments lie there as the weights do.
+                    values[name] = torch.empty_like(parameter).copy_(value)
+
+
+def save(run: Path, state: RunState, learner: Learner, proxy: Learner | None = None) -> None:
+    """Write a checkpoint of the finished epoch, then remove the older ones.
+
+    Raises:
+        RunError: it could not be written; the older checkpoints stand as they were.
+    """
+    final = run / f"epoch-{state.epoch:05d}"
+    try:
+        with durable.new_directory(final) as partial:
+            _save_learner(learner, partial)
+            if proxy is not None:
+                _save_learner(proxy, partial, PROXY)
+            (partial / STATE).write_text(_to_json(state), encoding="utf-8")
+    except (OSError, SafetensorError) as exc:
+        raise RunError(f"{final}: cannot be written: {exc}") from exc
+    write_history(run, state)
+    for path in run.glob(EPOCHS):
+        if path.name < final.name:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _save_learner(learner: Learner, folder: Path, prefix: str = "") -> None:
+    save_file(_contiguous(learner.network.state_dict()), folder / (prefix + NETWORK))
+    save_file(_optimizer_tensors(learner.optimizer), folder / (prefix + OPTIMIZER))
+
+
+def write_history(run: Path, state: RunState) -> None:
+    """Write `history.json` into a run's directory.
+
+    Raises:
+        RunError: it cannot be written.
+    """
+    try:
+        durable.write_text(run / HISTORY, history_json(state.history))
+    except OSError as exc:
+        raise RunError(f"{run / HISTORY}: cannot be written: {exc}") from exc
+
+
+def history_json(history: tuple[EpochFigures, ...]) -> str:
+    """Return the content of a `history.json`."""
+    return json.dumps([asdict(figures) for figures in history], indent=1)
+
+
+def newest(run: Path) -> Checkpoint | None:
+    """Return a run's newest checkpoint, or None when it has none.
+
+    Raises:
+        RunError: there is one, but its state cannot be read.
+    """
+    paths = sorted(run.glob(EPOCHS))
+    if not paths:
+        return None
+    path = paths[-1] / STATE
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        values["recipe"] = Recipe.from_dict(values["recipe"])
+        values["classes"] = tuple(values["classes"])
+        values["history"] = tuple(EpochFigures(**figures) for figures in values["history"])
+        return Checkpoint(paths[-1], RunState(**values))
+    except (OSError, ValueError, KeyError, TypeError, RecipeError) as exc:
+        raise RunError(f"{path}: not the state of a run: {exc}") from exc
+
+
+def open_run(run: Path) -> Checkpoint:
+    """Return the newest checkpoint of a run that must have one.
+
+    Raises:
+        RunError: it has none, or its state cannot be read.
+    """
+    checkpoint = newest(run)
+    if checkpoint is None:
+        raise RunError(f"{run}: holds no checkpoint")
+    return checkpoint
+
+
+def parse_history(text: str) -> tuple[EpochFigures, ...]:
+    """Read the content of a `history.json`.
+
+    Raises:
+        RunError: it is not a history.
+    """
+    try:
+        return tuple(EpochFigures(**figures) for figures in json.loads(text))
+    except (ValueError, TypeError) as exc:
+        raise RunError(f"{HISTORY}: not the history of a run: {exc}") from exc
+
+
+def _to_json(state: RunState) -> str:
+    values: dict[str, Any] = {**vars(state)}
+    values["recipe"] = state.recipe.as_dict()
+    values["history"] = [asdict(figures) for figures in state.history]
+    return json.dumps(values, indent=1)
+
+
+def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    state = optimizer.state_dict()["state"]
+    return _contiguous(
+        {
+            f"{index}.{name}": value
+            for index, values in state.items()
+            for name, value in values.items()
+        }
+    )
+
+
+def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}

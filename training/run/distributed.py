@@ -1,0 +1,141 @@
+"""One run in several processes or on several machines, as torchrun starts them.
+
+    torchrun --nproc-per-node=2 -m training.cli train speednet
+
+Every process cuts the same global batches and learns from its share of each; gradients are
+averaged (DistributedDataParallel), through gloo between processors and NCCL between GPUs. Batch
+normalisation sees a process's own share. The first process alone writes; the others read the same
+run directory, so machines must share it.
+"""
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from training.data.dataset import Split
+from training.errors import RunError
+
+GONE = "another process of the run is gone or does not answer; go on with --resume"
+
+
+@dataclass(frozen=True)
+class Workers:
+    """The processes of a run, and which of them this one is."""
+
+    rank: int = 0
+    count: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process reports and writes."""
+        return self.rank == 0
+
+    def share(self, batch: Split) -> Split:
+        """Return this process's part of a global batch."""
+        if self.count == 1:
+            return batch
+        return batch[torch.arange(self.rank, len(batch), self.count, device=batch.labels.device)]
+
+    def weight(self, share: int, batch: int) -> float:
+        """Return what a mean over a share counts for, so that the workers' average is global."""
+        return share * self.count / batch
+
+    def largest_share(self, batch: int) -> int:
+        """Return how many images of a global batch the first process has."""
+        return -(-batch // self.count)
+
+    def own(self, seed: int) -> int:
+        """Return a seed that no other process and no other seed of a run gives."""
+        return seed * self.count + self.rank
+
+    def average_gradients_of(self, network: nn.Module) -> nn.Module:
+        """Return the network, wrapped where there are other processes to agree with."""
+        return network if self.count == 1 else DistributedDataParallel(network)
+
+    def sum(self, figures: Tensor) -> Tensor:
+        """Return the sum over all processes."""
+        if self.count > 1:
+            distributed.all_reduce(figures)
+        return figures
+
+    def check_same(self, facts: object) -> None:
+        """Raise RunError unless all processes start from the same facts.
+
+        Raises:
+            RunError: a process reads another run folder, other data or another recipe.
+        """
+        if self.count == 1:
+            return
+        all_facts: list[object] = [None] * self.count
+        distributed.all_gather_object(all_facts, facts)
+        differing = [rank for rank, other in enumerate(all_facts) if other != all_facts[0]]
+        if differing:
+            raise RunError(
+                f"processes {differing} do not start where process 0 does: "
+                "all must share the run's folder, the recipe and the data"
+            )
+
+    def wait_for_all(self) -> None:
+        """Return when every process has come here."""
+        if self.count > 1:
+            distributed.barrier()
+
+
+def is_first_process() -> bool:
+    """Return whether this is the process that prints, of those that torchrun has started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def local_index() -> int:
+    """Return which process of this machine this one is."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+@contextmanager
+def join(device: torch.device) -> Iterator[Workers]:
+    """Meet the other processes that torchrun has started, if it has, for the time of a run.
+
+    Raises:
+        RunError: another process has gone or does not answer, or nothing says where to meet it.
+    """
+    if "RANK" not in os.environ or os.environ.get("WORLD_SIZE") == "1":
+        yield Workers()
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    before = signal.signal(signal.SIGTERM, _end_with_a_word)
+    try:
+        _meet("nccl" if device.type == "cuda" else "gloo")
+        yield Workers(distributed.get_rank(), distributed.get_world_size())
+    except RuntimeError as exc:
+        if not _is_communication(exc):
+            raise
+        raise RunError(f"{GONE} ({exc})") from exc
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
+
+
+def _meet(backend: str) -> None:
+    try:
+        distributed.init_process_group(backend)
+    except ValueError as exc:
+        raise RunError(f"RANK is set, as torchrun does, but no place to meet: {exc}") from exc
+
+
+def _end_with_a_word(_signal: int, _frame: FrameType | None) -> None:
+    """Torchrun ends the processes that are left when one has gone."""
+    raise RunError(GONE)
+
+
+def _is_communication(error: RuntimeError) -> bool:
+    text = str(error).lower()
+    return isinstance(error, distributed.DistError) or "gloo" in text or "nccl" in text

@@ -1,0 +1,105 @@
+"""How a run goes, for who watches: a bar on a terminal, one line an epoch elsewhere."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from training.run.checkpoint import EpochFigures
+from training.run.reporter import Reporter
+
+
+class LineReporter:
+    """One line a finished epoch."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._epochs = 0
+
+    def epoch_started(self, epoch: int, epochs: int, images: int) -> None:  # noqa: ARG002
+        """Remember how many epochs there will be."""
+        self._epochs = epochs
+
+    def progressed(self, images: int, loss: float, accuracy: float) -> None:
+        """Say nothing within an epoch."""
+
+    def epoch_ended(self, figures: EpochFigures) -> None:
+        """Print the epoch's figures."""
+        heldout = _percent(figures.heldout_accuracy)
+        self._console.print(
+            f"epoch {figures.epoch:>{len(str(self._epochs))}}/{self._epochs}  "
+            f"loss {figures.loss:.4f}  train {_percent(figures.train_accuracy)}  "
+            f"held out {heldout}  {figures.images_per_second:,.0f} images/s  "
+            f"{figures.seconds:.1f} s",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+class BarReporter:
+    """A bar for the whole run, above it a line for each finished epoch."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._lines = LineReporter(progress.console)
+        self._task = progress.add_task(
+            "", total=None, epoch="", loss="", train="", heldout="", rate=""
+        )
+        self._before = 0
+        self._started = 0.0
+
+    def epoch_started(self, epoch: int, epochs: int, images: int) -> None:
+        """Move the bar to the epoch's start."""
+        self._lines.epoch_started(epoch, epochs, images)
+        self._before, self._started = (epoch - 1) * images, time.perf_counter()
+        if epoch > 1 and self._progress.tasks[0].total is None:  # resumed: done is not speed
+            self._progress.reset(self._task, total=epochs * images, completed=self._before)
+        self._progress.update(
+            self._task,
+            total=epochs * images,
+            completed=self._before,
+            epoch=f"epoch {epoch}/{epochs}",
+        )
+
+    def progressed(self, images: int, loss: float, accuracy: float) -> None:
+        """Move the bar within the epoch."""
+        rate = images / (time.perf_counter() - self._started)
+        self._progress.update(
+            self._task,
+            completed=self._before + images,
+            loss=f"loss {loss:.3f}",
+            train=f"train {_percent(accuracy)}",
+            rate=f"{rate:,.0f} images/s",
+        )
+
+    def epoch_ended(self, figures: EpochFigures) -> None:
+        """Print the epoch's figures above the bar."""
+        self._lines.epoch_ended(figures)
+        heldout = _percent(figures.heldout_accuracy)
+        self._progress.update(self._task, heldout=f"held out {heldout}  ")
+
+
+@contextmanager
+def watch(console: Console) -> Iterator[Reporter]:
+    """Give a reporter that suits the console, for the time of one run."""
+    if not console.is_terminal:
+        yield LineReporter(console)
+        return
+    columns = (
+        TextColumn("{task.fields[epoch]}"),
+        BarColumn(bar_width=None),
+        TaskProgressColumn(),
+        TextColumn(
+            "{task.fields[loss]}  {task.fields[train]}  {task.fields[heldout]}{task.fields[rate]}"
+        ),
+        TimeRemainingColumn(),
+        TextColumn("left"),
+    )
+    with Progress(*columns, console=console, expand=True) as progress:
+        yield BarReporter(progress)
+
+
+def _percent(part: float | None) -> str:
+    return "-" if part is None else f"{part:.2%}"
