@@ -35,7 +35,7 @@
         ├── ShuttingDown
         └── BackendFailed
 
-A message names the value and the limit. Status codes stand in `http_errors`, not here.
+A message names the value and the limit. Status codes stand in `problems`, not here.
 """
 
 

@@ -13,7 +13,7 @@ from starlette.routing import Mount
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.api import problems
+from app.api.handlers import respond
 from app.api.middleware import RequestMiddleware
 from app.api.routes import (
     activations,
@@ -26,11 +26,12 @@ from app.api.routes import (
     predict,
 )
 from app.api.routes import metrics as metrics_route
-from app.api.schemas import Activations, Filters, Problem
+from app.api.schemas import Activations, Filters
 from app.api.state import run_service
 from app.artifact.store import Key, Store, read_store
 from app.errors import ConvscopeError, SettingsError
 from app.inference.backends import Backend, open_backends
+from app.problems import Problem
 from app.settings import Settings, read_settings
 from app.telemetry import logs
 from app.telemetry.metrics import Metrics
@@ -87,7 +88,7 @@ def create_app(
         app.include_router(module.router)
     app.routes.append(page.mount())
     for error in (ConvscopeError, RequestValidationError, HTTPException):
-        app.add_exception_handler(error, problems.respond)
+        app.add_exception_handler(error, respond)
     app.add_middleware(RequestMiddleware, metrics=registry)
     framework = app.build_middleware_stack
 

@@ -14,7 +14,8 @@ from fastapi import Request
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.api import problems
+from app import problems
+from app.api import handlers
 from app.errors import ConvscopeError
 from app.telemetry import logs
 from app.telemetry.metrics import OTHER, Metrics
@@ -80,7 +81,7 @@ class RequestMiddleware:
         except Exception as exc:
             if answer.started:
                 raise  # too late for another answer: the server logs it and cuts the connection
-            response = await problems.respond(Request(scope), exc)
+            response = await handlers.respond(Request(scope), exc)
             await response(scope, receive, answer.send)
 
 

@@ -1,11 +1,13 @@
-"""How OpenAPI describes the routes that take images.
+"""How OpenAPI describes errors, and the routes that take images.
 
-The body and the parameters are read past FastAPI, which therefore does not know what they may be.
+FastAPI does not read the body and the parameters of those routes, so it cannot describe them.
 """
 
+from http import HTTPStatus
 from typing import Any
 
 from app.api.queries import Query
+from app.problems import PROBLEM_JSON
 
 _BINARY = {"type": "string", "format": "binary"}
 
@@ -68,6 +70,18 @@ def document(query: type[Query], *, several: bool) -> dict[str, Any]:
                 },
             },
         },
+    }
+
+
+def document_problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Return what OpenAPI says of these error statuses."""
+    schema = {"$ref": "#/components/schemas/Problem"}
+    return {
+        status: {
+            "description": HTTPStatus(status).phrase,
+            "content": {PROBLEM_JSON: {"schema": schema}},
+        }
+        for status in statuses
     }
 
 

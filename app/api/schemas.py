@@ -288,14 +288,3 @@ class Filters(BaseModel):
     weights: list[Any]
     bias: float | None = None
     responses: list[StrongResponse] | None = None
-
-
-class Problem(BaseModel):
-    """An error, as RFC 9457 has it."""
-
-    type: str = Field(examples=["urn:convscope:problem:not-an-image"])
-    title: str
-    status: int
-    detail: str
-    instance: str
-    request_id: str

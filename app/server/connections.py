@@ -10,8 +10,8 @@ from collections import Counter, OrderedDict
 from http import HTTPStatus
 from typing import Protocol
 
-from app.api.problems import reason
 from app.errors import QueueFull
+from app.problems import reason
 from app.settings import Settings
 from app.telemetry.metrics import OTHER, Metrics
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from http import HTTPStatus
 
-from app.api import problems
+from app import problems
 from app.errors import HeadTooLarge, MalformedRequest, QueueFull
 
 MAX_HEAD_BYTES = 32 << 10

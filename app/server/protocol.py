@@ -15,8 +15,7 @@ import httptools
 from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from app import errors
-from app.api import problems
+from app import errors, problems
 from app.api.middleware import CLIENT_GONE, ENDED
 from app.server.connections import Connections
 from app.server.heads import find_fault, resource

@@ -2,7 +2,7 @@
 
 import httpx
 
-from app.api.schemas import Problem
+from app.problems import Problem
 
 
 def check(response: httpx.Response, status: int) -> Problem:

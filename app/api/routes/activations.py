@@ -4,9 +4,8 @@ import numpy as np
 from fastapi import APIRouter, Request, Response
 from numpy.typing import NDArray
 
-from app.api import problems
 from app.api.negotiation import JSON, PNG, as_json, choose
-from app.api.openapi import document
+from app.api.openapi import document, document_problems
 from app.api.pictures import one_image
 from app.api.queries import ActivationsQuery
 from app.api.routes import artifact_of, read_query, service_of
@@ -28,7 +27,7 @@ _OFFERS = {"png": PNG, "json": JSON}
 @router.post(
     "/activations",
     response_class=Response,
-    responses=problems.documented(400, 404, 406, 408, 413, 415, 422, 500, 503, 504)
+    responses=document_problems(400, 404, 406, 408, 413, 415, 422, 500, 503, 504)
     | {
         200: {
             "description": "A picture of all channels, or their values.",

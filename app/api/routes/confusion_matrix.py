@@ -7,8 +7,8 @@ from typing import Annotated
 import numpy as np
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 
-from app.api import problems
 from app.api.negotiation import CSV, JSON, PNG, Representation, choose
+from app.api.openapi import document_problems
 from app.api.queries import ConfusionCellQuery, ConfusionMatrixQuery
 from app.api.routes import artifact_of, refuse_repeated, service_of
 from app.api.schemas import CellImage, ConfusionCell, ConfusionMatrix
@@ -29,7 +29,7 @@ _CELL_OFFERS = {"json": JSON, "png": PNG}
 @router.get(
     "/confusion-matrix",
     response_model=ConfusionMatrix,
-    responses=problems.documented(404, 406, 422)
+    responses=document_problems(404, 406, 422)
     | {
         200: {
             "description": "Rows are true classes, columns predicted ones.",
@@ -101,7 +101,7 @@ def _normalized(evaluation: Evaluation, query: ConfusionMatrixQuery) -> list[lis
 @router.get(
     "/confusion-matrix/{true}/{predicted}",
     response_model=ConfusionCell,
-    responses=problems.documented(404, 406, 422)
+    responses=document_problems(404, 406, 422)
     | {
         200: {
             "description": "Test images of one class that were predicted as another, or the same.",

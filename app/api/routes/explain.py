@@ -3,9 +3,8 @@
 import numpy as np
 from fastapi import APIRouter, Request, Response
 
-from app.api import problems
 from app.api.negotiation import JSON, PNG, as_json, choose
-from app.api.openapi import document
+from app.api.openapi import document, document_problems
 from app.api.pictures import PostedImage, one_image
 from app.api.queries import ExplainQuery
 from app.api.routes import artifact_of, read_query, service_of
@@ -35,7 +34,7 @@ _OFFERS = {"json": JSON, "png": PNG, "overlay": PNG}
 @router.post(
     "/explain",
     response_model=Explanation,
-    responses=problems.documented(400, 404, 406, 408, 413, 415, 422, 500, 503, 504)
+    responses=document_problems(400, 404, 406, 408, 413, 415, 422, 500, 503, 504)
     | {
         200: {
             "description": "How much each pixel speaks for the class, or against it.",

@@ -11,8 +11,8 @@ import numpy as np
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from numpy.typing import NDArray
 
-from app.api import problems
 from app.api.negotiation import JSON, PNG, Representation, as_json, choose
+from app.api.openapi import document_problems
 from app.api.queries import FilterQuery, FiltersQuery
 from app.api.routes import artifact_of, refuse_repeated, service_of
 from app.artifact.directory import Artifact, recent_filters
@@ -38,7 +38,7 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
         },
     },
     304: {"description": "The client's copy is still right (If-None-Match)."},
-    **problems.documented(404, 406, 422),
+    **document_problems(404, 406, 422),
 }
 
 Weights = NDArray[np.float32]

@@ -6,7 +6,7 @@ gets it done.
 
 from fastapi import APIRouter, Request
 
-from app.api import problems
+from app.api.openapi import document_problems
 from app.api.routes import service_of
 from app.api.schemas import Health
 from app.errors import NotReady
@@ -24,7 +24,7 @@ async def live() -> Health:
     "/ready",
     response_model=Health,
     response_model_exclude_none=True,
-    responses=problems.documented(503),
+    responses=document_problems(503),
 )
 async def ready(request: Request) -> Health:
     """Whether the process serves all its models; send it no requests if not."""

@@ -4,7 +4,8 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
-from app.api import problems, queries
+from app.api import queries
+from app.api.openapi import document_problems
 from app.api.routes import service_of
 from app.api.schemas import ModelVersion, ModelVersions
 from app.artifact.directory import Artifact
@@ -15,13 +16,13 @@ router = APIRouter(tags=["models"])
 NoQuery = Annotated[queries.Query, Query()]
 
 
-@router.get("/models", response_model=ModelVersions, responses=problems.documented(422))
+@router.get("/models", response_model=ModelVersions, responses=document_problems(422))
 async def list_models(request: Request, query: NoQuery) -> ModelVersions:  # noqa: ARG001
     """Every served model and version, with the default marked."""
     return _summarise(request, list(service_of(request).store))
 
 
-@router.get("/models/{name}", response_model=ModelVersions, responses=problems.documented(404, 422))
+@router.get("/models/{name}", response_model=ModelVersions, responses=document_problems(404, 422))
 async def list_versions(request: Request, name: str, query: NoQuery) -> ModelVersions:  # noqa: ARG001
     """The served versions of one model, ascending."""
     return _summarise(request, service_of(request).store.versions(name))
@@ -30,7 +31,7 @@ async def list_versions(request: Request, name: str, query: NoQuery) -> ModelVer
 @router.get(
     "/models/{name}/versions/{version}",
     response_model=Manifest,
-    responses=problems.documented(404, 422),
+    responses=document_problems(404, 422),
 )
 async def show_manifest(
     request: Request,

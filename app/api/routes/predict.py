@@ -8,8 +8,8 @@ import time
 
 from fastapi import APIRouter, Request, Response
 
-from app.api import problems, uploads
-from app.api.openapi import document
+from app.api import uploads
+from app.api.openapi import document, document_problems
 from app.api.pictures import decode_all, patience_of
 from app.api.queries import PredictQuery
 from app.api.routes import artifact_of, read_query, service_of
@@ -28,7 +28,7 @@ router = APIRouter(tags=["classify"])
 @router.post(
     "/predict",
     response_model=Predictions,
-    responses=problems.documented(400, 404, 408, 413, 415, 422, 500, 503, 504),
+    responses=document_problems(400, 404, 408, 413, 415, 422, 500, 503, 504),
     openapi_extra=document(PredictQuery, several=True),
 )
 async def predict(request: Request) -> Response:

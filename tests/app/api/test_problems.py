@@ -6,7 +6,7 @@ import pytest
 from fastapi import FastAPI
 from pydantic import BaseModel
 
-from app.api import problems
+from app import problems
 from app.errors import ConvscopeError
 from app.main import create_app
 from tests.conftest import MakeSettings

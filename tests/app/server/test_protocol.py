@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from app.api.schemas import Problem
+from app.problems import Problem
 from app.server.overload import MAX_HEAD_BYTES, is_plain_post
 from app.server.protocol import MAX_AHEAD
 from tests.conftest import Connect, Picture

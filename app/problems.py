@@ -1,28 +1,25 @@
-"""Errors as HTTP answers: one table, one handler, one shape.
+"""Errors as problems: one table from error to status and title, and one JSON shape.
 
-Every error is `application/problem+json` (RFC 9457). What is not in the table is a 500 that says
-nothing of the inside; its traceback goes to the log.
+Every error is answered as `application/problem+json` (RFC 9457). A status of 500 tells the client
+nothing of the inside; the traceback goes to the log. This module knows no web framework: `server`
+and `api` both answer with it.
 """
 
 from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Any
 
 import structlog
-from fastapi import Request, Response
-from fastapi.exceptions import RequestValidationError
-from starlette.exceptions import HTTPException
+from pydantic import BaseModel, Field
 
 from app import errors
-from app.api.schemas import Problem
 from app.errors import ConvscopeError
 
 PROBLEM_JSON = "application/problem+json"
-_log = structlog.get_logger(__name__)
-
-_MAX_PATH = 256  # of what is said back
-
 INTERNAL = "the service failed; its log has more under this request_id"
+
+_MAX_PATH = 256  # characters of a request's path that an answer repeats
+
+_log = structlog.get_logger(__name__)
 
 STATUSES: Mapping[type[ConvscopeError], tuple[int, str]] = {
     errors.ConvscopeError: (500, "Internal error"),
@@ -69,36 +66,55 @@ _HEADERS: Mapping[int, Mapping[str, str]] = {
 }
 
 
-async def respond(request: Request, exc: Exception) -> Response:
-    """Answer any exception; the one handler."""
-    if isinstance(exc, RequestValidationError):
-        exc = errors.InvalidParameter("; ".join(_invalid(error) for error in exc.errors()))
-    if isinstance(exc, HTTPException):
-        return _respond_to_framework(request, exc)
-    if isinstance(exc, ConvscopeError):
-        request.state.reason = reason(type(exc))
-    status, headers, content = render(exc, request.url.path, request.state.request_id)
-    return Response(content, status, headers)
+class Problem(BaseModel):
+    """An error, as RFC 9457 has it."""
+
+    type: str = Field(examples=["urn:convscope:problem:not-an-image"])
+    title: str
+    status: int
+    detail: str
+    instance: str
+    request_id: str
 
 
 def render(exc: Exception, path: str, request_id: str) -> tuple[int, dict[str, str], bytes]:
-    """Return any exception's status, headers and body; what is our own fault goes to the log."""
+    """Return the status, headers and body that answer an exception, and log an internal error.
+
+    An exception outside the tree of `ConvscopeError` is an internal error.
+    """
     kind = type(exc) if isinstance(exc, ConvscopeError) else ConvscopeError
     status, title = STATUSES[kind]
-    uri, detail = problem_type(kind), str(exc)
     if status == HTTPStatus.INTERNAL_SERVER_ERROR:
         _log.error("request failed", exc_info=exc)
-        uri, title, detail = "about:blank", HTTPStatus(status).phrase, INTERNAL
+        return render_status(status, INTERNAL, path, request_id)
+    return _render(status, problem_type(kind), title, str(exc), path, request_id)
+
+
+def render_status(
+    status: int, detail: str, path: str, request_id: str
+) -> tuple[int, dict[str, str], bytes]:
+    """Return the same for a problem that says no more than its status does (RFC 9457, 4.2.1)."""
+    return _render(status, "about:blank", HTTPStatus(status).phrase, detail, path, request_id)
+
+
+def _render(
+    status: int, uri: str, title: str, detail: str, path: str, request_id: str
+) -> tuple[int, dict[str, str], bytes]:
     problem = Problem(
         type=uri,
         title=title,
         status=status,
         detail=detail,
-        instance=path[:_MAX_PATH],
+        instance=shorten(path),
         request_id=request_id,
     )
     headers = {"content-type": PROBLEM_JSON, **_HEADERS.get(status, {})}
     return status, headers, problem.model_dump_json().encode()
+
+
+def shorten(path: str) -> str:
+    """Return as much of a request's path as an answer repeats."""
+    return path[:_MAX_PATH]
 
 
 def reason(error: type[Exception]) -> str:
@@ -110,45 +126,3 @@ def reason(error: type[Exception]) -> str:
 def problem_type(error: type[Exception]) -> str:
     """Return the URI that tells a program which error it is: `urn:convscope:problem:queue-full`."""
     return f"urn:convscope:problem:{reason(error)}"
-
-
-def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Return what OpenAPI says of these error statuses."""
-    schema = {"$ref": "#/components/schemas/Problem"}
-    return {
-        status: {
-            "description": HTTPStatus(status).phrase,
-            "content": {PROBLEM_JSON: {"schema": schema}},
-        }
-        for status in statuses
-    }
-
-
-def _respond_to_framework(request: Request, exc: HTTPException) -> Response:
-    """Say what starlette's own errors leave out."""
-    headers = dict(exc.headers or {})
-    detail = exc.detail
-    if exc.status_code == HTTPStatus.NOT_FOUND:
-        detail = f"there is nothing at {request.url.path[:_MAX_PATH]}"
-    if exc.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-        if "GET" in headers["Allow"]:
-            headers["Allow"] = "GET, HEAD"  # the middleware answers HEAD wherever there is GET
-        detail = f"{request.scope['method']} is not allowed here; there is: {headers['Allow']}"
-    problem = Problem(
-        type="about:blank",
-        title=HTTPStatus(exc.status_code).phrase,
-        status=exc.status_code,
-        detail=detail,
-        instance=request.url.path[:_MAX_PATH],
-        request_id=request.state.request_id,
-    )
-    return Response(problem.model_dump_json(), exc.status_code, headers, PROBLEM_JSON)
-
-
-def _invalid(error: Mapping[str, Any]) -> str:
-    """Say in words what pydantic found wrong with one parameter."""
-    message = str(error["msg"]).removeprefix("Value error, ")
-    _, *names = error["loc"]
-    if not names:
-        return message
-    return f"{'.'.join(map(str, names))}={str(error['input'])[:64]}: {message}"
