@@ -17,7 +17,7 @@ PIP := $(VENV)/bin/python -m pip install --disable-pip-version-check
 help:
 	@echo 'make serve    serve the models in models_store on http://127.0.0.1:$(PORT) (another port: PORT=8080)'
 	@echo 'make test     run the tests (some of them: ARGS="-m '"'not slow'"'")'
-	@echo 'make lint     check formatting, lint and types'
+	@echo 'make lint     check formatting, lint, types and the direction of imports'
 	@echo 'make bench    measure serving against other servers (a short look: ARGS=--quick); needs wrk and a C compiler'
 	@echo 'make bench-training  measure training: speed against the tutorial'"'"'s loop, accuracy (hours; one seed: ARGS="--seeds 0"; goes on when stopped)'
 	@echo 'make soak     ten minutes of mixed and hostile requests, every answer checked (a short form: ARGS="--minutes 1")'
@@ -35,6 +35,7 @@ lint: $(VENV)/.develop
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
 
 bench: $(VENV)/.develop
 	$(VENV)/bin/python -m bench.serving $(ARGS)

@@ -1,0 +1,22 @@
+"""A service loads what serving needs, and nothing else."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.support.servers import ROOT
+
+
+@pytest.mark.parametrize("module", ["app.main", "app.cli"])
+def test_service_starts_without_torch_and_training(module: str) -> None:
+    program = (
+        f"import sys, {module}\n"
+        "roots = {name.partition('.')[0] for name in sys.modules}\n"
+        "print(sorted(roots & {'torch', 'training', 'torchvision', 'onnx', 'matplotlib'}))\n"
+        "print(sorted(roots & {'onnxruntime'}))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.stdout.splitlines() == ["[]", "[]"], done.stderr
