@@ -215,7 +215,7 @@ def build_open_loop() -> Path:
         return program
     compiler = shutil.which("cc")
     if compiler is None:
-        raise LoadFailed("no C compiler for bench/openloop.c (Debian: apt install gcc libc6-dev)")
+        raise LoadFailed("no C compiler for bench/harness/openloop.c (Debian: apt install gcc libc6-dev)")
     BUILD.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=BUILD) as place:
         made = Path(place) / "openloop"

@@ -2,7 +2,7 @@
 
 A payload is a list of requests, each of them one or more image files; how a server wants them
 wrapped (raw body, form, JSON) is said in `bench.serving.servers`. Everything is made from
-`tests/sample.npz` and is the same on every machine with the same Pillow.
+`tests/support/sample.npz` and is the same on every machine with the same Pillow.
 """
 
 import io
@@ -58,7 +58,7 @@ class Payload:
 
 def pictures(count: int) -> NDArray[np.uint8]:
     """Return real test images, uint8 `[count,32,32,3]`, the classes in turn."""
-    with np.load(ROOT / "tests" / "sample.npz") as archive:
+    with np.load(ROOT / "tests" / "support" / "sample.npz") as archive:
         labels = archive["test_labels"]
         images: NDArray[np.uint8] = archive["test_images"]
     in_class = np.empty(len(labels), int)

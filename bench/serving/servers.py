@@ -49,7 +49,7 @@ class Server:
         closed: for each payload, the numbers of connections to measure; the payload's own if
             there are none.
         open_shares: rates of the open loop, as parts of the closed loop's.
-        peer: the directory below `bench/peers` that it runs from, and its virtual environment.
+        peer: the directory below `bench/serving/peers` that it runs from, and its virtual environment.
         start_seconds: how long it may take until it answers.
     """
 

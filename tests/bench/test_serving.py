@@ -194,7 +194,7 @@ def test_every_server_takes_a_png_and_says_what_it_does_not_take() -> None:
                 head, _, body = request.raw(("localhost", 1)).partition(b"\r\n\r\n")
                 assert f"Content-Length: {len(body)}".encode() in head
     assert {peer.peer for peer in PEERS} == {
-        path.parent.name for path in Path("bench/peers").glob("*/requirements.txt")
+        path.parent.name for path in Path("bench/serving/peers").glob("*/requirements.txt")
     }
 
 
