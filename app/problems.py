@@ -17,6 +17,9 @@ from app.errors import ConvscopeError
 PROBLEM_JSON = "application/problem+json"
 INTERNAL = "the service failed; its log has more under this request_id"
 
+CLIENT_GONE = 499
+"""nginx's status for a client that closed the connection before the answer; never sent."""
+
 _MAX_PATH = 256  # characters of a request's path that an answer repeats
 
 _log = structlog.get_logger(__name__)

@@ -10,6 +10,7 @@ from starlette.exceptions import HTTPException
 
 from app import problems
 from app.errors import ConvscopeError, InvalidParameter
+from app.telemetry.requests import state_of
 
 
 async def respond(request: Request, exc: Exception) -> Response:
@@ -19,8 +20,9 @@ async def respond(request: Request, exc: Exception) -> Response:
     if isinstance(exc, HTTPException):
         return _respond_to_framework(request, exc)
     if isinstance(exc, ConvscopeError):
-        request.state.reason = problems.reason(type(exc))
-    status, headers, content = problems.render(exc, request.url.path, request.state.request_id)
+        state_of(request.scope).rejection = problems.reason(type(exc))
+    request_id = state_of(request.scope).request_id
+    status, headers, content = problems.render(exc, request.url.path, request_id)
     return Response(content, status, headers)
 
 
@@ -35,7 +37,7 @@ def _respond_to_framework(request: Request, exc: HTTPException) -> Response:
             given["Allow"] = "GET, HEAD"  # the middleware answers HEAD wherever there is GET
         detail = f"{request.scope['method']} is not allowed here; there is: {given['Allow']}"
     status, headers, content = problems.render_status(
-        exc.status_code, detail, path, request.state.request_id
+        exc.status_code, detail, path, state_of(request.scope).request_id
     )
     return Response(content, status, headers | given)
 

@@ -6,7 +6,6 @@ here, for every resource that has GET. This module does not know what a request 
 
 import asyncio
 import re
-import secrets
 import sys
 import time
 
@@ -17,16 +16,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app import problems
 from app.api import handlers
 from app.errors import ConvscopeError
-from app.telemetry import logs
+from app.telemetry import logs, requests
 from app.telemetry.metrics import OTHER, Metrics
+from app.telemetry.requests import SCOPE_KEY, RequestState, state_of
 
 REQUEST_ID = b"x-request-id"
-CLIENT_GONE = 499
-"""nginx's status for a client that closed the connection before the answer; never sent."""
-
-ENDED = "ended_with"
-"""In the state of a request that the server ends by cancelling it: the status that it ends with."""
-
 _SANE_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
 
@@ -48,36 +42,36 @@ class RequestMiddleware:
 
     async def _request(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = time.perf_counter()
-        method = scope["method"]
+        state = scope[SCOPE_KEY] = _state(scope)
         # A copy, so that the server still sees that no body may follow a HEAD.
-        inner = {**scope, "method": "GET"} if method == "HEAD" else scope
-        request_id = _request_id(scope)
-        inner.setdefault("state", {})["request_id"] = request_id
-        answer = _Answer(send, request_id, head=method == "HEAD")
-        token = logs.request_id.set(request_id)
+        inner = {**scope, "method": "GET"} if state.method == "HEAD" else scope
+        answer = _Answer(send, state.request_id, head=state.method == "HEAD")
+        token = requests.current.set(state)
         self._metrics.in_flight.inc()
         try:
             await self._guard(inner, receive, answer)
         finally:
             self._metrics.in_flight.dec()
             seconds = time.perf_counter() - started
-            route = getattr(inner.get("route"), "path_format", OTHER)
-            self._metrics.observe_request(method, route, answer.status, seconds)
-            if "reason" in inner["state"]:
-                self._metrics.count_rejection(inner["state"]["reason"])
-            logs.write_request(scope, answer.status, seconds, inner["state"].get("model"))
-            logs.request_id.reset(token)
+            state.route = getattr(inner.get("route"), "path_format", None)
+            route = state.route or OTHER
+            self._metrics.observe_request(state.method, route, answer.status, seconds)
+            if state.rejection is not None:
+                self._metrics.count_rejection(state.rejection)
+            logs.write_request(state, answer.status, seconds)
+            requests.current.reset(token)
 
     async def _guard(self, scope: Scope, receive: Receive, answer: "_Answer") -> None:
         """Run the application; what nothing else has caught becomes a 500 here."""
         try:
             await self._app(scope, receive, answer.send)
         except ClientDisconnect:
-            answer.status = CLIENT_GONE
+            answer.status = problems.CLIENT_GONE
         except asyncio.CancelledError:
-            if ENDED not in scope["state"]:
+            ended_with = state_of(scope).ended_with
+            if ended_with is None:
                 raise
-            answer.status = scope["state"][ENDED]
+            answer.status = ended_with
         except Exception as exc:
             if answer.started:
                 raise  # too late for another answer: the server logs it and cuts the connection
@@ -106,11 +100,13 @@ class _Answer:
         await self._send(message)
 
 
-def _request_id(scope: Scope) -> str:
+def _state(scope: Scope) -> RequestState:
+    raw_path = scope.get("raw_path") or scope["path"].encode()
+    path = raw_path.partition(b"?")[0].decode("ascii", "backslashreplace")
     for name, value in scope["headers"]:
         if name == REQUEST_ID and _SANE_ID.fullmatch(value):
-            return str(value, "ascii")
-    return secrets.token_hex(16)
+            return RequestState(scope["method"], path, str(value, "ascii"))
+    return RequestState(scope["method"], path)
 
 
 def _in_one_line(send: Send) -> Send:

@@ -7,8 +7,8 @@ request. This module does not know what a request is about.
 """
 
 import asyncio
-import secrets
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import httptools
@@ -16,7 +16,6 @@ from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from app import errors, problems
-from app.api.middleware import CLIENT_GONE, ENDED
 from app.server.connections import Connections
 from app.server.heads import find_fault, resource
 from app.server.overload import (
@@ -30,6 +29,7 @@ from app.server.overload import (
 )
 from app.telemetry import logs
 from app.telemetry.metrics import OTHER
+from app.telemetry.requests import SCOPE_KEY, RequestState
 
 MAX_AHEAD = 16
 """Requests that may be sent ahead of the answer to the one before."""
@@ -80,7 +80,7 @@ class HttpProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
         self._connections.remove(self)
         self._end_work()
-        self._end_task(CLIENT_GONE)
+        self._end_task(problems.CLIENT_GONE)
 
     def pause_writing(self) -> None:
         """Called by the event loop when the client does not read."""
@@ -92,16 +92,22 @@ class HttpProtocol(HttpToolsProtocol):
         super().resume_writing()
         self._connections.blocked.pop(self, None)
 
-    def _end_task(self, status: int) -> str | None:
-        """End the application's part in a request that it will not answer; return its id."""
+    def _end_task(self, status: int) -> RequestState | None:
+        """End the application's part in a request that it will not answer; return its state.
+
+        None means that the application has not seen the request.
+        """
         if self._running is None:
             return None
         cycle, task = self._running
         self._running = None
         cycle.disconnected = True
-        cycle.scope["state"][ENDED] = status
+        scope: Mapping[str, Any] = cycle.scope
+        state: RequestState | None = scope.get(SCOPE_KEY)
+        if state is not None:
+            state.ended_with = status
         task.cancel()
-        return cycle.scope["state"].get("request_id")
+        return state
 
     def shutdown(self) -> None:
         """Let the next answer be the last; who sends none is closed by the server in a moment."""
@@ -316,7 +322,9 @@ class HttpProtocol(HttpToolsProtocol):
             return
         status, _ = problems.STATUSES[type(error)]
         known = self._end_task(status)
-        request_id = known or secrets.token_hex(16)
+        method = str((self.scope or {}).get("method", OTHER))
+        state = known or RequestState(method, self._path)
+        request_id = state.request_id
         status, headers, body = problems.render(error, self._path, request_id)
         ours = {"content-length": len(body), "x-request-id": request_id, "connection": "close"}
         self.transport.write(answer(status, headers | ours, body))
@@ -331,13 +339,10 @@ class HttpProtocol(HttpToolsProtocol):
         self._connections.metrics.count_rejection(reason)
         if known:
             return  # what runs around every request counts and logs it
-        method = str((self.scope or {}).get("method", OTHER))
         self._connections.metrics.count_refused(method, OTHER, status)
         if isinstance(error, errors.TooManyConnections):
             return  # nobody reads thousands of lines that say the same
-        token = logs.request_id.set(request_id)
-        logs.write_request({"method": method, "path": self._path}, status, seconds, None)
-        logs.request_id.reset(token)
+        logs.write_request(state, status, seconds)
 
     @property
     def _path(self) -> str:

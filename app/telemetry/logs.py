@@ -8,13 +8,13 @@ import json
 import logging
 import sys
 from contextlib import suppress
-from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any, Literal, TextIO
 
 import structlog
-from starlette.types import Scope
 from structlog.typing import EventDict, Processor, WrappedLogger
+
+from app.telemetry.requests import RequestState, current
 
 LogFormat = Literal["auto", "text", "json"]
 
@@ -23,10 +23,6 @@ _TALK_OF_INPUT = ("PIL", "python_multipart")  # what a stranger sent is the stra
 _PROBES = frozenset({"/health/live", "/health/ready", "/metrics"})
 _MAX_PATH = 256
 _UVICORN = ("uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi")
-
-
-request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
-"""Stands in every line that is logged while a request is handled."""
 
 _requests = logging.getLogger("convscope.access")
 
@@ -37,13 +33,12 @@ class _Handler(logging.StreamHandler[TextIO]):
     as_json: bool
 
 
-def write_request(scope: Scope, status: int, seconds: float, model: str | None) -> None:
+def write_request(state: RequestState, status: int, seconds: float) -> None:
     """Write the line of one request that was answered; a probe's at level debug.
 
     JSON is written past the logging module, which would take longer than the decoder.
     """
-    raw_path = scope.get("raw_path") or scope["path"].encode()
-    path = raw_path.partition(b"?")[0].decode("ascii", "backslashreplace")[:_MAX_PATH]
+    path, model = state.path[:_MAX_PATH], state.model
     # Probes come every few seconds for ever.
     level = logging.DEBUG if path in _PROBES else logging.INFO
     if not _requests.isEnabledFor(level):
@@ -55,16 +50,16 @@ def write_request(scope: Scope, status: int, seconds: float, model: str | None) 
         line = (
             f'{{"event":"request","level":"{"debug" if path in _PROBES else "info"}",'
             f'"timestamp":"{datetime.now(UTC).isoformat()[:-6]}Z",'
-            f'"request_id":{json.dumps(request_id.get())},"method":{json.dumps(scope["method"])},'
+            f'"request_id":{json.dumps(state.request_id)},"method":{json.dumps(state.method)},'
             f'"path":{json.dumps(path)},"status":{status},"duration_ms":{duration}{ending}'
         )
         with suppress(OSError, ValueError):  # a full disk or a closed pipe ends no request
             handler.stream.write(line)
         return
-    fields: dict[str, Any] = {"method": scope["method"], "path": path, "status": status}
+    fields: dict[str, Any] = {"method": state.method, "path": path, "status": status}
     named = {"model": model} if model is not None else {}
     structlog.get_logger(_requests.name).log(
-        level, "request", **fields, duration_ms=duration, **named
+        level, "request", request_id=state.request_id, **fields, duration_ms=duration, **named
     )
 
 
@@ -127,7 +122,7 @@ def _renderers(as_json: bool, *, colors: bool) -> list[Processor]:
 
 
 def _add_request_id(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
-    current = request_id.get()
-    if current is not None:
-        event.setdefault("request_id", current)
+    state = current.get()
+    if state is not None:
+        event.setdefault("request_id", state.request_id)
     return event

@@ -11,6 +11,7 @@ from app.api.queries import ModelQuery, Query
 from app.api.state import Service
 from app.artifact.directory import Artifact
 from app.errors import InvalidParameter
+from app.telemetry.requests import state_of
 
 Q = TypeVar("Q", bound=Query)
 
@@ -27,7 +28,7 @@ def artifact_of(request: Request, query: ModelQuery) -> Artifact:
         UnknownModel: there is none.
     """
     artifact = service_of(request).store.find(query.model, query.version)
-    request.state.model = f"{artifact.manifest.name}/{artifact.manifest.version}"
+    state_of(request.scope).model = f"{artifact.manifest.name}/{artifact.manifest.version}"
     return artifact
 
 

@@ -1,0 +1,47 @@
+"""The state of one request, as the server, the middleware, the routes and the log share it."""
+
+import secrets
+from collections.abc import Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+SCOPE_KEY = "convscope.request"
+"""Where the ASGI scope of a request holds its `RequestState`."""
+
+
+def new_request_id() -> str:
+    """Return an id for a request whose client gave none: 32 hexadecimal digits."""
+    return secrets.token_hex(16)
+
+
+@dataclass(slots=True)
+class RequestState:
+    """What is known of one request.
+
+    Attributes:
+        method: the client's, so HEAD stays HEAD.
+        path: the path as it was sent, percent-encoded, without the query.
+        request_id: the client's `X-Request-ID` or a new one.
+        route: the route's template; a label of the metrics.
+        model: the model that answers, as `name/version`.
+        rejection: the name of the error that refused the request; a label of the metrics.
+        ended_with: the status that the server ended the request with by cancelling its task.
+    """
+
+    method: str
+    path: str
+    request_id: str = field(default_factory=new_request_id)
+    route: str | None = None
+    model: str | None = None
+    rejection: str | None = None
+    ended_with: int | None = None
+
+
+def state_of(scope: Mapping[str, Any]) -> RequestState:
+    """Return the state that the middleware has put into a request's scope."""
+    return cast(RequestState, scope[SCOPE_KEY])
+
+
+current: ContextVar[RequestState | None] = ContextVar("current", default=None)
+"""The request that is being handled; every line logged meanwhile carries its id."""
