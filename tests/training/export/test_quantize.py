@@ -332,7 +332,7 @@ def test_the_option_of_the_command_adds_the_graph(
 
 def test_telemetry_is_off_before_the_quantiser_is_imported() -> None:
     program = (
-        "import os, sys, training.quantize\n"
+        "import os, sys, training.export.quantize\n"
         "print(os.environ['ORT_DISABLE_TELEMETRY'], 'onnxruntime.quantization' in sys.modules)"
     )
     environment = {name: text for name, text in os.environ.items() if not name.startswith("ORT_")}

@@ -157,7 +157,7 @@ def test_two_processes_share_a_recipe_with_parts_crops_and_a_proxy(
 def _run_in_two_processes(tmp_path: Path, *lines: str) -> str:
     """Run lines of Python as what two processes of a run do; return what they say, failing."""
     script = tmp_path / "worker.py"
-    head = ["import os, signal, time, torch", "from training import distributed"]
+    head = ["import os, signal, time, torch", "from training.run import distributed"]
     joined = ["with distributed.join(torch.device('cpu')) as workers:"]
     script.write_text("\n".join([*head, *joined, *(f"    {line}" for line in lines)]))
     done = subprocess.run(
