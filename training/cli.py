@@ -5,10 +5,9 @@ Only reads arguments and prints; every error of `training.errors` ends as one li
 
 import sys
 from collections.abc import Callable
-from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args
 
 import click
 from rich.console import Console
@@ -23,7 +22,7 @@ from training.data import dataset
 from training.errors import RunError, TrainingError
 from training.export.export import Export, check_exportable, next_version
 from training.export.export import export as export_artifact
-from training.recipes import RECIPES, Recipe, find_recipe, meanings_of_fields
+from training.recipes import RECIPES, Recipe, find_recipe
 from training.run import checkpoint as checkpoints
 from training.run.checkpoint import Checkpoint
 from training.run.distributed import is_first_process
@@ -69,13 +68,14 @@ run_argument = click.argument("run", type=click.Path(path_type=Path))
 
 
 def recipe_options(command: Command) -> Command:
-    """Add an option for every field of a recipe; those that are given override the recipe's."""
-    hints, meanings = get_type_hints(Recipe), meanings_of_fields()
-    for field in reversed(fields(Recipe)):
-        kind, choices = hints[field.name], get_args(hints[field.name])
-        flag = "--" + field.name.replace("_", "-")
-        meaning = meanings.get(field.name)
-        option = click.option(flag, type=click.Choice(choices) if choices else kind, help=meaning)
+    """Add an option for each field of a recipe; a given option overrides the field."""
+    for name, field in reversed(Recipe.model_fields.items()):
+        choices = get_args(field.annotation)
+        option = click.option(
+            "--" + name.replace("_", "-"),
+            type=click.Choice(choices) if choices else field.annotation,
+            help=field.description,
+        )
         command = option(command)
     return command
 
@@ -126,7 +126,7 @@ def train(
 ) -> None:
     """Train by the recipe NAME, any of whose fields an option overrides."""
     given = {field: value for field, value in overrides.items() if value is not None}
-    recipe = replace(find_recipe(name), **given)
+    recipe = find_recipe(name).replace(**given)
     run = out or Path("runs") / f"{name}-seed{recipe.seed}"
     source = dataset.find(data_dir)
     console.quiet = not is_first_process()

@@ -1,124 +1,195 @@
-"""Every number in which one training run can differ from another, as frozen records.
+"""Recipes: every number in which one training run can differ from another.
 
-A recipe knows nothing of data or of the loop. The named ones are what `convscope-train train NAME`
-runs; each field can be overridden on the command line.
+A recipe knows nothing of data or of the loop. `convscope-train train NAME` runs a named recipe; the
+command line has an option for each field.
 """
 
-import re
-from dataclasses import asdict, dataclass, fields, replace
-from inspect import cleandoc
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.functional_validators import ModelWrapValidatorHandler
 
 from training.errors import RecipeError
 
 Optimizer = Literal["adam", "adamw", "muon"]
 Schedule = Literal["constant", "one-cycle", "linear"]
 Flip = Literal["off", "random", "alternating"]
-Precision = Literal["auto", "float32", "bfloat16"]
+Arithmetic = Literal["auto", "float32", "bfloat16"]
+
+LARGEST_SEED = 2**31 - 1
 
 
-@dataclass(frozen=True)
-class Recipe:
+class Recipe(BaseModel):
     """One training run.
 
-    Attributes:
-        architecture: a name in `training.architectures`.
-        epochs: passes over the training images.
-        batch_size: images a step; the last, smaller batch of an epoch is used too.
-        micro_batch: images whose passes forward and back are made at once, and which a batch
-            normalisation sees together; their gradients are added up. 0: the whole batch.
-        optimizer: `adam` (Kingma & Ba 2015), `adamw` (Loshchilov & Hutter 2019) or `muon`
-            (Jordan 2024) for kernels with Nesterov's SGD for biases and the last layer.
-        learning_rate: the constant rate, or the schedule's peak; with `muon`, of the kernels.
-        bias_learning_rate: with `muon`, of biases and scales, for the sum of a batch's losses.
-        head_learning_rate: with `muon`, of the last layer, likewise.
-        weight_decay: the optimizer's own; not applied to biases and normalisation layers. With
-            `muon`, the part of biases and last layer that a step at the peak takes away.
-        schedule: `constant`, `one-cycle` (Smith & Topin 2018; 30% cosine warm-up from peak/25,
-            then cosine to zero) or `linear` (from the peak to zero).
-        label_smoothing: weight of the uniform distribution in the target (Szegedy et al. 2016).
-        dropout: probability at the architecture's dropout places.
-        flip: mirror training images left to right: each with probability one half (`random`), or
-            a random half in odd epochs and the others in even ones (`alternating`, Jordan 2024).
-        translate: shift each training image by up to this many pixels both ways, the border
-            filled by reflection.
-        crop: side in pixels of the part of each training image, anywhere in it, that is learned
-            from in the first epochs, which makes them cheaper. 0: all of it.
-        cropped: part of the epochs that these are.
-        cutout: cover a square of so many pixels a side at a random place of each training image
-            with the mean colour (DeVries & Taylor 2017).
-        brightness: make each training image brighter or darker by up to this many deviations.
-        contrast: stretch or shrink its distance from the mean colour by up to this part.
-        noise: add normal noise to each training image, of a deviation up to this, of 255.
-        proxy: architecture of a small network that is trained beside and chooses what the network
-            learns from: of each batch the part `selected` with the highest loss (after airbench96,
-            Jordan 2024). Empty: none.
-        selected: that part; `batch_size` images are chosen among `batch_size / selected`.
-        holdout: part of the training images held out, by class, for selection and calibration.
-        split_seed: which images are held out; apart from `seed`, so that runs compare.
-        seed: initial weights, order of the images, augmentation and dropout.
-        precision: of convolutions and matrix products; `auto` is bfloat16 where the hardware
-            is faster in it, else float32. Weights and the loss are always float32.
+    A recipe cannot be changed; `replace` returns another one. Unknown fields, values of another
+    type and values beyond their limits raise RecipeError with the field, the value and the limits.
     """
 
-    architecture: str
-    epochs: int = 30
-    batch_size: int = 128
-    micro_batch: int = 0
-    optimizer: Optimizer = "adam"
-    learning_rate: float = 1e-3
-    bias_learning_rate: float = 0.0
-    head_learning_rate: float = 0.0
-    weight_decay: float = 0.0
-    schedule: Schedule = "constant"
-    label_smoothing: float = 0.0
-    dropout: float = 0.0
-    flip: Flip = "off"
-    translate: int = 0
-    crop: int = 0
-    cropped: float = 0.0
-    cutout: int = 0
-    brightness: float = 0.0
-    contrast: float = 0.0
-    noise: float = 0.0
-    proxy: str = ""
-    selected: float = 1.0
-    holdout: float = 0.1
-    split_seed: int = 0
-    seed: int = 0
-    precision: Precision = "auto"
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
-    def __post_init__(self) -> None:
-        _check("epochs", self.epochs, 1, 10_000)
-        _check("batch_size", self.batch_size, 1, 65_536)
-        _check("micro_batch", self.micro_batch, 0, 65_536)
-        _check("brightness", self.brightness, 0, 10)
-        _check("contrast", self.contrast, 0, 1)
-        _check("noise", self.noise, 0, 255)
-        _check("learning_rate", self.learning_rate, 1e-9, 100)
-        _check("bias_learning_rate", self.bias_learning_rate, 0, 100)
-        _check("head_learning_rate", self.head_learning_rate, 0, 100)
-        _check("weight_decay", self.weight_decay, 0, 1 if self.optimizer == "muon" else 10)
-        _check("label_smoothing", self.label_smoothing, 0, 0.99)
-        _check("dropout", self.dropout, 0, 0.99)
-        _check("translate", self.translate, 0, 31)
-        _check("crop", self.crop, 0, 31)
-        _check("cropped", self.cropped, 0, 1)
-        _check("cutout", self.cutout, 0, 31)
-        _check("selected", self.selected, 0.01, 1)
-        _check("holdout", self.holdout, 0, 0.9)
-        _check("split_seed", self.split_seed, 0, 2**31 - 1)
-        _check("seed", self.seed, 0, 2**31 - 1)
-        for name, kind in (
-            ("optimizer", Optimizer),
-            ("schedule", Schedule),
-            ("flip", Flip),
-            ("precision", Precision),
-        ):
-            if getattr(self, name) not in get_args(kind):
-                raise RecipeError(
-                    f"{name} is {getattr(self, name)!r}; it can be {' or '.join(get_args(kind))}"
-                )
+    architecture: str = Field(description="A name in `training.architectures`.")
+    epochs: int = Field(default=30, ge=1, le=10_000, description="Passes over the training images.")
+    batch_size: int = Field(
+        default=128,
+        ge=1,
+        le=65_536,
+        description="Images in a step. The last, smaller batch of an epoch is used too.",
+    )
+    micro_batch: int = Field(
+        default=0,
+        ge=0,
+        le=65_536,
+        description="Images in one forward and backward pass, over which batch normalisation "
+        "averages. The gradients of a batch's passes are added up. 0: the whole batch.",
+    )
+    optimizer: Optimizer = Field(
+        default="adam",
+        description="`adam` (Kingma & Ba 2015), `adamw` (Loshchilov & Hutter 2019) or `muon` "
+        "(Jordan 2024): Muon for kernels, SGD with Nesterov's momentum for biases and the last "
+        "layer.",
+    )
+    learning_rate: float = Field(
+        default=1e-3,
+        ge=1e-9,
+        le=100,
+        description="The constant rate, or the schedule's peak. With `muon`, the kernels' rate.",
+    )
+    bias_learning_rate: float = Field(
+        default=0.0,
+        ge=0,
+        le=100,
+        description="With `muon`, the rate of biases and scales, for the sum of a batch's losses.",
+    )
+    head_learning_rate: float = Field(
+        default=0.0,
+        ge=0,
+        le=100,
+        description="With `muon`, the rate of the last layer, for the sum of a batch's losses.",
+    )
+    weight_decay: float = Field(
+        default=0.0,
+        ge=0,
+        le=10,
+        description="The optimizer's weight decay, for kernels and matrices alone. With `muon`, "
+        "the part of biases and last layer that a step at the peak rate takes away, at most 1.",
+    )
+    schedule: Schedule = Field(
+        default="constant",
+        description="`constant`, `one-cycle` (Smith & Topin 2018: 30% cosine warm-up from peak/25, "
+        "then cosine to zero) or `linear` (from the peak to zero).",
+    )
+    label_smoothing: float = Field(
+        default=0.0,
+        ge=0,
+        le=0.99,
+        description="Weight of the uniform distribution in the target (Szegedy et al. 2016).",
+    )
+    dropout: float = Field(
+        default=0.0, ge=0, le=0.99, description="Probability at the architecture's dropout layers."
+    )
+    flip: Flip = Field(
+        default="off",
+        description="Mirror training images left to right: each with probability one half "
+        "(`random`), or a random half in odd epochs and the others in even ones (`alternating`, "
+        "Jordan 2024).",
+    )
+    translate: int = Field(
+        default=0,
+        ge=0,
+        le=31,
+        description="Shift each training image by up to this many pixels in each direction; "
+        "reflection fills the border.",
+    )
+    crop: int = Field(
+        default=0,
+        ge=0,
+        le=31,
+        description="In the first epochs, learn from a random square of this many pixels a side of "
+        "each training image, which makes these epochs cheaper. 0: whole images.",
+    )
+    cropped: float = Field(
+        default=0.0, ge=0, le=1, description="The part of the epochs in which images are cropped."
+    )
+    cutout: int = Field(
+        default=0,
+        ge=0,
+        le=31,
+        description="Cover a random square of this many pixels a side of each training image with "
+        "the mean colour (DeVries & Taylor 2017).",
+    )
+    brightness: float = Field(
+        default=0.0,
+        ge=0,
+        le=10,
+        description="Make each training image brighter or darker by up to this many standard "
+        "deviations.",
+    )
+    contrast: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Stretch or shrink each training image's distance from the mean colour by up "
+        "to this part.",
+    )
+    noise: float = Field(
+        default=0.0,
+        ge=0,
+        le=255,
+        description="Add normal noise to each training image, with a standard deviation of up to "
+        "this, of 255.",
+    )
+    proxy: str = Field(
+        default="",
+        description="Architecture of a small network that is trained beside and chooses the images "
+        "to learn from: the part `selected` of each batch with the highest loss (after airbench96, "
+        "Jordan 2024). Empty: none.",
+    )
+    selected: float = Field(
+        default=1.0,
+        ge=0.01,
+        le=1,
+        description="The part that the proxy chooses: `batch_size` images of "
+        "`batch_size / selected`.",
+    )
+    holdout: float = Field(
+        default=0.1,
+        ge=0,
+        le=0.9,
+        description="The part of each class's training images that is held out for selection and "
+        "calibration.",
+    )
+    split_seed: int = Field(
+        default=0,
+        ge=0,
+        le=LARGEST_SEED,
+        description="Decides which images are held out. Runs with different `seed` compare.",
+    )
+    seed: int = Field(
+        default=0,
+        ge=0,
+        le=LARGEST_SEED,
+        description="Decides initial weights, order of the images, augmentation and dropout.",
+    )
+    precision: Arithmetic = Field(
+        default="auto",
+        description="Arithmetic of convolutions and matrix products. `auto` is bfloat16 where the "
+        "hardware is faster in it, else float32. Weights and loss are always float32.",
+    )
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _in_one_line(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """Turn pydantic's errors into one RecipeError, which names the first."""
+        try:
+            return handler(values)
+        except ValidationError as exc:
+            raise RecipeError(cls._sentence(exc)) from exc
+
+    @model_validator(mode="after")
+    def _check_fields_together(self) -> Self:
+        if self.optimizer == "muon" and self.weight_decay > 1:
+            raise RecipeError(f"weight_decay is {self.weight_decay}; it can be 0 to 1 with muon")
         for name in ("bias_learning_rate", "head_learning_rate"):
             rate = getattr(self, name)
             if (rate > 0) != (self.optimizer == "muon"):
@@ -135,6 +206,7 @@ class Recipe:
                 f"selected is {self.selected} and proxy is {self.proxy!r}; "
                 "it takes a proxy to select a part of the images"
             )
+        return self
 
     @property
     def candidates(self) -> int:
@@ -143,33 +215,39 @@ class Recipe:
 
     @property
     def cropped_epochs(self) -> int:
-        """How many of the first epochs learn from parts of the images."""
+        """How many of the first epochs learn from cropped images."""
         return round(self.epochs * self.cropped)
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return the fields as plain values, for JSON."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Return the recipe with these fields; what a newer version has added is at its default.
+    def replace(self, **changes: Any) -> Self:
+        """Return a recipe with some fields changed, checked as any other.
 
         Raises:
-            RecipeError: a field is unknown, or holds a value that is not allowed.
+            RecipeError: a field is unknown or its value is not allowed.
         """
-        unknown = values.keys() - {field.name for field in fields(cls)}
-        if unknown or "architecture" not in values:
-            raise RecipeError(f"not the fields of a recipe: {sorted(unknown or ['architecture'])}")
-        return cls(**values)
+        return type(self)(**self.model_dump() | changes)
 
-
-def _check(name: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
-        raise RecipeError(f"{name} is {value}; it can be {low} to {high}")
+    @classmethod
+    def _sentence(cls, error: ValidationError) -> str:
+        """Return field, value and limits of the first error."""
+        first = error.errors(include_url=False)[0]
+        name = ".".join(map(str, first["loc"]))
+        if not name:
+            return f"not a recipe: {first['input']!r}"
+        if first["type"] == "missing":
+            return f"not a recipe: it has no field {name}"
+        if first["type"] == "extra_forbidden":
+            return f"not a recipe: it has an unknown field {name}"
+        value, limits = f"{name} is {first['input']!r}", cls.model_json_schema()["properties"][name]
+        if "enum" in limits:
+            return f"{value}; it can be {' or '.join(limits['enum'])}"
+        if "minimum" in limits:
+            whole = "a whole number from " if first["type"] == "int_type" else ""
+            return f"{value}; it can be {whole}{limits['minimum']} to {limits['maximum']}"
+        return f"{value}; it must be text"
 
 
 AUGMENTED = Recipe(
-    "simple-cnn",
+    architecture="simple-cnn",
     epochs=60,
     batch_size=256,
     optimizer="adamw",
@@ -181,11 +259,11 @@ AUGMENTED = Recipe(
     flip="random",
     translate=4,
 )
-"""The usual way of today: AdamW on one cycle with shifts, flips and smoothed labels. Its numbers
-are ours, chosen on held-out images."""
+"""AdamW on one cycle, with shifts, flips and smoothed labels. The numbers are ours, chosen on
+held-out images."""
 
 SPEEDNET = Recipe(
-    "speednet",
+    architecture="speednet",
     epochs=10,
     batch_size=1536,
     micro_batch=512,
@@ -204,12 +282,12 @@ SPEEDNET = Recipe(
     contrast=0.13,
     holdout=0.05,
 )
-"""After airbench94 with Muon (Jordan 2024) and the numbers that a later speedrun found for it
-(Hiverge 2025). Normalisation sees 512 images: more do not fit a processor's cache. Ten epochs, of
-which seven are cropped, cost what eight whole ones do."""
+"""After airbench94 with Muon (Jordan 2024), with the numbers of a later speedrun (Hiverge 2025).
+Passes are of 512 images, because more do not fit a processor's cache. Ten epochs, seven of them
+cropped, cost as much as eight with whole images."""
 
 NORMALIZED = Recipe(
-    "resnet20",
+    architecture="resnet20",
     epochs=30,
     batch_size=250,
     optimizer="muon",
@@ -223,16 +301,15 @@ NORMALIZED = Recipe(
     crop=24,
     cropped=0.7,
 )
-"""For the published networks with batch normalisation: speednet's optimizer, at rates that are
-ours, chosen on held-out images. Parts of 24 pixels cost 56% of the whole."""
+"""For the published networks with batch normalisation: speednet's optimizer, at rates of our own,
+chosen on held-out images. A crop of 24 pixels costs 56% of a whole image."""
 
 RECIPES: dict[str, Recipe] = {
-    "simple-cnn": Recipe("simple-cnn"),
-    "fc": Recipe("fc"),
+    "simple-cnn": Recipe(architecture="simple-cnn"),
+    "fc": Recipe(architecture="fc"),
     "simple-cnn-augmented": AUGMENTED,
-    "fc-augmented": replace(AUGMENTED, architecture="fc", label_smoothing=0.0, dropout=0.0),
-    "alexnet": replace(
-        AUGMENTED,
+    "fc-augmented": AUGMENTED.replace(architecture="fc", label_smoothing=0.0, dropout=0.0),
+    "alexnet": AUGMENTED.replace(
         architecture="alexnet",
         epochs=15,
         batch_size=250,
@@ -240,12 +317,11 @@ RECIPES: dict[str, Recipe] = {
         label_smoothing=0.1,
         dropout=0.5,
     ),
-    "vgg16": replace(NORMALIZED, architecture="vgg16", epochs=8, crop=0, cropped=0),
+    "vgg16": NORMALIZED.replace(architecture="vgg16", epochs=8, crop=0, cropped=0),
     "resnet20": NORMALIZED,
-    "plain20": replace(NORMALIZED, architecture="plain20"),
-    "resnet18": replace(NORMALIZED, architecture="resnet18", epochs=12),
-    "efficientnet-b0": replace(
-        AUGMENTED,
+    "plain20": NORMALIZED.replace(architecture="plain20"),
+    "resnet18": NORMALIZED.replace(architecture="resnet18", epochs=12),
+    "efficientnet-b0": AUGMENTED.replace(
         architecture="efficientnet-b0",
         epochs=24,
         batch_size=128,
@@ -257,16 +333,14 @@ RECIPES: dict[str, Recipe] = {
         precision="float32",
     ),
     "speednet": SPEEDNET,
-    "fast": replace(SPEEDNET, architecture="fast", epochs=40, translate=4, noise=12),
-    "speednet-95": replace(
-        SPEEDNET,
+    "fast": SPEEDNET.replace(architecture="fast", epochs=40, translate=4, noise=12),
+    "speednet-95": SPEEDNET.replace(
         architecture="speednet-95",
         epochs=24,
         translate=4,
         noise=8,
     ),
-    "speednet-96": replace(
-        SPEEDNET,
+    "speednet-96": SPEEDNET.replace(
         architecture="speednet-96",
         epochs=56,
         cutout=12,
@@ -279,18 +353,11 @@ RECIPES: dict[str, Recipe] = {
 }
 
 
-def meanings_of_fields() -> dict[str, str]:
-    """Return what each field of a recipe means, as its documentation says."""
-    _, _, attributes = cleandoc(Recipe.__doc__ or "").partition("Attributes:\n")
-    said = re.findall(r"^ {4}(\w+): (.*(?:\n {5,}.*)*)", attributes, re.MULTILINE)
-    return {name: " ".join(meaning.split()) for name, meaning in said}
-
-
 def find_recipe(name: str) -> Recipe:
     """Return the recipe of this name.
 
     Raises:
-        RecipeError: there is none; the message lists those that there are.
+        RecipeError: no recipe has this name; the message lists the names.
     """
     try:
         return RECIPES[name]

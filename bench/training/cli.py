@@ -7,7 +7,6 @@ marker, what lies between is replaced, unless the results go elsewhere. CIFAR-10
 `convscope-train` looks.
 """
 
-from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -72,7 +71,7 @@ def exercise(rounds: int, seeds: tuple[int, ...], out: Path, *, accuracy: bool) 
     for one in exercise_bench.measure_missing(found, out, recipe, source, rounds):
         click.echo(f"{one.reference:,.0f} and {one.ours:,.0f} images/s")
     for seed in seeds if accuracy else ():
-        seeded = replace(recipe, seed=seed)
+        seeded = recipe.replace(seed=seed)
         for run in exercise_bench.train_missing(found, out, seeded, source, RUNS):
             click.echo(f"test accuracy {run.test_accuracy:.2%} after {run.seconds:,.0f} s")
     parts = [
@@ -91,7 +90,7 @@ def speednet(seeds: tuple[int, ...], out: Path) -> None:
     recipe, source = everything_timed(find_recipe("speednet")), in_memory(dataset.find(None))
     found = SpeednetResults.open(out, recipe, source)
     for seed in seeds:
-        seeded = replace(recipe, seed=seed)
+        seeded = recipe.replace(seed=seed)
         if run := speednet_bench.train_missing(found, out, seeded, source, RUNS):
             click.echo(f"{run.seconds:.1f} s, {run.share:.3f} of the convolution's rate")
     parts = [speednet_table(found), speednet_targets(found), found.conditions(found.runs)]

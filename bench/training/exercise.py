@@ -10,7 +10,6 @@ import multiprocessing
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from statistics import mean, median
 from tempfile import TemporaryDirectory
@@ -112,7 +111,7 @@ def _reference_rate(recipe: Recipe, place: Path, threads: int) -> float:
 
 def _our_rate(recipe: Recipe, source: dataset.Source) -> float:
     with TemporaryDirectory() as place:
-        one_epoch = replace(recipe, epochs=1)
+        one_epoch = recipe.replace(epochs=1)
         last = train(one_epoch, source, Path(place), SilentReporter(), device="cpu")
     return round(last.state.history[0].images_per_second, 2)
 

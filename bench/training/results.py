@@ -80,7 +80,7 @@ class Results(BaseModel):
         Raises:
             RunError: the file holds results of something else, or cannot be read.
         """
-        fields = recipe.as_dict()
+        fields = recipe.model_dump()
         fields["precision"] = resolve_precision(recipe.precision, torch.device("cpu"))
         del fields["seed"]
         new = cls(
@@ -97,7 +97,7 @@ class Results(BaseModel):
         )
         try:
             old = cls.model_validate_json(path.read_bytes())
-            Recipe.from_dict(old.recipe)
+            Recipe.model_validate(old.recipe)
         except FileNotFoundError:
             return new
         except (OSError, ValidationError, RecipeError) as exc:
@@ -112,7 +112,7 @@ class Results(BaseModel):
 
     def _compared(self, other: "Results") -> dict[str, bool]:
         return {
-            "recipe": Recipe.from_dict(self.recipe) == Recipe.from_dict(other.recipe),
+            "recipe": Recipe.model_validate(self.recipe) == Recipe.model_validate(other.recipe),
             "data set": self.data_sha256 == other.data_sha256,
             "processor": self.machine["processor"] == other.machine["processor"],
             "set of versions": self.versions.items() <= other.versions.items(),

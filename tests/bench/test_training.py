@@ -1,6 +1,5 @@
 """The benchmarks of training, on the sample: what they compare, compute, keep and write."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,7 +23,7 @@ pytestmark = [
     pytest.mark.usefixtures("as_deterministic_as_before"),
 ]
 
-ONE_EPOCH = replace(find_recipe("speednet"), epochs=1, batch_size=120, holdout=0.0)
+ONE_EPOCH = find_recipe("speednet").replace(epochs=1, batch_size=120, holdout=0.0)
 
 
 @pytest.fixture(autouse=True)
@@ -82,7 +81,7 @@ def test_exercise_trains_by_both_loops_and_not_twice(
     assert not any(run.resumed for run in runs)
     assert ExerciseResults.model_validate_json(path.read_bytes()).runs == runs
     assert _exercise(source, path) == []
-    assert [run.seed for run in _exercise(source, path, replace(TINY, seed=1))] == [1, 1]
+    assert [run.seed for run in _exercise(source, path, TINY.replace(seed=1))] == [1, 1]
 
 
 def test_a_finished_run_is_on_disk_before_the_next_one_starts(
@@ -180,7 +179,7 @@ def test_speednet_is_measured_once_a_seed(source: dataset.Source, tmp_path: Path
 
 
 def test_a_run_that_was_stopped_goes_on_and_says_so(source: dataset.Source, tmp_path: Path) -> None:
-    recipe = replace(TINY, precision="float32")
+    recipe = TINY.replace(precision="float32")
     with pytest.raises(Stopped):
         train(recipe, source, tmp_path / "run", StopsAfterAnEpoch(), device="cpu")
 
@@ -234,7 +233,7 @@ def test_speednet_command_trains_every_seed_it_is_given(
 ) -> None:
     monkeypatch.setenv(dataset.DATA_DIR_VARIABLE, str(image_folder))
     monkeypatch.setattr(cli, "RUNS", tmp_path / "runs")
-    monkeypatch.setattr(cli, "find_recipe", lambda _: replace(ONE_EPOCH, holdout=0.1))
+    monkeypatch.setattr(cli, "find_recipe", lambda _: ONE_EPOCH.replace(holdout=0.1))
     command = ["speednet", "--seeds", "0,3", "--out", str(tmp_path / "results.json")]
 
     result = CliRunner().invoke(cli.main, command)

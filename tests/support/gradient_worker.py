@@ -1,7 +1,6 @@
 """One of torchrun's processes: the gradients of one global batch, written by the first."""
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -16,7 +15,7 @@ from training.run.optimization import make_optimizer
 
 
 def main(folder: Path, to: Path, micro_batch: int) -> None:
-    recipe = replace(find_recipe("fc"), micro_batch=micro_batch)
+    recipe = find_recipe("fc").replace(micro_batch=micro_batch)
     train = dataset.find(folder).load_train()
     mean, deviation = dataset.channel_statistics(train.images)
     with distributed.join(torch.device("cpu")) as workers:

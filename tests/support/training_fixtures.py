@@ -4,7 +4,6 @@ import os
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,7 +23,7 @@ from training.run.reporter import Reporter, SilentReporter
 from training.run.train import train
 
 THREADS = torch.get_num_threads()
-TINY = replace(find_recipe("simple-cnn"), epochs=2, batch_size=32, precision="float32")
+TINY = find_recipe("simple-cnn").replace(epochs=2, batch_size=32, precision="float32")
 
 
 def train_quietly(

@@ -94,7 +94,7 @@ def test_every_field_of_a_recipe_is_an_option(image_folder: Path, tmp_path: Path
     output = _run("train", "fc", "--data-dir", image_folder, "--out", tmp_path, *options)
     assert "epoch 1/1  loss" in output
     recipe = open_run(tmp_path).state.recipe
-    values = {name.replace("_", "-"): value for name, value in recipe.as_dict().items()}
+    values = {name.replace("_", "-"): value for name, value in recipe.model_dump().items()}
     assert values == given
 
 

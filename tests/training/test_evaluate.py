@@ -110,7 +110,7 @@ def test_the_temperature_undoes_a_known_scale() -> None:
 def test_without_a_holdout_the_temperature_is_one(
     trained: Checkpoint, source: dataset.Source
 ) -> None:
-    recipe = replace(trained.state.recipe, holdout=0.0)
+    recipe = trained.state.recipe.replace(holdout=0.0)
     whole = replace(trained, state=replace(trained.state, recipe=recipe))
     found = evaluate.evaluate(whole, source, torch.device("cpu"))
     assert found.temperature == 1

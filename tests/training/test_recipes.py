@@ -1,12 +1,13 @@
-from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
 from training.architectures.describe import describe
+from training.cli import train
 from training.errors import RecipeError
-from training.recipes import RECIPES, Recipe, find_recipe, meanings_of_fields
+from training.recipes import RECIPES, Recipe, find_recipe
 from training.run.optimization import schedule
 
 
@@ -27,7 +28,7 @@ def test_the_exercises_recipe_is_the_exercises(name: str) -> None:
 
 @pytest.mark.parametrize("recipe", RECIPES.values())
 def test_a_recipe_survives_being_written_down(recipe: Recipe) -> None:
-    assert Recipe.from_dict(recipe.as_dict()) == recipe
+    assert Recipe.model_validate(recipe.model_dump()) == recipe
 
 
 @pytest.mark.parametrize(
@@ -51,7 +52,7 @@ def test_a_recipe_survives_being_written_down(recipe: Recipe) -> None:
 def test_a_number_out_of_range_is_named_with_its_limits(field: str, value: Any) -> None:
     change: dict[str, Any] = {field: value}
     with pytest.raises(RecipeError, match=rf"{field} is '?{value}'?; it can be"):
-        replace(find_recipe("fc"), **change)
+        find_recipe("fc").replace(**change)
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
@@ -73,7 +74,7 @@ def test_a_constant_rate_stays() -> None:
 
 
 def test_one_cycle_rises_to_its_peak_at_thirty_percent_and_falls_to_zero() -> None:
-    parts = _parts(Recipe("fc", epochs=10, batch_size=10, schedule="one-cycle"), 100)
+    parts = _parts(Recipe(architecture="fc", epochs=10, batch_size=10, schedule="one-cycle"), 100)
     assert parts[0] == pytest.approx(1 / 25)
     assert max(parts) == pytest.approx(parts[30]) == pytest.approx(1.0)
     assert parts[:31] == sorted(parts[:31])
@@ -82,14 +83,16 @@ def test_one_cycle_rises_to_its_peak_at_thirty_percent_and_falls_to_zero() -> No
 
 
 def test_a_linear_schedule_falls_by_the_same_amount_each_step_and_ends_near_zero() -> None:
-    recipe = Recipe("fc", epochs=2, batch_size=10, schedule="linear", proxy="fc", selected=0.5)
+    recipe = Recipe(
+        architecture="fc", epochs=2, batch_size=10, schedule="linear", proxy="fc", selected=0.5
+    )
     assert _parts(recipe, 100) == pytest.approx([part / 10 for part in range(10, 0, -1)])
 
 
 def test_a_recipe_that_an_older_version_wrote_down_has_the_new_fields_defaults() -> None:
-    values = find_recipe("simple-cnn").as_dict()
+    values = find_recipe("simple-cnn").model_dump()
     del values["cutout"], values["proxy"]
-    assert Recipe.from_dict(values) == find_recipe("simple-cnn")
+    assert Recipe.model_validate(values) == find_recipe("simple-cnn")
 
 
 @pytest.mark.parametrize(
@@ -100,24 +103,52 @@ def test_rates_of_biases_and_last_layer_go_with_muon_and_with_nothing_else(
     change: dict[str, Any],
 ) -> None:
     with pytest.raises(RecipeError, match="must be above 0 with muon, and 0 with any other"):
-        replace(find_recipe("fc"), **change)
+        find_recipe("fc").replace(**change)
 
 
 def test_muon_cannot_take_away_more_than_there_is() -> None:
     with pytest.raises(RecipeError, match=r"weight_decay is 1.5; it can be 0 to 1"):
-        replace(find_recipe("speednet"), weight_decay=1.5)
+        find_recipe("speednet").replace(weight_decay=1.5)
 
 
 @pytest.mark.parametrize("change", [{"selected": 0.5}, {"proxy": "fc"}])
 def test_a_part_is_selected_by_a_proxy_and_a_proxy_selects_a_part(change: dict[str, Any]) -> None:
     with pytest.raises(RecipeError, match="it takes a proxy to select a part"):
-        replace(find_recipe("fc"), **change)
+        find_recipe("fc").replace(**change)
 
 
-def test_every_field_says_what_it_means() -> None:
-    meanings = meanings_of_fields()
-    assert list(meanings) == [field.name for field in fields(Recipe)]
-    assert meanings["holdout"].endswith("for selection and calibration.")  # of its second line
+def test_the_command_line_explains_every_field() -> None:
+    options = {option.name: option for option in train.params if isinstance(option, click.Option)}
+    for name, field in Recipe.model_fields.items():
+        assert field.description
+        assert options[name].help == field.description
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({}, "not a recipe: it has no field architecture"),
+        ({"architecture": "fc", "epoch": 3}, "not a recipe: it has an unknown field epoch"),
+        ({"architecture": 3}, "architecture is 3; it must be text"),
+        (
+            {"architecture": "fc", "epochs": "3"},
+            "epochs is '3'; it can be a whole number from 1 to",
+        ),
+        ([1], r"not a recipe: \[1\]"),
+    ],
+)
+def test_what_is_no_recipe_is_refused_in_one_line(values: Any, message: str) -> None:
+    with pytest.raises(RecipeError, match=message) as caught:
+        Recipe.model_validate(values)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_changed_recipe_is_checked_and_the_old_one_stays() -> None:
+    recipe = find_recipe("fc")
+    assert recipe.replace(epochs=3).epochs == 3
+    assert recipe.epochs == 30
+    with pytest.raises(RecipeError, match="unknown field epoch"):
+        recipe.replace(epoch=3)
 
 
 def test_the_documented_recipes_are_those_that_there_are() -> None:

@@ -259,7 +259,7 @@ def _manifest(what: Export, served: ServedNetwork, folder: Path) -> Manifest:
         outputs=_outputs(served),
         opset=OPSET,
         files={path.name: record_file(path) for path in sorted(folder.iterdir())},
-        recipe=state.recipe.as_dict(),
+        recipe=state.recipe.model_dump(),
         seed=state.recipe.seed,
         data=DataRecord(
             name=state.data_name,

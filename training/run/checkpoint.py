@@ -219,7 +219,7 @@ def newest(run: Path) -> Checkpoint | None:
     path = paths[-1] / STATE
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        values["recipe"] = Recipe.from_dict(values["recipe"])
+        values["recipe"] = Recipe.model_validate(values["recipe"])
         values["classes"] = tuple(values["classes"])
         values["history"] = tuple(EpochFigures(**figures) for figures in values["history"])
         return Checkpoint(paths[-1], RunState(**values))
@@ -253,7 +253,7 @@ def parse_history(text: str) -> tuple[EpochFigures, ...]:
 
 def _to_json(state: RunState) -> str:
     values: dict[str, Any] = {**vars(state)}
-    values["recipe"] = state.recipe.as_dict()
+    values["recipe"] = state.recipe.model_dump()
     values["history"] = [asdict(figures) for figures in state.history]
     return json.dumps(values, indent=1)
 

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 
 from training.errors import RecipeError
-from training.recipes import Precision
+from training.recipes import Arithmetic
 
 # From glibc's malloc.h: all threads share one heap, which never shrinks, and nothing lies outside.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
@@ -40,7 +40,9 @@ def choose_device(name: DeviceName, index: int = 0) -> torch.device:
     return torch.device(f"cuda:{index}" if name == "cuda" else name)
 
 
-def resolve_precision(precision: Precision, device: torch.device) -> Literal["float32", "bfloat16"]:
+def resolve_precision(
+    precision: Arithmetic, device: torch.device
+) -> Literal["float32", "bfloat16"]:
     """Return what `auto` means on a device; anything else is what it is."""
     if precision != "auto":
         return precision

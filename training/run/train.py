@@ -94,7 +94,7 @@ def train(
         DataError: the images cannot be read or split.
     """
     torch_device = choose_device(device, distributed.local_index())
-    recipe = replace(recipe, precision=resolve_precision(recipe.precision, torch_device))
+    recipe = recipe.replace(precision=resolve_precision(recipe.precision, torch_device))
     _check_architectures(recipe)
     last = checkpoint.newest(run_dir)
     if last is not None:
@@ -110,7 +110,7 @@ def train(
                 f"batch_size is {recipe.batch_size}; {workers.count} processes need at least "
                 f"{workers.count}"
             )
-        workers.check_same((last.state.epoch if last else 0, recipe.as_dict(), source.sha256))
+        workers.check_same((last.state.epoch if last else 0, recipe.model_dump(), source.sha256))
         run = _prepare(recipe, source, torch_device, workers)
         state = _new_state(run, source)
         if last is not None:
@@ -331,7 +331,7 @@ def _check_resumable(
             f"{run_dir}: holds a run already; go on with --resume or choose another --out"
         )
     if last.state.recipe != recipe:
-        old, new = last.state.recipe.as_dict(), recipe.as_dict()
+        old, new = last.state.recipe.model_dump(), recipe.model_dump()
         differing = ", ".join(
             f"{name} {old[name]} (now {new[name]})" for name in old if old[name] != new[name]
         )

@@ -46,7 +46,7 @@ def test_the_manifest_says_where_the_model_comes_from(
     exported: Artifact, trained: Checkpoint, source: dataset.Source
 ) -> None:
     manifest = exported.manifest
-    assert manifest.recipe == trained.state.recipe.as_dict()
+    assert manifest.recipe == trained.state.recipe.model_dump()
     assert (manifest.data.train, manifest.data.heldout, manifest.data.test) == (220, 20, 80)
     assert manifest.data.sha256 == source.sha256
     assert (manifest.parameters, manifest.macs) == (1_070_986, 6_654_464)
@@ -246,7 +246,7 @@ def test_confidence_is_fitted_on_the_held_out_images(
 def test_without_held_out_images_nothing_is_said_of_confidence(
     what: Export, tmp_path: Path
 ) -> None:
-    recipe = replace(what.checkpoint.state.recipe, holdout=0.0)
+    recipe = what.checkpoint.state.recipe.replace(holdout=0.0)
     state = replace(what.checkpoint.state, recipe=recipe)
     checkpoint = replace(what.checkpoint, state=state)
     artifact = export.export(replace(what, checkpoint=checkpoint), tmp_path)

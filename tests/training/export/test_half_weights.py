@@ -1,5 +1,4 @@
 import warnings
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +25,7 @@ from training.export.half_weights import pack_onnx, rounded, unpack_onnx
 def half(source: dataset.Source, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     """A run's artifact with float16 weights, two views and an int8 graph."""
     folder = tmp_path_factory.mktemp("half")
-    last = train_quietly(replace(TINY, epochs=1, holdout=0.4), source, folder / "run")
+    last = train_quietly(TINY.replace(epochs=1, holdout=0.4), source, folder / "run")
     found = evaluate(last, source, torch.device("cpu"), views=2, weights="float16")
     return export(Export(last, found, source, "half", "1", int8=True), folder / "store")
 

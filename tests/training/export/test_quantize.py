@@ -284,7 +284,7 @@ def test_the_held_out_images_decide_before_the_test_images_are_read(
 def test_a_run_without_held_out_images_has_nothing_to_prove_int8_with(
     what: Export, tmp_path: Path
 ) -> None:
-    recipe = replace(what.checkpoint.state.recipe, holdout=0.0)
+    recipe = what.checkpoint.state.recipe.replace(holdout=0.0)
     state = replace(what.checkpoint.state, recipe=recipe)
     whole = replace(what, checkpoint=replace(what.checkpoint, state=state))
     with pytest.raises(ExportError, match=r"holdout is 0; .* export without --int8"):

@@ -1,6 +1,5 @@
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +8,7 @@ from torch.nn import functional as F  # noqa: N812 - the name that the field use
 
 from training.kernels import weight_gradients
 from training.kernels.weight_gradients import NineProducts, weight_gradient
-from training.recipes import Precision, find_recipe
+from training.recipes import Arithmetic, find_recipe
 from training.run import learner
 from training.run.learner import Batch, Learner
 from training.run.optimization import make_optimizer
@@ -131,13 +130,13 @@ def test_one_image_without_a_batch_is_left_as_it_is(calls: list[int]) -> None:
 def test_a_step_in_bfloat16_makes_them_where_there_is_amx(
     monkeypatch: pytest.MonkeyPatch,
     calls: list[int],
-    precision: Precision,
+    precision: Arithmetic,
     made: list[int],
     *,
     amx: bool,
 ) -> None:
     monkeypatch.setattr(learner, "has_amx", lambda: amx)
-    recipe = replace(find_recipe("resnet20"), precision=precision)
+    recipe = find_recipe("resnet20").replace(precision=precision)
     network = nn.Sequential(
         nn.Conv2d(3, 128, 1), nn.Conv2d(128, 128, 3, padding=1), nn.Flatten(), nn.Linear(3200, 10)
     )

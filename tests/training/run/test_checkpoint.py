@@ -1,5 +1,4 @@
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -52,7 +51,7 @@ def test_a_copy_that_somebody_made_is_neither_opened_nor_removed(
     trained: Checkpoint, source: dataset.Source, tmp_path: Path
 ) -> None:
     shutil.copytree(trained.path, tmp_path / "epoch-00002-backup")
-    train_quietly(replace(TINY, epochs=1), source, tmp_path)
+    train_quietly(TINY.replace(epochs=1), source, tmp_path)
     assert (tmp_path / "epoch-00002-backup").is_dir()
     assert checkpoint.open_run(tmp_path).state.epoch == 1
 

@@ -1,5 +1,4 @@
 import copy
-from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +8,7 @@ from training.recipes import Recipe, find_recipe
 from training.run.learner import Batch, Learner
 from training.run.optimization import make_optimizer
 
-RECIPE = replace(find_recipe("fc"), optimizer="adamw", learning_rate=0.01, precision="float32")
+RECIPE = find_recipe("fc").replace(optimizer="adamw", learning_rate=0.01, precision="float32")
 
 
 def _learner(recipe: Recipe) -> Learner:
@@ -25,7 +24,7 @@ def _batch(images: int) -> Batch:
 
 def test_a_batch_in_parts_is_learned_from_as_in_one() -> None:
     batch = _batch(10)
-    whole, parts = _learner(RECIPE), _learner(replace(RECIPE, micro_batch=4))
+    whole, parts = _learner(RECIPE), _learner(RECIPE.replace(micro_batch=4))
     results = [learner.learn(batch, rate=1.0) for learner in (whole, parts)]
     assert results[0][0].item() == pytest.approx(results[1][0].item(), rel=1e-6)
     assert results[0][1].item() == results[1][1].item()
@@ -36,7 +35,7 @@ def test_a_batch_in_parts_is_learned_from_as_in_one() -> None:
 
 
 def test_a_smaller_share_is_cut_into_as_many_parts_as_the_largest() -> None:
-    learner, batch = _learner(replace(RECIPE, micro_batch=4)), _batch(4)
+    learner, batch = _learner(RECIPE.replace(micro_batch=4)), _batch(4)
     calls: list[int] = []
     learner.network.register_forward_hook(
         lambda _module, images, _out: calls.append(len(images[0]))
@@ -75,7 +74,7 @@ def test_it_is_the_hardest_images_that_are_learned_from() -> None:
 
 
 def test_the_loss_is_that_of_smoothed_labels() -> None:
-    learner, batch = _learner(replace(RECIPE, label_smoothing=0.3)), _batch(8)
+    learner, batch = _learner(RECIPE.replace(label_smoothing=0.3)), _batch(8)
     logits = learner.network(batch.images)
     truth = torch.nn.functional.one_hot(batch.labels, 10) * 0.7 + 0.03
     expected = -(truth * logits.log_softmax(1)).sum(1).mean()

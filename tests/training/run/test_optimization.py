@@ -1,5 +1,3 @@
-from dataclasses import replace
-
 import pytest
 import torch
 from torch import nn
@@ -8,8 +6,7 @@ from training.architectures import find_architecture
 from training.recipes import Optimizer, Recipe, find_recipe
 from training.run.optimization import Muon, make_optimizer, orthogonalize, set_learning_rate
 
-MUON = replace(
-    find_recipe("fc"),
+MUON = find_recipe("fc").replace(
     optimizer="muon",
     learning_rate=0.1,
     bias_learning_rate=0.01,
@@ -114,7 +111,7 @@ def test_what_is_frozen_is_left_to_no_group() -> None:
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw"])
 def test_adam_decays_matrices_and_kernels_alone(optimizer: Optimizer) -> None:
-    recipe = Recipe("simple-cnn", optimizer=optimizer, weight_decay=0.3)
+    recipe = Recipe(architecture="simple-cnn", optimizer=optimizer, weight_decay=0.3)
     network = find_architecture("simple-cnn").build(10, 0.0)
     decay = {
         id(parameter): group["weight_decay"]

@@ -15,7 +15,7 @@ from tests.support.training_fixtures import TINY, files_of_at_most, train_quietl
 from training.data import dataset
 from training.data.augmentation import Augmentation, Epoch, epoch_batches
 from training.errors import Diverged, RecipeError, RunError
-from training.recipes import Precision, Recipe, find_recipe
+from training.recipes import Arithmetic, Recipe, find_recipe
 from training.run import checkpoint
 from training.run.checkpoint import Checkpoint, EpochFigures
 from training.run.learner import Batch, Learner
@@ -47,16 +47,15 @@ def test_the_same_seed_gives_the_same_weights_bit_for_bit(
 def test_another_seed_gives_other_weights(
     trained: Checkpoint, source: dataset.Source, tmp_path: Path
 ) -> None:
-    assert not _equal(train_quietly(replace(TINY, seed=1), source, tmp_path), trained)
+    assert not _equal(train_quietly(TINY.replace(seed=1), source, tmp_path), trained)
 
 
 @pytest.mark.parametrize("architecture", ["simple-cnn", "fc"])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_everything_that_augments_and_regularises_is_the_same_twice(
-    source: dataset.Source, tmp_path: Path, architecture: str, precision: Precision
+    source: dataset.Source, tmp_path: Path, architecture: str, precision: Arithmetic
 ) -> None:
-    recipe = replace(
-        TINY,
+    recipe = TINY.replace(
         architecture=architecture,
         precision=precision,
         epochs=1,
@@ -90,7 +89,7 @@ def test_a_proxy_leaves_the_network_the_selected_part_of_each_batch(
 
     monkeypatch.setattr(Learner, "learn", recorded_learn)
     monkeypatch.setattr(Learner, "learn_hardest", recorded_choose)
-    recipe = replace(TINY, architecture="fc", epochs=1, proxy="speednet-proxy", selected=0.3)
+    recipe = TINY.replace(architecture="fc", epochs=1, proxy="speednet-proxy", selected=0.3)
     last = train_quietly(recipe, source, tmp_path)
     assert [len(labels) for labels in learned] == [32, 32, 2]  # of 107, 107 and 6
     assert all(torch.equal(*labels) for labels in zip(learned, chosen, strict=True))
@@ -107,8 +106,7 @@ def test_a_recipes_augmentation_is_what_batches_are_cut_with(
         return epoch_batches(split, batch, epoch, augmentation)
 
     monkeypatch.setattr("training.run.train.epoch_batches", recorded)
-    recipe = replace(
-        TINY,
+    recipe = TINY.replace(
         architecture="speednet-proxy",
         flip="alternating",
         translate=3,
@@ -128,7 +126,7 @@ def test_a_recipes_augmentation_is_what_batches_are_cut_with(
 def test_dropout_and_smoothed_labels_change_what_is_learned(
     trained: Checkpoint, source: dataset.Source, tmp_path: Path
 ) -> None:
-    for recipe in (replace(TINY, dropout=0.5), replace(TINY, label_smoothing=0.2)):
+    for recipe in (TINY.replace(dropout=0.5), TINY.replace(label_smoothing=0.2)):
         run = tmp_path / str(recipe.dropout)
         assert not _equal(train_quietly(recipe, source, run), trained)
 
@@ -146,7 +144,7 @@ def test_weights_that_an_epochs_last_step_spoils_stop_the_run(
         return result
 
     monkeypatch.setattr(Learner, spoiled, spoil)
-    recipe = replace(TINY, batch_size=120, architecture="fc", proxy="fc", selected=0.5)
+    recipe = TINY.replace(batch_size=120, architecture="fc", proxy="fc", selected=0.5)
     with pytest.raises(Diverged, match=r"fc1.weight holds values .* after epoch 1"):
         train_quietly(recipe, source, tmp_path)
     assert not list(tmp_path.glob("epoch-*"))
@@ -157,7 +155,7 @@ def test_a_run_keeps_the_memory_that_its_steps_free(
 ) -> None:
     kept: list[None] = []
     monkeypatch.setattr("training.run.train.keep_freed_memory", lambda: kept.append(None))
-    train_quietly(replace(TINY, epochs=1), source, tmp_path)
+    train_quietly(TINY.replace(epochs=1), source, tmp_path)
     assert len(kept) == 1
 
 
@@ -165,13 +163,13 @@ def test_the_test_split_is_not_read(source: dataset.Source, tmp_path: Path) -> N
     def refuse() -> dataset.Split:
         raise AssertionError("the test split was read")
 
-    train_quietly(replace(TINY, epochs=1), replace(source, load_test=refuse), tmp_path)
+    train_quietly(TINY.replace(epochs=1), replace(source, load_test=refuse), tmp_path)
 
 
 def test_training_on_all_images_has_no_heldout_accuracy(
     source: dataset.Source, tmp_path: Path
 ) -> None:
-    last = train_quietly(replace(TINY, epochs=1, holdout=0.0), source, tmp_path)
+    last = train_quietly(TINY.replace(epochs=1, holdout=0.0), source, tmp_path)
     assert last.state.history[0].heldout_accuracy is None
 
 
@@ -188,10 +186,9 @@ class _InterruptAfterFirst(SilentReporter):
     "recipe",
     [
         TINY,
-        replace(TINY, architecture="fc"),
-        replace(find_recipe("simple-cnn-augmented"), epochs=2, batch_size=32),
-        replace(
-            find_recipe("speednet-96"),
+        TINY.replace(architecture="fc"),
+        find_recipe("simple-cnn-augmented").replace(epochs=2, batch_size=32),
+        find_recipe("speednet-96").replace(
             architecture="speednet-proxy",
             epochs=2,
             batch_size=32,
@@ -220,7 +217,7 @@ def test_a_run_that_goes_on_elsewhere_names_all_that_computed_it_in_turn(
     monkeypatch.setattr("training.run.train.platform.python_version", lambda: next(versions))
     names = iter(["2 × core, 2 threads", "core, 2 threads", "core, 2 threads"])
     monkeypatch.setattr("training.run.train.describe_device", lambda _device: next(names))
-    recipe = replace(TINY, epochs=3)
+    recipe = TINY.replace(epochs=3)
     for resume in (False, True):
         with pytest.raises(_Interrupted):
             train_quietly(recipe, source, tmp_path, reporter=_InterruptAfterFirst(), resume=resume)
@@ -277,7 +274,7 @@ def test_a_run_in_the_way_is_not_touched(trained: Checkpoint, source: dataset.So
 def test_a_checkpoint_of_another_recipe_is_refused_by_its_differences(
     trained: Checkpoint, source: dataset.Source
 ) -> None:
-    other = replace(TINY, learning_rate=0.01, epochs=5)
+    other = TINY.replace(learning_rate=0.01, epochs=5)
     with pytest.raises(RunError, match=r"epochs 2 \(now 5\), learning_rate 0.001 \(now 0.01\)"):
         train_quietly(other, source, trained.path.parent, resume=True)
 
@@ -295,7 +292,7 @@ def test_a_finished_run_is_resumed_to_itself(trained: Checkpoint, source: datase
 def test_an_infinite_loss_stops_the_run_and_the_last_checkpoint_stands(
     source: dataset.Source, tmp_path: Path
 ) -> None:
-    last = train_quietly(replace(TINY, epochs=1), source, tmp_path)
+    last = train_quietly(TINY.replace(epochs=1), source, tmp_path)
     state = (last.path / checkpoint.STATE).read_text()
     (last.path / checkpoint.STATE).write_text(state.replace('"epochs": 1', '"epochs": 2'))
     weights = {name: tensor.clone() for name, tensor in _weights(last).items()}
@@ -318,7 +315,7 @@ def test_an_unknown_architecture_is_answered_with_the_known_ones(
     source: dataset.Source, tmp_path: Path
 ) -> None:
     with pytest.raises(RecipeError, match="no architecture 'lenet'; there are simple-cnn, fc"):
-        train_quietly(replace(TINY, architecture="lenet"), source, tmp_path / "run")
+        train_quietly(TINY.replace(architecture="lenet"), source, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -341,4 +338,4 @@ def test_an_architecture_for_other_images_is_refused(
     source: dataset.Source, tmp_path: Path
 ) -> None:
     with pytest.raises(RecipeError, match="vgg16-imagenet takes images of"):
-        train_quietly(replace(TINY, architecture="vgg16-imagenet"), source, tmp_path)
+        train_quietly(TINY.replace(architecture="vgg16-imagenet"), source, tmp_path)
