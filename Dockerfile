@@ -3,8 +3,8 @@
 # docker build -t convscope-train --target train .       convscope-train
 ARG BASE_IMAGE=docker.io/library/python:3.11-slim-bookworm
 
-# One requirements file for each set of dependencies, so that an edit elsewhere in pyproject.toml
-# leaves the layers that install them cached.
+# One requirements file for each set of dependencies: an edit elsewhere in pyproject.toml leaves
+# the layers that install them cached.
 FROM ${BASE_IMAGE} AS requirements
 WORKDIR /requirements
 COPY pyproject.toml ./
@@ -26,8 +26,8 @@ FROM dependencies AS dependencies-train
 COPY --from=requirements /requirements/train.txt /requirements/
 RUN pip --python /opt/venv/bin/python install --no-cache-dir -r /requirements/train.txt
 
-# Our own packages alone, at the same place: copied over a stage's dependencies, they are a small
-# layer of their own, and a new version of the code is a small download.
+# Our own packages alone. Copied over the dependencies, they form a small layer, so a new version
+# of the code is a small download.
 FROM ${BASE_IMAGE} AS package
 RUN python -m venv --without-pip /opt/venv
 WORKDIR /src
@@ -42,7 +42,7 @@ RUN chmod -R a+rX /models
 FROM ${BASE_IMAGE} AS runtime
 RUN groupadd --gid 10001 convscope \
     && useradd --uid 10001 --gid 10001 --no-log-init --create-home convscope
-# Modules were compiled when they were installed, and the root file system may be read-only.
+# pip compiled the modules at installation, and the root file system may be read-only.
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1
@@ -50,7 +50,7 @@ ENV PATH=/opt/venv/bin:$PATH \
 FROM runtime AS train
 COPY --from=dependencies-train /opt/venv /opt/venv
 COPY --from=package /opt/venv /opt/venv
-# Data, runs and models are read and written in the folder mounted here, by whoever owns it (--user).
+# Data, runs and models live in the folder mounted here; run as its owner (--user).
 WORKDIR /work
 RUN chown 10001:10001 /work
 ENV HOME=/tmp

@@ -1,6 +1,6 @@
-// Every request that the page makes. Errors carry what the service says of them.
+// Every request of the page. A failed one throws a Problem with the service's own words.
 
-// What went wrong, in words; `passing` if asking again may help. `type` is the service's name for it.
+// `passing`: the same request may succeed later. `type`: the service's URI of the error.
 export class Problem extends Error {
   constructor(message, passing, type) {
     super(message);
@@ -52,7 +52,7 @@ const post = (path, key, image, parameters, signal) =>
   ask(
     path,
     { ...splitKey(key), ...parameters },
-    // What a file is called says less of it than its bytes, which the service looks at.
+    // The service recognises the format from the bytes; a file name proves nothing.
     { method: "POST", body: image, signal, headers: { "Content-Type": OCTETS } },
   );
 

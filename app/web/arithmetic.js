@@ -1,14 +1,14 @@
-// Where one value of a layer comes from: the numbers that it is made of.
+// The arithmetic behind one value of a layer: input patch, weights, sum.
 
 import { html, useEffect, useMemo, useRef } from "./vendor/htm-preact-3.1.1.js";
 import { inkOn, signedColour } from "./colours.js";
 import { isConvolution } from "./filters.js";
-import { Map2D, Said, Square, breakable, largest, number, placeUnder } from "./parts.js";
+import { Map2D, Progress, Square, breakable, largest, number, placeUnder } from "./parts.js";
 import { useAsked } from "./state.js";
 
 const SHOWN_CHANNELS = 3;
 
-// The layers whose sum a layer takes; most take one.
+// The input layers of a layer. Most have one; a residual sum has several.
 export const takenBy = (layer) => layer.addends ?? (layer.source ? [layer.source] : []);
 
 export function Arithmetic({
@@ -42,7 +42,7 @@ export function Arithmetic({
         ${breakable(layer.name)}, ${names?.[channel] ?? `channel ${channel}`} <small>${layer.kind}</small>
       </h2>
       <button type="button" class="close" onClick=${onClose}>Close</button>
-      <${Said} state=${state} what="Computing" />
+      <${Progress} state=${state} what="Computing" />
       ${Array.isArray(map) &&
       html`<${Cursor}
         map=${map}
@@ -57,7 +57,7 @@ export function Arithmetic({
   `;
 }
 
-// The sum of what several layers give; of one, what it gives.
+// The elementwise sum of the outputs of one or more layers.
 function added(all) {
   if (all.length < 2) return all[0];
   const [first, ...others] = all;
@@ -83,7 +83,7 @@ function Cursor({ map, place: [row, column], takesFocus, onPlace, onKeep, made }
   }, [takesFocus]);
   const [height, width] = [map.length, map[0].length];
   const reached = useRef();
-  reached.current = [row, column]; // and further, where a key comes before the next drawing
+  reached.current = [row, column]; // a key can arrive before the next render
   const go = (place) => {
     reached.current = place;
     onPlace(place);
@@ -143,7 +143,7 @@ function made({ layer, channel, taken, input, filter, row, column, map }) {
   return html`<p class="formula">${formulas[layer.kind]?.() ?? terms} = ${result}</p>`;
 }
 
-// A channel's normalisation scales and shifts all its values alike: two of them tell by how much.
+// Normalisation is affine within a channel, so its scale and shift follow from two values.
 function normalised(before, plane, map) {
   const [from, to] = [plane.flat(), map.flat()];
   const [low, high] = [Math.min(...from), Math.max(...from)].map((value) => from.indexOf(value));

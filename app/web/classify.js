@@ -1,11 +1,12 @@
-// What every model makes of a picture, side by side.
+// The predictions of all models side by side.
 
 import { html } from "./vendor/htm-preact-3.1.1.js";
 import * as api from "./api.js";
-import { Choice, Said, percent } from "./parts.js";
+import { Choice, Progress, percent } from "./parts.js";
 import { oneOf, useAsked } from "./state.js";
 
-// Occlusion asks a model 81 times: one with more multiply-accumulates waits until somebody asks.
+// Occlusion costs 81 predictions. A model with more multiply-accumulates than this explains itself
+// on request only.
 const LIGHT = 700e6;
 
 const HEAT = {
@@ -81,7 +82,7 @@ function Card({ model, image, coverage, announced, why, onWhy }) {
         ${key}
         <small>${model.architecture}, ${percent(model.test_accuracy)} on the test images</small>
       </h2>
-      ${!prediction && html`<${Said} state=${answer} what="Classifying" />`}
+      ${!prediction && html`<${Progress} state=${answer} what="Classifying" />`}
       ${prediction &&
       html`
         <p class="answer" aria-live=${announced ? "polite" : "off"} aria-atomic="true">
@@ -118,7 +119,7 @@ function Card({ model, image, coverage, announced, why, onWhy }) {
           Show what speaks for ${predicted}
         </button>
       `}
-      <${Said} state=${heat} what=${HEAT[method].asking} />
+      <${Progress} state=${heat} what=${HEAT[method].asking} />
       ${heat.answer &&
       html`
         <figure>
@@ -130,7 +131,7 @@ function Card({ model, image, coverage, announced, why, onWhy }) {
   `;
 }
 
-// A model that was exported without thresholds still predicts.
+// A model without thresholds of prediction sets still predicts.
 async function predict(key, image, coverage, signal) {
   const ask = (wanted) => api.predict(key, image.data, wanted, signal);
   const said = await ask(coverage).catch((error) => {

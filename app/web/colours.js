@@ -1,4 +1,4 @@
-// ColorBrewer's "PuOr", as the service draws it: against is purple, for is orange, nothing is white.
+// ColorBrewer's "PuOr", the service's own palette: purple below zero, white at zero, orange above.
 
 const STOPS = [
   [45, 0, 75],
@@ -22,7 +22,7 @@ export function signedColour(value) {
   );
 }
 
-// Black or white, whichever is easier to read on a colour: contrast as WCAG 2 defines it.
+// Black or white, whichever contrasts more with a colour (WCAG 2 relative luminance).
 export function inkOn(colour) {
   const [red, green, blue] = colour.map((band) => ((band / 255 + 0.055) / 1.055) ** 2.4);
   return 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.179 ? "#000" : "#fff";

@@ -1,13 +1,13 @@
-// A layer's filters, and what each responds to.
+// The filters of a layer, and the patches of test images with each one's strongest activation.
 
 import { html } from "./vendor/htm-preact-3.1.1.js";
 import * as api from "./api.js";
-import { Choice, Said, number, useInSight } from "./parts.js";
+import { Choice, Progress, number, useInSight } from "./parts.js";
 import { NOTHING_CHOSEN, useAsked, wholeBelow } from "./state.js";
 
 const A_PAGE = 64;
 const TILE = 48;
-const MOST_PIXELS = 4e6; // of a layer's picture; the service draws some more
+const MOST_PIXELS = 4e6; // of a layer's picture; the service's own limit is higher
 const ACROSS = 16;
 
 export function Filters({ manifest, modelKey, shown, show }) {
@@ -56,7 +56,7 @@ function Layer({ layers, modelKey, shown, show }) {
         `}
       </div>
       <p class="hint">Click a filter to see the parts of test images to which it responds most.</p>
-      <${Said} state=${drawn} what="Drawing" />
+      <${Progress} state=${drawn} what="Drawing" />
       <div class="split">
         <ul class="filters" aria-label=${`Filters of ${layer.name}`}>
           ${places.map(
@@ -81,7 +81,7 @@ function Layer({ layers, modelKey, shown, show }) {
   `;
 }
 
-// How the picture of all of a layer's filters is drawn, each with a gap as wide as a weight.
+// Scale and columns of the picture of all filters of a layer; gaps are one weight wide.
 function sizeOf(layer) {
   const { kernel } = layer.window;
   const across = Math.min(ACROSS, layer.shape[0]);
@@ -90,7 +90,7 @@ function sizeOf(layer) {
   return { kernel, across, scale: Math.max(1, fits) };
 }
 
-// One filter of it.
+// The style that shows one filter of that picture.
 function cutOut(picture, { kernel, scale }, index) {
   const step = scale * (kernel + 1);
   const [row, column] = [Math.floor(index / ACROSS), index % ACROSS];
@@ -120,7 +120,7 @@ function Filter({ modelKey, layer, index }) {
   return html`
     <aside ref=${place} class="detail" aria-label=${`Filter ${index} of ${layer.name}`}>
       <h2>Filter ${index} of ${layer.name}</h2>
-      <${Said} state=${state} what="Reading" />
+      <${Progress} state=${state} what="Reading" />
       ${filter &&
       html`
         <p>
@@ -130,8 +130,8 @@ function Filter({ modelKey, layer, index }) {
             ? `; sees ${layer.receptive_field}×${layer.receptive_field} pixels`
             : ""}.
         </p>
-        <${Said} state=${drawn} what="Drawing" />
-        ${!kept && html`<p>What it responds to was not kept: of large layers, the first filters' is.</p>`}
+        <${Progress} state=${drawn} what="Drawing" />
+        ${!kept && html`<p>No patches are stored for this filter: a large layer stores those of its first filters.</p>`}
         ${drawn.answer &&
         html`
               <figure>

@@ -1,4 +1,4 @@
-// The page: a picture, what the models make of it, and what is inside them.
+// The page: a picture, the predictions for it, and views of the models' insides.
 
 import { html, render, useCallback, useEffect, useMemo, useState } from "./vendor/htm-preact-3.1.1.js";
 import * as api from "./api.js";
@@ -6,7 +6,7 @@ import { Classify } from "./classify.js";
 import { Filters } from "./filters.js";
 import { Matrix } from "./matrix.js";
 import { Network } from "./network.js";
-import { Choice, Said } from "./parts.js";
+import { Choice, Progress } from "./parts.js";
 import { Picture, SAMPLES, useGiven } from "./picture.js";
 import { NOTHING_CHOSEN, oneOf, useAddress, useAsked } from "./state.js";
 
@@ -88,7 +88,7 @@ function Page() {
           <${Seen} image=${image} fetched=${fetched} seen=${seen} />
         </div>
       `}
-      <${Said} state=${models} what="Asking which models there are" />
+      <${Progress} state=${models} what="Asking which models there are" />
       ${view &&
       key &&
       html`
@@ -102,7 +102,7 @@ function Page() {
           />
         </div>
       `}
-      <${Said} state=${view ? manifest : {}} what="Reading the model" />
+      <${Progress} state=${view ? manifest : {}} what="Reading the model" />
       ${view === "" &&
       served.length > 0 &&
       image.data &&
@@ -127,7 +127,7 @@ const INSIDE = {
   matrix: Matrix,
 };
 
-// The default first, and beside it the exercise's other network.
+// The default model first, then the fully connected one, which it is compared with.
 const inOrder = (models) =>
   [...models].sort(
     (a, b) => b.default - a.default || (b.architecture === "fc") - (a.architecture === "fc"),
@@ -140,8 +140,8 @@ function chosenModel(models, wanted) {
 
 const NO_IMAGE = {};
 
-// The picture's bytes, as they are sent, with its name and an address to show it from; and how
-// asking for them went.
+// The picture (its bytes as sent, its name, a URL to show it from) and the state of the request
+// that fetches it.
 function useImage(file, sample) {
   const fetched = useAsked(
     () => async (signal) => {
@@ -157,7 +157,7 @@ function useImage(file, sample) {
 function Seen({ image, fetched, seen }) {
   return html`
     <section class="seen" aria-label="The picture and what the network sees">
-      <${Said} state=${fetched} what="Fetching the picture" />
+      <${Progress} state=${fetched} what="Fetching the picture" />
       ${image.url &&
       html`
         <figure>
@@ -165,7 +165,7 @@ function Seen({ image, fetched, seen }) {
           <figcaption>${image.name}</figcaption>
         </figure>
       `}
-      <${Said} state=${seen} what="Reading the picture" />
+      <${Progress} state=${seen} what="Reading the picture" />
       ${seen.answer &&
       html`
         <figure>

@@ -1,8 +1,8 @@
-// The confusion matrix, and the pictures behind its cells.
+// The confusion matrix and the test images behind its cells.
 
 import { html, useRef } from "./vendor/htm-preact-3.1.1.js";
 import * as api from "./api.js";
-import { Choice, Said, percent, useInSight } from "./parts.js";
+import { Choice, Progress, percent, useInSight } from "./parts.js";
 import { oneOf, useAsked } from "./state.js";
 
 const NORMALISATIONS = [
@@ -41,7 +41,7 @@ export function Matrix({ modelKey, shown, show }) {
           onChoose=${(value) => show({ order: value })}
         />
       </div>
-      <${Said} state=${state} what="Reading" />
+      <${Progress} state=${state} what="Reading" />
       <div class="split">
         ${matrix && html`<${Table} matrix=${matrix} order=${order} shown=${shown} show=${show} />`}
         ${cell &&
@@ -121,7 +121,8 @@ function Table({ matrix, order: wanted, shown, show }) {
   `;
 }
 
-// Each class next to the one that it is confused with most, from the pair confused most on.
+// Order classes so that often confused ones are neighbours: start from the most confused pair and
+// extend the list at either end.
 function bySimilarity(counts) {
   const both = (a, b) => counts[a][b] + counts[b][a];
   const left = new Set(counts.keys());
@@ -154,7 +155,7 @@ function Cell({ modelKey, truth, predicted }) {
   return html`
     <aside ref=${place} class="detail" aria-label=${`${truth} predicted as ${predicted}`}>
       <h2>${truth} ${truth === predicted ? "recognised" : html`taken for ${predicted}`}</h2>
-      <${Said} state=${state} what="Reading" />
+      <${Progress} state=${state} what="Reading" />
       ${cell &&
       html`
         <p>

@@ -1,4 +1,4 @@
-// A picture's way through a network, from left to right, and the arithmetic of each value.
+// The layers from left to right, each with its feature maps, and the arithmetic of each value.
 
 import { html, useEffect, useMemo, useRef, useState } from "./vendor/htm-preact-3.1.1.js";
 import * as api from "./api.js";
@@ -7,7 +7,7 @@ import { byLikelihood } from "./classify.js";
 import { isConvolution } from "./filters.js";
 import {
   Map2D,
-  Said,
+  Progress,
   Square,
   breakable,
   largest,
@@ -39,7 +39,7 @@ export function Network({ manifest, modelKey, image, shown, show }) {
   useEffect(() => move(undefined), [at?.layer, at?.channel, pointed]);
   const look = (spot) => closing.current || setLooked(spot);
   const close = () => {
-    closing.current = true; // the focus that goes back to a map is no look at it
+    closing.current = true; // returning the focus to a map must not open it again
     (chosenBy.current ?? all.current).focus();
     closing.current = false;
     chosenBy.current = undefined;
@@ -118,7 +118,7 @@ const pixelsOf = ({ input }) => ({
   shape: [3, input.shape[1], input.shape[2]],
 });
 
-// A layer's outputs and a filter are asked for once, whoever needs them.
+// Fetch each layer's outputs and each filter once; all views share the answers.
 function askOnce(modelKey, image) {
   const answers = new Map();
   const stopped = new AbortController();
@@ -142,7 +142,7 @@ function askOnce(modelKey, image) {
 const middleOf = ([, height, width]) =>
   height === undefined ? undefined : [Math.floor(height / 2), Math.floor(width / 2)];
 
-// The part of the maps before from which one value is made, as far as it is a square.
+// The square of the input maps that one value is computed from, if it is a square.
 function patchOf(layer, place) {
   if (!place) return undefined;
   if (!layer.window) return { top: place[0], left: place[1], side: 1 };
@@ -150,7 +150,7 @@ function patchOf(layer, place) {
   return { top, left, side: kernel };
 }
 
-// Which channels of the layer before make a channel: its own, all, or those of its group.
+// The input channels of one output channel: the same one, all, or those of its group.
 function sourcesOf(layer, channel) {
   if (layer.shape.length === 1 && layer.parameters) return () => true;
   if (!isConvolution(layer)) return (index) => index === channel;
@@ -180,7 +180,7 @@ function Column({ layer, names, ask, image, chosen, feeds, patch, onLook, onChoo
         ${breakable(layer.name)}<small>${layer.kind}</small>
         <small>${layer.shape.join(" × ")}</small>
       </h2>
-      <${Said} state=${state} what="Computing" />
+      <${Progress} state=${state} what="Computing" />
       <ul>
         ${values.slice(0, most).map(
           (value, index) => html`
@@ -259,7 +259,7 @@ function Probabilities({ manifest, modelKey, image }) {
           `, averaged over ${manifest.views} views of the picture; the layers show the first`}
         </small>
       </h2>
-      <${Said} state=${state} what="Computing" />
+      <${Progress} state=${state} what="Computing" />
       ${prediction &&
       html`
         <ul>
@@ -274,7 +274,7 @@ function Probabilities({ manifest, modelKey, image }) {
   `;
 }
 
-// Whether an element has come into sight: what nobody looks at is not computed.
+// Whether an element has scrolled into view. Columns out of sight are not computed.
 function useSeen() {
   const place = useRef();
   const [seen, setSeen] = useState(false);

@@ -1,4 +1,4 @@
-// Small things that several views are made of.
+// Components shared by several views.
 
 import { html, useEffect, useRef } from "./vendor/htm-preact-3.1.1.js";
 import { signedColour } from "./colours.js";
@@ -11,7 +11,7 @@ export const number = (value) =>
     ? value.toExponential(1)
     : value.toFixed(3);
 
-export const Said = ({ state, what }) =>
+export const Progress = ({ state, what }) =>
   state.error
     ? html`
         <p class="problem" role="alert">
@@ -35,7 +35,7 @@ export const Choice = ({ label, value, options, onChoose }) => html`
   </label>
 `;
 
-// A square of a map, in its values: where the cursor is, or what a filter sees.
+// An outlined square on a map, in units of its values: the cursor, or a filter's receptive patch.
 export const Square = ({ rows, top, left, side = 1 }) => html`
   <svg viewBox=${`0 0 ${rows[0].length} ${rows.length}`} aria-hidden="true">
     <rect class="halo" x=${left} y=${top} width=${side} height=${side} />
@@ -43,18 +43,18 @@ export const Square = ({ rows, top, left, side = 1 }) => html`
   </svg>
 `;
 
-// Scroll to what a person has just asked for.
+// Scroll an element into view when one of the dependencies changes.
 export function useInSight(asked) {
   const place = useRef();
   useEffect(() => place.current?.scrollIntoView({ block: "nearest", inline: "nearest" }), asked);
   return place;
 }
 
-// A name that may be broken after its dots.
+// A layer name with line break opportunities after its dots.
 export const breakable = (name) =>
   name.split(".").map((part, place) => html`${place ? html`.<wbr />` : ""}${part}`);
 
-// A feature map, a pixel for each value, enlarged by the style sheet.
+// A feature map with one pixel a value; the style sheet enlarges it.
 export function Map2D({ rows, top, label }) {
   const canvas = useRef();
   useEffect(() => {
@@ -80,7 +80,7 @@ export function Map2D({ rows, top, label }) {
   `;
 }
 
-// The row and column of the value that the pointer is over.
+// Row and column of the value under the pointer.
 export function placeUnder(event, element, rows) {
   const box = element.getBoundingClientRect();
   const within = (part, count) => Math.max(0, Math.min(count - 1, Math.floor(part * count)));

@@ -1,4 +1,4 @@
-// Where a picture comes from: dropped, pasted, chosen, taken, or one of the samples.
+// The sources of a picture: drop, paste, file dialog, camera, samples.
 
 import { html, useEffect, useRef, useState } from "./vendor/htm-preact-3.1.1.js";
 import { sampleUrl } from "./api.js";
@@ -20,7 +20,8 @@ const imageIn = (transfer) =>
   [...(transfer?.files ?? [])].find((file) => file.type.startsWith("image/")) ??
   transfer?.files?.[0];
 
-// Take what is dropped or pasted anywhere: a picture that misses the box must not replace the page.
+// Accept drops and pastes anywhere on the page: the browser would open a picture dropped beside
+// the box in place of the page.
 export function useGiven(onFile) {
   const [over, setOver] = useState(false);
   const [nothing, setNothing] = useState(false);

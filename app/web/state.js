@@ -1,4 +1,4 @@
-// What the page shows, kept in its address, so that a view can be sent to somebody.
+// The state of the page lives in its address, so that a link reproduces a view.
 
 import { useCallback, useEffect, useState } from "./vendor/htm-preact-3.1.1.js";
 
@@ -11,7 +11,7 @@ export function useAddress() {
     addEventListener("popstate", back);
     return () => removeEventListener("popstate", back);
   }, []);
-  // With `silently`, no new entry of the history.
+  // `silently` replaces the current history entry.
   const show = useCallback((changes, silently) => {
     const next = { ...read(), ...changes };
     for (const [name, value] of Object.entries(next)) {
@@ -27,7 +27,7 @@ export function useAddress() {
 
 const AGAIN = "convscope-again";
 
-// What belongs to one layer.
+// Parameters that belong to one layer; a change of layer clears them.
 export const NOTHING_CHOSEN = {
   filter: undefined,
   from: undefined,
@@ -35,8 +35,8 @@ export const NOTHING_CHOSEN = {
   pixel: undefined,
 };
 
-// Ask for something whenever what it depends on changes; an answer that comes late is dropped, and
-// one to an earlier question is given as `before` alone.
+// Send a request whenever one of its dependencies changes. A late answer is dropped; the answer to
+// the previous request stays available as `before`.
 export function useAsked(question, dependencies) {
   const [times, setTimes] = useState(0);
   const [state, setState] = useState({ asked: [] });
@@ -71,27 +71,27 @@ export function useAsked(question, dependencies) {
   return current ? state : { before };
 }
 
-// Ask once more for everything that failed.
+// Repeat every request that failed.
 export const askAgain = () => dispatchEvent(new Event(AGAIN));
 
-// The address of a picture that nobody looks at any more holds its bytes until it is given back.
+// A blob URL holds its bytes until it is revoked.
 const forget = (answer) => {
   const address = answer?.url ?? answer;
   if (typeof address === "string") URL.revokeObjectURL(address);
 };
 
-// A row and a column from an address, such as 3,5, if they lie in such a map.
+// Parse "row,column", such as "3,5"; undefined outside a map of this height and width.
 export function placeIn([height, width], text) {
   const [row, column] = (text ?? "").split(",");
   const place = [wholeBelow(height, row || undefined), wholeBelow(width, column || undefined)];
   return place.includes(undefined) ? undefined : place;
 }
 
-// What an address says, if it is one of the options, whose first is taken else.
+// The requested option, or the first one if it is unknown.
 export const oneOf = (options, said) =>
   options.some(([key]) => key === said) ? said : options[0][0];
 
-// A whole number from an address, if it is one from 0 to below a limit.
+// Parse a whole number from 0 to limit - 1; undefined otherwise.
 export function wholeBelow(limit, text) {
   const value = Number(text ?? NaN);
   return Number.isInteger(value) && value >= 0 && value < limit ? value : undefined;
