@@ -7,6 +7,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,12 +67,15 @@ def serve(host: str, port: int, workers: int | None) -> None:
     logs.configure(settings.log_format, settings.log_level)
     store = _read_store(settings)
     with closing(_listen(host, port)) as listener, _metrics_directory():
+        import app.inference.backends.onnx_cpu  # noqa: F401 - once, for all workers
+        from app.main import open_replica
         from app.server.supervisor import Supervisor
 
         def greet() -> None:
             _greet(host, port, store, settings)
 
-        Supervisor(settings, listener, workers or usable_cpus(), greet).run()
+        count = workers or usable_cpus()
+        Supervisor(settings, listener, count, partial(open_replica, settings), greet).run()
 
 
 @main.command()

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
@@ -27,7 +28,7 @@ from app.api.routes import (
 )
 from app.api.routes import metrics as metrics_route
 from app.api.schemas import Activations, Filters
-from app.api.state import run_service
+from app.api.state import Service, run_service
 from app.artifact.store import Key, Store, read_store
 from app.errors import ConvscopeError, SettingsError
 from app.inference.backends import Backend, open_backends
@@ -98,6 +99,33 @@ def create_app(
     app.build_middleware_stack = build  # type: ignore[method-assign]  # nothing else goes around it
     _document(app)
     return app
+
+
+@dataclass(frozen=True)
+class Replica:
+    """An application whose models are open, as one process serves it."""
+
+    asgi: FastAPI
+    metrics: Metrics
+
+    @property
+    def stuck_seconds(self) -> float:
+        """As `Service.stuck_seconds`; only between start-up and shutdown."""
+        service: Service = self.asgi.state.service
+        return service.stuck_seconds
+
+
+def open_replica(settings: Settings) -> Replica:
+    """Read the models, open and prove their backends, and build the application.
+
+    Raises:
+        ArtifactError: a model is missing, damaged or answers differently than at export.
+    """
+    store = read_store(settings.store, settings.models, settings.default_model)
+    backends = open_backends(store, settings.backend, settings.threads, settings.precision)
+    metrics = Metrics()
+    asgi = create_app(settings, store=store, backends=backends, metrics=metrics)
+    return Replica(asgi, metrics)
 
 
 class _StraightLine:

@@ -20,16 +20,10 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkProcess
 from types import FrameType
 
-import app.inference.backends.onnx_cpu  # noqa: F401 - so that no worker has to
-from app.api.state import Service
-from app.artifact.store import read_store
 from app.errors import ArtifactError, ConvscopeError
-from app.inference.backends import open_backends
-from app.main import create_app
 from app.server.connections import Share, Shares
-from app.server.worker import Server
+from app.server.worker import Application, Server
 from app.settings import Settings
-from app.telemetry.metrics import Metrics
 
 _BEAT_SECONDS = 1.0
 _START_SECONDS = 120.0
@@ -60,11 +54,20 @@ class _Worker:
 
 @dataclass
 class Supervisor:
-    """Keeps `count` workers serving on `listener`."""
+    """Keeps `count` workers serving on `listener`.
+
+    Attributes:
+        settings: the limits of connections and of times.
+        listener: a listening socket.
+        count: how many workers there are.
+        open_application: is called once in every worker, before its event loop starts.
+        on_ready: is called once, when the first worker serves.
+    """
 
     settings: Settings
     listener: socket.socket
     count: int
+    open_application: Callable[[], Application]
     on_ready: Callable[[], None]
     _workers: list[_Worker] = field(default_factory=list)
     _start_at: float = 0.0
@@ -219,28 +222,23 @@ class Supervisor:
         # How long the model's thread waits for the interpreter at most: 5 ms, unless told, which is
         # longer than most requests take.
         sys.setswitchinterval(0.001)
-        settings = self.settings
         try:
-            store = read_store(settings.store, settings.models, settings.default_model)
-            backends = open_backends(store, settings.backend, settings.threads, settings.precision)
+            application = self.open_application()
         except ConvscopeError as exc:
             writer.send_bytes(f"error {exc}".encode())
             sys.exit(1)
         os.set_blocking(writer.fileno(), False)
-        metrics = Metrics()
-        metrics.worker_restarts.inc(replaces)
-        application = create_app(settings, store=store, backends=backends, metrics=metrics)
+        application.metrics.worker_restarts.inc(replaces)
         gc.collect()
         gc.freeze()  # the models stay: no collection needs to look at them
 
         def beat() -> None:
-            service: Service = application.state.service
             try:
-                writer.send_bytes(f"beat {service.stuck_seconds:.1f}".encode())
+                writer.send_bytes(f"beat {application.stuck_seconds:.1f}".encode())
             except BlockingIOError:  # the supervisor is stopped
                 pass
             except OSError:  # the supervisor was killed
                 server.should_exit = True
 
-        server = Server(application, self.listener, settings, metrics, share, beat)
+        server = Server(application, self.listener, self.settings, share, beat)
         server.run()

@@ -5,9 +5,10 @@ import logging
 import resource
 import socket
 from collections.abc import Callable
+from typing import Protocol
 
 import uvicorn
-from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from app.server.connections import Connections, Share
 from app.server.protocol import HttpProtocol
@@ -26,38 +27,52 @@ _MOST_ACCEPTED = 64  # in one turn of the event loop
 _log = logging.getLogger(__name__)
 
 
+class Application(Protocol):
+    """What a worker serves: an application whose models are open."""
+
+    @property
+    def asgi(self) -> ASGIApp:
+        """The application."""
+
+    @property
+    def metrics(self) -> Metrics:
+        """Where it counts."""
+
+    @property
+    def stuck_seconds(self) -> float:
+        """How long its slowest computation has been under way; known once it serves."""
+
+
 class Server(uvicorn.Server):
     """uvicorn's server, with our protocol, and a shutdown that loses no request."""
 
     def __init__(
         self,
-        app: FastAPI,
+        application: Application,
         listener: socket.socket,
         settings: Settings,
-        metrics: Metrics,
         share: Share,
         beat: Callable[[], None],
     ) -> None:
         """Prepare.
 
         Args:
-            app: the application.
+            application: is served.
             listener: a listening socket, closed at the end.
             settings: the application's.
-            metrics: the application's.
             share: this worker's part of all connections.
             beat: is called when requests are answered, and every second from then on.
         """
         limit = min(settings.max_connections, _raise_descriptor_limit() - _SPARE_DESCRIPTORS)
-        self._connections = Connections(settings, metrics, limit, share)
+        self._metrics = application.metrics
+        self._connections = Connections(settings, self._metrics, limit, share)
         self._listener = listener
-        self._metrics = metrics
         self._share = share
         self._accepting: set[asyncio.Task[None]] = set()
         self._beat = beat
         super().__init__(
             uvicorn.Config(
-                app,
+                application.asgi,
                 http=HttpProtocol,
                 ws="none",
                 lifespan="on",
