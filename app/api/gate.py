@@ -1,49 +1,43 @@
-"""A gate before what takes long: few are inside at a time, some wait, and the rest is refused.
+"""A gate before slow work: one request is inside, a few wait in order, the rest are refused.
 
-Without one, requests that share a processor all make the same progress, and all are too late.
+Without it, requests that share a processor would all progress at the same rate and all be late.
 """
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+
+from anyio import CapacityLimiter
 
 from app.errors import QueueFull
 
 
 class Gate:
-    """Lets those who wait in one by one, in the order in which they came.
+    """Admits one at a time, in the order of arrival."""
 
-    Attributes:
-        waiting: how many wait now.
-    """
-
-    def __init__(self, what: str, waiting: int) -> None:
+    def __init__(self, kind: str, max_waiting: int) -> None:
         """Open it.
 
         Args:
-            what: waits here, in the plural.
-            waiting: the most that may wait.
+            kind: of the work, in the plural; stands in the error.
+            max_waiting: how many may wait.
         """
-        self.waiting = 0
-        self._what = what
-        self._most = waiting
-        self._one_inside = asyncio.Lock()
+        self._kind = kind
+        self._max_waiting = max_waiting
+        self._limiter = CapacityLimiter(1)
+
+    @property
+    def waiting(self) -> int:
+        """How many wait now."""
+        return self._limiter.statistics().tasks_waiting
 
     @asynccontextmanager
     async def enter(self) -> AsyncIterator[None]:
-        """Be inside; who is cancelled waits no more.
+        """Wait for admission, and hold it for the block.
 
         Raises:
             QueueFull: too many wait already.
         """
-        if self.waiting >= self._most:
-            raise QueueFull(f"{self.waiting} {self._what} wait; that is the limit")
-        self.waiting += 1
-        try:
-            await self._one_inside.acquire()
-        finally:
-            self.waiting -= 1
-        try:
+        if self.waiting >= self._max_waiting:
+            raise QueueFull(f"{self.waiting} {self._kind} wait; that is the limit")
+        async with self._limiter:
             yield
-        finally:
-            self._one_inside.release()

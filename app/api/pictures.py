@@ -56,7 +56,6 @@ async def one_image(request: Request, artifact: Artifact) -> AsyncIterator[Poste
     limits = replace(service.upload_limits, max_images=1)
     with service.bodies.hold() as hold:
         received = await uploads.read(headers, request.receive, limits, hold)
-        hold.complete()
         deadline = asyncio.get_running_loop().time() + patience
         try:
             async with asyncio.timeout_at(deadline):

@@ -11,9 +11,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
 
-from app.api.bodies import Bodies
 from app.api.gate import Gate
-from app.api.uploads import UploadLimits
+from app.api.uploads import Bodies, UploadLimits
 from app.artifact.directory import Artifact
 from app.artifact.store import Key, Store, key_of
 from app.errors import DeadlineExceeded

@@ -19,7 +19,7 @@ from app.telemetry.requests import RequestState, current
 LogFormat = Literal["auto", "text", "json"]
 
 _OURS = ("app", "convscope")
-_TALK_OF_INPUT = ("PIL", "python_multipart")  # what a stranger sent is the stranger's news
+_TALK_OF_INPUT = ("PIL",)  # what a stranger sent is the stranger's news
 _PROBES = frozenset({"/health/live", "/health/ready", "/metrics"})
 _MAX_PATH = 256
 _UVICORN = ("uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi")

@@ -48,7 +48,6 @@ async def predict(request: Request) -> Response:
     patience = patience_of(headers, service.settings)
     with service.bodies.hold() as hold:
         received = await uploads.read(headers, request.receive, service.upload_limits, hold)
-        hold.complete()
         deadline = asyncio.get_running_loop().time() + patience
         read = time.perf_counter()
         try:

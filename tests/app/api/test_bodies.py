@@ -2,8 +2,8 @@ import asyncio
 
 import pytest
 
-from app.api import bodies
-from app.api.bodies import Bodies
+from app.api import uploads
+from app.api.uploads import Bodies
 from app.errors import QueueFull
 
 pytestmark = pytest.mark.anyio
@@ -16,12 +16,12 @@ def anyio_backend() -> str:
 
 @pytest.fixture
 def slow_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bodies, "SLOW_SECONDS", 0)
+    monkeypatch.setattr(uploads, "SLOW_SECONDS", 0)
 
 
 async def _send(room: Bodies, size: int, release: asyncio.Event, *, whole: bool = False) -> None:
     with room.hold() as hold:
-        hold(size)
+        hold.grow(size)
         if whole:
             hold.complete()
         await release.wait()
@@ -36,7 +36,7 @@ async def test_what_is_held_is_given_back() -> None:
     room = Bodies(100)
     with room.hold() as hold:
         for size in (10, 60, 100):
-            hold(size)
+            hold.grow(size)
             assert room.held == size
     assert room.held == 0
 
@@ -59,7 +59,9 @@ async def test_slowest_body_makes_room() -> None:
     slow = [asyncio.create_task(_send(room, 40, release)) for _ in range(2)]
     await _start(*slow)
     late = asyncio.create_task(_send(room, 50, release))
-    with pytest.raises(QueueFull, match="still coming after 0 s, and the 100 bytes"):
+    with pytest.raises(
+        QueueFull, match="still arriving after 0 s, and other requests needed the 100 bytes"
+    ):
         await slow[0]
     assert room.held == 90
     release.set()
@@ -68,7 +70,7 @@ async def test_slowest_body_makes_room() -> None:
 
 
 @pytest.mark.usefixtures("slow_at_once")
-async def test_body_that_has_come_does_not_make_room() -> None:
+async def test_body_that_has_arrived_does_not_make_room() -> None:
     room, release = Bodies(100), asyncio.Event()
     whole = asyncio.create_task(_send(room, 80, release, whole=True))
     await _start(whole)
