@@ -1,8 +1,8 @@
 """Tables and a plot from the results of a run: `python -m bench.serving.report`.
 
-Where `README.md` and `docs/performance.md` hold `<!-- bench:serving -->` and
-`<!-- /bench:serving -->`, what lies between the two is replaced: by the main table in the README,
-by everything in `docs/performance.md`. The plot is `docs/images/serving.png`.
+The text between `<!-- bench:serving -->` and `<!-- /bench:serving -->` in `docs/performance.md` is
+replaced by the figures; the plot is `docs/images/serving.png`. Targets are only printed: missed
+ones belong in `CHANGELOG.md`.
 """
 
 import json
@@ -36,14 +36,13 @@ _UNKNOWN = "–"
 
 
 def write_report(run: Run, *, publish: bool) -> None:
-    """Print every table; with `publish`, also draw the plot and fill the documents."""
-    click.echo(f"\n{everything(run)}")
+    """Print every table; with `publish`, also draw the plot and fill the document."""
+    click.echo(f"\n{figures(run)}\n\n{targets_table(targets(run))}")
     if not publish:
         plot(run, BUILD / "serving.png")
         return
     plot(run, PLOT)
-    fill(ROOT / "README.md", main_table(run) + "\n\n" + conditions(run))
-    fill(ROOT / "docs" / "performance.md", everything(run))
+    fill(ROOT / "docs" / "performance.md", figures(run))
 
 
 def fill(document: Path, content: str, name: str = "serving") -> bool:
@@ -75,8 +74,8 @@ def publish(name: str, figures: dict[str, Any], content: str, document: Path) ->
     click.echo(content)
 
 
-def everything(run: Run) -> str:
-    """Return every table, in Markdown."""
+def figures(run: Run) -> str:
+    """Return the tables of measurements, in Markdown."""
     return "\n\n".join(
         (
             main_table(run),
@@ -85,8 +84,6 @@ def everything(run: Run) -> str:
             payload_table(run),
             "Open loop, latency from when a request was due:",
             open_table(run),
-            "What Convscope is held to:",
-            targets_table(targets(run)),
             tunings(run),
             conditions(run),
         )
