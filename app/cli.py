@@ -115,15 +115,19 @@ def predict(
 def models(*, as_json: bool) -> None:
     """List the models that would be served."""
     store = _read_store(read_settings())
-    rows = [ModelVersion.of(item.manifest, default=item is store.default) for item in store]
+    rows = {
+        item.ref: ModelVersion.of(item.manifest, default=item is store.default) for item in store
+    }
     if as_json:
-        click.echo(json.dumps({"models": [row.model_dump(mode="json") for row in rows]}, indent=2))
+        click.echo(
+            json.dumps({"models": [row.model_dump(mode="json") for row in rows.values()]}, indent=2)
+        )
         return
     lines = [("MODEL", "ARCHITECTURE", "PARAMETERS", "TEST ACCURACY", "")]
-    for row in rows:
+    for ref, row in rows.items():
         default = "default" if row.default else ""
         figures = f"{row.parameters:,}", f"{row.test_accuracy:.2%}", default
-        lines.append((f"{row.name}/{row.version}", row.architecture, *figures))
+        lines.append((ref, row.architecture, *figures))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
         cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
@@ -176,7 +180,7 @@ def _greet(host: str, port: int, store: Store, settings: Settings) -> None:
 
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - where to knock
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    names = ", ".join(f"{item.manifest.name}/{item.manifest.version}" for item in store)
+    names = ", ".join(item.ref for item in store)
     click.echo(
         f"\nServing {names} on {url}; {url}/docs shows everything. Try:\n\n"
         f"curl {url}/predict -H 'Content-Type: application/json' "

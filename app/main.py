@@ -29,7 +29,7 @@ from app.api.routes import (
 from app.api.routes import metrics as metrics_route
 from app.api.schemas import Activations, Filters
 from app.api.state import Service, run_service
-from app.artifact.store import Key, Store, read_store
+from app.artifact.store import Store, read_store
 from app.errors import ConvscopeError, SettingsError
 from app.inference.backends import Backend, open_backends
 from app.problems import Problem
@@ -46,7 +46,7 @@ def create_app(
     settings: Settings | None = None,
     *,
     store: Store | None = None,
-    backends: Mapping[Key, Backend] | None = None,
+    backends: Mapping[str, Backend] | None = None,
     metrics: Metrics | None = None,
 ) -> FastAPI:
     """Build the application; models are loaded and proven when it starts.
@@ -54,7 +54,7 @@ def create_app(
     Args:
         settings: read from the environment unless given.
         store: the models; read from `settings.store` unless given.
-        backends: one for each model, already proven; opened at the start unless given.
+        backends: one for each model by its `ref`, already proven; opened at the start unless given.
         metrics: where to count; new ones unless given.
     """
     if settings is None:

@@ -10,7 +10,7 @@ import httpx
 import pytest
 from PIL import Image
 
-from app.artifact.store import Key, key_of, read_store
+from app.artifact.store import read_store
 from app.inference.backends import Backend
 from app.main import create_app
 from app.settings import Settings
@@ -63,10 +63,10 @@ def connect(make_settings: MakeSettings) -> Connect:
     @asynccontextmanager
     async def run(backend: Backend | None = None, **changes: Any) -> AsyncIterator[Any]:
         settings = make_settings(**changes)
-        backends: dict[Key, Backend] | None = None
+        backends: dict[str, Backend] | None = None
         if backend is not None:
             store = read_store(settings.store, settings.models, settings.default_model)
-            backends = {key_of(artifact): backend for artifact in store}
+            backends = {artifact.ref: backend for artifact in store}
         app = create_app(settings, backends=backends)
         transport = httpx.ASGITransport(app=app)
         async with (

@@ -56,10 +56,6 @@ def artifact(request: pytest.FixtureRequest) -> Artifact:
     return read_artifact(STORE / request.param)
 
 
-def _reference(artifact: Artifact) -> str:
-    return f"{artifact.manifest.name}/{artifact.manifest.version}"
-
-
 def test_every_file_has_its_hash_and_both_graphs_give_the_golden_answers(
     artifact: Artifact,
 ) -> None:
@@ -69,7 +65,7 @@ def test_every_file_has_its_hash_and_both_graphs_give_the_golden_answers(
 
 
 def test_the_recipe_is_the_named_one_with_seed_0(artifact: Artifact) -> None:
-    recipe = find_recipe(RECIPES[_reference(artifact)])
+    recipe = find_recipe(RECIPES[artifact.ref])
     written = Recipe.model_validate(artifact.manifest.recipe)  # older ones have fewer fields
     assert written == recipe.replace(seed=0, precision=written.precision)
     sizes = artifact.manifest.data
@@ -78,7 +74,7 @@ def test_the_recipe_is_the_named_one_with_seed_0(artifact: Artifact) -> None:
 
 
 def test_document_says_how_it_was_made(artifact: Artifact) -> None:
-    reference, manifest = _reference(artifact), artifact.manifest
+    reference, manifest = artifact.ref, artifact.manifest
     document = (STORE.parent / "docs" / "training.md").read_text()
     (row,) = (line for line in document.splitlines() if line.startswith(f"| {reference} | "))
     assert row.split(" | ")[1] == f"`{RECIPES[reference]}`"
@@ -94,7 +90,7 @@ def test_the_manifest_repeats_the_evaluation(artifact: Artifact) -> None:
     assert artifact.manifest.temperature == evaluation.temperature
     matrix = np.array(evaluation.confusion_matrix)
     assert evaluation.test.accuracy == pytest.approx(np.trace(matrix) / matrix.sum())
-    assert evaluation.test.accuracy >= LEAST_ACCURACY[_reference(artifact)]
+    assert evaluation.test.accuracy >= LEAST_ACCURACY[artifact.ref]
 
 
 def test_the_first_filters_are_pictures_of_three_channels(artifact: Artifact) -> None:
@@ -104,7 +100,7 @@ def test_the_first_filters_are_pictures_of_three_channels(artifact: Artifact) ->
 
 @pytest.fixture
 def int8(artifact: Artifact) -> Int8Record:
-    assert artifact.manifest.int8 is not None, f"{_reference(artifact)}: export it with --int8"
+    assert artifact.manifest.int8 is not None, f"{artifact.ref}: export it with --int8"
     return artifact.manifest.int8
 
 
@@ -115,7 +111,7 @@ def test_the_int8_graph_gives_its_golden_answers(artifact: Artifact, int8: Int8R
 
 def test_int8_lost_no_more_than_it_may(artifact: Artifact, int8: Int8Record) -> None:
     assert int8.heldout_accuracy >= int8.heldout_accuracy_float32 - 0.003 - 1e-9
-    assert int8.test_accuracy >= LEAST_ACCURACY[_reference(artifact)]
+    assert int8.test_accuracy >= LEAST_ACCURACY[artifact.ref]
 
 
 def test_the_pictures_behind_the_confusion_matrix_are_answered_as_it_says(
@@ -133,7 +129,7 @@ def test_the_pictures_behind_the_confusion_matrix_are_answered_as_it_says(
 
 def _needs_light(artifact: Artifact) -> None:
     if artifact.manifest.macs > LIGHT:
-        pytest.skip(f"{_reference(artifact)} takes minutes for all test images")
+        pytest.skip(f"{artifact.ref} takes minutes for all test images")
 
 
 def _confusion_matrix(
@@ -165,14 +161,14 @@ def test_the_whole_test_split_gives_the_int8_accuracy_that_is_written(
 
 
 def test_prediction_sets_hold_the_truth_as_often_as_is_asked(artifact: Artifact) -> None:
-    error = COARSEST_COVERAGE.get(_reference(artifact), 0.01)
+    error = COARSEST_COVERAGE.get(artifact.ref, 0.01)
     for confidence in artifact.manifest.confidence.values():
         for measured in confidence.conformal.measured:
             assert measured.found == pytest.approx(measured.wanted, abs=error)
 
 
 def test_probabilities_are_calibrated(artifact: Artifact, int8: Int8Record) -> None:
-    limit = LARGEST_ECE.get(_reference(artifact), 0.015)
+    limit = LARGEST_ECE.get(artifact.ref, 0.015)
     assert max(artifact.manifest.test.ece_calibrated, int8.test_ece) <= limit
 
 
@@ -184,6 +180,6 @@ def test_document_has_the_figures_of_the_manifest(artifact: Artifact) -> None:
     foreign = confidence.out_of_distribution
     kinds = (f"{value:.3f}" for value in foreign.auroc.values())
     document = (STORE.parent / "docs" / "confidence.md").read_text()
-    assert f"| {_reference(artifact)} | {' | '.join(sets)} |" in document
-    row = f"| {_reference(artifact)} | {foreign.test_false_alarms:.1%} | {' | '.join(kinds)} |"
+    assert f"| {artifact.ref} | {' | '.join(sets)} |" in document
+    row = f"| {artifact.ref} | {foreign.test_false_alarms:.1%} | {' | '.join(kinds)} |"
     assert row in document

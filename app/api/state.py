@@ -14,7 +14,7 @@ from typing import ParamSpec, TypeVar
 from app.api.gate import Gate
 from app.api.uploads import Bodies, UploadLimits
 from app.artifact.directory import Artifact
-from app.artifact.store import Key, Store, key_of
+from app.artifact.store import Store
 from app.errors import DeadlineExceeded
 from app.explore.layers import Inside, Insides
 from app.inference.backends import Backend, batch_limit
@@ -32,17 +32,17 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Service:
-    """Everything that the routes need."""
+    """Everything that the routes need. The models' parts are found by `Artifact.ref`."""
 
     settings: Settings
     store: Store
     metrics: Metrics
-    batchers: Mapping[Key, Batcher]
-    model_metrics: Mapping[Key, ModelMetrics]
+    batchers: Mapping[str, Batcher]
+    model_metrics: Mapping[str, ModelMetrics]
     threads: ThreadPoolExecutor
     drawing_thread: ThreadPoolExecutor
     drawings: Gate
-    explanations: Mapping[Key, Gate]
+    explanations: Mapping[str, Gate]
     upload_limits: UploadLimits
     bodies: Bodies
     insides: Insides
@@ -52,8 +52,8 @@ class Service:
         """The models that take no work, or get none done, as `name/version`."""
         patience = self.settings.stall_seconds
         return [
-            "/".join(key)
-            for key, batcher in self.batchers.items()
+            ref
+            for ref, batcher in self.batchers.items()
             if not batcher.alive or batcher.busy_seconds > patience
         ]
 
@@ -104,26 +104,30 @@ class Service:
 
 @asynccontextmanager
 async def run_service(
-    settings: Settings, store: Store, backends: Mapping[Key, Backend], metrics: Metrics
+    settings: Settings, store: Store, backends: Mapping[str, Backend], metrics: Metrics
 ) -> AsyncIterator[Service]:
     """Start a queue before each backend; finish what waits in them at the end."""
     for artifact in store:
         metrics.describe_model(
-            *key_of(artifact),
+            artifact.manifest.name,
+            artifact.manifest.version,
             artifact.manifest.architecture,
             settings.backend,
             settings.precision,
             str(artifact is store.default).lower(),
         )
-    model_metrics = {key: ModelMetrics(metrics, *key) for key in backends}
+    model_metrics = {
+        artifact.ref: ModelMetrics(metrics, artifact.manifest.name, artifact.manifest.version)
+        for artifact in store
+    }
     batchers = {
-        key: Batcher(
-            backend,
-            max_batch=batch_limit(store.find(*key), settings.backend, settings.max_batch),
+        artifact.ref: Batcher(
+            backends[artifact.ref],
+            max_batch=batch_limit(artifact, settings.backend, settings.max_batch),
             capacity=settings.queue_capacity,
-            observer=model_metrics[key],
+            observer=model_metrics[artifact.ref],
         )
-        for key, backend in backends.items()
+        for artifact in store
     }
     with (
         ThreadPoolExecutor(settings.decode_threads, "decode") as threads,
@@ -141,7 +145,7 @@ async def run_service(
                 threads,
                 drawing_thread,
                 Gate("drawings", MOST_DRAWINGS),
-                {key: Gate("explanations", MOST_EXPLANATIONS) for key in batchers},
+                {ref: Gate("explanations", MOST_EXPLANATIONS) for ref in batchers},
                 UploadLimits(
                     max_body_bytes=settings.max_body_bytes,
                     max_images=settings.max_images,

@@ -57,6 +57,11 @@ class Artifact:
     path: Path
     manifest: Manifest
 
+    @property
+    def ref(self) -> str:
+        """The model's name and version as `name/version`, unique in a store."""
+        return f"{self.manifest.name}/{self.manifest.version}"
+
     def read(self, file_name: str) -> bytes:
         """Return a listed file's bytes, after their size and SHA-256 have been checked.
 
@@ -257,13 +262,11 @@ def read_artifact(path: Path) -> Artifact:
         manifest = Manifest.model_validate_json(data)
     except ValidationError as exc:
         raise ArtifactError(f"{manifest_path}: {_first_error(exc)}") from exc
-    place = (path.parent.name, path.name)
-    if (manifest.name, manifest.version) != place:
-        raise ArtifactError(
-            f"{manifest_path}: says {manifest.name}/{manifest.version}; "
-            f"the directory is {'/'.join(place)}"
-        )
-    return Artifact(path, manifest)
+    artifact = Artifact(path, manifest)
+    place = f"{path.parent.name}/{path.name}"
+    if artifact.ref != place:
+        raise ArtifactError(f"{manifest_path}: says {artifact.ref}; the directory is {place}")
+    return artifact
 
 
 def rewritten(artifact: Artifact) -> Artifact:

@@ -9,14 +9,6 @@ from pathlib import Path
 from app.artifact.directory import Artifact, read_artifact
 from app.errors import ArtifactError, UnknownModel
 
-Key = tuple[str, str]
-"""A model's name and version."""
-
-
-def key_of(artifact: Artifact) -> Key:
-    """Return the artifact's name and version."""
-    return artifact.manifest.name, artifact.manifest.version
-
 
 class Store:
     """The artifacts that are served, by name and version."""
@@ -34,8 +26,8 @@ class Store:
         ordered = sorted(artifacts, key=lambda item: (item.manifest.name, _number(item)))
         self._models: dict[str, dict[str, Artifact]] = {}
         for artifact in ordered:
-            name, version = key_of(artifact)
-            self._models.setdefault(name, {})[version] = artifact
+            manifest = artifact.manifest
+            self._models.setdefault(manifest.name, {})[manifest.version] = artifact
         try:
             name, _, version = default.partition("/")
             self.default = _pick(self._models, name, version)
@@ -56,10 +48,10 @@ class Store:
         Raises:
             UnknownModel: naming what was asked for and what there is.
         """
-        default_name, default_version = key_of(self.default)
-        name = name or default_name
-        if not version and name == default_name:
-            version = default_version
+        default = self.default.manifest
+        name = name or default.name
+        if not version and name == default.name:
+            version = default.version
         return _pick(self._models, name, version)
 
     def versions(self, name: str) -> list[Artifact]:

@@ -42,7 +42,7 @@ def read_examples(artifact: Artifact, true: int, predicted: int) -> Examples:
     """
     if EXAMPLES not in artifact.manifest.files:
         raise NothingToSee(
-            f"{artifact.manifest.name}/{artifact.manifest.version} was exported without the "
+            f"{artifact.ref} was exported without the "
             "pictures behind its confusion matrix; `convscope-train export` adds them today"
         )
     arrays = recent_arrays(artifact, EXAMPLES)

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from app.artifact.directory import Artifact, recent_arrays
 from app.artifact.files import BIAS, CLASSIFIER, LAYERS, PIXELS
-from app.artifact.store import Key, key_of
 from app.errors import ArtifactError, NothingToSee, UnknownLayer
 from app.inference.backends import Layers, open_layers
 
@@ -55,8 +54,8 @@ class Insides:
     """The models that somebody has looked into. Safe to use from several threads."""
 
     def __init__(self) -> None:
-        self._opened: dict[Key, Inside] = {}
-        self._locks: defaultdict[Key, threading.Lock] = defaultdict(threading.Lock)
+        self._opened: dict[str, Inside] = {}
+        self._locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
 
     def open(self, artifact: Artifact) -> Inside:
         """Return a model's layers.
@@ -66,12 +65,12 @@ class Insides:
             ArtifactError: its files are damaged.
         """
         _check_layers_kept(artifact)
-        key = key_of(artifact)
-        with self._locks[key]:
-            if key not in self._opened:
+        ref = artifact.ref
+        with self._locks[ref]:
+            if ref not in self._opened:
                 classifier = artifact.arrays(LAYERS).get(CLASSIFIER)
-                self._opened[key] = Inside(artifact, open_layers(artifact), classifier)
-            return self._opened[key]
+                self._opened[ref] = Inside(artifact, open_layers(artifact), classifier)
+            return self._opened[ref]
 
 
 @dataclass(frozen=True)
@@ -104,7 +103,7 @@ def find_layer(artifact: Artifact, name: str | None) -> Shown:
 def _check_layers_kept(artifact: Artifact) -> None:
     if LAYERS not in artifact.manifest.files:
         raise NothingToSee(
-            f"{'/'.join(key_of(artifact))} was exported without its layers; "
+            f"{artifact.ref} was exported without its layers; "
             "`convscope-train export` adds them today"
         )
 

@@ -15,7 +15,6 @@ from typing import Self
 
 import uvloop
 
-from app.artifact.store import Key
 from bench.harness.load import Address
 from bench.harness.processes import ServerFailed
 from bench.serving.mixture import Mixture, Shot
@@ -76,14 +75,14 @@ class Tally:
             return
         if not headers.get("x-request-id"):
             self.fail(f"{shot.name}: no request id")
-        if shot.key is not None:
-            self._take_labels(shot, shot.key, body)
+        if shot.model is not None:
+            self._take_labels(shot, shot.model, body)
         elif status >= 400 and body:
             self._take_problem(shot, headers, body)
 
-    def _take_labels(self, shot: Shot, key: Key, body: bytes) -> None:
+    def _take_labels(self, shot: Shot, model: tuple[str, str], body: bytes) -> None:
         labels = [item["label"] for item in json.loads(body)["predictions"]]
-        self.predictions.update((*key, label) for label in labels)
+        self.predictions.update((*model, label) for label in labels)
         if tuple(labels) != shot.labels:
             self.fail(f"{shot.name}: {labels} is wrong: {shot.labels}")
 

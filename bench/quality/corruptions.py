@@ -19,7 +19,7 @@ from PIL import Image
 from skimage.filters import gaussian
 
 from app.artifact.directory import Artifact
-from app.artifact.store import key_of, read_store
+from app.artifact.store import read_store
 from app.artifact.tensors import Images
 from app.inference.backends import open_backend
 from app.settings import read_settings
@@ -188,7 +188,7 @@ def main() -> None:
     tests = corrupted_tests(dataset.find(None))
     models = {}
     for artifact in store:
-        model = "/".join(key_of(artifact))
+        model = artifact.ref
         models[model] = measure(artifact, tests)
         click.echo(f"{model} is done")
     figures = {

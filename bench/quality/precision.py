@@ -20,7 +20,7 @@ import numpy as np
 from app.artifact.directory import Artifact
 from app.artifact.files import GOLDEN
 from app.artifact.manifest import Int8Record, Precision
-from app.artifact.store import key_of, read_store
+from app.artifact.store import read_store
 from app.artifact.tensors import Images
 from app.inference.backends import Backend, open_backend
 from app.settings import read_settings
@@ -49,7 +49,7 @@ def measure(artifact: Artifact, int8: Int8Record) -> dict[str, Any]:
     golden = artifact.arrays(GOLDEN)["images"]
     manifest = artifact.manifest
     return {
-        "model": "/".join(key_of(artifact)),
+        "model": artifact.ref,
         "test_accuracy": {"float32": manifest.test.accuracy, "int8": int8.test_accuracy},
         "test_ece": {"float32": manifest.test.ece_calibrated, "int8": int8.test_ece},
         "bytes": {name: manifest.files[artifact.onnx_graph(name)].bytes for name in PRECISIONS},

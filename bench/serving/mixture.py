@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from app.artifact.directory import Artifact
-from app.artifact.store import Key, key_of, read_store
+from app.artifact.store import read_store
 from app.images.decode import decode
 from app.inference.backends import Backend, open_backends
 from app.settings import read_settings
@@ -44,7 +44,7 @@ class Shot:
             nothing at all.
         route: as the service's metrics name it.
         method: as the service's metrics name it.
-        key: of the model that answers.
+        model: name and version of the model that answers, as the service's metrics label them.
         labels: of the images, in order.
         leaves: the client sends this and goes.
         unsure: the service may also have answered before it saw that the client was gone.
@@ -56,7 +56,7 @@ class Shot:
     status: int = 200
     route: str = "/predict"
     method: str = "POST"
-    key: Key | None = None
+    model: tuple[str, str] | None = None
     labels: tuple[str, ...] = ()
     leaves: bool = False
     unsure: bool = False
@@ -70,7 +70,7 @@ class _Model:
     """What one of the served models says, computed here."""
 
     def __init__(self, artifact: Artifact, backend: Backend) -> None:
-        self.key = key_of(artifact)
+        self.name, self.version = artifact.manifest.name, artifact.manifest.version
         self._classes = artifact.manifest.classes
         self._backend = backend
 
@@ -82,12 +82,12 @@ class _Model:
         return self._classes[first] if row[first] - row[second] > _MARGIN else None
 
 
-def _models() -> tuple[_Model, dict[Key, _Model]]:
+def _models() -> tuple[_Model, list[_Model]]:
     settings = read_settings()
     store = read_store(settings.store, settings.models, settings.default_model)
     backends = open_backends(store, settings.backend, settings.threads)
-    models = {key_of(item): _Model(item, backends[key_of(item)]) for item in store}
-    return models[key_of(store.default)], models
+    models = {item.ref: _Model(item, backends[item.ref]) for item in store}
+    return models[store.default.ref], list(models.values())
 
 
 def _large(seed: int, size: tuple[int, int], kind: str, **options: int) -> bytes:
@@ -143,7 +143,7 @@ def sound() -> list[tuple[int, list[Shot]]]:
             labels = [model.label(image) for image in images]
             if None not in labels:
                 known = tuple(label for label in labels if label)
-                shots.append(Shot(name, raw, key=model.key, labels=known))
+                shots.append(Shot(name, raw, model=(model.name, model.version), labels=known))
         groups.append((weight, shots))
 
     for name, (weight, every) in files.items():
@@ -158,9 +158,13 @@ def sound() -> list[tuple[int, list[Shot]]]:
     texts = [_wire("POST /predict", _json_of(some[:3]), "application/json") for some in sets]
     add("json", 10, [(raw, some[:3], default) for raw, some in zip(texts, sets, strict=True)])
     others = [
-        (_wire(f"POST /predict?model={key[0]}&version={key[1]}&top_k=3", file), [file], model)
-        for key, model in models.items()
-        if key[0] != LEAVERS_MODEL
+        (
+            _wire(f"POST /predict?model={model.name}&version={model.version}&top_k=3", file),
+            [file],
+            model,
+        )
+        for model in models
+        if model.name != LEAVERS_MODEL
         for file in files["png"][1]
     ]
     add("named model", 4, others)

@@ -27,7 +27,7 @@ def test_mixture_is_the_same_for_the_same_seed() -> None:
 
 def test_wrong_answers_are_failures() -> None:
     tally = Tally()
-    sound = Shot("one", b"", key=("model", "1"), labels=("cat",))
+    sound = Shot("one", b"", model=("name", "1"), labels=("cat",))
     headers = {"x-request-id": "1"}
     tally.take(sound, 200, headers, b'{"predictions": [{"label": "cat"}]}')
     assert not tally.failures

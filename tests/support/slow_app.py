@@ -3,7 +3,7 @@
 from fastapi import FastAPI
 
 from app import main
-from app.artifact.store import key_of, read_store
+from app.artifact.store import read_store
 from app.settings import read_settings
 from tests.support.fakes import SlowBackend
 
@@ -13,5 +13,5 @@ def create_app() -> FastAPI:
     store = read_store(settings.store, settings.models, settings.default_model)
     backend = SlowBackend(1.0)
     return main.create_app(
-        settings, store=store, backends={key_of(artifact): backend for artifact in store}
+        settings, store=store, backends={artifact.ref: backend for artifact in store}
     )

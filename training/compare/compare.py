@@ -163,7 +163,7 @@ def compare(
         errors = _find_errors(artifacts, find_data, tell) if len(artifacts) > 1 else Errors()
         figures = []
         for artifact in artifacts:
-            tell(f"timing {_key(artifact)}")
+            tell(f"timing {artifact.ref}")
             figures.append(_figures(artifact))
         return Comparison(tuple(figures), errors, name_processor())
     except ConvscopeError as exc:
@@ -212,18 +212,18 @@ def _compare_errors(
     artifacts: Sequence[Artifact], source: dataset.Source, tell: Callable[[str], None]
 ) -> Errors:
     same = [item for item in artifacts if item.manifest.data.sha256 == source.sha256]
-    left_out = tuple(_key(item) for item in artifacts if item not in same)
+    left_out = tuple(item.ref for item in artifacts if item not in same)
     if len(same) < 2:
         return Errors(left_out=left_out)
     threads = torch.get_num_threads()
     answers = {}
     for item in same:
-        tell(f"asking {_key(item)} about the test images")
+        tell(f"asking {item.ref} about the test images")
         backend = open_backend(item, "onnx-cpu", threads)
-        answers[_key(item)] = answer_test(backend.predict, source)
-    dense = {_key(item) for item in same if item.manifest.architecture == FULLY_CONNECTED}
+        answers[item.ref] = answer_test(backend.predict, source)
+    dense = {item.ref for item in same if item.manifest.architecture == FULLY_CONNECTED}
     predictions = {key: answered.predicted for key, answered in answers.items()}
-    test = answers[_key(same[0])]
+    test = answers[same[0].ref]
     overlap = find_overlap(test.labels, predictions, source.classes, dense)
     pictures = {index: test.images[index] for index in _named_images(overlap)}
     return Errors(overlap, left_out, pictures)
@@ -235,10 +235,6 @@ def _named_images(overlap: Overlap) -> Iterator[int]:
             yield from (example.index for example in group.examples)
 
 
-def _key(artifact: Artifact) -> str:
-    return f"{artifact.manifest.name}/{artifact.manifest.version}"
-
-
 def _figures(artifact: Artifact) -> ModelFigures:
     manifest, evaluation = artifact.manifest, artifact.evaluation()
     history = parse_history(artifact.read(HISTORY).decode())
@@ -247,7 +243,7 @@ def _figures(artifact: Artifact) -> ModelFigures:
     if manifest.int8 is not None:
         int8 = Int8Figures(manifest.int8.test_accuracy, *_speed(artifact, "int8"))
     return ModelFigures(
-        model=_key(artifact),
+        model=artifact.ref,
         architecture=manifest.architecture,
         parameters=manifest.parameters,
         macs=manifest.macs,

@@ -28,7 +28,7 @@ def artifact_of(request: Request, query: ModelQuery) -> Artifact:
         UnknownModel: there is none.
     """
     artifact = service_of(request).store.find(query.model, query.version)
-    state_of(request.scope).model = f"{artifact.manifest.name}/{artifact.manifest.version}"
+    state_of(request.scope).model = artifact.ref
     return artifact
 
 

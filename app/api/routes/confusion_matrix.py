@@ -15,7 +15,6 @@ from app.api.schemas import CellImage, ConfusionCell, ConfusionMatrix
 from app.artifact.directory import Artifact
 from app.artifact.files import EVALUATION, EXAMPLES
 from app.artifact.manifest import Evaluation
-from app.artifact.store import key_of
 from app.errors import UnknownClass
 from app.explore import drawing
 from app.explore.examples import contact_sheet, read_examples
@@ -48,7 +47,7 @@ async def confusion_matrix(
     artifact = artifact_of(request, query)
     media_type = choose(request, _OFFERS, query.format)
     sha256 = artifact.manifest.files[EVALUATION].sha256
-    representation = Representation(request, media_type, sha256, *key_of(artifact), query.normalize)
+    representation = Representation(request, media_type, sha256, artifact.ref, query.normalize)
     unchanged = representation.not_modified()
     if unchanged is not None:
         return unchanged
@@ -122,7 +121,7 @@ async def confusion_cell(
     cell = _class_id(artifact, true), _class_id(artifact, predicted)
     files = artifact.manifest.files
     sha256 = "".join(files[name].sha256 for name in (EVALUATION, EXAMPLES) if name in files)
-    parameters = (*key_of(artifact), *cell, query.scale)
+    parameters = (artifact.ref, *cell, query.scale)
     representation = Representation(request, media_type, sha256, *parameters)
     unchanged = representation.not_modified() if EXAMPLES in files else None
     if unchanged is not None:

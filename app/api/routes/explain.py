@@ -11,7 +11,6 @@ from app.api.routes import artifact_of, read_query, service_of
 from app.api.schemas import Explanation
 from app.api.state import Service
 from app.artifact.directory import Artifact
-from app.artifact.store import key_of
 from app.artifact.tensors import Probabilities
 from app.errors import InvalidParameter, NothingToSee
 from app.explore import heat_maps, saliency
@@ -54,9 +53,9 @@ async def explain(request: Request) -> Response:
     method = _method(artifact, query)
     media_type = choose(request, _OFFERS, query.format)
     wanted = _class_id(artifact, query)
-    gate = service.explanations[key_of(artifact)]
+    gate = service.explanations[artifact.ref]
     async with one_image(request, artifact) as posted, gate.enter():
-        answer = await service.batchers[key_of(artifact)].submit(
+        answer = await service.batchers[artifact.ref].submit(
             posted.image[np.newaxis], posted.deadline
         )
         probabilities = answer.outputs.probabilities[0]
@@ -80,9 +79,8 @@ async def explain(request: Request) -> Response:
 
 def _method(artifact: Artifact, query: ExplainQuery) -> SaliencyMethod:
     if query.method == "cam" and not artifact.manifest.averages_features:
-        name = "/".join(key_of(artifact))
         raise NothingToSee(
-            f"method=cam: {name} ({artifact.manifest.architecture}) does not end in global "
+            f"method=cam: {artifact.ref} ({artifact.manifest.architecture}) does not end in global "
             "average pooling; method=occlusion works for every model"
         )
     return query.method
@@ -103,7 +101,7 @@ async def _ask_again(service: Service, artifact: Artifact, posted: PostedImage) 
     A small batch at a time, so that other requests have their turn between two.
     """
     covered = saliency.occlude(posted.image)
-    batcher = service.batchers[key_of(artifact)]
+    batcher = service.batchers[artifact.ref]
     settings = service.settings
     light = artifact.manifest.images_within(TURN_MACS)
     size = min(light, settings.max_batch, settings.queue_capacity)

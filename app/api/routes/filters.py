@@ -17,7 +17,6 @@ from app.api.queries import FilterQuery, FiltersQuery
 from app.api.routes import artifact_of, refuse_repeated, service_of
 from app.artifact.directory import Artifact, recent_filters
 from app.artifact.files import FILTERS, LAYERS, RESPONSES
-from app.artifact.store import key_of
 from app.errors import InvalidParameter, NothingToSee, UnknownFilter, UnknownLayer
 from app.explore import drawing
 from app.explore.layers import biases_of
@@ -75,7 +74,7 @@ async def _answer(
     render = await service.draw(prepare, artifact, query, index, columns)
     files = artifact.manifest.files
     sha256 = "".join(files[name].sha256 for name in (FILTERS, LAYERS, RESPONSES) if name in files)
-    parameters = (*key_of(artifact), query.layer, index, query.scale, columns, query.show)
+    parameters = (artifact.ref, query.layer, index, query.scale, columns, query.show)
     representation = Representation(request, media_type, sha256, *parameters)
     unchanged = representation.not_modified()
     if unchanged is not None:
@@ -192,11 +191,8 @@ def _find_layer(
     artifact: Artifact, layers: Mapping[str, Weights], wanted: str | None
 ) -> tuple[str, Weights]:
     if not layers:
-        manifest = artifact.manifest
-        raise UnknownLayer(
-            f"{manifest.name}/{manifest.version} ({manifest.architecture}) "
-            "has no layer with filters"
-        )
+        architecture = artifact.manifest.architecture
+        raise UnknownLayer(f"{artifact.ref} ({architecture}) has no layer with filters")
     layer = wanted or next(iter(layers))
     if layer not in layers:
         raise UnknownLayer(f"no layer {layer!r} with filters; there are: {', '.join(layers)}")

@@ -31,4 +31,4 @@ async def ready(request: Request) -> Health:
     service = service_of(request)
     if broken := service.broken:
         raise NotReady(f"not serving: {', '.join(broken)}")
-    return Health(status="ready", models=["/".join(key) for key in service.batchers])
+    return Health(status="ready", models=list(service.batchers))

@@ -17,7 +17,6 @@ from app.api.schemas import Predictions, top_k_of
 from app.api.state import Service
 from app.artifact.directory import Artifact
 from app.artifact.manifest import Confidence
-from app.artifact.store import key_of
 from app.errors import DeadlineExceeded, NothingToSee
 from app.inference.batcher import Answer
 from app.tasks import classification
@@ -53,7 +52,7 @@ async def predict(request: Request) -> Response:
         try:
             images = await decode_all(service, artifact, received, deadline)
             decoded = time.perf_counter()
-            answer = await service.batchers[key_of(artifact)].submit(images, deadline)
+            answer = await service.batchers[artifact.ref].submit(images, deadline)
         except (TimeoutError, DeadlineExceeded) as exc:
             raise DeadlineExceeded(f"no answer within {patience:g} s") from exc
     sets = None
@@ -75,7 +74,7 @@ def _threshold(
         return None
     if confidence is None:
         raise NothingToSee(
-            f"coverage={query.coverage:g}: {'/'.join(key_of(artifact))} was exported without the "
+            f"coverage={query.coverage:g}: {artifact.ref} was exported without the "
             "thresholds of prediction sets; `convscope-train export` adds them today"
         )
     return classification.find_threshold(confidence.conformal, query.coverage, query.sets)
@@ -87,7 +86,7 @@ def _count(
     classes = artifact.manifest.classes
     labels = [classes[index] for index in answer.outputs.probabilities.argmax(axis=1).tolist()]
     service.metrics.observe_stages(read, decode)
-    service.model_metrics[key_of(artifact)].answered(labels, answer.queue_seconds)
+    service.model_metrics[artifact.ref].answered(labels, answer.queue_seconds)
 
 
 def _server_timing(read: float, decode: float, answer: Answer) -> str:

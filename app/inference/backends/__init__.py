@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from app.artifact.directory import Artifact
 from app.artifact.manifest import Precision
-from app.artifact.store import Key, Store, key_of
+from app.artifact.store import Store
 from app.artifact.tensors import Images, Outputs
 from app.errors import SettingsError
 
@@ -112,16 +112,19 @@ def open_backend(
 
 def open_backends(
     store: Store, name: BackendName, threads: int, precision: Precision = "float32"
-) -> dict[Key, Backend]:
+) -> dict[str, Backend]:
     """Check every file of every artifact, load the graphs and prove them on the golden images.
+
+    Returns:
+        A backend for each artifact's `ref`.
 
     Raises:
         ArtifactError: naming the first file that differs, or a model without this precision.
     """
-    backends: dict[Key, Backend] = {}
+    backends: dict[str, Backend] = {}
     for artifact in store:
         artifact.verify()
-        backends[key_of(artifact)] = open_backend(artifact, name, threads, precision)
+        backends[artifact.ref] = open_backend(artifact, name, threads, precision)
     return backends
 
 

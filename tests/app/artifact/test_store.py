@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from app.artifact.manifest import Precision
-from app.artifact.store import key_of, read_store
+from app.artifact.store import read_store
 from app.errors import ArtifactError, UnknownModel
 from app.inference.backends import open_backends
 from tests.support.artifacts import copy_store, rehash, write_artifact
@@ -14,32 +14,32 @@ def test_models_stand_by_name_and_ascending_version(tmp_path: Path) -> None:
         write_artifact(tmp_path, "b", version)
     write_artifact(tmp_path, "a", "1")
     store = read_store(tmp_path, (), "b")
-    assert [key_of(item) for item in store] == [("a", "1"), ("b", "1"), ("b", "2"), ("b", "10")]
+    assert [item.ref for item in store] == ["a/1", "b/1", "b/2", "b/10"]
     assert [item.manifest.version for item in store.versions("b")] == ["1", "2", "10"]
 
 
 def test_default_is_the_highest_version_unless_one_is_named(store_path: Path) -> None:
-    assert key_of(read_store(store_path, (), "colour").default) == ("colour", "2")
-    assert key_of(read_store(store_path, (), "colour/1").default) == ("colour", "1")
+    assert read_store(store_path, (), "colour").default.ref == "colour/2"
+    assert read_store(store_path, (), "colour/1").default.ref == "colour/1"
 
 
 @pytest.mark.parametrize(
     ("name", "version", "expected"),
     [
-        (None, None, ("colour", "1")),
-        (None, "2", ("colour", "2")),
-        ("", "", ("colour", "1")),
-        ("colour", "", ("colour", "1")),
-        ("flat", "", ("flat", "1")),
-        ("colour", None, ("colour", "1")),
-        ("flat", None, ("flat", "1")),
-        ("colour", "2", ("colour", "2")),
+        (None, None, "colour/1"),
+        (None, "2", "colour/2"),
+        ("", "", "colour/1"),
+        ("colour", "", "colour/1"),
+        ("flat", "", "flat/1"),
+        ("colour", None, "colour/1"),
+        ("flat", None, "flat/1"),
+        ("colour", "2", "colour/2"),
     ],
 )
 def test_request_finds_the_model_that_it_means(
-    store_path: Path, name: str | None, version: str | None, expected: tuple[str, str]
+    store_path: Path, name: str | None, version: str | None, expected: str
 ) -> None:
-    assert key_of(read_store(store_path, (), "colour/1").find(name, version)) == expected
+    assert read_store(store_path, (), "colour/1").find(name, version).ref == expected
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_unknown_model_is_named_beside_what_there_is(
 
 def test_only_what_is_asked_for_is_read(store_path: Path) -> None:
     store = read_store(store_path, ("colour/1", "flat"), "colour")
-    assert [key_of(item) for item in store] == [("colour", "1"), ("flat", "1")]
+    assert [item.ref for item in store] == ["colour/1", "flat/1"]
 
 
 def test_model_that_is_asked_for_and_missing_is_named(store_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_one_model_without_an_int8_graph_stops_all_of_int8(tmp_path: Path) -> No
     with pytest.raises(ArtifactError, match="large/3: holds no int8 graph"):
         open_backends(store, "onnx-cpu", 1, "int8")
     without = read_store(tmp_path, ("small",), "small")
-    assert set(open_backends(without, "onnx-cpu", 1, "int8")) == {("small", "1")}
+    assert set(open_backends(without, "onnx-cpu", 1, "int8")) == {"small/1"}
 
 
 def test_model_that_answers_differently_than_at_export_is_not_opened(
@@ -151,4 +151,4 @@ def test_manifest_is_not_believed_about_its_place(store_path: Path, tmp_path: Pa
 
 def test_every_model_is_opened(store_path: Path) -> None:
     store = read_store(store_path, (), "colour")
-    assert set(open_backends(store, "onnx-cpu", 1)) == {key_of(item) for item in store}
+    assert set(open_backends(store, "onnx-cpu", 1)) == {item.ref for item in store}
