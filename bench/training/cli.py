@@ -1,9 +1,9 @@
 """What training reaches: `python -m bench.training exercise`, `python -m bench.training speednet`.
 
-Each prints tables and writes a file in `bench/results` after every finished part; what the file
-holds already is not measured again, so who stops a command can start it again. Where `README.md`
-and `docs/training.md` hold `<!-- bench:exercise -->` or `<!-- bench:speednet -->` and the closing
-marker, what lies between is replaced, unless the results go elsewhere. CIFAR-10 is looked for where
+Each prints tables and writes a file in `bench/results` after every finished part. Parts that the
+file holds already are not measured again, so a command that was stopped can be started again. The
+text between `<!-- bench:exercise -->` or `<!-- bench:speednet -->` and the closing marker in
+`docs/training.md` is replaced, unless the results go elsewhere. CIFAR-10 is looked for where
 `convscope-train` looks.
 """
 
@@ -31,7 +31,7 @@ from training.recipes import find_recipe
 RUNS = BUILD / "training"
 EXERCISE_OUT = RESULTS / "training_exercise.json"
 SPEEDNET_OUT = RESULTS / "training_speednet.json"
-DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "training.md")
+DOCUMENTS = (ROOT / "docs" / "training.md",)
 THREADS = 2
 
 
