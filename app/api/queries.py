@@ -5,6 +5,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field, model_validator
 
 from app.artifact.manifest import SetMethod
+from app.explore.confusion_matrix import Normalization
 from app.explore.saliency import SaliencyMethod
 
 VERSION_HELP = "Its version; unless given, the default's for the default model, else the highest."
@@ -129,7 +130,7 @@ class ConfusionCellQuery(ModelQuery):
 class ConfusionMatrixQuery(ModelQuery):
     """Parameters of a confusion matrix."""
 
-    normalize: Literal["true", "pred", "all"] | None = Field(
+    normalize: Normalization | None = Field(
         None, description="Divide by the sum of the row, of the column, or of everything."
     )
     format: Literal["json", "png", "csv"] | None = Field(None, description="Wins over Accept.")

@@ -13,6 +13,7 @@ from app.artifact.directory import Artifact
 from app.artifact.manifest import ClassFigures, Confidence, Confusion, Manifest, Precision
 from app.artifact.tensors import Outputs
 from app.errors import InvalidParameter
+from app.explore.confusion_matrix import Normalization
 from app.explore.saliency import SaliencyMethod
 
 
@@ -201,7 +202,7 @@ class ConfusionMatrix(BaseModel):
     images: int
     accuracy: float
     counts: tuple[tuple[int, ...], ...]
-    normalize: Literal["true", "pred", "all"] | None = None
+    normalize: Normalization | None = None
     normalized: list[list[float]] | None = None
     per_class: tuple[ClassFigures, ...]
     top_confusions: tuple[Confusion, ...]

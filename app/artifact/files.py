@@ -17,22 +17,6 @@ LAYERS = "layers.npz"
 RESPONSES = "responses.npz"
 EXAMPLES = "examples.npz"
 
-RESPONSES_A_FILTER = 9
-SHEET = "{}.sheet"
-RESPONSE_IMAGES = "{}.images"
-RESPONSE_CORNERS = "{}.corners"
-RESPONSE_VALUES = "{}.values"
-"""The arrays of `responses.npz`, for each convolution: a WebP picture as bytes, with a row of nine
-square parts of test images for each of its first filters; their indices in the test split, int32
-`[filters,9]`; the row and column where each starts, int16 `[filters,9,2]`, which may lie outside
-the image; and what the filter gives for it, float32 `[filters,9]`."""
-
-EXAMPLE_SHEET = "sheet"
-EXAMPLE_COLUMNS = 32
-"""`examples.npz` holds `sheet`, a WebP picture as bytes of test images, 32 in a row, and of each
-its `index` in the test split, its `true` and `predicted` class, all int32, and its `confidence`,
-float32. They are sorted by true class, predicted class and falling confidence."""
-
 PIXELS = "pixels"
 """What stands for the normalised image where a layer is named."""
 

@@ -6,7 +6,7 @@ Knows nothing of HTTP or of models.
 import numpy as np
 from numpy.typing import NDArray
 
-from app.explore import drawing
+from app.explore.filters import filter_tiles
 from app.explore.heat_maps import signed_colours
 
 _BRIGHTEST = 99.5  # percentile of a layer's values that has the full colour
@@ -35,7 +35,7 @@ def map_tiles(maps: NDArray[np.float32], filters: NDArray[np.float32] | None) ->
 
 def _filters_beside(filters: NDArray[np.float32], height: int) -> NDArray[np.uint8]:
     """Return pictures of filters, so many pixels high, and a line of grey at their right."""
-    tiles = drawing.filter_tiles(filters)
+    tiles = filter_tiles(filters)
     factor = max(height // tiles.shape[1], 1)
     tiles = tiles.repeat(factor, axis=1).repeat(factor, axis=2)[:, :height]
     below = height - tiles.shape[1]

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from app.explore.drawing import enlarge, png
+from app.explore.pictures import enlarged, png
 from app.explore.saliency import Heat
 
 # ColorBrewer's diverging "PuOr", which colour-blind people can tell apart: against is purple.
@@ -40,7 +40,7 @@ def draw_heat(heat: Heat, scale: int) -> bytes:
         heat: float32 `[H,W]`.
         scale: side in pixels of a value's square.
     """
-    return png(enlarge(signed_colours(_unit(heat)), scale))
+    return enlarged(signed_colours(_unit(heat)), scale)
 
 
 def signed_colours(values: NDArray[np.float32]) -> NDArray[np.uint8]:

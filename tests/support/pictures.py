@@ -9,14 +9,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 
-def as_png(pixels: NDArray[np.uint8]) -> bytes:
+def as_png(image: NDArray[np.uint8]) -> bytes:
     """Return a file that holds exactly these pixels, uint8 `[H,W,3]`."""
-    return as_file(pixels, "PNG")
+    return as_file(image, "PNG")
 
 
-def as_file(pixels: NDArray[np.uint8], kind: str, **options: Any) -> bytes:
+def as_file(image: NDArray[np.uint8], kind: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, kind, **options)
+    Image.fromarray(image).save(buffer, kind, **options)
     return buffer.getvalue()
 
 
@@ -31,6 +31,11 @@ def shown(response: httpx.Response) -> NDArray[np.uint8]:
     """Return the pixels of an answer that must be a PNG, uint8 `[H,W,3]`."""
     assert response.status_code == 200
     assert response.headers["content-type"] == "image/png"
-    with Image.open(io.BytesIO(response.content)) as picture:
+    return read_png(response.content)
+
+
+def read_png(png: bytes) -> NDArray[np.uint8]:
+    """Return the pixels of a PNG, uint8 `[H,W,3]`."""
+    with Image.open(io.BytesIO(png)) as picture:
         assert picture.format == "PNG"
         return np.asarray(picture.convert("RGB"))

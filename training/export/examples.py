@@ -1,16 +1,14 @@
-"""The test images behind each cell of a confusion matrix, as an artifact keeps them."""
+"""Choosing the test images that an artifact keeps for each cell of its confusion matrix."""
 
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from app.artifact.files import EXAMPLE_COLUMNS, EXAMPLE_SHEET
+from app.artifact.examples import Examples, most_examples, pack_examples
 from app.artifact.tensors import Images, Probabilities
-from training.export.sheets import webp
 
 MOST_IN_A_CELL = 24
-MOST_ROWS = 511  # of 32 pixels: a WebP picture has at most 16,383
 MOST_SHEET_BYTES = 1_900_000
 
 
@@ -29,21 +27,13 @@ def examples(
     cells = labels[order] * probabilities.shape[1] + predicted[order]
     starts = np.searchsorted(cells, cells)  # where the cell of each begins
     places = np.arange(len(order)) - starts
-    fitting = np.argsort(places, kind="stable")[: MOST_ROWS * EXAMPLE_COLUMNS]
+    fitting = np.argsort(places, kind="stable")[: most_examples(images.shape[1])]
     chosen = order[np.sort(fitting[places[fitting] < MOST_IN_A_CELL])]
-    return {
-        EXAMPLE_SHEET: webp(_sheet(images[chosen]), MOST_SHEET_BYTES),
-        "index": chosen.astype(np.int32),
-        "true": labels[chosen].astype(np.int32),
-        "predicted": predicted[chosen].astype(np.int32),
-        "confidence": confidence[chosen].astype(np.float32),
-    }
-
-
-def _sheet(images: Images) -> NDArray[np.uint8]:
-    count, height, width, _ = images.shape
-    rows = -(-count // EXAMPLE_COLUMNS)
-    places = np.zeros((rows * EXAMPLE_COLUMNS, height, width, 3), np.uint8)
-    places[:count] = images
-    grid = places.reshape(rows, EXAMPLE_COLUMNS, height, width, 3).swapaxes(1, 2)
-    return grid.reshape(rows * height, EXAMPLE_COLUMNS * width, 3)
+    kept = Examples(
+        images[chosen],
+        chosen.astype(np.int32),
+        labels[chosen].astype(np.int32),
+        predicted[chosen].astype(np.int32),
+        confidence[chosen].astype(np.float32),
+    )
+    return pack_examples(kept, MOST_SHEET_BYTES)

@@ -43,7 +43,8 @@ from app.artifact.manifest import (
 )
 from app.artifact.tensors import Images
 from app.errors import ConvscopeError
-from app.explore import drawing
+from app.explore.confusion_matrix import draw_matrix
+from app.explore.filters import filter_grid
 from app.inference.backends import BackendName, open_backend, open_layers
 from training.architectures.describe import describe
 from training.data import dataset
@@ -188,9 +189,7 @@ def _write_files(what: Export, served: ServedNetwork, answered: Answered, folder
     np.savez_compressed(folder / EXAMPLES, allow_pickle=False, **shown)
     durable.write_text(folder / EVALUATION, what.evaluation.model_dump_json(indent=1))
     (folder / CONFUSION_MATRIX_PLOT).write_bytes(
-        drawing.confusion_matrix(
-            np.array(what.evaluation.confusion_matrix), what.evaluation.classes, None
-        )
+        draw_matrix(np.array(what.evaluation.confusion_matrix), what.evaluation.classes, None)
     )
     history = what.checkpoint.state.history
     durable.write_text(folder / HISTORY, history_json(history))
@@ -233,7 +232,7 @@ def _write_inside(what: Export, served: ServedNetwork, answered: Answered, folde
 def _filters_plot(weights: NDArray[np.float32]) -> bytes:
     """Draw small filters enlarged and in few columns, pictures of the input closer together."""
     scale = max(2, 36 // weights.shape[-1])
-    return drawing.filter_grid(weights, scale, columns=8 if len(weights) <= 64 else 16)
+    return filter_grid(weights, scale, columns=8 if len(weights) <= 64 else 16)
 
 
 def _golden_images(what: Export) -> Images:

@@ -13,21 +13,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from app.artifact.files import (
-    BIAS,
-    CLASSIFIER,
-    RESPONSE_CORNERS,
-    RESPONSE_IMAGES,
-    RESPONSE_VALUES,
-    RESPONSES_A_FILTER,
-    SHEET,
-)
+from app.artifact.files import BIAS, CLASSIFIER
 from app.artifact.manifest import LayerRecord
+from app.artifact.strongest import PATCHES, Strongest, pack_strongest
 from app.artifact.tensors import Images
 from training.architectures.describe import averaged_layer
 from training.data import dataset
 from training.export.layer_outputs import outputs_of
-from training.export.sheets import webp
 
 MOST_FILTERS = 1000
 """Whose responses are kept, of all layers together: of each layer as many, its first ones."""
@@ -105,7 +97,7 @@ def strongest_responses(
         The arrays of `responses.npz`; none if there are fewer than nine images.
     """
     convolutions = [layer for layer in layers if layer.is_convolution]
-    if not convolutions or len(images) < RESPONSES_A_FILTER:
+    if not convolutions or len(images) < PATCHES:
         return {}
     kept = max(MOST_FILTERS // len(convolutions), 1)
     names = [layer.name for layer in convolutions]
@@ -113,14 +105,13 @@ def strongest_responses(
     found = _find_strongest(network, names, kept, images, mean, deviation)
     for layer, (values, chosen, places) in zip(convolutions, found, strict=True):
         corners, side = _corners(places, layer, images.shape[1])
-        arrays[SHEET.format(layer.name)] = _draw_sheet(images, chosen, corners, side)
-        arrays[RESPONSE_IMAGES.format(layer.name)] = chosen.astype(np.int32)
-        arrays[RESPONSE_CORNERS.format(layer.name)] = corners.astype(np.int16)
-        arrays[RESPONSE_VALUES.format(layer.name)] = values
+        patches = _cut_patches(images, chosen, corners, side)
+        strongest = Strongest(patches, chosen.astype(np.int32), corners.astype(np.int16), values)
+        arrays |= pack_strongest(layer.name, strongest)
     return arrays
 
 
-Strongest = tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]
+_Found = tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]
 """Of a layer's filters: values, indices of images, and places in the output counted row by row,
 each `[filters,9]`."""
 
@@ -133,7 +124,7 @@ def _find_strongest(
     images: Images,
     mean: list[float],
     deviation: list[float],
-) -> list[Strongest]:
+) -> list[_Found]:
     best: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in layers}
     for batch in torch.from_numpy(images).split(_BATCH):
         with outputs_of(network, layers, len(batch)) as maps:
@@ -144,7 +135,7 @@ def _find_strongest(
     found = []
     for name in layers:
         values, places = (torch.cat(parts) for parts in zip(*best[name], strict=True))
-        top = values.topk(RESPONSES_A_FILTER, dim=0)
+        top = values.topk(PATCHES, dim=0)
         there = places.gather(0, top.indices)
         found.append((top.values.T.numpy(), top.indices.T.numpy(), there.T.numpy()))
     return found
@@ -161,17 +152,16 @@ def _corners(
     return rows_and_columns * layer.effective_stride - layer.effective_padding, side
 
 
-def _draw_sheet(
+def _cut_patches(
     images: Images, chosen: NDArray[np.int64], corners: NDArray[np.int64], side: int
 ) -> NDArray[np.uint8]:
-    """Return a picture with a row of parts for each filter, as the bytes of a WebP file."""
+    """Return patches of test images, uint8 `[filters,9,side,side,3]`, large ones reduced."""
     small = min(side, LARGEST_PART)
-    filters, parts = chosen.shape
-    sheet = np.empty((filters, small, parts, small, 3), np.uint8)
+    patches = np.empty((*chosen.shape, small, small, 3), np.uint8)
     margin = ((side, side), (side, side), (0, 0))
-    for row, column in np.ndindex(filters, parts):
+    for row, column in np.ndindex(chosen.shape):
         image = np.pad(images[chosen[row, column]], margin, constant_values=_BEYOND)
         top, left = corners[row, column] + side
         part = Image.fromarray(image[top : top + side, left : left + side])
-        sheet[row, :, column] = np.asarray(part.resize((small, small), Image.Resampling.BICUBIC))
-    return webp(sheet.reshape(filters * small, parts * small, 3))
+        patches[row, column] = np.asarray(part.resize((small, small), Image.Resampling.BICUBIC))
+    return patches

@@ -13,9 +13,9 @@ from app.artifact.directory import Artifact, recent_filters
 from app.artifact.files import PIXELS
 from app.artifact.tensors import Images
 from app.errors import InvalidParameter, UnknownFilter
-from app.explore import drawing, feature_maps
+from app.explore.feature_maps import map_tiles
 from app.explore.layers import Inside, find_layer
-from app.explore.picture_size import columns_for, scale_for
+from app.explore.pictures import choose_grid, choose_scale, enlarged, tile_grid
 
 router = APIRouter(tags=["what is inside"])
 
@@ -71,7 +71,7 @@ def _check_layer(artifact: Artifact, query: ActivationsQuery) -> str:
 def _as_seen(image: Images, query: ActivationsQuery) -> bytes:
     """Draw the image as the model takes it, in its own colours."""
     height, width, _ = image.shape
-    return drawing.png(drawing.enlarge(image, scale_for(height, width, query.scale)))
+    return enlarged(image, choose_scale(height, width, query.scale))
 
 
 def _as_png(
@@ -85,12 +85,9 @@ def _as_png(
     if query.channel is not None:
         chosen = slice(query.channel, query.channel + 1)
         maps, filters = maps[chosen], None if filters is None else filters[chosen]
-    tiles = feature_maps.map_tiles(maps, filters)
-    count, height, width, _ = tiles.shape
-    columns = columns_for(count, query.columns)
-    rows = -(-count // columns)
-    scale = scale_for(rows * (height + 1) + 1, columns * (width + 1) + 1, query.scale)
-    return drawing.png(drawing.enlarge(drawing.tile_grid(tiles, columns), scale))
+    tiles = map_tiles(maps, filters)
+    columns, scale = choose_grid(tiles, query.columns, query.scale)
+    return enlarged(tile_grid(tiles, columns), scale)
 
 
 def _as_json(

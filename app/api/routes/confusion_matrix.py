@@ -13,11 +13,12 @@ from app.api.queries import ConfusionCellQuery, ConfusionMatrixQuery
 from app.api.routes import artifact_of, refuse_repeated, service_of
 from app.api.schemas import CellImage, ConfusionCell, ConfusionMatrix
 from app.artifact.directory import Artifact
+from app.artifact.examples import read_examples
 from app.artifact.files import EVALUATION, EXAMPLES
 from app.artifact.manifest import Evaluation
 from app.errors import UnknownClass
-from app.explore import drawing
-from app.explore.examples import contact_sheet, read_examples
+from app.explore.confusion_matrix import contact_sheet, draw_matrix, normalized
+from app.explore.pictures import data_url
 
 router = APIRouter(tags=["what is inside"], dependencies=[Depends(refuse_repeated)])
 
@@ -62,7 +63,7 @@ def _render(artifact: Artifact, media_type: str, query: ConfusionMatrixQuery) ->
     if media_type == CSV:
         return _as_csv(evaluation, query)
     counts = np.array(evaluation.confusion_matrix)
-    return drawing.confusion_matrix(counts, evaluation.classes, query.normalize)
+    return draw_matrix(counts, evaluation.classes, query.normalize)
 
 
 def _as_json(artifact: Artifact, evaluation: Evaluation, query: ConfusionMatrixQuery) -> str:
@@ -93,7 +94,7 @@ def _as_csv(evaluation: Evaluation, query: ConfusionMatrixQuery) -> str:
 
 def _normalized(evaluation: Evaluation, query: ConfusionMatrixQuery) -> list[list[float]]:
     counts = np.array(evaluation.confusion_matrix)
-    rows: list[list[float]] = drawing.normalized(counts, query.normalize).tolist()
+    rows: list[list[float]] = normalized(counts, query.normalize).tolist()
     return rows
 
 
@@ -142,7 +143,7 @@ def _render_cell(
 ) -> bytes | str:
     shown = read_examples(artifact, *cell)
     if media_type == PNG:
-        return contact_sheet(shown, query.scale)
+        return contact_sheet(shown.images, query.scale)
     manifest = artifact.manifest
     true, predicted = cell
     return ConfusionCell(
@@ -152,7 +153,7 @@ def _render_cell(
         predicted=manifest.classes[predicted],
         count=artifact.evaluation().confusion_matrix[true][predicted],
         images=[
-            CellImage(index=index, confidence=round(confidence, 6), png=drawing.data_url(image))
+            CellImage(index=index, confidence=round(confidence, 6), png=data_url(image))
             for image, index, confidence in zip(
                 shown.images, shown.index.tolist(), shown.confidence.tolist(), strict=True
             )

@@ -17,11 +17,11 @@ from app.api.queries import FilterQuery, FiltersQuery
 from app.api.routes import artifact_of, refuse_repeated, service_of
 from app.artifact.directory import Artifact, recent_filters
 from app.artifact.files import FILTERS, LAYERS, RESPONSES
+from app.artifact.strongest import read_strongest
 from app.errors import InvalidParameter, NothingToSee, UnknownFilter, UnknownLayer
-from app.explore import drawing
+from app.explore.filters import filter_tiles, strongest_tiles
 from app.explore.layers import biases_of
-from app.explore.picture_size import columns_for, scale_for
-from app.explore.strongest import read_responses, response_tiles
+from app.explore.pictures import choose_grid, choose_scale, enlarged, tile_grid
 
 router = APIRouter(tags=["what is inside"], dependencies=[Depends(refuse_repeated)])
 
@@ -90,14 +90,12 @@ def _prepare_png(
     if index is not None:
         _check_index(index, len(weights))
     tiles = _tiles(artifact, layer, weights, query, index)
-    count, height, width, _ = tiles.shape
     if index is not None:
-        scale = scale_for(height, width, query.scale)
-        return lambda: drawing.png(drawing.enlarge(tiles[0], scale))
-    columns = columns_for(count, columns)
-    rows = -(-count // columns)
-    scale = scale_for(rows * (height + 1) + 1, columns * (width + 1) + 1, query.scale)
-    return lambda: drawing.png(drawing.enlarge(drawing.tile_grid(tiles, columns), scale))
+        _, height, width, _ = tiles.shape
+        scale = choose_scale(height, width, query.scale)
+        return lambda: enlarged(tiles[0], scale)
+    columns, scale = choose_grid(tiles, columns, query.scale)
+    return lambda: enlarged(tile_grid(tiles, columns), scale)
 
 
 def _tiles(
@@ -106,13 +104,13 @@ def _tiles(
     """Return the pictures of all filters, or of one, uint8 `[filters,height,width,3]`."""
     chosen = slice(None) if index is None else slice(index, index + 1)
     if not _shows_responses(artifact, layer, query):
-        return drawing.filter_tiles(weights[chosen])
-    responses = read_responses(artifact, layer)
-    kept = len(responses.parts)
+        return filter_tiles(weights[chosen])
+    patches = read_strongest(artifact, layer).patches
+    kept = len(patches)
     if index is None or index < kept:
-        return response_tiles(responses.parts[chosen])
+        return strongest_tiles(patches[chosen])
     if query.show is None:
-        return drawing.filter_tiles(weights[chosen])
+        return filter_tiles(weights[chosen])
     raise NothingToSee(
         f"of {layer}, only what filters 0 to {kept - 1} respond to was kept; "
         f"show=weights draws filter {index}"
@@ -171,7 +169,7 @@ def _as_json(
 
 def _responses(artifact: Artifact, layer: str, index: int) -> list[dict[str, Any]] | None:
     try:
-        found = read_responses(artifact, layer)
+        found = read_strongest(artifact, layer)
     except NothingToSee:
         return None
     if index >= len(found.images):

@@ -16,10 +16,11 @@ from app.api.schemas import Activations
 from app.api.state import Service
 from app.artifact.directory import Artifact
 from app.artifact.files import PIXELS
-from app.explore import feature_maps
-from app.explore.drawing import filter_tiles, tile_grid
+from app.explore.feature_maps import map_tiles
+from app.explore.filters import filter_tiles
 from app.explore.heat_maps import signed_colours
 from app.explore.layers import Insides
+from app.explore.pictures import tile_grid
 from tests.conftest import Connect, Picture
 from tests.support import sample
 from tests.support.inside_artifacts import DEVIATION, MEAN, averaging_network
@@ -275,4 +276,4 @@ def test_few_outliers_do_not_take_the_colours_of_all_others() -> None:
 
 
 def _draw(maps: NDArray[np.float32], filters: NDArray[np.float32] | None) -> NDArray[np.uint8]:
-    return tile_grid(feature_maps.map_tiles(maps, filters), len(maps))
+    return tile_grid(map_tiles(maps, filters), len(maps))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from app.explore import drawing
+from app.explore.confusion_matrix import draw_matrix
 from tests.support.artifacts import CLASSES, COUNTS
 from tests.support.problems import check
 
@@ -54,7 +54,7 @@ async def test_csv_holds_fractions_if_asked(client: httpx.AsyncClient) -> None:
 async def test_png_is_the_drawing(client: httpx.AsyncClient) -> None:
     response = await client.get("/confusion-matrix?format=png&normalize=pred")
     assert response.headers["content-type"] == "image/png"
-    assert response.content == drawing.confusion_matrix(np.array(COUNTS), CLASSES, "pred")
+    assert response.content == draw_matrix(np.array(COUNTS), CLASSES, "pred")
     Image.open(io.BytesIO(response.content)).load()
 
 

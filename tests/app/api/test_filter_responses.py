@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from app.artifact.files import RESPONSES, RESPONSES_A_FILTER
-from app.explore.drawing import filter_grid, single_filter
+from app.artifact.files import RESPONSES
+from app.artifact.sheets import pack_sheet
+from app.artifact.strongest import PATCHES
+from app.explore.filters import filter_grid, filter_tiles
+from app.explore.pictures import enlarged
 from tests.conftest import Connect
 from tests.support.artifacts import copy_store
 from tests.support.inside_artifacts import (
@@ -20,7 +23,6 @@ from tests.support.inside_artifacts import (
 from tests.support.pictures import shown
 from tests.support.problems import check
 from training.data import dataset
-from training.export.sheets import webp
 
 pytestmark = pytest.mark.anyio
 
@@ -42,7 +44,7 @@ async def test_json_has_the_nine_strongest_responses_of_a_filter(
     network = averaging_network()
     with torch.no_grad():
         maps = network[0](dataset.normalize(torch.from_numpy(images), MEAN, DEVIATION))[:, 5]
-    order = maps.amax((1, 2)).argsort(descending=True)[:RESPONSES_A_FILTER]
+    order = maps.amax((1, 2)).argsort(descending=True)[:PATCHES]
     answer = (await inside.get("/filters/5?format=json")).json()
     found = answer["responses"]
     assert [item["image"] for item in found] == order.tolist()
@@ -103,7 +105,7 @@ async def test_first_layer_is_drawn_as_weights_and_others_as_responses_unless_as
     weights = await inside.get("/filters?scale=2&layer=conv2&show=weights&columns=4")
     assert weights.content == filter_grid(_weights("conv2"), 2, 4)
     one = await inside.get("/filters/3?scale=2&layer=conv1")
-    assert one.content == single_filter(_weights("conv1"), 3, 2)
+    assert one.content == enlarged(filter_tiles(_weights("conv1"))[3], 2)
 
 
 async def test_older_model_is_drawn_as_weights_and_has_no_responses(
@@ -135,7 +137,7 @@ def few_kept(inside_store: Path, tmp_path: Path) -> Path:
         arrays = dict(archive)
     for name in ("images", "corners", "values"):
         arrays[f"conv2.{name}"] = arrays[f"conv2.{name}"][:4]
-    arrays["conv2.sheet"] = webp(np.zeros((4 * 8, RESPONSES_A_FILTER * 8, 3), np.uint8))
+    arrays["conv2.sheet"] = pack_sheet(np.zeros((4, PATCHES, 8, 8, 3), np.uint8))
     np.savez(path / RESPONSES, **arrays)
     amend(path)
     return store
@@ -153,7 +155,7 @@ async def test_filter_whose_responses_were_not_kept_shows_its_weights(
         assert (await client.get("/filters/3?layer=conv2")).status_code == 200
         for query in ("", "&show=weights"):
             weights = await client.get(f"/filters/4?layer=conv2&scale=2{query}")
-            assert weights.content == single_filter(_weights("conv2"), 4, 2)
+            assert weights.content == enlarged(filter_tiles(_weights("conv2"))[4], 2)
         answer = (await client.get("/filters/4?layer=conv2&format=json")).json()
         assert answer["index"] == 4
         assert "responses" not in answer

@@ -13,7 +13,8 @@ from PIL import Image
 
 from app.api.state import MOST_DRAWINGS, Service
 from app.artifact.directory import read_artifact
-from app.explore import drawing
+from app.explore.filters import filter_grid, filter_tiles
+from app.explore.pictures import enlarged
 from tests.conftest import Connect, Picture
 from tests.support.artifacts import copy_store, rehash, write_artifact
 from tests.support.problems import check
@@ -43,7 +44,7 @@ async def test_first_layer_is_drawn_as_a_png_unless_asked_otherwise(
     client: httpx.AsyncClient, store_path: Path
 ) -> None:
     response = await client.get("/filters")
-    assert response.content == drawing.filter_grid(_weights(store_path), 16, 4)
+    assert response.content == filter_grid(_weights(store_path), 16, 4)
     assert _size(response) == (16 * (4 * 4 + 1), 16 * (2 * 4 + 1))
 
 
@@ -78,7 +79,7 @@ async def test_one_filter_is_drawn_and_given_as_json(
     client: httpx.AsyncClient, store_path: Path
 ) -> None:
     response = await client.get("/filters/3?scale=10")
-    assert response.content == drawing.single_filter(_weights(store_path), 3, 10)
+    assert response.content == enlarged(filter_tiles(_weights(store_path))[3], 10)
     answer = (await client.get("/filters/3", headers={"Accept": "application/json"})).json()
     assert (answer["index"], answer["shape"]) == (3, [3, 3, 3])
     np.testing.assert_array_equal(np.array(answer["weights"], np.float32), _weights(store_path)[3])

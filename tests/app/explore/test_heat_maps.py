@@ -1,26 +1,19 @@
-import io
 from collections.abc import Callable
 
 import httpx
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import Image
 
 from app.explore.heat_maps import draw_heat, draw_overlay, signed_colours
 from tests.conftest import Connect, Picture
 from tests.support.fakes import PatchBackend
-from tests.support.pictures import as_file, as_png, shown, turned
+from tests.support.pictures import as_file, as_png, read_png, shown, turned
 from tests.support.problems import check
 
 pytestmark = pytest.mark.anyio
 
 WHITE = [247, 247, 247]
-
-
-def _pixels(data: bytes) -> NDArray[np.uint8]:
-    with Image.open(io.BytesIO(data)) as picture:
-        return np.asarray(picture)
 
 
 def _colourful(pixels: NDArray[np.uint8]) -> NDArray[np.bool_]:
@@ -37,7 +30,7 @@ def _red_at(rows: slice, columns: slice, size: tuple[int, int] = (32, 32)) -> ND
 
 def test_orange_speaks_for_purple_against_and_white_is_neither() -> None:
     heat = np.array([[2, -2], [0, 1]], np.float32)
-    pixels = _pixels(draw_heat(heat, 3))
+    pixels = read_png(draw_heat(heat, 3))
     assert pixels.shape == (6, 6, 3)
     orange, purple, white, pale = pixels[0, 0], pixels[0, -1], pixels[-1, 0], pixels[-1, -1]
     assert orange[0] > orange[2] + 50
@@ -48,7 +41,7 @@ def test_orange_speaks_for_purple_against_and_white_is_neither() -> None:
 
 
 def test_map_of_nothing_is_white() -> None:
-    assert (_pixels(draw_heat(np.zeros((4, 4), np.float32), 1)) == 247).all()
+    assert (read_png(draw_heat(np.zeros((4, 4), np.float32), 1)) == 247).all()
 
 
 def test_colours_are_told_apart_without_seeing_hue() -> None:
@@ -64,14 +57,14 @@ def test_picture_of_any_shape_has_a_map_laid_over_it(size: tuple[int, int]) -> N
     side, heat = min(size), np.ones((32, 32), np.float32)
     left, upper = (width - side) / 2, (height - side) / 2
     box = (left, upper, width - left, height - upper)
-    pixels = _pixels(draw_overlay(np.full((height, width, 3), 200, np.uint8), box, heat))
+    pixels = read_png(draw_overlay(np.full((height, width, 3), 200, np.uint8), box, heat))
     assert pixels.shape == (height, width, 3)
     assert _colourful(pixels).sum() == side * side
 
 
 def test_part_that_the_model_does_not_see_is_darkened_and_the_rest_is_not() -> None:
     picture = np.full((20, 60, 3), 200, np.uint8)
-    pixels = _pixels(draw_overlay(picture, (20, 0, 40, 20), np.zeros((32, 32), np.float32)))
+    pixels = read_png(draw_overlay(picture, (20, 0, 40, 20), np.zeros((32, 32), np.float32)))
     assert (pixels[:, 20:40] == 200).all()
     assert np.abs(pixels[:, :20].astype(int) - 80).max() <= 1
     assert np.abs(pixels[:, 40:].astype(int) - 80).max() <= 1
@@ -80,7 +73,7 @@ def test_part_that_the_model_does_not_see_is_darkened_and_the_rest_is_not() -> N
 def test_weak_values_leave_the_picture_visible() -> None:
     heat = np.zeros((2, 2), np.float32)
     heat[0] = 1, -0.25
-    pixels = _pixels(draw_overlay(np.full((2, 2, 3), 200, np.uint8), (0, 0, 2, 2), heat))
+    pixels = read_png(draw_overlay(np.full((2, 2, 3), 200, np.uint8), (0, 0, 2, 2), heat))
     strong, weak, none = (pixels[place].astype(int) for place in ((0, 0), (0, 1), (1, 0)))
     assert none.tolist() == [200, 200, 200]
     assert np.abs(strong - 200).max() > 2 * np.abs(weak - 200).max() > 0

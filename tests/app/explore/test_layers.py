@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from app.artifact.directory import Artifact, read_artifact
+from app.artifact.examples import read_examples
 from app.artifact.files import (
     CLASSIFIER,
     EXAMPLES,
@@ -15,10 +16,9 @@ from app.artifact.files import (
     PIXELS,
     RESPONSES,
 )
+from app.artifact.strongest import read_strongest
 from app.errors import ArtifactError, NothingToSee, UnknownLayer
-from app.explore.examples import contact_sheet, read_examples
 from app.explore.layers import Insides, biases_of, find_layer
-from app.explore.strongest import read_responses
 from app.inference.backends import open_backend, open_layers
 from tests.support.artifacts import CLASSES, copy_store
 from tests.support.inside_artifacts import amend, averaging_network, measured_images
@@ -113,12 +113,12 @@ def test_model_without_the_files_says_which_it_is(older: Artifact) -> None:
     with pytest.raises(NothingToSee, match="colour/1 was exported without the pictures"):
         read_examples(older, 0, 0)
     with pytest.raises(NothingToSee, match="nothing to see of what conv1 responds to"):
-        read_responses(older, "conv1")
+        read_strongest(older, "conv1")
 
 
 def test_layer_that_is_no_convolution_has_no_responses(artifact: Artifact) -> None:
     with pytest.raises(NothingToSee, match="nothing to see of what relu1 responds to"):
-        read_responses(artifact, "relu1")
+        read_strongest(artifact, "relu1")
 
 
 def test_layers_that_do_not_fit_the_graph_do_not_open(damaged: Path) -> None:
@@ -152,7 +152,7 @@ def test_missing_classifier_is_the_artifacts_fault(damaged: Path) -> None:
 def test_sheet_that_is_no_webp_is_the_artifacts_fault(damaged: Path) -> None:
     broken = _rewrite(damaged, RESPONSES, **{"conv1.sheet": np.zeros(50, np.uint8)})
     with pytest.raises(ArtifactError, match=r"responses\.npz: holds no picture"):
-        read_responses(broken, "conv1")
+        read_strongest(broken, "conv1")
     broken = _rewrite(damaged, EXAMPLES, sheet=np.frombuffer(b"\x89PNG\r\n\x1a\n", np.uint8))
     with pytest.raises(ArtifactError, match=r"examples\.npz: holds no picture"):
         read_examples(broken, 0, 0)
@@ -167,4 +167,5 @@ def test_examples_of_a_cell_are_the_pixels_of_the_test_images(artifact: Artifact
     assert (found.images == images[found.index]).all()
     assert (np.diff(found.confidence) < 0).all()
     np.testing.assert_allclose(found.confidence, probabilities[found.index].max(1))
-    assert contact_sheet(found, 2)[:4] == b"\x89PNG"
+    assert (found.true == blue).all()
+    assert (found.predicted == blue).all()

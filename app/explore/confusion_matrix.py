@@ -1,11 +1,8 @@
-"""Pictures of filters and confusion matrices as PNG bytes, drawn with Pillow and NumPy alone.
+"""Pictures of a confusion matrix, and of the test images behind one of its cells.
 
-Shared by the service and by export. This module knows nothing of HTTP, models or files, and
-computes no metric beyond what it writes into a picture.
+The matrix comes as counts. Its fractions are computed here too, as the picture shows them.
 """
 
-import base64
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -14,12 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from app.artifact.tensors import Images
+from app.explore.pictures import GREY, enlarged, png, tile_grid
+
 Normalization = Literal["true", "pred", "all"]
 
 MAX_LABEL = 24
 """Characters of a class name that are written out."""
 
-_BACKGROUND = (128, 128, 128)
+_IMAGES_ACROSS = 6
 _INK = (38, 38, 38)
 _FAINT = (110, 110, 110)
 _PAPER = (255, 255, 255)
@@ -39,70 +39,6 @@ _BLUES = np.array(
     ],
     dtype=np.float64,
 )
-
-
-def filter_grid(weights: NDArray[np.float32], scale: int, columns: int) -> bytes:
-    """Draw every filter of a convolution, row by row, on neutral grey.
-
-    Args:
-        weights: float32 `[out,in,kh,kw]`.
-        scale: pixels of the picture for one weight, also the gap between filters.
-        columns: filters in a row; fewer filters than that make a narrower picture.
-
-    Returns:
-        A PNG. Three input channels are drawn as red, green and blue; any other number as the grey
-        mean of the absolute weights over the input channels, which shows where a filter looks and
-        not what it looks for. Each filter is scaled from its own smallest to its own largest
-        value, all channels together: colours compare within a filter, not between filters, and
-        the grey level of a zero weight differs from filter to filter. A filter of one value
-        throughout is mid-grey.
-
-    Raises:
-        ValueError: no filters, or `scale` or `columns` below one.
-    """
-    if weights.ndim != 4 or 0 in weights.shape:
-        raise ValueError(f"weights have shape {weights.shape}; expected [out,in,kh,kw]")
-    if scale < 1 or columns < 1:
-        raise ValueError(f"scale is {scale} and columns is {columns}; both are at least 1")
-    return png(enlarge(tile_grid(filter_tiles(weights), columns), scale))
-
-
-def tile_grid(tiles: NDArray[np.uint8], columns: int) -> NDArray[np.uint8]:
-    """Lay pictures out row by row on neutral grey, a pixel apart.
-
-    Args:
-        tiles: uint8 `[n,height,width,3]`.
-        columns: pictures in a row; fewer pictures than that make a narrower grid.
-    """
-    count, height, width, _ = tiles.shape
-    columns = min(columns, count)
-    rows = -(-count // columns)
-    grid = np.empty((rows * (height + 1) + 1, columns * (width + 1) + 1, 3), np.uint8)
-    grid[:] = _BACKGROUND
-    for index, tile in enumerate(tiles):
-        row, column = divmod(index, columns)
-        top, left = row * (height + 1) + 1, column * (width + 1) + 1
-        grid[top : top + height, left : left + width] = tile
-    return grid
-
-
-def single_filter(weights: NDArray[np.float32], index: int, scale: int) -> bytes:
-    """Draw one filter of a convolution as `filter_grid` does, without a margin.
-
-    Args:
-        weights: float32 `[out,in,kh,kw]`.
-        index: which filter, from 0.
-        scale: pixels of the picture for one weight.
-
-    Raises:
-        IndexError: there is no such filter.
-        ValueError: `scale` is below one.
-    """
-    if not 0 <= index < len(weights):
-        raise IndexError(f"filter {index} does not exist; there are {len(weights)}")
-    if scale < 1:
-        raise ValueError(f"scale is {scale}; it is at least 1")
-    return png(enlarge(filter_tiles(weights[index : index + 1])[0], scale))
 
 
 def normalized(counts: NDArray[np.int64], normalize: Normalization | None) -> NDArray[np.float64]:
@@ -126,7 +62,7 @@ def normalized(counts: NDArray[np.int64], normalize: Normalization | None) -> ND
     return fractions
 
 
-def confusion_matrix(
+def draw_matrix(
     counts: NDArray[np.int64], labels: Sequence[str], normalize: Normalization | None
 ) -> bytes:
     """Draw a confusion matrix as a heat map with its numbers in the cells.
@@ -151,50 +87,30 @@ def confusion_matrix(
     values = normalized(counts, normalize)
     top = max(values.max(), 1.0) if normalize is None else 1.0
     texts = [[_cell_text(value, normalize) for value in row] for row in values]
-    layout = _layout(labels, texts)
-    picture = Image.new("RGB", (layout.width, layout.height), _PAPER)
+    geometry = _measure(labels, texts)
+    picture = Image.new("RGB", (geometry.width, geometry.height), _PAPER)
     draw = ImageDraw.Draw(picture)
-    _draw_title(draw, layout, counts, normalize)
-    _draw_cells(draw, layout, np.sqrt(values / top), texts)
-    _draw_labels(picture, draw, layout, labels)
+    _draw_title(draw, geometry, counts, normalize)
+    _draw_cells(draw, geometry, np.sqrt(values / top), texts)
+    _draw_labels(picture, draw, geometry, labels)
     return png(picture)
 
 
-def filter_tiles(weights: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Return a picture of each filter, uint8 `[out,kh,kw,3]`, as `filter_grid` describes it."""
-    if weights.shape[1] == 3:
-        tiles = weights.transpose(0, 2, 3, 1).astype(np.float64)
-    else:
-        grey = np.abs(weights.astype(np.float64)).mean(axis=1)
-        tiles = np.repeat(grey[..., np.newaxis], 3, axis=3)
-    low = tiles.min(axis=(1, 2, 3), keepdims=True)
-    spread = tiles.max(axis=(1, 2, 3), keepdims=True) - low
-    unit = np.full_like(tiles, 0.5)
-    np.divide(tiles - low, spread, out=unit, where=spread > 0)
-    levels: NDArray[np.uint8] = np.rint(unit * 255).astype(np.uint8)
-    return levels
+def contact_sheet(images: Images, scale: int) -> bytes:
+    """Draw the images of a cell, six in a row, as a PNG; an empty cell is a small grey square.
 
-
-def enlarge(pixels: NDArray[np.uint8], scale: int) -> Image.Image:
-    """Return a picture of uint8 `[height,width,3]` with squares of `scale` pixels for each."""
-    return Image.fromarray(pixels.repeat(scale, axis=0).repeat(scale, axis=1))
-
-
-def data_url(pixels: NDArray[np.uint8]) -> str:
-    """Return a picture uint8 `[height,width,3]` as a PNG within a URL."""
-    return "data:image/png;base64," + base64.b64encode(png(Image.fromarray(pixels))).decode()
-
-
-def png(picture: Image.Image) -> bytes:
-    """Return a picture as a PNG file."""
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    return buffer.getvalue()
+    Args:
+        images: uint8 `[N,H,W,3]`.
+        scale: side in pixels of the square that is drawn for each pixel.
+    """
+    if not len(images):
+        images = np.full((1, 8, 8, 3), GREY, np.uint8)
+    return enlarged(tile_grid(images, _IMAGES_ACROSS), scale)
 
 
 @dataclass(frozen=True)
-class _Layout:
-    """Where the parts of a confusion matrix are, in pixels."""
+class _Geometry:
+    """Where the parts of the picture are, in pixels, and the fonts that they are written in."""
 
     cell: int
     left: int
@@ -215,7 +131,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
     return font
 
 
-def _layout(labels: Sequence[str], texts: list[list[str]]) -> _Layout:
+def _measure(labels: Sequence[str], texts: list[list[str]]) -> _Geometry:
     """Cells hold their longest number; names that are wider than a cell are turned upright."""
     size = len(labels)
     names = _font(20 if size <= 20 else 14)
@@ -229,7 +145,7 @@ def _layout(labels: Sequence[str], texts: list[list[str]]) -> _Layout:
     left, top = edge + 52, 84
     side = cell * size
     width, height = left + side + 28, top + side + below
-    return _Layout(cell, left, top, width, height, rotated, names, numbers, _font(26))
+    return _Geometry(cell, left, top, width, height, rotated, names, numbers, _font(26))
 
 
 def _shortened(label: str) -> str:
@@ -247,7 +163,7 @@ def _cell_text(value: float, normalize: Normalization | None) -> str:
 
 def _draw_title(
     draw: ImageDraw.ImageDraw,
-    layout: _Layout,
+    geometry: _Geometry,
     counts: NDArray[np.int64],
     normalize: Normalization | None,
 ) -> None:
@@ -259,14 +175,14 @@ def _draw_title(
         "pred": "percent of each predicted class",
         "all": "percent of all images",
     }
-    draw.text((layout.left, 32), title, _INK, layout.title, anchor="lm")
+    draw.text((geometry.left, 32), title, _INK, geometry.title, anchor="lm")
     line = f"{right:,} of {total:,} images right; cells show {units[normalize]}"
-    draw.text((layout.left, 62), line, _FAINT, _font(15), anchor="lm")
+    draw.text((geometry.left, 62), line, _FAINT, _font(15), anchor="lm")
 
 
 def _draw_cells(
     draw: ImageDraw.ImageDraw,
-    layout: _Layout,
+    geometry: _Geometry,
     shades: NDArray[np.float64],
     texts: list[list[str]],
 ) -> None:
@@ -275,13 +191,13 @@ def _draw_cells(
     dark = colours @ np.array([0.2126, 0.7152, 0.0722]) < 140
     for row, line in enumerate(texts):
         for column, text in enumerate(line):
-            left, top = layout.left + column * layout.cell, layout.top + row * layout.cell
+            left, top = geometry.left + column * geometry.cell, geometry.top + row * geometry.cell
             red, green, blue = (int(value) for value in colours[row, column])
-            box = (left, top, left + layout.cell - 2, top + layout.cell - 2)
+            box = (left, top, left + geometry.cell - 2, top + geometry.cell - 2)
             draw.rectangle(box, (red, green, blue))
-            middle = (left + layout.cell / 2 - 1, top + layout.cell / 2 - 1)
+            middle = (left + geometry.cell / 2 - 1, top + geometry.cell / 2 - 1)
             ink = _PAPER if dark[row, column] else _INK
-            draw.text(middle, text, ink, layout.numbers, anchor="mm")
+            draw.text(middle, text, ink, geometry.numbers, anchor="mm")
 
 
 def _blues(shades: NDArray[np.float64]) -> NDArray[np.uint8]:
@@ -292,21 +208,23 @@ def _blues(shades: NDArray[np.float64]) -> NDArray[np.uint8]:
 
 
 def _draw_labels(
-    picture: Image.Image, draw: ImageDraw.ImageDraw, layout: _Layout, labels: Sequence[str]
+    picture: Image.Image, draw: ImageDraw.ImageDraw, geometry: _Geometry, labels: Sequence[str]
 ) -> None:
-    side = layout.cell * len(labels)
+    side = geometry.cell * len(labels)
     for index, label in enumerate(labels):
-        middle = (index + 0.5) * layout.cell - 1
-        place = (layout.left - 10, layout.top + middle)
-        draw.text(place, label, _INK, layout.names, anchor="rm")
-        below = (layout.left + middle, layout.top + side + 10)
-        if layout.rotated:
-            _draw_upright(picture, below, label, layout.names)
+        middle = (index + 0.5) * geometry.cell - 1
+        place = (geometry.left - 10, geometry.top + middle)
+        draw.text(place, label, _INK, geometry.names, anchor="rm")
+        below = (geometry.left + middle, geometry.top + side + 10)
+        if geometry.rotated:
+            _draw_upright(picture, below, label, geometry.names)
         else:
-            draw.text(below, label, _INK, layout.names, anchor="ma")
+            draw.text(below, label, _INK, geometry.names, anchor="ma")
     axis = _font(20)
-    draw.text((layout.left + side / 2, layout.height - 22), "predicted", _FAINT, axis, anchor="mm")
-    _draw_upright(picture, (24, layout.top + side / 2), "true", axis, _FAINT, centred=True)
+    draw.text(
+        (geometry.left + side / 2, geometry.height - 22), "predicted", _FAINT, axis, anchor="mm"
+    )
+    _draw_upright(picture, (24, geometry.top + side / 2), "true", axis, _FAINT, centred=True)
 
 
 def _draw_upright(
