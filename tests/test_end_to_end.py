@@ -3,11 +3,8 @@
 import csv
 import io
 import json
-import os
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,8 +16,8 @@ from PIL import Image
 from app.artifact.directory import Artifact, read_artifact
 from app.artifact.files import FILTERS
 from tests.support import sample
-
-START_SECONDS = 120  # imports alone take a minute where others compute
+from tests.support.pictures import as_png
+from tests.support.servers import started
 
 
 def _training(*arguments: str | Path) -> str:
@@ -42,48 +39,14 @@ def artifact(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Ar
 
 
 @pytest.fixture(scope="module")
-def client(artifact: Artifact) -> Iterator[httpx.Client]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = os.environ | {
-        "CONVSCOPE_STORE": str(artifact.path.parent.parent),
-        "CONVSCOPE_DEFAULT_MODEL": "sampled",
-    }
-    server = subprocess.Popen(
-        [Path(sys.executable).with_name("convscope"), "serve", "--port", str(port)],
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        with httpx.Client(
-            base_url=f"http://127.0.0.1:{port}", timeout=30, trust_env=False
-        ) as connected:
-            _wait_until_ready(connected, server)
+def client(artifact: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    command = [str(Path(sys.executable).with_name("convscope")), "serve"]
+    store = artifact.path.parent.parent
+    log = tmp_path_factory.mktemp("serve") / "log"
+    with started(command, store, log, CONVSCOPE_DEFAULT_MODEL="sampled") as server:
+        with httpx.Client(base_url=server.url, timeout=30, trust_env=False) as connected:
             yield connected
-    finally:
-        server.terminate()
-        assert server.wait(60) == 0
-
-
-def _wait_until_ready(client: httpx.Client, server: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline:
-        assert server.poll() is None
-        try:
-            if client.get("/health/ready").status_code == 200:
-                return
-        except httpx.TransportError:
-            pass
-        time.sleep(0.1)
-    pytest.fail(f"the server was not ready after {START_SECONDS} seconds")
-
-
-def _png(image: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG")
-    return buffer.getvalue()
+        assert server.stop() == 0
 
 
 def test_the_service_gives_the_accuracy_that_was_measured(
@@ -92,7 +55,7 @@ def test_the_service_gives_the_accuracy_that_was_measured(
     images, labels = sample.read("test")
     right = 0
     for start in range(0, len(images), 40):
-        parts = [("file", (f"{i}.png", _png(images[i]))) for i in range(start, start + 40)]
+        parts = [("file", (f"{i}.png", as_png(images[i]))) for i in range(start, start + 40)]
         answer = client.post("/predict", files=parts, params={"top_k": 1}).raise_for_status()
         for prediction in answer.json()["predictions"]:
             right += prediction["class_id"] == labels[int(prediction["filename"][:-4])]
@@ -105,7 +68,7 @@ def test_one_image_is_answered_with_the_artifacts_probabilities(
 ) -> None:
     golden = artifact.arrays("golden.npz")
     for image, expected in zip(golden["images"], golden["probabilities"], strict=True):
-        answer = client.post("/predict", content=_png(image), params={"top_k": 10})
+        answer = client.post("/predict", content=as_png(image), params={"top_k": 10})
         content = answer.raise_for_status().json()
         assert (content["model"], content["version"]) == ("sampled", "1")
         (prediction,) = content["predictions"]

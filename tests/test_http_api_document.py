@@ -14,7 +14,8 @@ import pytest
 
 from app import problems
 from app.errors import ConvscopeError
-from tests.support.servers import CONVSCOPE, ROOT, Server, get, started
+from bench import ROOT
+from tests.support.servers import CONVSCOPE, Server, get, started
 
 DOCUMENT = (ROOT / "docs" / "http-api.md").read_text()
 MORE = "…"

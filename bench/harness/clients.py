@@ -1,4 +1,4 @@
-"""The soak's clients: processes that send its mixture, check every answer and count them."""
+"""Clients of a long run: processes that send requests, check every answer and count them."""
 
 import asyncio
 import json
@@ -15,13 +15,12 @@ from typing import Self
 
 import uvloop
 
-from bench.harness.load import Address
 from bench.harness.processes import ServerFailed
-from bench.serving.mixture import Mixture, Shot
+from bench.harness.requests import Address
 
 USERS = 64
-"""Connections of the open loop at most: a sound request then always finds room in the service,
-also after a stall; the time for which it waited for a connection is in its latency."""
+"""Most connections of the open loop, so that a valid request always finds room in the service, even
+after a stall. A latency includes the wait for a connection."""
 
 _CLOSED_USERS = 16
 _TIMEOUT = 30.0
@@ -31,19 +30,53 @@ Count = tuple[str, str, int]
 """Method, route and status, as the service's metrics name them."""
 
 
-@dataclass
-class Tally:
-    """What clients saw.
+@dataclass(frozen=True)
+class Shot:
+    """One request and its expected answer.
 
     Attributes:
-        counts: what the service is to have counted, by method, route and status.
-        unsure: those of `counts` with 499 which may have been answered with 200 too.
-        predictions: by model, version and label.
-        rejections: by the end of the problem's type.
-        names: requests by the name of their kind.
-        latencies: of sound requests, from when they were due, in seconds.
-        failures: how many, by what was wrong.
-        cpu_seconds: that the clients took.
+        name: kind of the request, for the report.
+        raw: bytes to send.
+        status: status of the answer; if the client leaves, the status that the service counts; 0
+            if the service counts nothing.
+        route: route in the service's metrics.
+        method: method in the service's metrics.
+        model: name and version of the model that answers.
+        labels: expected labels of the images, in order.
+        leaves: the client sends the bytes and closes the connection.
+        unsure: the service may have answered before it noticed that the client had gone.
+        unfinished: the connection cannot be used for another request.
+    """
+
+    name: str
+    raw: bytes
+    status: int = 200
+    route: str = "/predict"
+    method: str = "POST"
+    model: tuple[str, str] | None = None
+    labels: tuple[str, ...] = ()
+    leaves: bool = False
+    unsure: bool = False
+    unfinished: bool = False
+
+
+Draw = Callable[[int], Iterator[Shot]]
+"""A function that yields requests without end, in an order determined by a seed."""
+
+
+@dataclass
+class Tally:
+    """Counts of the clients.
+
+    Attributes:
+        counts: requests that the service should have counted, by method, route and status.
+        unsure: requests counted with 499 that may have been answered with 200 instead.
+        predictions: predictions by model, version and label.
+        rejections: refusals by the last part of the problem's type.
+        names: requests by kind.
+        latencies: seconds from the time a valid request was due to its answer.
+        failures: failures by description.
+        cpu_seconds: processor time of the clients.
     """
 
     counts: Counter[Count] = field(default_factory=Counter)
@@ -56,22 +89,22 @@ class Tally:
     cpu_seconds: float = 0.0
 
     def add(self, other: Self) -> None:
-        """Take over what another has."""
+        """Add the counts of another tally."""
         for name in ("counts", "predictions", "rejections", "names", "failures"):
             getattr(self, name).update(getattr(other, name))
         self.latencies.extend(other.latencies)
         self.unsure += other.unsure
         self.cpu_seconds += other.cpu_seconds
 
-    def fail(self, what: str) -> None:
-        """Note a failure."""
-        self.failures[what[:300]] += 1
+    def fail(self, description: str) -> None:
+        """Count a failure."""
+        self.failures[description[:300]] += 1
 
     def take(self, shot: Shot, status: int, headers: Mapping[str, str], body: bytes) -> None:
         """Check one answer and count it."""
         self.counts[shot.method, shot.route, status] += 1
         if status != shot.status:
-            self.fail(f"{shot.name}: {status}, not {shot.status}: {body[:150]!r}")
+            self.fail(f"{shot.name}: status is {status}, not {shot.status}: {body[:150]!r}")
             return
         if not headers.get("x-request-id"):
             self.fail(f"{shot.name}: no request id")
@@ -84,23 +117,23 @@ class Tally:
         labels = [item["label"] for item in json.loads(body)["predictions"]]
         self.predictions.update((*model, label) for label in labels)
         if tuple(labels) != shot.labels:
-            self.fail(f"{shot.name}: {labels} is wrong: {shot.labels}")
+            self.fail(f"{shot.name}: labels are {labels}, not {list(shot.labels)}")
 
     def _take_problem(self, shot: Shot, headers: Mapping[str, str], body: bytes) -> None:
         try:
             problem = json.loads(body)
             kind, request_id = problem["type"], problem["request_id"]
         except (ValueError, KeyError):
-            self.fail(f"{shot.name}: {shot.status} without a problem: {body[:100]!r}")
+            self.fail(f"{shot.name}: {shot.status} without a problem document: {body[:100]!r}")
             return
         if request_id != headers["x-request-id"]:
-            self.fail(f"{shot.name}: two request ids")
+            self.fail(f"{shot.name}: header and body have different request ids")
         if kind != "about:blank":
             self.rejections[kind.rpartition(":")[2]] += 1
 
 
 class _Client:
-    """Many connections of one process."""
+    """The connections of one process."""
 
     def __init__(self, address: Address, shots: Iterator[Shot], rate: float | None) -> None:
         self.tally = Tally()
@@ -115,7 +148,7 @@ class _Client:
         await asyncio.gather(*(self._use() for _ in range(users)))
 
     async def _use(self) -> None:
-        """Send whatever is due next, one after the other, on one connection while it lasts."""
+        """Send requests as they become due, on one connection while it lasts."""
         streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
         while (due := self._next_due()) < self._end:
             shot = next(self._shots)
@@ -144,7 +177,7 @@ class _Client:
     async def _fire(
         self, shot: Shot, due: float, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> bool:
-        """Send one request and take its answer; return whether the connection may be kept."""
+        """Send one request and read its answer; return whether the connection may be used again."""
         writer.write(shot.raw)
         if shot.leaves:
             await writer.drain()
@@ -170,33 +203,45 @@ async def _read(reader: asyncio.StreamReader, method: str) -> tuple[int, dict[st
     headers = {name.lower(): value for name, _, value in pairs}
     length = 0 if method == "HEAD" else int(headers.get("content-length", "-1"))
     if length < 0:
-        raise ValueError("an answer without a length")
+        raise ValueError("answer has no Content-Length")
     return int(first.split()[1]), headers, await reader.readexactly(length)
 
 
 def _be_client(
-    pipe: Connection, address: Address, seed: int, rate: float | None, users: int, seconds: float
+    pipe: Connection,
+    address: Address,
+    draw: Draw,
+    seed: int,
+    rate: float | None,
+    users: int,
+    seconds: float,
 ) -> None:
-    """Be a client: the main function of a process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends us
-    mixture = Mixture()
+    """Main function of a client's process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops its clients
+    shots = draw(seed)
     pipe.send(None)
-    pipe.recv()  # all begin at once
-    client = _Client(address, mixture.draw(seed), rate)
+    pipe.recv()  # all clients begin together
+    client = _Client(address, shots, rate)
     before = time.process_time()
     uvloop.run(client.run(users, seconds))
     client.tally.cpu_seconds = time.process_time() - before
     pipe.send(client.tally)
 
 
-def send(address: Address, rate: float | None, seconds: float, watch: Callable[[], None]) -> Tally:
-    """Send the mixture from one process for each two cores, and call `watch` meanwhile.
+def send(
+    address: Address, draw: Draw, rate: float | None, seconds: float, watch: Callable[[], None]
+) -> Tally:
+    """Send requests from one process for every two cores, and call `watch` meanwhile.
 
     Args:
-        address: the service's.
-        rate: requests a second of an open loop; None for a closed one.
-        seconds: how long.
+        address: address of the service.
+        draw: requests to send; each process calls it with a seed of its own.
+        rate: requests a second of an open loop; None for a closed loop.
+        seconds: duration.
         watch: called about every tenth of a second.
+
+    Raises:
+        ServerFailed: a client process ended by itself.
     """
     count = max(1, (os.cpu_count() or 1) // 2)
     users = max(1, (USERS if rate else _CLOSED_USERS) // count)
@@ -205,7 +250,7 @@ def send(address: Address, rate: float | None, seconds: float, watch: Callable[[
     pipes = [context.Pipe() for _ in range(count)]
     processes = [
         context.Process(
-            target=_be_client, args=(end, address, seed, share, users, seconds), daemon=True
+            target=_be_client, args=(end, address, draw, seed, share, users, seconds), daemon=True
         )
         for seed, (_, end) in enumerate(pipes)
     ]

@@ -12,39 +12,15 @@ import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from bench import BUILD, HERE
-
-Address = tuple[str, int]
-"""Host and port."""
+from bench.harness.requests import Address
 
 
 class LoadFailed(Exception):
     """The load generator is missing or ended with an error."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """One POST, or a GET where there is no body."""
-
-    path: str
-    body: bytes = b""
-    content_type: str = "application/octet-stream"
-    headers: Mapping[str, str] = field(default_factory=dict)
-
-    def raw(self, address: Address) -> bytes:
-        """Return what goes over the wire, HTTP/1.1 with keep-alive."""
-        lines = [
-            f"{'POST' if self.body else 'GET'} {self.path} HTTP/1.1",
-            f"Host: {address[0]}:{address[1]}",
-            "Accept: application/json",
-            *(f"{name}: {value}" for name, value in self.headers.items()),
-        ]
-        if self.body:
-            lines += [f"Content-Type: {self.content_type}", f"Content-Length: {len(self.body)}"]
-        return "\r\n".join(lines).encode() + b"\r\n\r\n" + self.body
 
 
 @dataclass(frozen=True)
@@ -215,7 +191,9 @@ def build_open_loop() -> Path:
         return program
     compiler = shutil.which("cc")
     if compiler is None:
-        raise LoadFailed("no C compiler for bench/harness/openloop.c (Debian: apt install gcc libc6-dev)")
+        raise LoadFailed(
+            "no C compiler for bench/harness/openloop.c (Debian: apt install gcc libc6-dev)"
+        )
     BUILD.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=BUILD) as place:
         made = Path(place) / "openloop"

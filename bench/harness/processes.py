@@ -1,9 +1,7 @@
-"""Servers as processes: start one, wait until it answers, watch what its whole tree costs, stop it.
+"""Servers as processes: start one, wait until it answers, measure its process tree, stop it.
 
-A server may fork workers, start daemons and put them into sessions of their own. Its tree is every
-process that descends from the first one, or is in a session that one of them leads; what was seen
-in the tree once stays in it, also when its parent has gone. Linux only: everything is read from
-`/proc`.
+Benchmarks and tests start every server here. A server ends with the process that started it, even
+when that process is killed. Linux only.
 """
 
 import os
@@ -11,6 +9,7 @@ import random
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,35 +17,39 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
+
+import psutil
 
 from bench import ROOT
 
-_PROC = Path("/proc")
-_TICK = os.sysconf("SC_CLK_TCK")
-_PAGE = os.sysconf("SC_PAGE_SIZE")
+_LAUNCH = Path(__file__).with_name("launch.py")
 _SAMPLE_SECONDS = 0.1
-_PORTS = 20_000, 30_000  # below those that Linux gives to connections
+_STOP_SECONDS = 30
+_PORTS = 20_000, 30_000  # below the range from which Linux takes ports for clients
 _QUIET_SECONDS, _QUIET_TIMES, _QUIET_SHARE = 0.15, 2, 0.15
+
+Process = Any
+"""A `psutil.Process`; psutil has no annotations."""
 
 
 class ServerFailed(Exception):
-    """A server did not start, ended by itself, or answered wrongly."""
+    """A server did not start, ended by itself, or gave a wrong answer."""
 
 
 @dataclass(frozen=True)
 class Usage:
-    """What a process tree cost since the watch began.
+    """The cost of a process tree since the measurement began.
 
     Attributes:
-        seconds: how long it was watched.
+        seconds: length of the measurement.
         cpu_seconds: user and system time of all processes.
-        peak_rss_mb: the largest sum of the resident memory of all processes, in MB (10^6 bytes);
-            pages that they share are counted for each.
-        peak_process_mb: the largest resident memory of one process.
-        rss_mb: the sum at the end.
-        pss_mb: at the end, with shared pages divided among those who share them.
-        processes: how many there were at the end.
+        peak_rss_mb: largest sum of the resident memory of all processes, in MB (10^6 bytes); pages
+            that processes share count once for each of them.
+        peak_process_mb: largest resident memory of one process.
+        rss_mb: sum of the resident memory at the end.
+        pss_mb: memory at the end, shared pages divided among the processes that share them.
+        processes: number of processes at the end.
     """
 
     seconds: float
@@ -59,88 +62,87 @@ class Usage:
 
 
 @dataclass(frozen=True)
-class _Stat:
+class Sample:
+    """One process at one moment: `cpu_seconds` is user and system time, `rss` is in bytes."""
+
     pid: int
     parent: int
-    session: int
     cpu_seconds: float
-    started: int
     rss: int
 
 
-def _read_stat(pid: int) -> _Stat | None:
-    try:
-        text = (_PROC / str(pid) / "stat").read_text()
-    except OSError:
-        return None
-    # The name stands in brackets and may hold anything.
-    fields = text[text.rindex(")") + 2 :].split()
-    if fields[0] == "Z":
-        return None
-    ticks = int(fields[11]) + int(fields[12])
-    session, started, rss = int(fields[3]), int(fields[19]), int(fields[21])
-    return _Stat(pid, int(fields[1]), session, ticks / _TICK, started, rss * _PAGE)
-
-
-def _pss(pid: int) -> int:
-    with suppress(OSError):
-        for line in (_PROC / str(pid) / "smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
-                return int(line.split()[1]) * 1024
-    return 0
-
-
 def busy_seconds() -> float:
-    """Return the processor time that all programs of the machine, and others on its host, used."""
-    fields = [int(field) for field in (_PROC / "stat").read_text().splitlines()[0].split()[1:9]]
-    user, nice, system, _, _, interrupts, soft_interrupts, stolen = fields
-    return (user + nice + system + interrupts + soft_interrupts + stolen) / _TICK
+    """Return the processor time used by all programs of this machine and by others on its host."""
+    times = psutil.cpu_times()
+    busy: float = times.user + times.nice + times.system + times.irq + times.softirq + times.steal
+    return busy
 
 
 class ProcessTree:
-    """All processes of a server, followed by a thread."""
+    """All processes of a server.
+
+    The tree holds the root's descendants and the processes in sessions that members lead, so
+    daemons belong to it. A process that was seen in the tree stays in it when its parent ends.
+    """
 
     def __init__(self, root: int) -> None:
-        self._members: dict[tuple[int, int], float] = {}  # (pid, started) -> CPU seconds
-        self._root = root
         self._lock = threading.Lock()
-        self._begin: dict[tuple[int, int], float] = {}
+        self._cpu_seconds: dict[Process, float] = {psutil.Process(root): 0.0}
+        self._begin: dict[Process, float] = {}
         self._began = time.monotonic()
         self._peak_rss = self._peak_process = 0
-        self.sample()
+        self._watcher: threading.Thread | None = None
+        self._closed = threading.Event()
 
-    def sample(self) -> list[_Stat]:
-        """Find the members that live now, and count what they use."""
+    def sample(self) -> list[Sample]:
+        """Find the members that live now and record their use."""
         with self._lock:
-            return self._sample()
+            return list(self._sample().values())
 
-    def _sample(self) -> list[_Stat]:
-        pids = [int(entry.name) for entry in _PROC.iterdir() if entry.name.isdecimal()]
-        stats = [stat for pid in pids if (stat := _read_stat(pid))]
-        known = {stat.pid for stat in stats if (stat.pid, stat.started) in self._members}
-        if not self._members:
-            known.add(self._root)
-        size = 0
-        while size != len(known):
-            size = len(known)
-            known |= {s.pid for s in stats if s.parent in known or s.session in known}
-        living = [stat for stat in stats if stat.pid in known]
-        for stat in living:
-            self._members[stat.pid, stat.started] = stat.cpu_seconds
-        self._peak_rss = max(self._peak_rss, sum(stat.rss for stat in living))
-        self._peak_process = max([self._peak_process, *(stat.rss for stat in living)])
+    def _sample(self) -> dict[Process, Sample]:
+        living = {}
+        for process in self._find():
+            with suppress(psutil.Error), process.oneshot():
+                if process.status() != psutil.STATUS_ZOMBIE:
+                    cpu, rss = process.cpu_times(), process.memory_info().rss
+                    living[process] = Sample(
+                        process.pid, process.ppid(), cpu.user + cpu.system, rss
+                    )
+        self._cpu_seconds |= {process: one.cpu_seconds for process, one in living.items()}
+        sizes = [one.rss for one in living.values()]
+        self._peak_rss = max(self._peak_rss, sum(sizes))
+        self._peak_process = max([self._peak_process, *sizes])
         return living
 
+    def _find(self) -> list[Process]:
+        known = {process.pid: process for process in self._cpu_seconds if process.is_running()}
+        for process in list(known.values()):
+            with suppress(psutil.Error):
+                if process.ppid() not in known:  # the root, or a daemon
+                    known |= {child.pid: child for child in process.children(recursive=True)}
+        for pid in psutil.pids():
+            with suppress(psutil.Error, ProcessLookupError):
+                if pid not in known and os.getsid(pid) in known:
+                    known[pid] = psutil.Process(pid)
+        return list(known.values())
+
     def begin(self) -> None:
-        """Count from now on."""
+        """Start a measurement; a thread samples the tree from now on."""
+        if self._watcher is None:
+            self._watcher = threading.Thread(target=self._watch, daemon=True)
+            self._watcher.start()
         with self._lock:
             self._peak_rss = self._peak_process = 0
             self._sample()
-            self._begin = dict(self._members)
+            self._begin = dict(self._cpu_seconds)
             self._began = time.monotonic()
 
+    def _watch(self) -> None:
+        while not self._closed.wait(_SAMPLE_SECONDS):
+            self.sample()
+
     def settle(self, seconds: float = 5) -> None:
-        """Wait until it is idle, at most so long: what is still worked off would be measured."""
+        """Wait until the tree is idle, at most `seconds`, so that old work is not measured."""
         until = time.monotonic() + seconds
         quiet = 0
         while quiet < _QUIET_TIMES and time.monotonic() < until:
@@ -150,45 +152,65 @@ class ProcessTree:
             quiet = quiet + 1 if usage.cpu_seconds <= _QUIET_SHARE * usage.seconds else 0
 
     def usage(self) -> Usage:
-        """Return what was used since `begin`."""
+        """Return the use since `begin`."""
         with self._lock:
             living = self._sample()
-            spent = sum(cpu - self._begin.get(member, 0.0) for member, cpu in self._members.items())
+            used = self._cpu_seconds.items()
             return Usage(
                 seconds=round(time.monotonic() - self._began, 3),
-                cpu_seconds=round(spent, 3),
+                cpu_seconds=round(sum(cpu - self._begin.get(one, 0.0) for one, cpu in used), 3),
                 peak_rss_mb=round(self._peak_rss / 1e6, 1),
                 peak_process_mb=round(self._peak_process / 1e6, 1),
-                rss_mb=round(sum(stat.rss for stat in living) / 1e6, 1),
-                pss_mb=round(sum(_pss(stat.pid) for stat in living) / 1e6, 1),
+                rss_mb=round(sum(one.rss for one in living.values()) / 1e6, 1),
+                pss_mb=round(sum(map(_pss, living)) / 1e6, 1),
                 processes=len(living),
             )
 
+    def close(self) -> None:
+        """Stop the thread that samples."""
+        self._closed.set()
+        if self._watcher is not None:
+            self._watcher.join()
+
     def kill(self) -> None:
-        """End what is left of it, for sure."""
+        """Kill all members that still live."""
         for _ in range(50):
             living = self.sample()
             if not living:
                 return
-            for stat in living:
+            for one in living:
                 with suppress(ProcessLookupError):
-                    os.kill(stat.pid, signal.SIGKILL)
+                    os.kill(one.pid, signal.SIGKILL)
             time.sleep(0.02)
 
 
+def _pss(process: Process) -> int:
+    with suppress(psutil.Error):
+        return int(process.memory_full_info().pss)
+    return 0
+
+
 class ServerProcess:
-    """A server that runs while the `with` block does; nothing of it is left afterwards.
+    """A server that runs during the `with` block and leaves no process behind.
+
+    It runs in a session of its own. If this process ends inside the block, however it ends, the
+    server gets SIGTERM. Enter the block in the main thread: the kernel watches the thread.
 
     Args:
         command: program and arguments; no shell.
-        directory: where it runs.
-        environment: added to this process's own.
-        log: where its output goes.
+        directory: working directory.
+        environment: all environment variables.
+        log: file that takes standard output and standard error.
 
     Attributes:
-        tree: all its processes.
-        started: `time.monotonic()` just before it was started.
+        pid: process id of the program.
+        tree: the program's process tree.
+        started: `time.monotonic()` just before the start.
     """
+
+    pid: int
+    tree: ProcessTree
+    started: float
 
     def __init__(
         self,
@@ -198,17 +220,16 @@ class ServerProcess:
         environment: Mapping[str, str],
         log: Path,
     ) -> None:
-        self._command = list(command)
+        self._command = [sys.executable, "-I", "-S", str(_LAUNCH), str(os.getpid()), *command]
         self._directory = directory
-        self._environment = {**os.environ, **environment}
+        self._environment = environment
         self._log = log
-        self._ended = threading.Event()
 
     def __enter__(self) -> Self:
         self._log.parent.mkdir(parents=True, exist_ok=True)
         self.started = time.monotonic()
         with self._log.open("wb") as log:
-            self._process = subprocess.Popen(  # noqa: S603 -- the benchmark's own table
+            self._process = subprocess.Popen(  # noqa: S603 -- commands of benchmarks and tests
                 self._command,
                 cwd=self._directory,
                 env=self._environment,
@@ -217,9 +238,8 @@ class ServerProcess:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        self.tree = ProcessTree(self._process.pid)
-        self._watcher = threading.Thread(target=self._watch, daemon=True)
-        self._watcher.start()
+        self.pid = self._process.pid
+        self.tree = ProcessTree(self.pid)
         return self
 
     def __exit__(
@@ -229,49 +249,70 @@ class ServerProcess:
         traceback: TracebackType | None,
     ) -> None:
         try:
-            self._ended.set()
-            self._watcher.join()
+            self.tree.close()
             self.tree.sample()
-            self._process.terminate()
             with suppress(subprocess.TimeoutExpired):
-                self._process.wait(15)
+                self.stop(_STOP_SECONDS)
         finally:
             self.tree.kill()
             self._process.wait()
 
-    def _watch(self) -> None:
-        while not self._ended.wait(_SAMPLE_SECONDS):
-            self.tree.sample()
-
     @property
     def alive(self) -> bool:
-        """Whether the first process runs."""
+        """Whether the program runs."""
         return self._process.poll() is None
 
-    def wait_until(self, ready: Callable[[], bool], seconds: float) -> float:
-        """Return the seconds from the start of the process until `ready()` was true.
+    def children(self) -> list[int]:
+        """Return the process ids of the program's own children."""
+        return [child.pid for child in psutil.Process(self.pid).children()]
 
-        `ready` may raise OSError while nothing listens.
+    def send_signal(self, number: int) -> None:
+        """Send a signal to the program, unless it has ended."""
+        self._process.send_signal(number)
+
+    def wait(self, seconds: float = 60) -> int:
+        """Wait until the program ends and return its status.
 
         Raises:
-            ServerFailed: the process ended, or the time is up; with the end of its output.
+            subprocess.TimeoutExpired: the program still runs after `seconds`.
         """
+        return self._process.wait(seconds)
+
+    def stop(self, seconds: float = 60) -> int:
+        """Send SIGTERM and return the program's status; errors as of `wait`."""
+        self.send_signal(signal.SIGTERM)
+        return self.wait(seconds)
+
+    def wait_until(self, ready: Callable[[], bool], seconds: float) -> float:
+        """Return the seconds from the start of the program until `ready()` was true.
+
+        Args:
+            ready: may raise OSError while nothing listens.
+            seconds: time limit, counted from the start of the program.
+
+        Raises:
+            ServerFailed: the program ended, or the time is up; with the end of its output.
+        """
+        sample_at = self.started
         while time.monotonic() - self.started < seconds:
             if not self.alive:
                 raise ServerFailed(f"ended with status {self._process.returncode}: {self.tail()}")
             with suppress(OSError):
                 if ready():
                     return time.monotonic() - self.started
+            if time.monotonic() >= sample_at:  # to see daemons before their parents end
+                self.tree.sample()
+                sample_at = time.monotonic() + _SAMPLE_SECONDS
             time.sleep(0.005)
         raise ServerFailed(f"not ready after {seconds:g} s: {self.tail()}")
 
     def tail(self) -> str:
-        """Return the end of what it printed, without the place of the checkout."""
+        """Return the end of the output, with paths relative to the checkout."""
         return self._log.read_text(errors="replace").strip()[-600:].replace(str(ROOT), ".")
 
 
 def free_port() -> int:
-    """Return a port that nothing listens on, and that no client's connection is given meanwhile."""
+    """Return a port that is free, and that the kernel gives to no client meanwhile."""
     while True:
         port = random.randrange(*_PORTS)  # noqa: S311 -- no secret
         with socket.socket() as probe, suppress(OSError):

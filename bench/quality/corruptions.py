@@ -24,7 +24,7 @@ from app.artifact.tensors import Images
 from app.inference.backends import open_backend
 from app.settings import read_settings
 from bench import ROOT
-from bench.serving.report import publish, table
+from bench.harness.report import publish, table
 from training.data import dataset
 from training.evaluate import answer, changed_test
 

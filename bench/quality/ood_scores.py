@@ -17,7 +17,7 @@ from torch import Tensor
 
 from app.artifact.tensors import Images
 from bench import ROOT
-from bench.serving.report import publish
+from bench.harness.report import publish
 from training.data import dataset
 from training.data.foreign import foreign_images
 from training.evaluate import (

@@ -1,6 +1,5 @@
 """Whether a server answers rightly: what it says against what the model says in process."""
 
-import http.client
 import time
 from collections.abc import Sequence
 from functools import cache
@@ -10,9 +9,9 @@ import numpy as np
 from app.artifact.directory import read_artifact
 from app.images.decode import decode
 from bench import ARTIFACT
-from bench.harness.load import Address, Request
 from bench.harness.payloads import Payload, payloads
 from bench.harness.processes import ServerFailed
+from bench.harness.requests import Address, Request, ask
 from bench.serving.limit import backend
 from bench.serving.servers import Answer, Server
 
@@ -20,7 +19,6 @@ TOLERANCE = 1e-3
 """The largest difference of a probability: other versions of a runtime round otherwise."""
 
 _MAX_PIXELS = 40_000_000
-_TIMEOUT = 60
 _DRAIN_SECONDS = 10
 _SHOWN = 200
 
@@ -36,25 +34,6 @@ def expected(name: str) -> list[list[Answer]]:
         rows = runtime.predict(images).probabilities
         right.append([Answer(classes[int(row.argmax())], row.tolist()) for row in rows])
     return right
-
-
-def ask(address: Address, request: Request) -> tuple[int, bytes]:
-    """Send one request on a connection of its own; return status and body.
-
-    Raises:
-        OSError: no answer.
-    """
-    connection = http.client.HTTPConnection(*address, timeout=_TIMEOUT)
-    try:
-        method = "POST" if request.body else "GET"
-        headers = {"Content-Type": request.content_type} if request.body else {}
-        connection.request(method, request.path, request.body or None, headers)
-        answer = connection.getresponse()
-        return answer.status, answer.read()
-    except http.client.HTTPException as exc:
-        raise OSError(f"no HTTP answer: {exc!r}") from exc
-    finally:
-        connection.close()
 
 
 def check(server: Server, address: Address, payload: Payload, count: int) -> None:

@@ -12,7 +12,8 @@ from multiprocessing.connection import Connection
 
 import uvloop
 
-from bench.harness.load import Address, LoadFailed
+from bench.harness.load import LoadFailed
+from bench.harness.requests import Address, head
 
 Say = Callable[[str], None]
 
@@ -43,8 +44,7 @@ class Attack:
 
 
 def _post(*headers: str) -> bytes:
-    lines = ["POST /predict HTTP/1.1", f"Host: {HOST}", "Content-Type: image/png", *headers]
-    return "\r\n".join(lines).encode() + b"\r\n\r\n"
+    return head("POST /predict", "Content-Type: image/png", *headers)
 
 
 _HELD = 24 << 20

@@ -5,16 +5,17 @@ The stages are the service's own `Server-Timing`; what they do not cover is HTTP
 text, the log line, the metrics and the kernel, on both sides.
 """
 
+import os
 import re
 import socket
 import statistics
 import time
 
 from bench import BUILD, ROOT
-from bench.harness.load import Address
 from bench.harness.payloads import payloads
 from bench.harness.processes import ServerProcess, free_port
-from bench.serving.servers import OURS
+from bench.harness.requests import Address
+from bench.serving.servers import SERVERS
 
 REQUESTS = 3000
 _STAGE = re.compile(rb"(\w+);dur=([\d.]+)")
@@ -22,13 +23,13 @@ _STAGE = re.compile(rb"(\w+);dur=([\d.]+)")
 
 def measure() -> dict[str, float]:
     """Return the median microseconds of each stage and of the whole, as the client sees it."""
-    (server,) = [item for item in OURS if item.name == "ours-1"]
+    server = SERVERS["ours-1"]
     payload = payloads()["png"]
     port = free_port()
     address = "127.0.0.1", port
     requests = [server.wrap(payload, files) for files in payload.requests]
     log = BUILD / "logs" / "breakdown.log"
-    environment = {**server.environment, "CONVSCOPE_LOG_LEVEL": "info"}
+    environment = {**os.environ, **server.environment, "CONVSCOPE_LOG_LEVEL": "info"}
     with ServerProcess(
         server.command(port), directory=ROOT, environment=environment, log=log
     ) as process:

@@ -21,21 +21,21 @@ import click
 from bench import BUILD, RESULTS
 from bench.harness.environments import NotInstalled, install, packages
 from bench.harness.load import (
-    Address,
     ClosedLoopResult,
     LoadFailed,
     OpenLoopResult,
-    Request,
     build_open_loop,
     closed_loop,
     open_loop,
 )
 from bench.harness.payloads import USUAL, Payload, payloads
 from bench.harness.processes import ServerFailed, ServerProcess, Usage, busy_seconds, free_port
-from bench.harness.results import Cell, Round, Run, ServerResult, new_run, now
-from bench.serving.answers import ask, check
+from bench.harness.requests import Address, Request, ask
+from bench.harness.results import now
+from bench.serving.answers import check
 from bench.serving.limit import measure_limit, measure_photo
 from bench.serving.report import write_report
+from bench.serving.results import Cell, Round, Run, ServerResult, conditions
 from bench.serving.servers import ACCESS_LOGS, SERVERS, Server
 
 FULL = RESULTS / "serving.json"
@@ -71,7 +71,7 @@ def main(
     path = out or (QUICK if quick or set(only) != set(_PARTS) else FULL)
     try:
         build_open_loop()
-        run = new_run(rounds, seconds, ACCESS_LOGS)
+        run = Run(**conditions(), rounds=rounds, seconds=seconds, access_logs=ACCESS_LOGS)
         _measure(run, only, path)
     except LoadFailed as exc:
         raise click.ClickException(str(exc)) from exc
@@ -130,7 +130,7 @@ def _process(server: Server, port: int) -> ServerProcess:
     return ServerProcess(
         command,
         directory=server.directory,
-        environment=server.environment,
+        environment={**os.environ, **server.environment},
         log=BUILD / "logs" / f"{server.name}.log",
     )
 

@@ -17,8 +17,8 @@ import httpx
 from bench import BUILD, ROOT
 from bench.harness.payloads import encode, photo, pictures
 from bench.harness.processes import ServerProcess, free_port
+from bench.harness.report import publish
 from bench.harness.results import machine
-from bench.serving.report import publish
 from bench.serving.servers import SERVERS
 
 REQUESTS = 40
@@ -34,7 +34,7 @@ def main() -> None:
     command += SERVERS["ours-1"].command(port)
     log = BUILD / "logs" / "explain.log"
     with (
-        ServerProcess(command, directory=ROOT, environment={}, log=log) as process,
+        ServerProcess(command, directory=ROOT, environment=os.environ, log=log) as process,
         httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False) as client,
     ):
         process.wait_until(lambda: _ready(client), 150)

@@ -1,7 +1,7 @@
-"""What the soak sends: sound requests of every format, hostile ones, and what has to come of each.
+"""Requests of the soak: valid ones in every format and hostile ones, each with its expected answer.
 
-The labels that the models have to say are computed here, in this process. What the service is to
-answer to each hostile request, and how it is to count it, stands beside it in the tables below.
+The expected labels are computed in this process. The tables below give, beside each hostile
+request, the service's answer and the way in which the service counts it.
 """
 
 import base64
@@ -10,7 +10,6 @@ import random
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
@@ -20,54 +19,25 @@ from app.artifact.store import read_store
 from app.images.decode import decode
 from app.inference.backends import Backend, open_backends
 from app.settings import read_settings
+from bench.harness.clients import Shot
 from bench.harness.payloads import encode, pictures
-from bench.serving.servers import form
+from bench.harness.requests import end_of_form, form, form_type, head, message, part
 
 HOST = "127.0.0.1"
 HOSTILE_SHARE = 0.05
 LEAVERS_MODEL = "fc"
-"""Asked only by clients that do not wait: nobody can say whether they were answered."""
+"""Only clients that leave ask this model: nobody can tell whether they were answered."""
 
 _MARGIN = 0.05
-"""Between the two likeliest classes: runtimes round differently in batches of another size."""
+"""Least distance between the two likeliest classes: rounding depends on the size of a batch."""
 _MAX_PIXELS = 40_000_000
 
 
-@dataclass(frozen=True)
-class Shot:
-    """One request and what has to come of it.
-
-    Attributes:
-        name: as it stands in the report.
-        raw: what goes over the wire.
-        status: of the answer; for a client that leaves, what the service is to count; 0 for
-            nothing at all.
-        route: as the service's metrics name it.
-        method: as the service's metrics name it.
-        model: name and version of the model that answers, as the service's metrics label them.
-        labels: of the images, in order.
-        leaves: the client sends this and goes.
-        unsure: the service may also have answered before it saw that the client was gone.
-        unfinished: nothing else can be sent on the connection.
-    """
-
-    name: str
-    raw: bytes
-    status: int = 200
-    route: str = "/predict"
-    method: str = "POST"
-    model: tuple[str, str] | None = None
-    labels: tuple[str, ...] = ()
-    leaves: bool = False
-    unsure: bool = False
-    unfinished: bool = False
-
-
-# Sound ones
+# Valid requests
 
 
 class _Model:
-    """What one of the served models says, computed here."""
+    """A served model's answers, computed in this process."""
 
     def __init__(self, artifact: Artifact, backend: Backend) -> None:
         self.name, self.version = artifact.manifest.name, artifact.manifest.version
@@ -75,7 +45,7 @@ class _Model:
         self._backend = backend
 
     def label(self, file: bytes) -> str | None:
-        """Return the label of an image file; None if another is nearly as likely."""
+        """Return the label of an image file; None if another class is nearly as likely."""
         outputs = self._backend.predict(decode(file, (32, 32), _MAX_PIXELS)[np.newaxis])
         row = outputs.probabilities[0]
         second, first = np.argsort(row)[-2:]
@@ -91,7 +61,7 @@ def _models() -> tuple[_Model, list[_Model]]:
 
 
 def _large(seed: int, size: tuple[int, int], kind: str, **options: int) -> bytes:
-    """Return a picture enlarged and with grain, so that its file is large too."""
+    """Return the file of a picture that is enlarged and has grain, so the file is large too."""
     pixels = Image.fromarray(pictures(16)[seed]).resize(size, Image.Resampling.BICUBIC)
     grain = np.random.default_rng(seed).normal(0, 8, (size[1], size[0], 3))
     noisy = np.clip(np.asarray(pixels) + grain, 0, 255).astype(np.uint8)
@@ -99,7 +69,7 @@ def _large(seed: int, size: tuple[int, int], kind: str, **options: int) -> bytes
 
 
 def _files() -> dict[str, tuple[int, list[bytes]]]:
-    """Return for each format its weight in the mixture and its files."""
+    """Return each format's weight in the mixture and its files."""
     images = pictures(16)
 
     def every(kind: str, **options: int) -> list[bytes]:
@@ -117,14 +87,8 @@ def _files() -> dict[str, tuple[int, list[bytes]]]:
     }
 
 
-def _wire(head: str, body: bytes = b"", content_type: str = "", *more: str) -> bytes:
-    """Return a request: `head` is method and target; a Content-Length is added."""
-    lines = [f"{head} HTTP/1.1", f"Host: {HOST}", *more]
-    if content_type:
-        lines.append(f"Content-Type: {content_type}")
-    if body or head.startswith("POST"):
-        lines.append(f"Content-Length: {len(body)}")
-    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
+def _post(target: str, body: bytes, content_type: str) -> bytes:
+    return message(f"POST {target}", body, f"Content-Type: {content_type}", host=HOST)
 
 
 def _json_of(files: Sequence[bytes]) -> bytes:
@@ -132,7 +96,7 @@ def _json_of(files: Sequence[bytes]) -> bytes:
 
 
 def sound() -> list[tuple[int, list[Shot]]]:
-    """Return the sound requests in groups with their weights."""
+    """Return the valid requests in groups, each with its weight."""
     default, models = _models()
     files = _files()
     groups: list[tuple[int, list[Shot]]] = []
@@ -147,19 +111,18 @@ def sound() -> list[tuple[int, list[Shot]]]:
         groups.append((weight, shots))
 
     for name, (weight, every) in files.items():
-        post = [(_wire("POST /predict", file, "image/*"), [file], default) for file in every]
-        add(name, weight, post)
-    # Several in one request, only those whose label is plain.
+        add(name, weight, [(_post("/predict", file, "image/*"), [file], default) for file in every])
+    # Several images in one request; all have a clear label.
     mixed = [file for name in ("png", "jpeg", "webp", "bmp") for file in files[name][1]]
     plain = [file for file in mixed if default.label(file)]
     sets = [plain[at : at + 1 + at % 8] for at in range(0, len(plain) - 8, 2)]
     forms = [(form("file", some).raw((HOST, 80)), some, default) for some in sets]
     add("form", 10, forms)
-    texts = [_wire("POST /predict", _json_of(some[:3]), "application/json") for some in sets]
+    texts = [_post("/predict", _json_of(some[:3]), "application/json") for some in sets]
     add("json", 10, [(raw, some[:3], default) for raw, some in zip(texts, sets, strict=True)])
     others = [
         (
-            _wire(f"POST /predict?model={model.name}&version={model.version}&top_k=3", file),
+            _post(f"/predict?model={model.name}&version={model.version}&top_k=3", file, "image/*"),
             [file],
             model,
         )
@@ -169,33 +132,31 @@ def sound() -> list[tuple[int, list[Shot]]]:
     ]
     add("named model", 4, others)
     pages = ("/health/live", "/models", "/filters", "/confusion-matrix")
-    groups.append(
-        (3, [Shot(f"GET {page}", _wire(f"GET {page}"), 200, page, "GET") for page in pages])
-    )
+    gets = [Shot(f"GET {page}", head(f"GET {page}", host=HOST), 200, page, "GET") for page in pages]
+    groups.append((3, gets))
     return groups
 
 
-# Hostile ones
+# Hostile requests
 
 
 def _bomb(side: int) -> bytes:
-    """Return a PNG of side x side black pixels: a few bytes for each thousand."""
+    """Return a PNG of side x side black pixels, a few bytes for every thousand pixels."""
     rows = zlib.compress(bytes((side // 8 + 1) * min(side, 4000)), 9)
     chunks = (b"IHDR" + struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0), b"IDAT" + rows, b"IEND")
     packed = (struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in chunks)
     return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
 
 
-def _part(name: str, data: bytes, more: str = "") -> bytes:
-    head = f'--b\r\nContent-Disposition: form-data; name="{name}"; filename="x"\r\n{more}\r\n'
-    return head.encode() + data + b"\r\n"
+def _part(name: str, data: bytes, *headers: str) -> bytes:
+    return part(f'name="{name}"; filename="x"', data, *headers)
 
 
 def _bodies() -> Iterator[tuple[str, int, bytes, str]]:
     """Yield hostile bodies: name, status, body, content type."""
     png, jpeg = encode(pictures(1)[0], "PNG"), encode(pictures(1)[0], "JPEG")
-    bitmap, a_form, as_json = "image/png", "multipart/form-data; boundary=b", "application/json"
-    end, file = b"--b--\r\n", _part("file", png)
+    bitmap, a_form, as_json = "image/png", form_type(), "application/json"
+    end, file = end_of_form(), _part("file", png)
     yield "PNG cut short", 422, png[: len(png) // 2], bitmap
     yield "JPEG cut short", 422, jpeg[: len(jpeg) // 2], "image/jpeg"
     yield "PNG of noise", 422, png[:40] + bytes(range(255, 55, -1)) * 10, bitmap
@@ -224,17 +185,12 @@ def _bodies() -> Iterator[tuple[str, int, bytes, str]]:
     yield "form with another field", 400, _part("image", png) + end, a_form
     yield "form with an empty part", 400, _part("file", b"") + end, a_form
     yield "form of many parts", 413, file * 65 + end, a_form
-    yield "form with a huge head", 400, _part("file", png, f"A: {'a' * 5000}\r\n") + end, a_form
-    yield (
-        "form with a broken image",
-        422,
-        file + _part("file", png[:60]) + end,
-        a_form,
-    )
+    yield "form with a huge head", 400, _part("file", png, f"A: {'a' * 5000}") + end, a_form
+    yield "form with a broken image", 422, file + _part("file", png[:60]) + end, a_form
 
 
 def _targets() -> Iterator[tuple[str, int, str, str]]:
-    """Yield hostile requests without a body: head, status, route, one more header."""
+    """Yield hostile requests without a body: method and target, status, route, one more header."""
     yield "GET /nothing", 404, "other", ""
     yield f"GET /{'a' * 20_000}", 404, "other", ""
     yield "GET /../../etc/passwd", 404, "other", ""
@@ -260,40 +216,37 @@ def _targets() -> Iterator[tuple[str, int, str, str]]:
 
 
 def _not_http() -> Iterator[tuple[str, int, bytes]]:
-    """Yield what is refused before there is a request: name, status, bytes."""
-    long, twice = "A: " + "a" * 65536, "Content-Length: 5"
-    yield "header of 64 KB", 431, _wire("GET /models", b"", "", long)
-    yield "2000 headers", 431, _wire("GET /models", b"", "", *["A: aaaaaaaaaaaaaaaa"] * 2000)
-    yield "target of 40 KB", 431, _wire(f"GET /{'a' * 40_000}")
+    """Yield bytes that are refused before there is a request: name, status, bytes."""
+    yield "header of 64 KB", 431, head("GET /models", "A: " + "a" * 65536)
+    yield "2000 headers", 431, head("GET /models", *["A: aaaaaaaaaaaaaaaa"] * 2000)
+    yield "target of 40 KB", 431, head(f"GET /{'a' * 40_000}")
     yield "TLS", 400, b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(64)
     yield "no method", 400, b"\r\n\r\nHello there\r\n\r\n"
-    yield "two lengths", 400, _wire("POST /predict", b"some bytes", "", twice)
+    yield "two lengths", 400, message("POST /predict", b"some bytes", "Content-Length: 5")
 
 
 def hostile() -> list[Shot]:
     """Return every hostile request."""
     png = encode(pictures(1)[0], "PNG")
-    whole = _wire("POST /predict", png, "image/png")
-    big = _wire("POST /predict", png * 40, "image/png")
-    leaver = _wire(f"POST /predict?model={LEAVERS_MODEL}", png, "image/png")
-    announced = f"Host: {HOST}\r\nContent-Length: {1 << 30}\r\n\r\n".encode()
-    chunked = f"POST /predict HTTP/1.1\r\nHost: {HOST}\r\nTransfer-Encoding: chunked\r\n\r\n"
+    whole = _post("/predict", png, "image/png")
+    big = _post("/predict", png * 40, "image/png")
+    leaver = _post(f"/predict?model={LEAVERS_MODEL}", png, "image/png")
+    early = head("POST /predict", f"Content-Length: {1 << 30}") + png
+    chunked = head("POST /predict", "Transfer-Encoding: chunked")
     shots = [
-        Shot(name, _wire("POST /predict", body, kind), status)
-        for name, status, body, kind in _bodies()
+        Shot(name, _post("/predict", body, kind), status) for name, status, body, kind in _bodies()
     ]
-    for head, status, route, more in _targets():
-        name = f"{head[:40]} {more}".strip()
-        raw = _wire(head, b"", "", *([more] if more else []))
-        shots.append(Shot(name, raw, status, route, head.partition(" ")[0]))
-    early = b"POST /predict HTTP/1.1\r\n" + announced + png
+    for line, status, route, more in _targets():
+        method, headers = line.partition(" ")[0], [more] if more else []
+        raw = message(line, b"", *headers) if method == "POST" else head(line, *headers)
+        shots.append(Shot(f"{line[:40]} {more}".strip(), raw, status, route, method))
     return [
         *shots,
         *(Shot(name, raw, status, "other", "other") for name, status, raw in _not_http()),
-        Shot("HEAD of nothing", _wire("HEAD /nothing"), 404, "other", "HEAD"),
-        Shot("unknown method", _wire("PROPFIND /predict"), 405, "/predict", "other"),
+        Shot("HEAD of nothing", head("HEAD /nothing"), 404, "other", "HEAD"),
+        Shot("unknown method", head("PROPFIND /predict"), 405, "/predict", "other"),
         Shot("announces 1 GiB", early, 413, unfinished=True),
-        Shot("broken chunk", chunked.encode() + b"zz\r\nabc\r\n", 400, "other"),
+        Shot("broken chunk", chunked + b"zz\r\nabc\r\n", 400, "other"),
         Shot("leaves in the head", whole[:60], 0, leaves=True),
         Shot("leaves in the body", whole[:-50], 499, leaves=True),
         Shot("leaves in a larger body", big[: len(big) // 2], 499, leaves=True),
@@ -305,14 +258,14 @@ def hostile() -> list[Shot]:
 
 
 class Mixture:
-    """All requests, drawn in an order that a seed determines."""
+    """All requests, in an order determined by a seed."""
 
     def __init__(self) -> None:
         self._groups = sound()
         self._hostile = hostile()
 
     def draw(self, seed: int) -> Iterator[Shot]:
-        """Yield requests for ever."""
+        """Yield requests without end."""
         chance = random.Random(seed)  # noqa: S311 -- no secret
         weights = [weight for weight, _ in self._groups]
         while True:
@@ -320,3 +273,8 @@ class Mixture:
                 yield chance.choice(self._hostile)
             else:
                 yield chance.choice(chance.choices(self._groups, weights)[0][1])
+
+
+def draw(seed: int) -> Iterator[Shot]:
+    """Compute the expected labels, then return `Mixture.draw`: for processes of clients."""
+    return Mixture().draw(seed)

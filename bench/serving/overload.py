@@ -6,7 +6,6 @@ due. On one machine the clients take their share of the processors too: the figu
 for it, most of all in the part that asks for three times what can be done.
 """
 
-import json
 import os
 import resource
 import signal
@@ -20,23 +19,23 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import click
+import psutil
 from prometheus_client.mmap_dict import MmapedDict
 
 from bench import BUILD, RESULTS, ROOT
 from bench.harness.load import (
-    Address,
     LoadFailed,
     OpenLoopResult,
-    Request,
     build_open_loop,
     closed_loop,
     open_loop,
 )
 from bench.harness.payloads import USUAL, payloads
 from bench.harness.processes import ServerFailed, ServerProcess, free_port
-from bench.harness.results import new_run, now
-from bench.serving.answers import ask
+from bench.harness.requests import Address, Request, ask
+from bench.harness.results import now, write
 from bench.serving.attacks import ATTACKS, HOST, Attack, attacking
+from bench.serving.results import conditions
 from bench.serving.servers import CORES, SERVERS
 
 OUT = RESULTS / "overload.json"
@@ -99,13 +98,8 @@ class _Service:
         return [Request("/predict", file, "image/png").raw(self.address) for file in files]
 
     @property
-    def supervisor(self) -> int:
-        return min(stat.pid for stat in self.process.tree.sample() if stat.parent == os.getpid())
-
-    @property
     def workers(self) -> list[int]:
-        supervisor = self.supervisor
-        return [s.pid for s in self.process.tree.sample() if s.parent == supervisor]
+        return self.process.children()
 
     def serves(self, pid: int) -> bool:
         """Whether a worker has answered a request: its own file of counters says so."""
@@ -132,8 +126,8 @@ class _Service:
         stats = self.process.tree.sample()
         files = 0
         for stat in stats:
-            with suppress(OSError):
-                files += sum(1 for _ in Path(f"/proc/{stat.pid}/fd").iterdir())
+            with suppress(psutil.Error):
+                files += psutil.Process(stat.pid).num_fds()
         return f"{sum(stat.rss for stat in stats) / 1e6:.0f} MB, {files} files"
 
     def load(self, rate: float, seconds: float, **options: float) -> OpenLoopResult:
@@ -154,7 +148,7 @@ def _ping(address: Address) -> None:
 def _service() -> Iterator[_Service]:
     server, address = SERVERS["ours"], (HOST, free_port())
     with tempfile.TemporaryDirectory(prefix="convscope-overload-") as place:
-        environment = {**server.environment, _METRICS: place}
+        environment = {**os.environ, **server.environment, _METRICS: place}
         command = server.command(address[1])
         with ServerProcess(command, directory=ROOT, environment=environment, log=LOG) as process:
             process.wait_until(lambda: ask(address, Request("/health/ready"))[0] == 200, 150)
@@ -276,7 +270,7 @@ def _terminate(found: Findings, seconds: float) -> None:
         load = _Background(lambda: service.load(rate, min(seconds, 6), connections=USUAL))
         time.sleep(2)
         begin = time.monotonic()
-        os.kill(service.supervisor, signal.SIGTERM)
+        service.process.send_signal(signal.SIGTERM)
         while service.process.alive and time.monotonic() - begin < 60:
             time.sleep(0.01)
         took = time.monotonic() - begin
@@ -344,7 +338,7 @@ _RUN: dict[str, Callable[[Findings, float], None]] = {
 def main(seconds: float, only: Sequence[str], out: Path) -> None:
     """Measure, print the table and write the results; the status is 1 if something failed."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that everything is stopped
-    run, found = new_run(1, seconds, "off"), Findings()
+    about, found = conditions(), Findings()
     try:
         build_open_loop()
         for name in only or _RUN:
@@ -353,16 +347,12 @@ def main(seconds: float, only: Sequence[str], out: Path) -> None:
     except (ServerFailed, LoadFailed, OSError) as exc:
         raise click.ClickException(str(exc)) from exc
     content = {
-        "machine": run.machine,
-        "versions": run.versions,
-        "commit": run.commit,
-        "started": run.started,
+        **about,
         "finished": now(),
         "checks": [asdict(check) for check in found.checks],
         "loads": {name: asdict(load) for name, load in found.loads.items()},
     }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    write(out, content)
     sys.exit(any(check.passed is False for check in found.checks))
 
 

@@ -5,34 +5,25 @@ replaced by the figures; the plot is `docs/images/serving.png`. Targets are only
 ones belong in `CHANGELOG.md`.
 """
 
-import json
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import click
 
 from bench import BUILD, RESULTS, ROOT
 from bench.harness.payloads import USUAL, Payload, payloads
-from bench.harness.results import (
-    Cell,
-    Run,
-    ServerResult,
-    Spread,
-    cells_of,
-    commit,
-    machine,
-    now,
-    requests_per_second,
-)
+from bench.harness.report import UNKNOWN, Target, fill, table, targets_table
+from bench.harness.results import Spread
+from bench.serving.results import Cell, Run, ServerResult, cells_of, requests_per_second
 from bench.serving.servers import CONNECTIONS, OPEN_LOOP_SHARES
-from bench.serving.targets import Target, targets
-from training.run import durable
+
+NAME = "serving"
+"""Of the markers in the documents."""
 
 PLOT = ROOT / "docs" / "images" / "serving.png"
-_UNKNOWN = "–"
+_PEERS = {"litserve": 6.0, "mlserver": 6.0, "bentoml": 6.0, "ray": 6.0, "tutorial": 5.0}
+"""How many times as fast as each peer the service shall be."""
 
 
 def write_report(run: Run, *, publish: bool) -> None:
@@ -42,36 +33,7 @@ def write_report(run: Run, *, publish: bool) -> None:
         plot(run, BUILD / "serving.png")
         return
     plot(run, PLOT)
-    fill(ROOT / "docs" / "performance.md", figures(run))
-
-
-def fill(document: Path, content: str, name: str = "serving") -> bool:
-    """Put `content` between a benchmark's markers in a document; return whether it has them."""
-    begin, end = f"<!-- bench:{name} -->", f"<!-- /bench:{name} -->"
-    text = document.read_text() if document.exists() else ""
-    if begin not in text or end not in text:
-        return False
-    pattern = f"{re.escape(begin)}.*?{re.escape(end)}"
-    block = f"{begin}\n{content}\n{end}"
-    document.write_text(re.sub(pattern, lambda _: block, text, flags=re.DOTALL))
-    return True
-
-
-def publish(name: str, figures: dict[str, Any], content: str, document: Path) -> None:
-    """Write a benchmark's figures to its file of results, and its tables to a document; print them.
-
-    Args:
-        name: of the markers in the document; the file's has underscores.
-        figures: what was found; machine, commit and time of day are added.
-        content: the tables, in Markdown.
-        document: has the markers.
-    """
-    found = {"machine": machine(), "commit": commit(), "date": now()} | figures
-    file = RESULTS / f"{name.replace('-', '_')}.json"
-    durable.write_text(file, json.dumps(found, indent=1) + "\n")
-    if not fill(document, content, name):
-        raise SystemExit(f"{document} has no place for it")
-    click.echo(content)
+    fill(ROOT / "docs" / "performance.md", figures(run), NAME)
 
 
 def figures(run: Run) -> str:
@@ -150,7 +112,7 @@ def payload_table(run: Run) -> str:
     rows = []
     for result in run.servers.values():
         cells = [_payload_cell(result, payload) for payload in kinds]
-        if any(text != _UNKNOWN for text in cells):
+        if any(text != UNKNOWN for text in cells):
             rows.append([result.title, *cells])
     return table(["", *(payload.title for payload in kinds)], rows)
 
@@ -167,7 +129,7 @@ def _payload_cell(result: ServerResult, payload: Payload) -> str:
         for cell in one.cells
         if cell.payload == payload.name and cell.failed
     ]
-    return reasons[0] if reasons else _UNKNOWN
+    return reasons[0] if reasons else UNKNOWN
 
 
 def open_table(run: Run) -> str:
@@ -182,17 +144,6 @@ def open_table(run: Run) -> str:
                 what = f"{result.title}, {share:.0%} of its most"
                 rows.append([what, f"{rate:,.0f}", _latencies(cells), str(errors)])
     return table(["", "requests/s", "p50 / p90 / p99 / p99.9, ms", "errors"], rows)
-
-
-def targets_table(wanted: Sequence[Target]) -> str:
-    """Return every target, what was found, and whether it is reached."""
-    rows = []
-    for target in wanted:
-        sign = "≥" if target.at_least else "≤"
-        found = _UNKNOWN if target.figure is None else f"{target.figure:.2f}{target.unit}"
-        said = {True: "yes", False: "**no**", None: "not measured"}[target.reached]
-        rows.append([target.title, f"{sign} {target.bound:g}{target.unit}", found, said])
-    return table(["", "wanted", "found", "reached"], rows)
 
 
 def tunings(run: Run) -> str:
@@ -210,7 +161,7 @@ def conditions(run: Run) -> str:
         for cell in one.cells
         if cell.others is not None
     ]
-    disturbed = f"{median(others):.2f} (most {max(others):.2f})" if others else _UNKNOWN
+    disturbed = f"{median(others):.2f} (most {max(others):.2f})" if others else UNKNOWN
     packages = ", ".join(f"{name} {number}" for name, number in run.versions.items())
     return (
         f"Medians of {run.rounds} rounds of {run.seconds:g} s, lowest and highest in brackets; "
@@ -225,29 +176,22 @@ def conditions(run: Run) -> str:
 def _latencies(cells: Sequence[Cell]) -> str:
     found = [cell.latency for cell in cells if cell.latency]
     if not found:
-        return _UNKNOWN
+        return UNKNOWN
     columns = zip(*((one.p50, one.p90, one.p99, one.p999) for one in found), strict=True)
     return " / ".join(f"{median(column):.1f}" for column in columns)
 
 
 def _figure(cells: Sequence[Cell], read: Callable[[Cell], float | None], digits: int) -> str:
     found = [figure for cell in cells if (figure := read(cell)) is not None]
-    return f"{median(found):,.{digits}f}" if found else _UNKNOWN
+    return f"{median(found):,.{digits}f}" if found else UNKNOWN
 
 
 def _spread(spread: Spread | None) -> str:
     if spread is None:
-        return _UNKNOWN
+        return UNKNOWN
     if spread.low == spread.high:
         return f"{spread.median:,.0f}"
     return f"{spread.median:,.0f} ({spread.low:,.0f}–{spread.high:,.0f})"
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a table in Markdown, its first column to the left and all others to the right."""
-    clean = [[text.replace("|", "/").replace("\n", " ") for text in row] for row in rows]
-    lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in clean)])
 
 
 def plot(run: Run, path: Path) -> None:
@@ -290,6 +234,95 @@ def plot(run: Run, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def targets(run: Run) -> list[Target]:
+    """Return every target with its figure; ratios are of the medians over the rounds."""
+    ours = _rate(run, "ours")
+    limit = median(max(one.all_cores.values()) for one in run.limit) if run.limit else None
+    return [
+        Target(f"PNG, {USUAL} connections, of the limit", _ratio(ours, limit), 0.55),
+        *(
+            Target(
+                f"PNG, {USUAL} connections, against {_title(run, name)}",
+                _ratio(ours, _rate(run, name)),
+                bound,
+                unit="×",
+            )
+            for name, bound in _PEERS.items()
+        ),
+        Target("64 images in one request, 1 worker, of one core's limit", _form_ratio(run), 0.80),
+        Target("p99 at half of the saturating rate, open loop", _open_p99(run), 10, False, " ms"),
+        *_photo(run),
+        Target("from exec to ready", _startup(run), 1.5, False, " s"),
+        Target("resident memory of one worker, peak under load", _memory(run), 160, False, " MB"),
+    ]
+
+
+def _title(run: Run, name: str) -> str:
+    return run.servers[name].title if name in run.servers else name
+
+
+def _rate(run: Run, name: str) -> float | None:
+    if name not in run.servers:
+        return None
+    found = requests_per_second(run.servers[name], "png", connections=USUAL)
+    return found.median if found else None
+
+
+def _ratio(figure: float | None, base: float | None) -> float | None:
+    return figure / base if figure is not None and base else None
+
+
+def _form_ratio(run: Run) -> float | None:
+    if "ours-1" not in run.servers or not run.limit:
+        return None
+    by_connections = [
+        [cell.images_per_second or 0.0 for cell in cells]
+        for count in (1, 2, 8, 32)
+        if (cells := cells_of(run.servers["ours-1"], "form64", connections=count))
+    ]
+    best = max((median(rates) for rates in by_connections), default=None)
+    return _ratio(best, median(max(one.one_core.values()) for one in run.limit))
+
+
+def _open_p99(run: Run) -> float | None:
+    if "ours" not in run.servers:
+        return None
+    cells = cells_of(run.servers["ours"], "png", share=0.5)
+    found = [cell.latency.p99 for cell in cells if cell.latency]
+    return median(found) if found else None
+
+
+def _photo(run: Run) -> list[Target]:
+    photo = run.photo
+    title = "12-megapixel JPEG in process"
+    return [
+        Target(
+            f"{title}, against a full decode",
+            photo.full_ms / photo.ours_ms if photo else None,
+            4.0,
+            unit="×",
+        ),
+        Target(
+            f"{title}, mean difference of a sample, of 255",
+            photo.difference if photo else None,
+            3.0,
+            at_least=False,
+        ),
+        Target(f"{title}, same label", float(photo.same_label) if photo else None, 1.0),
+    ]
+
+
+def _startup(run: Run) -> float | None:
+    return median(run.startup_seconds) if run.startup_seconds else None
+
+
+def _memory(run: Run) -> float | None:
+    if "ours-1" not in run.servers:
+        return None
+    cells = [cell for one in run.servers["ours-1"].rounds for cell in one.cells]
+    return max((cell.usage.peak_process_mb for cell in cells if cell.usage), default=None)
 
 
 @click.command()

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from bench import ARTIFACT, BUILD, HERE, MODEL
 from bench.harness.environments import python_of
-from bench.harness.load import Request
 from bench.harness.payloads import USUAL, Payload
 from bench.harness.processes import free_port
+from bench.harness.requests import Request, form, media_type
 
 CORES = os.cpu_count() or 1
 
@@ -49,7 +49,7 @@ class Server:
         closed: for each payload, the numbers of connections to measure; the payload's own if
             there are none.
         open_shares: rates of the open loop, as parts of the closed loop's.
-        peer: the directory below `bench/serving/peers` that it runs from, and its virtual environment.
+        peer: name of its directory below `bench/serving/peers` and of its virtual environment.
         start_seconds: how long it may take until it answers.
     """
 
@@ -65,25 +65,6 @@ class Server:
     open_shares: Sequence[float] = ()
     peer: str | None = None
     start_seconds: float = 60
-
-
-def form(field_name: str, files: Sequence[bytes], path: str = "/predict") -> Request:
-    """Return a multipart form with every file under one name."""
-    boundary = "convscope-benchmark"
-    parts = [
-        f'--{boundary}\r\nContent-Disposition: form-data; name="{field_name}"; '
-        f'filename="{number}"\r\nContent-Type: {media_type(data)}\r\n\r\n'.encode()
-        + data
-        + b"\r\n"
-        for number, data in enumerate(files)
-    ]
-    body = b"".join(parts) + f"--{boundary}--\r\n".encode()
-    return Request(path, body, f"multipart/form-data; boundary={boundary}")
-
-
-def media_type(data: bytes) -> str:
-    """Return the media type of a PNG or JPEG file."""
-    return "image/png" if data.startswith(b"\x89PNG") else "image/jpeg"
 
 
 def _raw(data: bytes, path: str = "/predict") -> Request:

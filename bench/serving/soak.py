@@ -10,7 +10,7 @@ Memory is the resident memory of all processes of the service, sampled every sec
 over 20 seconds are compared: from minute 2 (a fifth of a shorter run), and at the end.
 """
 
-import json
+import os
 import signal
 import sys
 import time
@@ -28,11 +28,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from bench import BUILD, RESULTS, ROOT
 from bench.harness.clients import Count, Tally, send
-from bench.harness.load import Address, Request
 from bench.harness.processes import ServerFailed, ServerProcess, free_port
-from bench.harness.results import new_run, now
-from bench.serving.answers import ask
-from bench.serving.mixture import HOST, LEAVERS_MODEL, hostile
+from bench.harness.requests import Address, Request, ask
+from bench.harness.results import now, write
+from bench.serving.mixture import HOST, LEAVERS_MODEL, draw, hostile
+from bench.serving.results import conditions
 from bench.serving.servers import SERVERS
 
 FULL = RESULTS / "soak.json"
@@ -151,20 +151,20 @@ class Watch:
 
 def soak(seconds: float, rate_share: float) -> dict[str, Any]:
     """Run it and return what was found; `failures` is empty if all went well."""
-    run = new_run(1, seconds, "as the service comes")
+    about = conditions()
     address = HOST, free_port()
     command = SERVERS["ours"].command(address[1])
-    with ServerProcess(command, directory=ROOT, environment={}, log=LOG) as process:
+    with ServerProcess(command, directory=ROOT, environment=os.environ, log=LOG) as process:
         process.wait_until(lambda: ask(address, Request("/health/ready"))[0] == 200, 150)
         process.tree.settle()
         before = Counted.scrape(address)
         tally = Tally(counts=Counter({("GET", "/metrics", 200): 1}))
-        best = send(address, None, CAPACITY_SECONDS, lambda: None)
+        best = send(address, draw, None, CAPACITY_SECONDS, lambda: None)
         capacity = sum(best.names.values()) / CAPACITY_SECONDS
         click.echo(f"closed loop: {capacity:,.0f} requests/s")
         process.tree.begin()
         watch = Watch(process, address)
-        main = send(address, capacity * rate_share, seconds, watch)
+        main = send(address, draw, capacity * rate_share, seconds, watch)
         usage = process.tree.usage()
         for part in (best, main, watch.tally):
             tally.add(part)
@@ -176,10 +176,7 @@ def soak(seconds: float, rate_share: float) -> dict[str, Any]:
     if memory["growth"] > MAX_GROWTH:
         failures.append(f"memory grew by {memory['growth']:.1%}; the limit is {MAX_GROWTH:.0%}")
     return {
-        "machine": run.machine,
-        "versions": run.versions,
-        "commit": run.commit,
-        "started": run.started,
+        **about,
         "finished": now(),
         "seconds": seconds,
         "capacity": round(capacity, 1),
@@ -265,8 +262,7 @@ def main(minutes: float, rate_share: float, out: Path | None) -> None:
         found = soak(minutes * 60, rate_share)
     except (ServerFailed, OSError) as exc:
         raise click.ClickException(str(exc)) from exc
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    write(path, found)
     click.echo(_report(found))
     sys.exit(1 if found["failures"] else 0)
 

@@ -13,17 +13,17 @@ import click
 import torch
 
 from bench import BUILD, RESULTS, ROOT
-from bench.serving.report import fill
+from bench.harness.report import fill
 from bench.training import exercise as exercise_bench
 from bench.training import speednet as speednet_bench
 from bench.training.exercise import ExerciseResults, exercise_table, exercise_targets
+from bench.training.runs import in_memory
 from bench.training.speednet import (
     SpeednetResults,
     everything_timed,
     speednet_table,
     speednet_targets,
 )
-from bench.training.timed import in_memory
 from training.cli import OneLineErrors
 from training.data import dataset
 from training.recipes import find_recipe

@@ -19,12 +19,18 @@ import click
 import torch
 from pydantic import Field
 
+from bench.harness.report import UNKNOWN, Target, table, targets_table
 from bench.harness.results import Spread, now
-from bench.serving.report import table, targets_table
-from bench.serving.targets import Target
 from bench.training.reference_loop import make_reference_loop
-from bench.training.results import Record, Results, TrainedRun, with_deviation
-from bench.training.timed import in_memory, put_away, train_timed
+from bench.training.runs import (
+    Record,
+    Results,
+    TrainedRun,
+    in_memory,
+    put_away,
+    train_timed,
+    with_deviation,
+)
 from training.data import dataset
 from training.evaluate import answer_test, evaluate
 from training.recipes import Recipe
@@ -204,7 +210,7 @@ def _row(found: ExerciseResults, loop: Loop) -> list[str]:
         _spread([getattr(one, loop) for one in found.rounds], "{:,.0f}"),
         wall + (f" ({resumed} resumed: the sum of its epochs)" if resumed else ""),
         with_deviation((run.test_accuracy for run in runs), 2, 100, "%"),
-        ", ".join(str(run.seed) for run in runs) or "–",
+        ", ".join(str(run.seed) for run in runs) or UNKNOWN,
     ]
 
 
@@ -212,7 +218,7 @@ def _spread(values: Sequence[float], form: str) -> str:
     """Return the median, with the lowest and highest of several."""
     spread = Spread.of(values)
     if spread is None:
-        return "–"
+        return UNKNOWN
     low, high = form.format(spread.low), form.format(spread.high)
     return form.format(spread.median) + (f" ({low}–{high})" if len(values) > 1 else "")
 
@@ -224,7 +230,7 @@ def speedups(found: ExerciseResults) -> list[float]:
 
 def _wall_ratio(found: ExerciseResults) -> str:
     reference, ours = ([run.seconds for run in found.of(loop)] for loop in TITLES)
-    return f"{mean(reference) / mean(ours):.2f}×" if reference and ours else "–"
+    return f"{mean(reference) / mean(ours):.2f}×" if reference and ours else UNKNOWN
 
 
 def exercise_targets(found: ExerciseResults) -> str:

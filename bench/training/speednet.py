@@ -17,11 +17,9 @@ from pydantic import Field
 from torch.nn import functional as F  # noqa: N812 - the name that the field uses
 
 from app.artifact.manifest import Views
+from bench.harness.report import Target, table, targets_table
 from bench.harness.results import now
-from bench.serving.report import table, targets_table
-from bench.serving.targets import Target
-from bench.training.results import Results, TrainedRun, with_deviation
-from bench.training.timed import put_away, train_timed
+from bench.training.runs import Results, TrainedRun, put_away, train_timed, with_deviation
 from training.architectures.describe import Description, describe
 from training.data import dataset
 from training.evaluate import evaluate

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from tests.support.servers import ROOT
+from bench import ROOT
 
 
 @pytest.mark.parametrize("module", ["app.main", "app.cli"])

@@ -4,7 +4,6 @@ import json
 import selectors
 import shutil
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,15 +14,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bench.harness.load import Latency, Request, closed_loop, open_loop
+from bench.harness.load import Latency, closed_loop, open_loop
 from bench.harness.payloads import PHOTO_SIZE, payloads, pictures
-from bench.harness.processes import ServerFailed, ServerProcess, Usage, free_port
-from bench.harness.results import Cell, Round, Run, ServerResult, requests_per_second
+from bench.harness.processes import ServerFailed, Usage, free_port
+from bench.harness.report import fill
+from bench.harness.requests import Request
 from bench.serving import report
 from bench.serving.answers import check, expected
 from bench.serving.limit import Limit, PhotoDecoding
+from bench.serving.results import Cell, Round, Run, ServerResult, requests_per_second
 from bench.serving.servers import PEERS, SERVERS, Answer
-from bench.serving.targets import targets
 
 needs_cc = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler (cc)")
 needs_wrk = pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not installed")
@@ -229,41 +229,6 @@ def test_only_the_models_own_answers_pass_the_check() -> None:
             check(server, address, png, 1)
 
 
-def test_nothing_of_a_stopped_server_is_left_and_all_of_it_is_counted(tmp_path: Path) -> None:
-    # The child goes into a session of its own, ignores SIGTERM and outlives its parent.
-    child = (
-        "import os, signal, time; os.setsid(); signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
-        "held = bytearray(b'x' * 50_000_000)\n"
-        "end = time.process_time() + 0.2\n"
-        "while time.process_time() < end: pass\n"
-        "open('pid', 'w').write(str(os.getpid()))\n"
-        "time.sleep(60)"
-    )
-    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
-    with ServerProcess(
-        [sys.executable, "-c", parent], directory=tmp_path, environment={}, log=tmp_path / "log"
-    ) as server:
-        server.tree.begin()
-        server.wait_until((tmp_path / "pid").exists, 20)
-        server.tree.settle()
-        usage = server.tree.usage()
-        pid = int((tmp_path / "pid").read_text())
-    assert usage.processes == 2
-    assert usage.rss_mb > 50
-    stat = Path(f"/proc/{pid}/stat")
-    # Dead, whether or not the machine's first process has noticed.
-    assert not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z"
-
-
-def test_a_server_that_ends_says_why(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", "raise SystemExit('no model')"]
-    with (
-        ServerProcess(command, directory=tmp_path, environment={}, log=tmp_path / "log") as server,
-        pytest.raises(ServerFailed, match="no model"),
-    ):
-        server.wait_until(lambda: False, 20)
-
-
 LATENCY = Latency(1, 2, 3, 4, 5)
 USAGE = Usage(2, 3, 150, 150, 140, 130, 1)
 
@@ -320,7 +285,7 @@ def test_report_gives_medians_spread_and_peers_that_are_missing() -> None:
 
 
 def test_targets_are_ratios_within_one_run() -> None:
-    found = {target.title: target for target in targets(_run())}
+    found = {target.title: target for target in report.targets(_run())}
 
     assert found["PNG, 32 connections, of the limit"].figure == pytest.approx(0.55)
     assert found["PNG, 32 connections, against LitServe"].figure == pytest.approx(11)
@@ -338,9 +303,9 @@ def test_report_fills_marked_documents_and_no_others(tmp_path: Path) -> None:
     plain = tmp_path / "plain.md"
     plain.write_text("no markers\n")
 
-    assert report.fill(document, r"new \1")
-    assert not report.fill(plain, "new")
-    assert not report.fill(tmp_path / "missing.md", "new")
+    assert fill(document, r"new \1", "serving")
+    assert not fill(plain, "new", "serving")
+    assert not fill(tmp_path / "missing.md", "new", "serving")
 
     text = "before\n<!-- bench:serving -->\nnew \\1\n<!-- /bench:serving -->\nafter\n"
     assert document.read_text() == text

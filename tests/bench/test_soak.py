@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from bench import ROOT
-from bench.harness.clients import Tally
-from bench.serving.mixture import Mixture, Shot
+from bench.harness.clients import Shot, Tally
+from bench.serving.mixture import Mixture
 from bench.serving.soak import Counted, differences
 
 MINUTES = "1"

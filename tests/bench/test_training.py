@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from bench.serving import report
+from bench.harness import report
 from bench.training import cli, exercise, speednet
 from bench.training.exercise import ExerciseResults
+from bench.training.runs import in_memory, put_away, train_timed
 from bench.training.speednet import SpeednetResults
-from bench.training.timed import in_memory, put_away, train_timed
 from tests.support.training_fixtures import TINY
 from training.data import dataset
 from training.recipes import Recipe, find_recipe

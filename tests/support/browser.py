@@ -10,7 +10,8 @@ from urllib.parse import urlsplit
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from tests.support.servers import CONVSCOPE, ROOT, Server, started
+from bench import ROOT
+from tests.support.servers import CONVSCOPE, Server, started
 
 STORE = ROOT / "models_store"
 CNN, FC = "simple-cnn/2", "fc/1"

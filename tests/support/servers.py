@@ -1,10 +1,8 @@
-"""Applications on real sockets: `convscope serve` and its like as processes, or a test's own."""
+"""Applications on real sockets: `convscope serve` and the like as processes, or a test's own."""
 
 import asyncio
 import os
-import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -14,6 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import httpx
+import psutil
 import uvicorn
 from fastapi import FastAPI
 from uvicorn.server import ServerState
@@ -21,9 +20,12 @@ from uvicorn.server import ServerState
 from app.api.state import Service
 from app.server.connections import Connections, Share, Shares
 from app.server.protocol import HttpProtocol
+from bench import ROOT
+from bench.harness.processes import ServerProcess, free_port
+from bench.harness.requests import Request, ask
 
-ROOT = Path(__file__).parents[2]
-START_SECONDS = 150  # imports alone take a minute where others compute
+HOST = "127.0.0.1"
+START_SECONDS = 150  # on a busy machine imports alone take a minute
 CONVSCOPE = [sys.executable, "-c", "from app.cli import main; main()"]
 UVICORN = [sys.executable, "-m", "uvicorn", "--factory"]
 
@@ -44,71 +46,64 @@ def post(url: str, **options: Any) -> httpx.Response:
 
 @dataclass(frozen=True)
 class Server:
-    process: subprocess.Popen[bytes]
+    process: ServerProcess
     port: int
     log: Path
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{HOST}:{self.port}"
 
     @property
     def workers(self) -> list[int]:
-        """The process ids of the supervisor's children."""
-        path = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
-        return [int(word) for word in path.read_text().split()]
+        """Process ids of the supervisor's children."""
+        return self.process.children()
 
     def connect(self) -> socket.socket:
-        return socket.create_connection(("127.0.0.1", self.port), timeout=60)
-
-    def wait(self) -> None:
-        deadline = time.monotonic() + START_SECONDS
-        while time.monotonic() < deadline:
-            assert self.process.poll() is None, self.log.read_text()
-            try:
-                if get(f"{self.url}/health/ready").status_code == 200:
-                    return
-            except httpx.TransportError:
-                time.sleep(0.05)
-        raise TimeoutError(self.log.read_text())
+        return socket.create_connection((HOST, self.port), timeout=60)
 
     def stop(self) -> int:
-        self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(60)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+        """Send SIGTERM and return the status."""
+        return self.process.stop()
 
 
 def environment(store: Path, **changes: str) -> dict[str, str]:
+    """Return the variables of a service on a store whose default model is `colour`."""
     kept = {name: value for name, value in os.environ.items() if name != "PROMETHEUS_MULTIPROC_DIR"}
     settings = {"CONVSCOPE_STORE": str(store), "CONVSCOPE_DEFAULT_MODEL": "colour"}
     return {**kept, **settings, "PYTHONPATH": str(ROOT), **changes}
+
+
+def is_ready(port: int) -> bool:
+    """Whether a service answers on this port and is ready."""
+    try:
+        return ask((HOST, port), Request("/health/ready"))[0] == 200
+    except OSError:
+        return False
 
 
 @contextmanager
 def started(
     command: list[str], store: Path, log: Path, port: int | None = None, /, **changes: str
 ) -> Iterator[Server]:
+    """Run a service during the block, ready when the block begins; changes are of variables."""
     port = port or free_port()
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [*command, "--port", str(port)],
-            stdout=output,
-            stderr=output,
-            env=environment(store, **changes),
-            cwd=log.parent,
-        )
-    server = Server(process, port, log)
+    with ServerProcess(
+        [*command, "--port", str(port)],
+        directory=log.parent,
+        environment=environment(store, **changes),
+        log=log,
+    ) as process:
+        process.wait_until(lambda: is_ready(port), START_SECONDS)
+        yield Server(process, port, log)
+
+
+def runs(pid: int) -> bool:
+    """Whether a process lives; a zombie does not."""
     try:
-        server.wait()
-        yield server
-    finally:
-        if process.poll() is None:
-            server.stop()
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
@@ -132,6 +127,6 @@ async def sockets(client: httpx.AsyncClient) -> AsyncIterator[tuple[int, Connect
     def protocol() -> asyncio.Protocol:
         return HttpProtocol(connections, config=config, server_state=state, app_state={})
 
-    server = await asyncio.get_running_loop().create_server(protocol, "127.0.0.1", 0)
+    server = await asyncio.get_running_loop().create_server(protocol, HOST, 0)
     async with server:
         yield server.sockets[0].getsockname()[1], connections

@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
+from bench.harness.processes import free_port
 from tests.conftest import Picture
 from tests.support.artifacts import CLASSES, copy_store
 from tests.support.servers import (
@@ -24,7 +25,6 @@ from tests.support.servers import (
     Server,
     client,
     environment,
-    free_port,
     get,
     post,
     started,

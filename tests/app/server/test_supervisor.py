@@ -5,7 +5,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import pytest
 
 from app.server.machine import usable_cpus
 from tests.conftest import Picture
-from tests.support.servers import CONVSCOPE, Server, client, get, started, wait_until
+from tests.support.servers import CONVSCOPE, Server, client, get, runs, started, wait_until
 
 PNG = {"Content-Type": "image/png"}
 SERVE = [*CONVSCOPE, "serve"]
@@ -119,14 +119,8 @@ def test_workers_end_when_the_supervisor_is_killed(store_path: Path, tmp_path: P
     with started([*SERVE, "--workers", "2"], store_path, tmp_path / "log") as server:
         wait_until(lambda: len(server.workers) == 2)
         workers = server.workers
-        server.process.kill()
+        server.process.send_signal(signal.SIGKILL)
         server.process.wait()
-        wait_until(lambda: not any(_runs(worker) for worker in workers))
+        wait_until(lambda: not any(runs(worker) for worker in workers))
         with pytest.raises(httpx.ConnectError):
             get(server.url)
-
-
-def _runs(process: int) -> bool:
-    with suppress(OSError):
-        return ") Z " not in Path(f"/proc/{process}/stat").read_text()
-    return False

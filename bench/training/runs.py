@@ -4,22 +4,28 @@ A file that holds parts already is gone on with, so that hours of training survi
 one of another recipe, other data or another machine is refused.
 """
 
-import platform
+import shutil
+import time
 from collections.abc import Iterable
-from importlib.metadata import version
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
+from rich.console import Console
 
-from bench.harness.results import commit, machine, now
+from bench.harness.report import UNKNOWN
+from bench.harness.results import commit, machine, now, versions
 from training.data import dataset
 from training.errors import RecipeError, RunError
 from training.recipes import Recipe
-from training.run import durable
+from training.run import checkpoint, durable
+from training.run.checkpoint import Checkpoint
 from training.run.hardware import resolve_precision
+from training.run.progress import LineReporter
+from training.run.train import train
 
 _PACKAGES = ("numba", "numpy", "pillow", "torch", "torchvision")
 _MEASURED = ("app", "training", "bench", ":!bench/results")  # which change as they are written
@@ -87,10 +93,7 @@ class Results(BaseModel):
             recipe=fields,
             data_sha256=source.sha256,
             machine=machine(),
-            versions={
-                "python": platform.python_version(),
-                **{name: version(name) for name in _PACKAGES},
-            },
+            versions=versions(_PACKAGES),
             threads=torch.get_num_threads(),
             commit=commit(*_MEASURED),
             started=now(),
@@ -139,6 +142,44 @@ def with_deviation(values: Iterable[float], digits: int, factor: float = 1, unit
     """Return `mean ± deviation` (of a sample), a single value as it is, none as a dash."""
     known = [value * factor for value in values]
     if not known:
-        return "–"
+        return UNKNOWN
     spread = f" ± {stdev(known):.{digits}f}" if len(known) > 1 else ""
     return f"{mean(known):,.{digits}f}{spread}{unit}"
+
+
+@dataclass(frozen=True)
+class Timed:
+    """A finished run; `seconds` and `resumed` as in `TrainedRun`."""
+
+    last: Checkpoint
+    seconds: float
+    resumed: bool
+
+
+def train_timed(recipe: Recipe, source: dataset.Source, run: Path) -> Timed:
+    """Train on the processor, from the newest checkpoint in `run` if there is one.
+
+    Args:
+        recipe: every number of the run.
+        source: its training images should be in memory: reading them would be timed.
+        run: where the checkpoints go.
+    """
+    resumed = checkpoint.newest(run) is not None
+    reporter = LineReporter(Console(width=120))
+    started = time.perf_counter()
+    last = train(recipe, source, run, reporter, device="cpu", resume=True)
+    seconds = time.perf_counter() - started
+    return Timed(last, last.state.training_seconds if resumed else seconds, resumed)
+
+
+def put_away(run: Path) -> None:
+    """Rename the folder of a run whose results are written, so that no later one resumes it."""
+    done = run.with_name(f"{run.name}-finished")
+    shutil.rmtree(done, ignore_errors=True)
+    run.rename(done)
+
+
+def in_memory(source: dataset.Source) -> dataset.Source:
+    """Return the same data set with its training images read and decoded."""
+    train_split = source.load_train()
+    return replace(source, load_train=lambda: train_split)

@@ -8,7 +8,7 @@ import pytest
 
 from bench.training import cli, speednet
 from bench.training.exercise import ExerciseResults
-from bench.training.results import with_deviation
+from bench.training.runs import with_deviation
 from tests.support.training_fixtures import TINY
 from training.data import dataset
 from training.errors import RunError
