@@ -14,7 +14,6 @@ import pytest
 from PIL import Image
 
 from app.artifact.directory import Artifact, read_artifact
-from app.artifact.files import FILTERS
 from tests.support import sample
 from tests.support.pictures import as_png
 from tests.support.servers import started
@@ -77,7 +76,7 @@ def test_one_image_is_answered_with_the_artifacts_probabilities(
 
 
 def test_the_filters_are_the_first_layers_weights(client: httpx.Client, artifact: Artifact) -> None:
-    weights = artifact.arrays(FILTERS)["conv1"]
+    weights = artifact.filters()["conv1"]
     content = client.get("/filters", params={"format": "json"}).raise_for_status().json()
     assert np.allclose(content["weights"], weights, atol=1e-6)
     picture = client.get("/filters/3", params={"scale": 1}).raise_for_status().content

@@ -27,17 +27,21 @@ from app.artifact.files import (
     GOLDEN,
     GOLDEN_PROBABILITIES,
     GOLDEN_SCORES,
+    LAYER_OUTPUT,
     MANIFEST,
     ONNX_GRAPH,
     TORCHSCRIPT_GRAPH,
 )
 from app.artifact.manifest import (
+    MAX_FILE_BYTES,
     Evaluation,
     FileRecord,
+    LayerRecord,
     Manifest,
     Precision,
 )
 from app.artifact.tensors import Images, Outputs, Probabilities
+from app.artifact.weights import OnnxGraph, inlined
 from app.errors import ArtifactError, BackendFailed
 
 MAX_MANIFEST_BYTES = 1 << 20
@@ -80,6 +84,17 @@ class Artifact:
             raise ArtifactError(f"{path}: sha256 is {found}; {MANIFEST} says {record.sha256}")
         return data
 
+    def read_graph(self, file_name: str) -> bytes:
+        """Return an ONNX graph that holds all of its weights, also those of other files.
+
+        Raises:
+            ArtifactError: a file differs from its record or is not listed, or the graph is damaged.
+        """
+        try:
+            return inlined(self.read(file_name), self.read, MAX_FILE_BYTES)
+        except ValueError as exc:
+            raise ArtifactError(f"{self.path / file_name}: does not load: {exc}") from exc
+
     def verify(self) -> None:
         """Check every file against its record, and what a server shows against the schema.
 
@@ -88,7 +103,7 @@ class Artifact:
         Raises:
             ArtifactError: naming the first file that is missing, differs or makes no sense.
         """
-        for file_name in (ONNX_GRAPH, TORCHSCRIPT_GRAPH, GOLDEN, FILTERS, EVALUATION):
+        for file_name in (ONNX_GRAPH, TORCHSCRIPT_GRAPH, GOLDEN, EVALUATION):
             if file_name not in self.manifest.files:
                 raise ArtifactError(f"{self.path / file_name}: not listed in {MANIFEST}")
         for file_name in self.manifest.files:
@@ -114,10 +129,16 @@ class Artifact:
     def filters(self) -> dict[str, NDArray[np.float32]]:
         """Return the weights to look at by layer, float32 `[filters,channels,height,width]`.
 
+        They are the kernels of every convolution; of a fully connected first layer, a picture of
+        the input's size for each unit. Older artifacts have a file of them; of others they are
+        read out of the ONNX graph.
+
         Raises:
-            ArtifactError: the file differs from its record or holds anything else.
+            ArtifactError: a file differs from its record or holds anything else.
         """
-        layers = self.arrays(FILTERS)
+        kept = FILTERS in self.manifest.files
+        layers = self.arrays(FILTERS) if kept else self._weights_in_graph()
+        path = self.path / (FILTERS if kept else ONNX_GRAPH)
         for layer, weights in layers.items():
             if (
                 weights.dtype not in (np.float32, np.float16)
@@ -125,10 +146,38 @@ class Artifact:
                 or not weights.size
             ):
                 raise ArtifactError(
-                    f"{self.path / FILTERS}: {layer!r} is {weights.dtype} {weights.shape}; "
+                    f"{path}: {layer!r} is {weights.dtype} {weights.shape}; "
                     "it must be float32 or float16 of four dimensions"
                 )
+        size = 4 * sum(weights.size for weights in layers.values())
+        if size > MAX_ARRAY_BYTES:
+            raise ArtifactError(
+                f"{path}: the weights to look at have {size} bytes; the limit is {MAX_ARRAY_BYTES}"
+            )
         return {layer: weights.astype(np.float32, order="C") for layer, weights in layers.items()}
+
+    def _weights_in_graph(self) -> dict[str, NDArray[Any]]:
+        looked_at = [layer for layer in self.manifest.layers if layer.is_convolution]
+        if self.manifest.layers and len(self.manifest.layers[0].shape) == 1:
+            looked_at.insert(0, self.manifest.layers[0])
+        if not looked_at:
+            return {}
+        data = self.read_graph(ONNX_GRAPH)
+        try:
+            graph = OnnxGraph(data)
+            return {layer.name: self._weights_of(layer, graph) for layer in looked_at}
+        except ValueError as exc:
+            raise ArtifactError(f"{self.path / ONNX_GRAPH}: {exc}") from exc
+
+    def _weights_of(self, layer: LayerRecord, graph: OnnxGraph) -> NDArray[Any]:
+        weights = graph.weights_behind(LAYER_OUTPUT.format(layer.name))
+        if weights.shape[:1] != layer.shape[:1]:
+            raise ValueError(
+                f"{layer.name!r} has weights {weights.shape}; {MANIFEST} says {layer.shape[:1]}"
+            )
+        if weights.ndim == 2:
+            return weights.reshape(-1, 3, *self.manifest.image_size)
+        return weights
 
     def evaluation(self) -> Evaluation:
         """Return the figures measured on the test split.

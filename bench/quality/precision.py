@@ -52,7 +52,7 @@ def measure(artifact: Artifact, int8: Int8Record) -> dict[str, Any]:
         "model": artifact.ref,
         "test_accuracy": {"float32": manifest.test.accuracy, "int8": int8.test_accuracy},
         "test_ece": {"float32": manifest.test.ece_calibrated, "int8": int8.test_ece},
-        "bytes": {name: manifest.files[artifact.onnx_graph(name)].bytes for name in PRECISIONS},
+        "bytes": {name: len(artifact.read_graph(artifact.onnx_graph(name))) for name in PRECISIONS},
         "batches": [
             compare(backends, np.resize(golden, (size, *golden.shape[1:]))) for size in BATCHES
         ],

@@ -6,6 +6,7 @@ probabilities, so that the golden file does not come from the runtime that it ch
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,25 @@ def numpy_predict_int8(images: Images) -> Probabilities:
     return probabilities
 
 
-def _graph(*, int8: bool = False) -> bytes:
+def weights() -> dict[str, NDArray[np.float32]]:
+    """The weights of the small artifacts' convolutions, by layer."""
+    random = np.random.default_rng(0)
+    return {
+        "conv1": random.normal(size=(8, 3, 3, 3)).astype(np.float32),
+        "conv2": random.normal(size=(16, 8, 3, 3)).astype(np.float32),
+    }
+
+
+def write_graph(path: Path, layers: dict[str, NDArray[np.float32]]) -> Artifact:
+    """Write the graph of an artifact anew, with layers of other weights to look at."""
+    (path / "model.onnx").write_bytes(_graph(layers=layers))
+    _write_manifest(path, path.parent.name, path.name, layers=_records(layers))
+    return read_artifact(path)
+
+
+def _graph(*, int8: bool = False, layers: dict[str, NDArray[np.float32]] | None = None) -> bytes:
+    """Return a graph; the layers to look at, one after the other, lead to none of its outputs."""
+    layers = layers or {}
     constants = [
         numpy_helper.from_array(np.array([2, 3], np.int64), "axes"),
         numpy_helper.from_array(np.array(2 / 255, np.float32), "scale"),
@@ -91,6 +110,7 @@ def _graph(*, int8: bool = False) -> bytes:
     else:
         constants += [numpy_helper.from_array(directions() * np.float32(SHARPNESS), "weights")]
         layer = [helper.make_node("MatMul", ["centred", "weights"], ["logits"])]
+    constants += [numpy_helper.from_array(layers[name], f"{name}.weight") for name in layers]
     nodes = [
         helper.make_node("Cast", ["image"], ["floats"], to=TensorProto.FLOAT),
         helper.make_node("Transpose", ["floats"], ["planes"], perm=[0, 3, 1, 2]),
@@ -99,6 +119,7 @@ def _graph(*, int8: bool = False) -> bytes:
         helper.make_node("Sub", ["scaled", "one"], ["centred"]),
         *layer,
         helper.make_node("Softmax", ["logits"], ["probabilities"], axis=-1),
+        *_layer_nodes(layers),
     ]
     graph = helper.make_graph(
         nodes,
@@ -115,6 +136,21 @@ def _graph(*, int8: bool = False) -> bytes:
     return bytes(model.SerializeToString())
 
 
+def _layer_nodes(layers: dict[str, NDArray[np.float32]]) -> Iterator[onnx.NodeProto]:
+    """Yield the nodes of layers, the first of which sees one pixel of the mean colour."""
+    yield helper.make_node("Unsqueeze", ["mean", "axes"], ["pixel"])
+    source = "pixel"
+    for name, kernels in layers.items():
+        output = f"layer.{name}"
+        if kernels.ndim == 4:
+            pads = 4 * [kernels.shape[-1] // 2]
+            yield helper.make_node("Conv", [source, f"{name}.weight"], [output], pads=pads)
+        else:
+            yield helper.make_node("Flatten", ["planes"], [f"{name}.flat"])
+            yield helper.make_node("Gemm", [f"{name}.flat", f"{name}.weight"], [output], transB=1)
+        source = output
+
+
 def solid(label: str) -> Images:
     """One image of a class's colour, `[1,32,32,3]`."""
     return np.full((1, 32, 32, 3), COLOURS[label], np.uint8)
@@ -126,8 +162,8 @@ def write_artifact(
     """Write a sound artifact, with two convolutions to look at or with none."""
     path = store / name / version
     path.mkdir(parents=True)
-    random = np.random.default_rng(0)
-    (path / "model.onnx").write_bytes(_graph())
+    layers = weights() if convolutions else {}
+    (path / "model.onnx").write_bytes(_graph(layers=layers))
     (path / "model.ts").write_bytes(b"not used on the processor")
     images = np.concatenate([solid(label) for label in CLASSES])
     golden = {"images": images, "probabilities": numpy_predict(images)}
@@ -135,19 +171,23 @@ def write_artifact(
         (path / "model.int8.onnx").write_bytes(_graph(int8=True))
         golden["probabilities_int8"] = numpy_predict_int8(images)
     np.savez(path / "golden.npz", **golden)  # type: ignore[arg-type]
-    layers = {
-        "conv1": random.normal(size=(8, 3, 3, 3)).astype(np.float32),
-        "conv2": random.normal(size=(16, 8, 3, 3)).astype(np.float32),
-    }
-    np.savez(path / "filters.npz", **(layers if convolutions else {}))  # type: ignore[arg-type]
     (path / "evaluation.json").write_text(json.dumps(_evaluation()))
-    _write_manifest(path, name, version)
+    _write_manifest(path, name, version, layers=_records(layers))
+    return read_artifact(path)
+
+
+def write_older_artifact(store: Path, name: str, version: str) -> Artifact:
+    """Write an artifact as they were at first: a file of weights, and no word of layers."""
+    path = write_artifact(store, name, version, convolutions=False).path
+    np.savez(path / "filters.npz", **weights())  # type: ignore[arg-type]
+    rehash(path)
     return read_artifact(path)
 
 
 def rehash(path: Path, tolerances: dict[str, float] | None = None) -> None:
     """Write the manifest anew, so that a file that was changed agrees with its record."""
-    _write_manifest(path, path.parent.name, path.name, tolerances)
+    layers = json.loads((path / "manifest.json").read_text())["layers"]
+    _write_manifest(path, path.parent.name, path.name, tolerances, layers)
 
 
 def copy_store(store: Path, target: Path) -> Path:
@@ -183,8 +223,35 @@ def _evaluation() -> dict[str, Any]:
     }
 
 
+def _records(layers: dict[str, NDArray[np.float32]]) -> list[dict[str, Any]]:
+    """Return what a manifest says of layers that keep the size of their input."""
+    records = []
+    for name, kernels in layers.items():
+        side = kernels.shape[-1] if kernels.ndim == 4 else 0
+        window = {"kernel": side, "stride": 1, "padding": side // 2, "groups": 1}
+        records.append(
+            {
+                "name": name,
+                "kind": "Conv2d" if side else "Linear",
+                "source": None,
+                "shape": [len(kernels), 1, 1] if side else [len(kernels)],
+                "parameters": kernels.size,
+                "macs": 0,
+                "receptive_field": None,
+                "effective_stride": 1,
+                "effective_padding": 0,
+                **({"window": window} if side else {}),
+            }
+        )
+    return records
+
+
 def _write_manifest(
-    path: Path, name: str, version: str, tolerances: dict[str, float] | None = None
+    path: Path,
+    name: str,
+    version: str,
+    tolerances: dict[str, float] | None = None,
+    layers: list[dict[str, Any]] = [],  # noqa: B006 - is not changed
 ) -> None:
     files = {
         file.name: record_file(file).model_dump()
@@ -212,6 +279,7 @@ def _write_manifest(
         "git_commit": "0" * 40,
         "parameters": 18,
         "macs": 18,
+        "layers": layers,
         "test": _figures(),
         "temperature": 1.0,
         "golden_tolerance": tolerances or {"onnx-cpu": 1e-4},

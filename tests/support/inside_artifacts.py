@@ -17,7 +17,6 @@ from app.artifact.directory import Artifact, read_artifact, record_file
 from app.artifact.files import (
     EVALUATION,
     EXAMPLES,
-    FILTERS,
     GOLDEN,
     LAYER_OUTPUTS,
     LAYERS,
@@ -33,7 +32,6 @@ from training.export.examples import examples
 from training.export.graphs import ServedNetwork, onnx_graph
 from training.export.inside import (
     biases_and_classifier,
-    first_filters_and_kernels,
     strongest_responses,
 )
 
@@ -93,7 +91,6 @@ def write_averaging(store: Path) -> Artifact:
     files: dict[str, dict[str, NDArray[Any]]] = {
         GOLDEN: golden,
         LAYERS: {LAYER_OUTPUTS: np.frombuffer(layer_outputs, np.uint8), **weights},
-        FILTERS: dict(first_filters_and_kernels(network, (32, 32))),
         RESPONSES: responses,
         EXAMPLES: examples(images, labels, probabilities),
     }

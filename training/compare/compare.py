@@ -248,7 +248,7 @@ def _figures(artifact: Artifact) -> ModelFigures:
         parameters=manifest.parameters,
         macs=manifest.macs,
         views=manifest.views,
-        onnx_bytes=manifest.files[ONNX_GRAPH].bytes,
+        onnx_bytes=len(artifact.read_graph(ONNX_GRAPH)),
         torchscript_bytes=manifest.files[TORCHSCRIPT_GRAPH].bytes,
         training_seconds=manifest.training_seconds,
         training_hardware=manifest.hardware,

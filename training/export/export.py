@@ -21,7 +21,6 @@ from app.artifact.directory import Artifact, read_artifact, record_file, rewritt
 from app.artifact.files import (
     EVALUATION,
     EXAMPLES,
-    FILTERS,
     GOLDEN,
     GOLDEN_PROBABILITIES,
     GOLDEN_SCORES,
@@ -69,6 +68,7 @@ from training.export.inside import (
     strongest_responses,
 )
 from training.export.quantize import add_int8, choose_training_images
+from training.export.shared_weights import share_weights
 from training.report import LEARNING_CURVE, draw_learning_curve
 from training.run import durable
 from training.run.checkpoint import Checkpoint, history_json
@@ -114,7 +114,7 @@ def export(what: Export, store: Path) -> Artifact:
             _write_files(what, served, answered, folder)
             manifest = _manifest(what, served, folder)
             artifact = rewritten(Artifact(folder, manifest))
-            served_test = _prove(artifact, answered, what.source)
+            served_test = _prove(artifact, served, answered, what.source)
             artifact = _with_confidence(artifact, heldout, served_test, "float32")
             if what.int8:
                 artifact, served_test = add_int8(artifact, what.checkpoint, what.source)
@@ -200,9 +200,10 @@ def _write_graphs(what: Export, served: ServedNetwork, folder: Path) -> None:
     images = _golden_images(what)
     half = what.evaluation.weights == "float16"
     graph, layer_outputs = onnx_graph(served, images)
-    (folder / ONNX_GRAPH).write_bytes(pack_onnx(graph) if half else graph)
     script = torchscript_graph(packed(served) if half else served, images)
     (folder / TORCHSCRIPT_GRAPH).write_bytes(script)
+    graph = share_weights(pack_onnx(graph) if half else graph, TORCHSCRIPT_GRAPH, script)
+    (folder / ONNX_GRAPH).write_bytes(graph)
     outputs = served.predict(images)
     golden: dict[str, NDArray[Any]] = {
         "images": images,
@@ -217,10 +218,7 @@ def _write_graphs(what: Export, served: ServedNetwork, folder: Path) -> None:
 
 
 def _write_inside(what: Export, served: ServedNetwork, answered: Answered, folder: Path) -> None:
-    filters = first_filters_and_kernels(served.plain, dataset.IMAGE_SIZE)
-    stored = {layer: kernels.astype(what.evaluation.weights) for layer, kernels in filters.items()}
-    np.savez_compressed(folder / FILTERS, allow_pickle=False, **stored)
-    _, first = next(iter(filters.items()))
+    first = next(iter(first_filters_and_kernels(served.plain, dataset.IMAGE_SIZE).values()))
     (folder / FILTERS_PLOT).write_bytes(_filters_plot(first))
     state = what.checkpoint.state
     responses = strongest_responses(
@@ -293,13 +291,26 @@ def _outputs(served: ServedNetwork) -> tuple[TensorSpec, ...]:
     )
 
 
-def _prove(artifact: Artifact, answered: Answered, source: dataset.Source) -> Answered:
+def _prove(
+    artifact: Artifact, served: ServedNetwork, answered: Answered, source: dataset.Source
+) -> Answered:
     """Raise unless both graphs give the eager network's answers, by the service's backends.
+
+    The weights that the service reads out of the graph must be the network's, too.
 
     Returns:
         What the ONNX graph gives for the test split.
     """
     artifact.verify()
+    expected = first_filters_and_kernels(served.plain, dataset.IMAGE_SIZE)
+    read = artifact.filters()
+    if list(read) != list(expected):
+        raise ExportError(
+            f"weights of {list(read)} are read out of the graph; they must be {list(expected)}"
+        )
+    for layer, weights in expected.items():
+        if not np.array_equal(read[layer], weights):
+            raise ExportError(f"{layer}: other weights are read out of the graph")
     threads = torch.get_num_threads()
     found = {}
     for name in PROVEN_BACKENDS:

@@ -78,7 +78,7 @@ def add_int8(
         ConvscopeError: a graph does not load or fails.
     """
     calibration = choose_training_images(checkpoint, source, CALIBRATION_IMAGES).images.numpy()
-    graph = quantize(unpack_onnx(artifact.read(ONNX_GRAPH)), calibration)
+    graph = quantize(unpack_onnx(artifact.read_graph(ONNX_GRAPH)), calibration)
     heldout = load_heldout(checkpoint, source)
     before = answer(_backend(artifact, ONNX_GRAPH).predict, heldout)
     artifact = _with_graph(artifact, graph)

@@ -16,7 +16,7 @@ from app.api.openapi import document_problems
 from app.api.queries import FilterQuery, FiltersQuery
 from app.api.routes import artifact_of, refuse_repeated, service_of
 from app.artifact.directory import Artifact, recent_filters
-from app.artifact.files import FILTERS, LAYERS, RESPONSES
+from app.artifact.files import FILTERS, LAYERS, ONNX_GRAPH, RESPONSES, TORCHSCRIPT_GRAPH
 from app.artifact.strongest import read_strongest
 from app.errors import InvalidParameter, NothingToSee, UnknownFilter, UnknownLayer
 from app.explore.filters import filter_tiles, strongest_tiles
@@ -28,6 +28,9 @@ router = APIRouter(tags=["what is inside"], dependencies=[Depends(refuse_repeate
 MAX_JSON_WEIGHTS = 1 << 20
 
 _OFFERS = {"png": PNG, "json": JSON}
+_SOURCES = (FILTERS, ONNX_GRAPH, TORCHSCRIPT_GRAPH, LAYERS, RESPONSES)
+"""The files of which an answer is made."""
+
 _RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "A picture, or the weights with their shape.",
@@ -73,7 +76,7 @@ async def _answer(
     # Before the client's copy is looked at: what does not exist is a 404 with any If-None-Match.
     render = await service.draw(prepare, artifact, query, index, columns)
     files = artifact.manifest.files
-    sha256 = "".join(files[name].sha256 for name in (FILTERS, LAYERS, RESPONSES) if name in files)
+    sha256 = "".join(files[name].sha256 for name in _SOURCES if name in files)
     parameters = (artifact.ref, query.layer, index, query.scale, columns, query.show)
     representation = Representation(request, media_type, sha256, *parameters)
     unchanged = representation.not_modified()

@@ -41,7 +41,7 @@ class OnnxBackend:
             file_name: the graph's.
             more: bytes that are appended to the graph.
         """
-        graph = artifact.read(file_name) + more
+        graph = artifact.read_graph(file_name) + more
         try:
             self._session = ort.InferenceSession(
                 graph, _options(threads), providers=["CPUExecutionProvider"]

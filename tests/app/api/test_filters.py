@@ -12,20 +12,19 @@ from fastapi import FastAPI
 from PIL import Image
 
 from app.api.state import MOST_DRAWINGS, Service
-from app.artifact.directory import read_artifact
 from app.explore.filters import filter_grid, filter_tiles
 from app.explore.pictures import enlarged
 from tests.conftest import Connect, Picture
-from tests.support.artifacts import copy_store, rehash, write_artifact
+from tests.support.artifacts import (
+    copy_store,
+    weights,
+    write_artifact,
+    write_graph,
+    write_older_artifact,
+)
 from tests.support.problems import check
 
 pytestmark = pytest.mark.anyio
-
-
-def _weights(
-    store: Path, layer: str = "conv1"
-) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-    return read_artifact(store / "colour" / "2").arrays("filters.npz")[layer]
 
 
 def _service(client: httpx.AsyncClient) -> Service:
@@ -41,10 +40,10 @@ def _size(response: httpx.Response) -> tuple[int, int]:
 
 
 async def test_first_layer_is_drawn_as_a_png_unless_asked_otherwise(
-    client: httpx.AsyncClient, store_path: Path
+    client: httpx.AsyncClient,
 ) -> None:
     response = await client.get("/filters")
-    assert response.content == filter_grid(_weights(store_path), 16, 4)
+    assert response.content == filter_grid(weights()["conv1"], 16, 4)
     assert _size(response) == (16 * (4 * 4 + 1), 16 * (2 * 4 + 1))
 
 
@@ -64,25 +63,23 @@ async def test_scale_columns_and_layer_make_the_picture(
 
 
 async def test_json_holds_the_weights_with_their_shape(
-    client: httpx.AsyncClient, store_path: Path
+    client: httpx.AsyncClient,
 ) -> None:
     answer = (await client.get("/filters?format=json&layer=conv2")).json()
     assert answer["layer"] == "conv2"
     assert answer["layers"] == ["conv1", "conv2"]
     assert answer["shape"] == [16, 8, 3, 3]
-    np.testing.assert_array_equal(
-        np.array(answer["weights"], np.float32), _weights(store_path, "conv2")
-    )
+    np.testing.assert_array_equal(np.array(answer["weights"], np.float32), weights()["conv2"])
 
 
 async def test_one_filter_is_drawn_and_given_as_json(
-    client: httpx.AsyncClient, store_path: Path
+    client: httpx.AsyncClient,
 ) -> None:
     response = await client.get("/filters/3?scale=10")
-    assert response.content == enlarged(filter_tiles(_weights(store_path))[3], 10)
+    assert response.content == enlarged(filter_tiles(weights()["conv1"])[3], 10)
     answer = (await client.get("/filters/3", headers={"Accept": "application/json"})).json()
     assert (answer["index"], answer["shape"]) == (3, [3, 3, 3])
-    np.testing.assert_array_equal(np.array(answer["weights"], np.float32), _weights(store_path)[3])
+    np.testing.assert_array_equal(np.array(answer["weights"], np.float32), weights()["conv1"][3])
 
 
 @pytest.mark.parametrize(
@@ -192,16 +189,15 @@ async def test_picture_and_json_are_bounded(connect: Connect, tmp_path: Path) ->
     path = write_artifact(store, "colour", "1").path
     layers = {
         "conv1": np.zeros((1024, 3, 3, 3), np.float32),
-        "conv2": np.zeros((512, 512, 3, 3), np.float32),
+        "conv2": np.zeros((512, 1024, 3, 3), np.float32),
     }
-    np.savez(path / "filters.npz", **layers)  # type: ignore[arg-type]
-    rehash(path)
+    write_graph(path, layers)
     async with connect(store=store) as client:
         problem = check(await client.get("/filters?scale=64", headers={"If-None-Match": "*"}), 422)
         assert problem.detail.endswith("8256x8256 pixels; the limit is 10 megapixels")
         problem = check(await client.get("/filters?format=json&layer=conv2"), 422)
         assert problem.detail == (
-            "2359296 weights are to be shown of conv2; JSON holds at most 1048576: "
+            "4718592 weights are to be shown of conv2; JSON holds at most 1048576: "
             "ask for one filter, or for a picture"
         )
         assert (await client.get("/filters/0?format=json&layer=conv2")).status_code == 200
@@ -212,14 +208,28 @@ async def test_fully_connected_layer_is_given_whole_as_json_and_as_a_handy_pictu
 ) -> None:
     store = tmp_path / "store"
     path = write_artifact(store, "colour", "1").path
-    np.savez(path / "filters.npz", fc1=np.ones((256, 3, 32, 32), np.float32))
-    rehash(path)
+    write_graph(path, {"fc1": np.arange(256 * 3072, dtype=np.float32).reshape(256, 3072)})
     async with connect(store=store) as client:
         answer = (await client.get("/filters", headers={"Accept": "application/json"})).json()
         assert answer["shape"] == [256, 3, 32, 32]
         assert np.array(answer["weights"]).shape == (256, 3, 32, 32)
+        assert answer["weights"][1][0][0][:2] == [3072, 3073]
         assert _size(await client.get("/filters")) == (1058, 1058)
         assert _size(await client.get("/filters/0")) == (512, 512)
+
+
+async def test_older_artifact_shows_the_same_from_its_file_of_weights(
+    client: httpx.AsyncClient, connect: Connect, tmp_path: Path
+) -> None:
+    write_older_artifact(tmp_path, "colour", "2")
+    async with connect(store=tmp_path) as older:
+        for query in ("", "?layer=conv2", "/3", "?format=json&layer=conv2"):
+            found, expected = (
+                await older.get(f"/filters{query}"),
+                await client.get(f"/filters{query}"),
+            )
+            assert found.status_code == 200
+            assert found.content == expected.content
 
 
 async def test_damaged_file_under_a_running_service_is_found(
@@ -230,10 +240,10 @@ async def test_damaged_file_under_a_running_service_is_found(
 ) -> None:
     store = copy_store(store_path, tmp_path / "store")
     async with connect(store=store) as client:
-        path = store / "colour" / "2" / "filters.npz"
+        path = store / "colour" / "2" / "model.onnx"
         path.write_bytes(path.read_bytes()[:-1] + b"x")
         check(await client.get("/filters"), 500)
-    assert "filters.npz: sha256 is" in capsys.readouterr().err
+    assert "model.onnx: sha256 is" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("path", ["/filters", "/filters/0", "/confusion-matrix"])

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from app.artifact import directory
 from app.artifact.directory import Artifact, read_artifact, record_file
 from app.artifact.manifest import Manifest
 from app.artifact.tensors import Images, Outputs, Probabilities
@@ -21,7 +22,10 @@ from tests.support.artifacts import (
     numpy_predict,
     numpy_predict_int8,
     rehash,
+    weights,
     write_artifact,
+    write_graph,
+    write_older_artifact,
 )
 
 
@@ -42,12 +46,62 @@ def _change_manifest(path: Path, change: Callable[[dict[str, Any]], Any]) -> Non
     file.write_text(json.dumps(manifest))
 
 
+def assert_same(
+    found: dict[str, NDArray[np.float32]], expected: dict[str, NDArray[np.float32]]
+) -> None:
+    """In the same order, too."""
+    assert list(found) == list(expected)
+    for layer, kernels in expected.items():
+        assert found[layer].dtype == np.float32
+        np.testing.assert_array_equal(found[layer], kernels)
+
+
 def test_sound_artifact_verifies(path: Path) -> None:
     artifact = read_artifact(path)
     artifact.verify()
     assert artifact.manifest.image_size == (32, 32)
     assert artifact.evaluation().confusion_matrix == COUNTS
-    assert list(artifact.arrays("filters.npz")) == ["conv1", "conv2"]
+    assert_same(artifact.filters(), weights())
+
+
+def test_weights_that_are_not_as_the_manifest_says_are_found(path: Path) -> None:
+    _change_manifest(path, lambda m: m["layers"][0].update(shape=[9, 1, 1]))
+    with pytest.raises(ArtifactError, match=r"'conv1' has weights \(8, 3, 3, 3\); .* says \(9,\)"):
+        read_artifact(path).verify()
+
+
+def test_layer_whose_weights_are_not_in_the_graph_is_named(path: Path) -> None:
+    _change_manifest(path, lambda m: m["layers"][1].update(name="conv9"))
+    with pytest.raises(ArtifactError, match=r"model\.onnx: no weights lead to 'layer.conv9'"):
+        read_artifact(path).verify()
+
+
+def test_fully_connected_layer_that_is_no_picture_is_found(path: Path) -> None:
+    artifact = write_graph(path, {"fc1": np.ones((4, 3000), np.float32)})
+    with pytest.raises(ArtifactError, match=r"model\.onnx: cannot reshape"):
+        artifact.filters()
+
+
+def test_more_weights_to_look_at_than_fit_in_memory_are_not_read(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(directory, "MAX_ARRAY_BYTES", 5471)
+    with pytest.raises(ArtifactError, match="have 5472 bytes; the limit is 5471"):
+        read_artifact(path).filters()
+
+
+def test_graph_that_is_none_does_not_load(path: Path) -> None:
+    (path / "model.onnx").write_bytes(b"not a graph")
+    rehash(path)
+    with pytest.raises(ArtifactError, match=r"model\.onnx: does not load: wire type 6 at byte 0"):
+        read_artifact(path).verify()
+
+
+def test_older_artifact_has_its_weights_in_a_file(tmp_path: Path) -> None:
+    artifact = write_older_artifact(tmp_path, "older", "1")
+    artifact.verify()
+    assert "filters.npz" in artifact.manifest.files
+    assert_same(artifact.filters(), weights())
 
 
 @pytest.mark.parametrize(
@@ -90,7 +144,7 @@ def test_manifest_that_is_not_json_is_refused(path: Path) -> None:
         read_artifact(path)
 
 
-@pytest.mark.parametrize("file_name", ["model.onnx", "model.ts", "golden.npz", "filters.npz"])
+@pytest.mark.parametrize("file_name", ["model.onnx", "model.ts", "golden.npz", "evaluation.json"])
 def test_file_that_a_server_needs_must_be_listed(path: Path, file_name: str) -> None:
     _change_manifest(path, lambda manifest: manifest["files"].pop(file_name))
     with pytest.raises(ArtifactError, match=f"{file_name}: not listed"):
@@ -182,7 +236,7 @@ def test_archive_that_unpacks_to_too_much_is_not_unpacked(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "weights",
+    "kernels",
     [
         np.zeros((8, 3, 3), np.float32),
         np.zeros((8, 3, 3, 3), np.float64),
@@ -191,8 +245,8 @@ def test_archive_that_unpacks_to_too_much_is_not_unpacked(path: Path) -> None:
         np.array("text"),
     ],
 )
-def test_filters_that_cannot_be_shown_are_found(path: Path, weights: NDArray[Any]) -> None:
-    (path / "filters.npz").write_bytes(_npz(conv1=weights))
+def test_filters_that_cannot_be_shown_are_found(path: Path, kernels: NDArray[Any]) -> None:
+    (path / "filters.npz").write_bytes(_npz(conv1=kernels))
     rehash(path)
     with pytest.raises(ArtifactError, match=r"'conv1' is .* must be float32 or float16 of four"):
         read_artifact(path).verify()

@@ -94,7 +94,7 @@ def test_version_without_a_manifest_is_an_error_and_hidden_files_are_not(
         read_store(store, (), "colour")
 
 
-@pytest.mark.parametrize("file_name", ["model.onnx", "model.ts", "filters.npz", "evaluation.json"])
+@pytest.mark.parametrize("file_name", ["model.onnx", "model.ts", "golden.npz", "evaluation.json"])
 def test_one_changed_byte_in_any_file_is_found(
     store_path: Path, tmp_path: Path, file_name: str
 ) -> None:

@@ -6,14 +6,29 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 import torch
+from numpy.typing import NDArray
+from torch import nn
 
-from app.artifact.directory import Artifact
-from app.artifact.files import EXAMPLES, FILTERS, GOLDEN, LAYERS, MANIFEST, ONNX_GRAPH, RESPONSES
+from app.artifact.directory import Artifact, read_artifact
+from app.artifact.files import (
+    EXAMPLES,
+    GOLDEN,
+    LAYERS,
+    MANIFEST,
+    ONNX_GRAPH,
+    RESPONSES,
+    TORCHSCRIPT_GRAPH,
+)
 from app.artifact.tensors import Images
+from app.errors import ArtifactError
 from app.inference.backends import BackendName, open_backend, open_layers
 from tests.support import sample
+from tests.support.artifacts import copy_store
+from tests.support.inside_artifacts import amend
+from tests.support.tiny_networks import flat_network, write_graphs
 from training.data import dataset
 from training.data.foreign import foreign_images
 from training.errors import DataError, ExportError
@@ -103,7 +118,7 @@ def test_golden_images_are_held_out_images(
 def test_filters_hold_every_convolutions_weights_in_order(
     exported: Artifact, trained: Checkpoint
 ) -> None:
-    filters = exported.arrays(FILTERS)
+    filters = exported.filters()
     network = load_network(trained)
     assert list(filters) == ["conv1", "conv2"]
     for name, weights in filters.items():
@@ -119,6 +134,71 @@ def test_a_fully_connected_first_layer_is_kept_as_pictures_of_the_input() -> Non
     linear = network[1]
     assert isinstance(linear, torch.nn.Linear)
     assert weights["1"][2, 1, 4, 7] == linear.weight[2, 1 * 1024 + 4 * 32 + 7]
+
+
+def test_a_fully_connected_first_layer_is_read_out_of_the_graph(tmp_path: Path) -> None:
+    served = ServedNetwork(flat_network(), [0.5] * 3, [0.25] * 3, 1.0).eval()
+    artifact = write_graphs(served, tmp_path)
+    (name, weights), *others = artifact.filters().items()
+    assert (name, weights.shape, others) == ("fc", (6, 3, 32, 32), [])
+    expected = served.plain.get_parameter("fc.weight").detach().numpy()
+    assert np.array_equal(weights.reshape(6, 3072), expected)
+
+
+def test_every_weight_is_stored_once(exported: Artifact) -> None:
+    model = onnx.load(str(exported.path / ONNX_GRAPH), load_external_data=False)
+    large = [tensor for tensor in model.graph.initializer if np.prod(tensor.dims) * 4 >= 1024]
+    assert len(large) > 4
+    assert {tensor.data_location for tensor in large} == {onnx.TensorProto.EXTERNAL}
+    places = {entry.value for t in large for entry in t.external_data if entry.key == "location"}
+    assert places == {TORCHSCRIPT_GRAPH}
+
+
+def test_other_programs_find_the_weights_of_the_graph(exported: Artifact) -> None:
+    path = str(exported.path / ONNX_GRAPH)
+    whole = onnx.load_from_string(exported.read_graph(ONNX_GRAPH))
+    found = onnx.load(path)
+    for tensor, expected in zip(found.graph.initializer, whole.graph.initializer, strict=True):
+        assert tensor.raw_data == expected.raw_data
+    golden = exported.arrays(GOLDEN)
+    (probabilities,) = ort.InferenceSession(path).run(
+        ["probabilities"], {"image": golden["images"]}
+    )
+    assert np.abs(probabilities - golden["probabilities"]).max() < 1e-4
+
+
+def test_weights_that_lie_in_a_damaged_file_are_not_read(
+    exported: Artifact, tmp_path: Path
+) -> None:
+    path = copy_store(exported.path.parent.parent, tmp_path / "store") / "tiny" / "1"
+    data = bytearray((path / TORCHSCRIPT_GRAPH).read_bytes())
+    data[len(data) // 2] ^= 1
+    (path / TORCHSCRIPT_GRAPH).write_bytes(data)
+    for read in (lambda artifact: artifact.filters(), lambda a: open_backend(a, "onnx-cpu")):
+        with pytest.raises(ArtifactError, match=r"model\.ts: sha256 is"):
+            read(read_artifact(path))
+
+
+def test_a_graph_that_refers_to_a_file_that_is_not_listed_is_not_read(
+    exported: Artifact, tmp_path: Path
+) -> None:
+    path = copy_store(exported.path.parent.parent, tmp_path / "store") / "tiny" / "1"
+    graph = (path / ONNX_GRAPH).read_bytes().replace(b"model.ts", b"/etc/fst")
+    (path / ONNX_GRAPH).write_bytes(graph)
+    with pytest.raises(ArtifactError, match="/etc/fst: not listed in"):
+        amend(path).read_graph(ONNX_GRAPH)
+
+
+def test_other_weights_in_the_graph_than_in_the_network_are_not_exported(
+    what: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def others(network: nn.Module, image_size: tuple[int, int]) -> dict[str, NDArray[np.float32]]:
+        weights = first_filters_and_kernels(network, image_size)
+        return weights | {"conv2": weights["conv2"] * 2}
+
+    monkeypatch.setattr(export, "first_filters_and_kernels", others)
+    with pytest.raises(ExportError, match="conv2: other weights are read out of the graph"):
+        export.export(what, tmp_path)
 
 
 @pytest.mark.parametrize("plot", ["confusion_matrix.png", "filters.png", "learning_curve.png"])

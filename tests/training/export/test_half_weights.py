@@ -1,5 +1,4 @@
 import warnings
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -79,10 +78,8 @@ def test_multiply_accumulates_count_every_view(half: Artifact, exported: Artifac
     assert half.manifest.macs == 2 * exported.manifest.macs
 
 
-def test_filters_are_read_as_float32(half: Artifact, exported: Artifact) -> None:
+def test_filters_are_read_as_float32(half: Artifact) -> None:
     assert {weights.dtype for weights in half.filters().values()} == {np.dtype(np.float32)}
-    sizes = [Path(a.path / "filters.npz").stat().st_size for a in (half, exported)]
-    assert sizes[0] < 0.6 * sizes[1]
 
 
 @pytest.mark.parametrize(("weight", "said"), [(-70_000.0, "70000.0"), (float("nan"), "nan")])

@@ -178,7 +178,7 @@ def test_the_score_is_computed_in_float32(both: Artifact) -> None:
 
 
 def test_float32_is_the_same_with_int8_beside_it(both: Artifact, exported: Artifact) -> None:
-    assert both.read(ONNX_GRAPH) == exported.read(ONNX_GRAPH)
+    assert both.read_graph(ONNX_GRAPH) == exported.read_graph(ONNX_GRAPH)
     with_int8, without = both.arrays(GOLDEN), exported.arrays(GOLDEN)
     assert with_int8.keys() - without.keys() == {"probabilities_int8", "ood_scores_int8"}
     for name, array in without.items():
@@ -298,7 +298,7 @@ def test_golden_images_tell_an_int8_graph_of_another_temperature(
 ) -> None:
     path = _copy(both, tmp_path)
     images = quantize.choose_training_images(what.checkpoint, what.source, 1000).images.numpy()
-    graph = quantize.quantize(_of_another_temperature(both.read(ONNX_GRAPH), 1.5), images)
+    graph = quantize.quantize(_of_another_temperature(both.read_graph(ONNX_GRAPH), 1.5), images)
     (path / INT8_GRAPH).write_bytes(graph)
     files = both.manifest.files | {INT8_GRAPH: record_file(path / INT8_GRAPH)}
     changed = Artifact(path, both.manifest.model_copy(update={"files": files}))
