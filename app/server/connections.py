@@ -1,21 +1,25 @@
-"""The connections of a worker, and how much it has to do: what decides who is served and who goes.
+"""A worker's connections and its work: they decide which client is served and which one goes.
 
-Nothing here reads or writes a socket; that is `protocol`.
+This module touches no socket; `protocol` does.
 """
 
+import asyncio
 import logging
 import mmap
 import time
 from collections import Counter, OrderedDict
+from email.utils import formatdate
 from http import HTTPStatus
 from typing import Protocol
 
-from app.errors import QueueFull
-from app.problems import reason
+from app.errors import ConvscopeError, QueueFull, TooManyConnections
+from app.problems import STATUSES, reason
 from app.settings import Settings
+from app.telemetry import logs
 from app.telemetry.metrics import OTHER, Metrics
+from app.telemetry.requests import RequestState
 
-_ROUTES = frozenset({"/predict"})  # whose paths may stand in metrics
+_ROUTES = frozenset({"/predict"})  # other paths do not become labels of metrics
 _SHED = reason(QueueFull)
 _WARN_SECONDS = 5.0
 
@@ -32,17 +36,20 @@ class Connection(Protocol):
         """Close if the client has taken longer than it may; `now` is `time.monotonic()`."""
 
     def close_if_idle(self) -> None:
-        """Close if nothing is under way."""
+        """Close if no request is under way."""
+
+    def give_up(self) -> None:
+        """Refuse the request under way, because the server stops; else close at once."""
 
     def abort(self) -> None:
         """Close at once, to make room."""
 
 
 class Shares:
-    """How many connections each worker has, in memory that all of them share.
+    """The number of connections of each worker, in memory that all of them share.
 
-    Who has more than another leaves the next one to that, so that all have about as many: a client
-    keeps its connection, and so its worker, for long.
+    A worker with more than another leaves the next connection to it. Their numbers stay about
+    equal, which matters because a client keeps its connection, and so its worker, for long.
     """
 
     def __init__(self, workers: int) -> None:
@@ -57,7 +64,7 @@ class Share:
         self._place = place
 
     def set(self, connections: int) -> None:
-        """Say how many connections this worker has."""
+        """Publish the number of this worker's connections."""
         self._counts[self._place] = connections
 
     @property
@@ -67,25 +74,36 @@ class Share:
 
 
 class Connections:
-    """All connections of a worker: which wait for their clients since when, and what is at work."""
+    """All connections of a worker: those that wait for their clients, and the requests at work.
+
+    Attributes:
+        settings: the limits.
+        metrics: count refusals.
+        share: is told the number of connections.
+        closing: whether the worker stops, and every answer is its connection's last.
+        working: POSTs that have arrived whole and are being answered.
+        blocked: connections with unread answers, and since when they are unread.
+        tasks: of the application, one a request.
+        date_header: the line of the header `date`, as bytes.
+    """
 
     def __init__(self, settings: Settings, metrics: Metrics, limit: int, share: Share) -> None:
         """Prepare.
 
         Args:
             settings: the limits.
-            metrics: count what is refused here.
-            limit: how many connections there may be.
-            share: is told how many there are.
+            metrics: count refusals.
+            limit: the most connections that may be open.
+            share: is told the number of connections.
         """
         self.share = share
         self.settings = settings
         self.metrics = metrics
         self.closing = False
         self.working = 0
-        """POSTs that have come whole and are being answered."""
         self.blocked: dict[Connection, float] = {}
-        """Connections whose clients do not read, and since when."""
+        self.tasks: set[asyncio.Task[None]] = set()
+        self.date_header = _date_header()
         self._limit = limit
         self._waiting: OrderedDict[Connection, None] = OrderedDict()
         self._all: set[Connection] = set()
@@ -95,16 +113,17 @@ class Connections:
 
     @property
     def count(self) -> int:
-        """How many connections are open."""
+        """The number of open connections."""
         return len(self._all)
 
     @property
     def full(self) -> bool:
-        """Whether the worker has as much to do as it takes on."""
+        """Whether the worker takes no further POST."""
         return self.working >= self.settings.max_requests
 
     def sweep(self) -> None:
-        """Close what has waited too long for its client; to be called every second."""
+        """Close connections that have waited too long for their clients; call it every second."""
+        self.date_header = _date_header()
         now = time.monotonic()
         for connection in list(self._waiting):
             try:
@@ -116,11 +135,15 @@ class Connections:
             if now - since > BLOCKED_SECONDS:
                 connection.abort()
         if self._shed_since and now >= self._warn_at:
-            _log.warning("%d requests were refused: too much to do", self._shed_since)
+            _log.warning("%d requests were refused: the worker was full", self._shed_since)
             self._shed_since, self._warn_at = 0, now + _WARN_SECONDS
 
     def add(self, connection: Connection) -> bool:
-        """Take a new connection, at the cost of the one that has waited longest for its client."""
+        """Take a new connection; at the limit, the one that has waited longest for its client goes.
+
+        Returns:
+            False if the limit is reached and no connection waits for its client.
+        """
         if len(self._all) >= self._limit:
             if not self._waiting:
                 return False
@@ -131,7 +154,7 @@ class Connections:
         return True
 
     def remove(self, connection: Connection) -> None:
-        """Forget a connection that is closed."""
+        """Forget a closed connection."""
         self._all.discard(connection)
         self.share.set(len(self._all))
         self._waiting.pop(connection, None)
@@ -143,7 +166,7 @@ class Connections:
         self._waiting.move_to_end(connection)
 
     def work(self, connection: Connection, counts: bool) -> None:
-        """Note that a connection's request has come whole, and whether it counts as work."""
+        """Note that a connection's request has arrived whole, and whether it counts as work."""
         self._waiting.pop(connection, None)
         self.working += counts
 
@@ -152,14 +175,31 @@ class Connections:
         for connection in list(self._waiting):
             connection.close_if_idle()
 
+    def give_up(self) -> None:
+        """Refuse all requests under way, because the worker stops."""
+        for connection in list(self._all):
+            connection.give_up()
+
+    def count_refusal(self, error: ConvscopeError, request: RequestState, seconds: float) -> None:
+        """Count and log a request that was refused before the application saw it."""
+        status, _ = STATUSES[type(error)]
+        self.metrics.count_rejection(reason(type(error)))
+        self.metrics.count_refused(request.method, OTHER, status)
+        if not isinstance(error, TooManyConnections):  # of which there may be thousands
+            logs.write_request(request, status, seconds)
+
     def count_shed(self, path: str) -> None:
-        """Count a POST that was refused because there is enough to do, until `flush`."""
+        """Count a POST that was refused by a full worker; `flush` tells the metrics."""
         self._shed[path if path in _ROUTES else OTHER] += 1
 
     def flush(self) -> None:
-        """Tell the metrics what was refused; to be called several times a second."""
+        """Tell the metrics about the refused POSTs; call it several times a second."""
         for route, count in self._shed.items():
             self.metrics.count_refused("POST", route, HTTPStatus.SERVICE_UNAVAILABLE, count)
             self.metrics.count_rejection(_SHED, count)
             self._shed_since += count
         self._shed.clear()
+
+
+def _date_header() -> bytes:
+    return f"date: {formatdate(usegmt=True)}\r\n".encode()

@@ -1,32 +1,33 @@
-"""Refusing what is too much at the least cost: plain requests unparsed, answers made beforehand.
+"""Refusals that the server writes without the application.
 
-What a refusal costs is taken from what is still served.
+The cost of a refusal is taken from the requests that are still served. A worker that is full
+therefore refuses a plain prediction unparsed, with an answer that was made beforehand.
 """
 
 import re
-import secrets
 from collections.abc import Mapping
 from functools import lru_cache
 from http import HTTPStatus
 
 from app import problems
 from app.errors import HeadTooLarge, MalformedRequest, QueueFull
+from app.telemetry.requests import RequestState, new_request_id
 
 MAX_HEAD_BYTES = 32 << 10
-"""Request line and headers: what nginx and Apache take with room to spare."""
+"""Request line and headers; nginx and Apache allow no more than about as much."""
 
 _PLAIN_LINE = re.compile(rb"POST /predict(\?\S*)? HTTP/1\.1\r\n")
 _PLAIN_LENGTH = re.compile(rb"\r\ncontent-length: ?(\d{1,9})(?=\r\n)", re.IGNORECASE)
 _NOT_PLAIN = re.compile(
     rb"\r\n(?:transfer-encoding|connection:(?! ?keep-alive\r)|expect|upgrade|[ \t])", re.IGNORECASE
 )
-_MARK = "0" * 32
+_PLACEHOLDER = "0" * 32  # of a request id
 
 
 def is_plain_post(data: bytes) -> bool:
-    """Whether this is one whole POST, and nothing that takes a parser to understand.
+    """Whether this is exactly one POST /predict that can be answered without a parser.
 
-    Parsing costs more than all the rest of refusing.
+    Parsing costs more than the rest of a refusal.
     """
     if not _PLAIN_LINE.match(data):
         return False
@@ -38,50 +39,67 @@ def is_plain_post(data: bytes) -> bool:
 
 
 def head_too_large(size: int) -> HeadTooLarge:
-    """Return the error of a head that has so many bytes, or more."""
+    """Return the error of a head of `size` bytes, or more."""
     return HeadTooLarge(
         f"the request's head is at least {size} bytes; the limit is {MAX_HEAD_BYTES} bytes"
     )
 
 
 def framing_too_large(size: int) -> MalformedRequest:
-    """Return the error of a chunked body that has so many bytes around those of the body."""
+    """Return the error of a chunked body with `size` bytes of framing and no content."""
     return MalformedRequest(
         f"{size} bytes of the body's framing hold no byte of the body; "
         f"the limit is {MAX_HEAD_BYTES} bytes"
     )
 
 
-def enough_to_do(limit: int) -> QueueFull:
-    """Return the error of a request that is refused because so many are at work."""
+def queue_full(limit: int) -> QueueFull:
+    """Return the error of a request that comes while `limit` others are at work."""
     return QueueFull(f"{limit} requests are at work; that is the limit")
 
 
+def refusal(error: Exception, request: RequestState) -> bytes:
+    """Return the whole answer that refuses a request and announces the connection's end."""
+    return _answer(error, request.path, request.request_id, keep=False)
+
+
 def shed_answer(limit: int, path: str, *, keep: bool) -> bytes:
-    """Return the whole answer to a request that is refused because so many are at work.
+    """Return the whole answer to a request that comes while `limit` others are at work.
 
     Args:
-        limit: how many.
+        limit: how many requests may be at work.
         path: the request's.
-        keep: whether the connection stays.
+        keep: whether the connection stays open.
     """
-    before, between, after = _parts(limit, path, keep)
-    request_id = secrets.token_hex(len(_MARK) // 2).encode()
+    before, between, after = _shed_parts(limit, path, keep)
+    request_id = new_request_id().encode()
     return b"".join((before, request_id, between, request_id, after))
 
 
-@lru_cache(64)  # the path is the client's
-def _parts(limit: int, path: str, keep: bool) -> tuple[bytes, bytes, bytes]:
-    """Return what stands before, between and after the two places of the request id."""
-    status, headers, body = problems.render(enough_to_do(limit), path, _MARK)
-    ours = {"content-length": len(body), **({} if keep else {"connection": "close"})}
-    text = answer(status, headers | ours | {"x-request-id": _MARK}, body)
-    start, between, after = text.split(_MARK.encode())
-    return start, between, after
+@lru_cache(64)  # bounded: the path is the client's
+def _shed_parts(limit: int, path: str, keep: bool) -> tuple[bytes, bytes, bytes]:
+    """Return the parts of the answer around the two places of the request id."""
+    answer = _answer(queue_full(limit), path, _PLACEHOLDER, keep=keep)
+    before, between, after = answer.split(_PLACEHOLDER.encode())
+    return before, between, after
 
 
-def answer(status: int, headers: Mapping[str, object], body: bytes) -> bytes:
-    """Return an answer as it goes over the wire."""
-    lines = [f"{name}: {value}\r\n" for name, value in headers.items()]
-    head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n{''.join(lines)}\r\n"
-    return head.encode() + body
+def _answer(error: Exception, path: str, request_id: str, *, keep: bool) -> bytes:
+    status, headers, body = problems.render(error, path, request_id)
+    ours = {"content-length": str(len(body)), "x-request-id": request_id}
+    closing = {} if keep else {"connection": "close"}
+    return status_line(status) + _lines(headers | ours | closing) + b"\r\n" + body
+
+
+def _lines(headers: Mapping[str, str]) -> bytes:
+    return "".join(f"{name}: {value}\r\n" for name, value in headers.items()).encode()
+
+
+@lru_cache(64)
+def status_line(status: int) -> bytes:
+    """Return the first line of an answer."""
+    try:
+        phrase = HTTPStatus(status).phrase
+    except ValueError:  # a status that an application made up
+        phrase = ""
+    return f"HTTP/1.1 {status} {phrase}\r\n".encode()

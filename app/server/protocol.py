@@ -1,349 +1,528 @@
-"""HTTP on a socket: uvicorn's protocol, with a bound on all that a client can hold.
+"""HTTP/1.1 on one connection, with a bound on everything that a client can hold.
 
-Heads have a limit of size, heads and bodies of time, and connections of number. A worker that has
-enough to do refuses further work here, before anything is spent on it: what a refusal costs decides
-how much a service still does when it is asked for too much. A client that goes away ends its own
-request. This module does not know what a request is about.
+Heads have a limit of size, heads and bodies of time, and connections of number. A full worker
+refuses further work here, before anything is spent on it: the cost of a refusal decides how much an
+overloaded service still does. A client that goes away ends its own request. httptools parses; one
+request at a time is answered, and bytes sent ahead of an answer wait unparsed.
 """
 
 import asyncio
+import re
 import time
 from collections.abc import Mapping
-from typing import Any
+from enum import StrEnum
+from typing import Any, cast
+from urllib.parse import unquote
 
 import httptools
-from uvicorn._types import ASGI3Application
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from starlette.types import ASGIApp
 
 from app import errors, problems
 from app.server.connections import Connections
-from app.server.heads import find_fault, resource
+from app.server.exchange import Exchange
 from app.server.overload import (
     MAX_HEAD_BYTES,
-    answer,
-    enough_to_do,
     framing_too_large,
     head_too_large,
     is_plain_post,
+    queue_full,
+    refusal,
     shed_answer,
 )
-from app.telemetry import logs
 from app.telemetry.metrics import OTHER
 from app.telemetry.requests import SCOPE_KEY, RequestState
 
-MAX_AHEAD = 16
-"""Requests that may be sent ahead of the answer to the one before."""
-
 DRAIN_SECONDS = 10
 DRAIN_BYTES = 64 << 20
-"""How long and how much of a refused body is read away, so that its sender sees the answer."""
+"""How long and how much of an unwanted body is read away, so that its sender sees the answer."""
 
-_UPGRADING = frozenset({b"upgrade", b"connection", b"http2-settings"})
-_SHED = errors.QueueFull("refused, with the connection")
+_QUOTED_BYTES = 100  # of a target that an error repeats
+_EMPTY_LINE = b"\r\n\r\n"  # ends a head, and a chunked body
+_UPGRADE = re.compile(rb"(?<=\r\n)upgrade:[^\r]*\r\n", re.IGNORECASE)
 
 
-class HttpProtocol(HttpToolsProtocol):
-    """One connection.
+class State(StrEnum):
+    """A connection's state; `docs/architecture.md` draws it."""
 
-    The parser is between two requests (`_IDLE`), in a `_HEAD` or a `_BODY`, or at the end of what
-    has been answered already (`_DRAIN`). The connection waits for its client unless a request that
-    has come whole is running; requests that were sent ahead stand in uvicorn's `pipeline`.
-    """
+    IDLE = "Idle"
+    """Between two requests."""
+    HEAD = "Head"
+    """A request's head arrives."""
+    BODY = "Body"
+    """The application runs, and the request's body arrives."""
+    ANSWERING = "Answering"
+    """The request has arrived whole, and the application runs."""
+    DRAINING = "Draining"
+    """The request is answered; the rest of its body is read away."""
+    SHEDDING = "Shedding"
+    """The request will be refused, because the worker is full; its body may have arrived too."""
+    LINGERING = "Lingering"
+    """The last answer is written; bytes that still arrive are read away until the client closes."""
+    CLOSED = "Closed"
+    """No more is read; the end of the last answer may still be on its way."""
 
-    _IDLE, _HEAD, _BODY, _DRAIN = range(4)
 
-    def __init__(self, connections: Connections, **options: Any) -> None:
-        super().__init__(**options)
+class Event(StrEnum):
+    """A reason to leave a state."""
+
+    STARTED = "first byte"
+    TAKEN = "head accepted"
+    SHED = "worker full"
+    WHOLE = "end of request"
+    ANSWERED = "answered"
+    ANSWERED_LAST = "last answer"
+    REFUSED = "refused"
+    CLOSED = "closed"
+
+
+TRANSITIONS: Mapping[State, Mapping[Event, State]] = {
+    State.IDLE: {
+        Event.STARTED: State.HEAD,
+        Event.SHED: State.SHEDDING,
+        Event.CLOSED: State.CLOSED,
+    },
+    State.HEAD: {
+        Event.TAKEN: State.BODY,
+        Event.SHED: State.SHEDDING,
+        Event.REFUSED: State.LINGERING,
+        Event.CLOSED: State.CLOSED,
+    },
+    State.BODY: {
+        Event.WHOLE: State.ANSWERING,
+        Event.ANSWERED: State.DRAINING,
+        Event.ANSWERED_LAST: State.LINGERING,
+        Event.REFUSED: State.LINGERING,
+        Event.CLOSED: State.CLOSED,
+    },
+    State.ANSWERING: {
+        Event.ANSWERED: State.IDLE,
+        Event.ANSWERED_LAST: State.CLOSED,
+        Event.REFUSED: State.LINGERING,
+        Event.CLOSED: State.CLOSED,
+    },
+    State.DRAINING: {Event.WHOLE: State.IDLE, Event.CLOSED: State.CLOSED},
+    State.SHEDDING: {
+        Event.WHOLE: State.IDLE,
+        Event.REFUSED: State.LINGERING,
+        Event.CLOSED: State.CLOSED,
+    },
+    State.LINGERING: {Event.CLOSED: State.CLOSED},
+    State.CLOSED: {},
+}
+
+_PARSING = frozenset({State.HEAD, State.BODY, State.DRAINING, State.SHEDDING})
+_WAITING = frozenset({State.IDLE, State.BODY, State.DRAINING, State.LINGERING})
+
+
+class HttpProtocol(asyncio.Protocol):
+    """One connection; it is in one `State`, and `TRANSITIONS` lead to the others."""
+
+    def __init__(
+        self, app: ASGIApp, connections: Connections, lifespan_state: Mapping[str, Any]
+    ) -> None:
+        """Prepare.
+
+        Args:
+            app: answers the requests.
+            connections: of the worker.
+            lifespan_state: is copied into the scope of every request.
+        """
+        self._app = app
         self._connections = connections
         self._settings = connections.settings
-        self._phase = self._IDLE
-        self._since = 0.0
-        self._bytes = 0  # of the head, or of what is drained
-        self._shed = False
-        self._fault: errors.RequestError | None = None  # found by the parser's callbacks
-        self._refusal: errors.ConvscopeError | None = None
-        self._running: tuple[RequestResponseCycle, asyncio.Task[None]] | None = None
-        self._at_work = False  # whether what runs is a whole POST
+        self._lifespan_state = lifespan_state
+        self._loop = asyncio.get_running_loop()
+        self._parser = httptools.HttpRequestParser(self)
+        self._state = State.IDLE
+        self._since = 0.0  # when the state was entered
+        self._bytes = 0  # received in this state and, of a body, since its last content
+        self._reading = True
+        self._writable = asyncio.Event()
+        self._writable.set()
+        self._ahead = b""  # sent before the answer to the request before it
+        # Of the request:
+        self._method = OTHER
+        self._target = b""
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._head = b""
+        self._tail = b""  # the last bytes that may begin an empty line
+        self._body_left = 0  # bytes, where Content-Length says how many
+        self._fault: errors.RequestError | None = None
+        self._exchange: Exchange | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._at_work = False  # whether the request counts as work
 
     # The connection
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the connection, or refuse it if all others are at work."""
-        super().connection_made(transport)
+        self._transport = cast(asyncio.Transport, transport)
+        self._client = _address(transport.get_extra_info("peername"))
+        self._server = _address(transport.get_extra_info("sockname"))
+        self._since = time.monotonic()
         if self._connections.add(self):
-            self._wait(self._IDLE)
-        else:
-            self._refuse(errors.TooManyConnections("every connection that may be open is at work"))
+            self._connections.wait(self)
+            return
+        error = errors.TooManyConnections("every connection that may be open is at work")
+        self._refuse(error)
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        """End the request that nobody waits for any more."""
-        super().connection_lost(exc)
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
+        """End the request whose client has gone."""
+        self._close()
+        self._end_exchange(problems.CLIENT_GONE)
         self._connections.remove(self)
-        self._end_work()
-        self._end_task(problems.CLIENT_GONE)
+        self._writable.set()
+        del self._parser  # which refers to this object
 
     def pause_writing(self) -> None:
         """Called by the event loop when the client does not read."""
-        super().pause_writing()
+        self._writable.clear()
         self._connections.blocked[self] = time.monotonic()
 
     def resume_writing(self) -> None:
         """Called by the event loop when the client reads again."""
-        super().resume_writing()
+        self._writable.set()
         self._connections.blocked.pop(self, None)
-
-    def _end_task(self, status: int) -> RequestState | None:
-        """End the application's part in a request that it will not answer; return its state.
-
-        None means that the application has not seen the request.
-        """
-        if self._running is None:
-            return None
-        cycle, task = self._running
-        self._running = None
-        cycle.disconnected = True
-        scope: Mapping[str, Any] = cycle.scope
-        state: RequestState | None = scope.get(SCOPE_KEY)
-        if state is not None:
-            state.ended_with = status
-        task.cancel()
-        return state
-
-    def shutdown(self) -> None:
-        """Let the next answer be the last; who sends none is closed by the server in a moment."""
-        if self.cycle is not None:
-            self.cycle.keep_alive = False
+        if self._state is State.CLOSED:
+            self._connections.blocked[self] = time.monotonic()
 
     def abort(self) -> None:
         """Close at once, to make room or because the client does not read."""
         status, _ = problems.STATUSES[errors.TooManyConnections]
-        self._end_task(status)
+        self._end_exchange(status)
+        self._close()
         self._connections.remove(self)
-        self.transport.abort()
+        self._transport.abort()
+
+    def _close(self) -> None:
+        if self._state is not State.CLOSED:
+            self._move(Event.CLOSED)
 
     def close_if_idle(self) -> None:
-        """Close a connection on which nothing is under way, or nothing but what is refused."""
-        if self._phase in {self._IDLE, self._DRAIN}:
-            self.transport.close()
+        """Close a connection on which the application answers no request."""
+        if self._state in {State.IDLE, State.DRAINING, State.LINGERING}:
+            self._close()
+
+    def give_up(self) -> None:
+        """Refuse the request under way, because the server has waited long enough for it."""
+        if self._exchange is None:
+            self.abort()
+            return
+        limit = f"{self._settings.shutdown_seconds} seconds"
+        self._refuse(errors.ShuttingDown(f"the server stops; it has waited for {limit}"))
 
     def check(self, now: float) -> None:
         """Close the connection if its client has taken longer than it may."""
         waited = now - self._since
-        if self._phase == self._IDLE and waited > self._settings.keep_alive_seconds:
-            # Closing waits for what the client has not read.
-            unread = self.transport.get_write_buffer_size()
-            self.transport.abort() if unread else self.transport.close()
-        elif self._phase == self._DRAIN and waited > DRAIN_SECONDS:
-            self.transport.abort()
-        elif self._phase == self._HEAD and waited > self._settings.head_timeout_seconds:
+        if self._state is State.IDLE and waited > self._settings.keep_alive_seconds:
+            self._close()
+        elif self._state in {State.DRAINING, State.LINGERING} and waited > DRAIN_SECONDS:
+            self.abort()
+        elif self._state is State.HEAD and waited > self._settings.head_timeout_seconds:
             limit = f"{self._settings.head_timeout_seconds:g} seconds"
             self._refuse(errors.HeadTimeout(f"the request's head did not arrive within {limit}"))
-        elif self._phase == self._BODY and waited > self._settings.body_timeout_seconds:
+        elif self._state is State.BODY and waited > self._settings.body_timeout_seconds:
             limit = f"{self._settings.body_timeout_seconds:g} seconds"
             self._refuse(errors.UploadTimeout(f"body did not arrive within the limit of {limit}"))
 
-    def _enter(self, phase: int) -> None:
-        self._phase, self._since, self._bytes = phase, time.monotonic(), 0
-
-    def _wait(self, phase: int) -> None:
-        self._enter(phase)
-        self._connections.wait(self)
+    def _move(self, event: Event) -> None:
+        """Enter the state to which an event leads."""
+        self._state = state = TRANSITIONS[self._state][event]
+        self._since, self._bytes = time.monotonic(), 0
+        if state in _WAITING:
+            self._connections.wait(self)
+        elif state is State.ANSWERING:
+            self._at_work = self._method == "POST"
+            self._connections.work(self, self._at_work)
+        if state is State.CLOSED:
+            self._connections.blocked.setdefault(self, self._since)
+            self._transport.close()
+            return
+        self.resume_reading()
+        if state is State.LINGERING and not self._transport.is_closing():
+            self._transport.write_eof()
 
     # What arrives
 
     def data_received(self, data: bytes) -> None:
-        """Feed the parser, within the limits."""
-        if self._phase == self._IDLE:
-            if self._connections.full and self._running is None and is_plain_post(data):
-                self.url = data[5 : data.index(b" ", 5)]
-                self._answer_shed(keep=not self._connections.closing)
-                return
-            self._enter(self._HEAD)
-        self._bytes += len(data)
-        if self._phase == self._DRAIN and self._bytes > DRAIN_BYTES:
-            self.transport.abort()
-        elif self._refusal is None:
-            self._feed(data)
-            if self._refusal is None and not self.transport.is_closing():
-                self._judge()
+        """Parse, unless a request is being answered; keep what has been sent ahead."""
+        if self._state is State.ANSWERING:
+            self._keep(self._ahead + data)
+        else:
+            self._parse(data)
+
+    def _keep(self, data: bytes) -> None:
+        self._ahead = data
+        if len(data) > MAX_HEAD_BYTES:
+            self.pause_reading()
+
+    def _parse(self, data: bytes) -> None:
+        """Parse request after request, until one of them has to be answered."""
+        while data:
+            if self._state is State.IDLE:
+                data = data.lstrip(b"\r\n")  # RFC 9112, 2.2
+                if self._connections.full and is_plain_post(data):
+                    self._target = data[5 : data.index(b" ", 5)]
+                    self._move(Event.SHED)
+                    self._answer_shed(keep=not self._connections.closing)
+                    return
+                if data:
+                    self._move(Event.STARTED)
+                    self._head = self._tail = b""
+            if self._state not in _PARSING:
+                break
+            size = self._next_size(data)
+            self._feed(data[:size])
+            data = data[size:]
+        if self._state is State.SHEDDING:  # more of its body is to come
+            self._refuse(queue_full(self._settings.max_requests))
+        elif self._state is State.ANSWERING:
+            self._keep(data)
+        elif self._state is State.LINGERING:
+            self._discard(len(data))
+
+    def _next_size(self, data: bytes) -> int:
+        """Return how many bytes to parse, so that a request's end is the end of them.
+
+        The end is where Content-Length says or, of heads and chunked bodies, after an empty line.
+        """
+        if self._body_left:
+            return min(self._body_left, len(data))
+        end = (self._tail + data[:3]).find(_EMPTY_LINE)
+        if end >= 0:
+            return end + len(_EMPTY_LINE) - len(self._tail)
+        end = data.find(_EMPTY_LINE)
+        return len(data) if end < 0 else end + len(_EMPTY_LINE)
 
     def _feed(self, data: bytes) -> None:
+        """Parse a part of one request, and refuse it if it turns out to be wrong."""
+        self._bytes += len(data)
+        if self._state is State.HEAD:
+            self._head += data
+        if self._body_left:
+            self._body_left -= len(data)
+        else:
+            last = self._tail + data[-4:]
+            self._tail = b"" if last.endswith(_EMPTY_LINE) else last[-3:]
         try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade as exc:
-            if self._fault is None:
-                self._decline_upgrade(data[exc.args[0] :])
+            self._feed_parser(data)
+        except httptools.HttpParserCallbackError:
+            raise
         except httptools.HttpParserError as exc:
-            if self._phase == self._DRAIN:
-                self.transport.close()  # it has had its answer
-            else:
-                self._refuse(errors.MalformedRequest(f"this is not HTTP/1.1 that is read: {exc}"))
-
-    def _decline_upgrade(self, rest: bytes) -> None:
-        """Go on with HTTP/1.1: the parser has left all after the head to another protocol."""
-        version = self.parser.get_http_version().encode()
-        lines = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, version)]
-        lines += [b"%b: %b" % header for header in self.headers if header[0] not in _UPGRADING]
-        if any(name == b"connection" and b"close" in value.lower() for name, value in self.headers):
-            lines.append(b"connection: close")
-        self.parser = httptools.HttpRequestParser(self)
-        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
-        self._feed(b"\r\n".join(lines) + b"\r\n\r\n" + rest)
-
-    def _judge(self) -> None:
-        """Refuse what has turned out to be too much."""
-        if self._fault is not None:
+            self._fault = errors.MalformedRequest(f"malformed HTTP/1.1 request: {exc}")
+        if self._state is State.DRAINING:
+            self._discard(0)
+        elif self._fault is not None:
             self._refuse(self._fault)
-        elif self._phase == self._BODY and self._bytes > MAX_HEAD_BYTES:
-            self._refuse(framing_too_large(self._bytes))
-        elif self._phase == self._HEAD and self._bytes > MAX_HEAD_BYTES:
+        elif self._state is State.HEAD and self._bytes > MAX_HEAD_BYTES:
             self._refuse(head_too_large(self._bytes))
-        elif self._shed:  # and more of its body is to come
-            self._connections.count_shed(self._path)
-            self._refuse(enough_to_do(self._settings.max_requests))
+        elif self._state is State.BODY and self._bytes > MAX_HEAD_BYTES:
+            self._refuse(framing_too_large(self._bytes))
 
-    @property
-    def _deaf(self) -> bool:
-        return self._fault is not None or self._refusal is not None
+    def _feed_parser(self, data: bytes) -> None:
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            if self._fault is None:
+                # The parser skips the body, so the head is parsed again, as if it offered nothing.
+                self._parser = httptools.HttpRequestParser(self)
+                self._head = _UPGRADE.sub(b"", self._head)
+                self._feed_parser(self._head)
+
+    def _discard(self, size: int) -> None:
+        """Count bytes that are read away, and close when there are too many."""
+        self._bytes += size
+        if self._bytes > DRAIN_BYTES:
+            self.abort()
+        elif self._fault is not None and self._state is State.DRAINING:
+            self._close()  # the request has had its answer
+
+    # Called by the parser
 
     def on_message_begin(self) -> None:
-        """Begin a head, also in the packet that ends the request before it."""
-        if self._phase != self._HEAD:
-            self._enter(self._HEAD)
-        super().on_message_begin()
+        """Forget the request before."""
+        self._method, self._target, self._headers = OTHER, b"", []
+
+    def on_url(self, url: bytes) -> None:
+        """Keep a part of the target."""
+        self._target += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Keep a header; what stands behind a body is not read."""
-        if self._phase == self._HEAD:
-            super().on_header(name, value)
+        """Keep a header; trailers behind a body are dropped."""
+        if self._state is State.HEAD:
+            self._headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
-        """Start the request, unless there is something wrong with its head or enough to do."""
-        self._fault = self._fault or self._find_fault()
-        if self._deaf or self.parser.should_upgrade():  # `_decline_upgrade` brings it here again
-            return
-        self._enter(self._BODY)
-        self.url = resource(self.url)
-        if self._connections.full and self._running is None:
-            self._shed = self.parser.get_method() == b"POST"
-        if self._shed:
-            return
-        super().on_headers_complete()
-        if self._running is not None and self._running[0] is self.cycle:
-            self._connections.wait(self)  # from now on: its client does something
-        if self._connections.closing:
-            self.cycle.keep_alive = False
-
-    def _find_fault(self) -> errors.RequestError | None:
-        if len(self.pipeline) == MAX_AHEAD:
-            return errors.MalformedRequest(
-                f"more than {MAX_AHEAD} requests were sent ahead of their answers"
+        """Start the request, unless its head has a fault or the worker is full."""
+        self._method = self._parser.get_method().decode()
+        length, hosts, expects_continue = 0, 0, False
+        for name, value in self._headers:
+            if name == b"content-length":
+                length = int(value)
+            elif name == b"host":
+                hosts += 1
+            elif name == b"expect":
+                expects_continue = value.lower() == b"100-continue"
+        try:
+            self._check_head(hosts)
+            url = httptools.parse_url(self._target)  # a path or a whole URL: RFC 9112, 3.2.2
+        except httptools.HttpParserInvalidURLError:
+            shown = self._target[:_QUOTED_BYTES].decode("latin-1")
+            self._fault = errors.MalformedRequest(
+                f"the request's target {shown!r} is neither a path nor a whole URL"
             )
-        return find_fault(self.parser, self.url, self.headers, self._bytes)
+            return
+        except errors.RequestError as exc:
+            self._fault = exc
+            return
+        if self._parser.should_upgrade():
+            return  # and come back, when the offer is removed
+        self._body_left = length
+        if self._method == "POST" and self._connections.full:
+            self._move(Event.SHED)
+            return
+        self._move(Event.TAKEN)
+        version = self._parser.get_http_version()
+        raw_path = url.path or b"/"
+        path = raw_path.decode()
+        scope = {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.3"},
+            "http_version": version,
+            "server": self._server,
+            "client": self._client,
+            "scheme": "http",
+            "method": self._method,
+            "root_path": "",
+            "path": unquote(path) if "%" in path else path,
+            "raw_path": raw_path,
+            "query_string": url.query or b"",
+            "headers": self._headers,
+            "state": dict(self._lifespan_state),
+        }
+        keep = version != "1.0" and self._parser.should_keep_alive()
+        self._exchange = Exchange(self, scope, keep=keep, expects_continue=expects_continue)
+        self._task = self._loop.create_task(self._exchange.run(self._app))
+        self._connections.tasks.add(self._task)
+        self._task.add_done_callback(self._connections.tasks.discard)
+
+    def _check_head(self, hosts: int) -> None:
+        """Raise RequestError if the head is not taken."""
+        if self._bytes > MAX_HEAD_BYTES:
+            raise head_too_large(self._bytes)
+        if self._method == "CONNECT":
+            raise errors.MalformedRequest("CONNECT is not taken")
+        if hosts != 1 and (hosts or self._parser.get_http_version() == "1.1"):  # RFC 9112, 3.2
+            raise errors.MalformedRequest(
+                f"the request has {hosts} Host headers; there must be one"
+            )
 
     def on_body(self, body: bytes) -> None:
-        """Keep a part of the body, unless the request is refused."""
-        if self._phase == self._BODY:
+        """Give the application a part of the body."""
+        if self._state is State.BODY and self._exchange is not None:
             self._bytes = 0
-        if not self._shed and not self._deaf:
-            super().on_body(body)
+            self._exchange.feed(body)
 
     def on_message_complete(self) -> None:
-        """Note that the request is at work from now on; refuse it here if there is enough."""
-        if self._deaf or self._phase == self._HEAD:
-            return
-        if self._shed:
-            self._shed = False
-            keep = self.parser.should_keep_alive() and not self._connections.closing
+        """Wait for the answer, or for the next request if this one has its answer."""
+        if self._state is State.SHEDDING:
+            keep = self._parser.should_keep_alive() and not self._connections.closing
             self._answer_shed(keep=keep)
-        elif self.cycle.response_complete:
-            self._wait(self._IDLE)
+        elif self._state is not State.HEAD:
+            self._move(Event.WHOLE)
+            if self._exchange is not None:
+                self._exchange.end_request()
+
+    # What is answered; `Wire`
+
+    @property
+    def date_header(self) -> bytes:
+        """The line of the header `date`."""
+        return self._connections.date_header
+
+    @property
+    def may_stay_open(self) -> bool:
+        """Whether the connection may take another request."""
+        return bool(self._ahead) or not self._connections.closing
+
+    def write(self, data: bytes) -> None:
+        """Send bytes."""
+        self._transport.write(data)
+
+    async def drain(self) -> None:
+        """Wait until the client has read enough of the bytes sent."""
+        await self._writable.wait()
+
+    def pause_reading(self) -> None:
+        """Take no more bytes from the client for now."""
+        if self._reading and not self._transport.is_closing():
+            self._reading = False
+            self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Take bytes from the client again."""
+        if not self._reading and not self._transport.is_closing():
+            self._reading = True
+            self._transport.resume_reading()
+
+    def answered(self, *, keep: bool) -> None:
+        """Go on to the next request, or to the end of this one's body, or close."""
+        self._exchange = self._task = None
+        self._end_work()
+        self._move(Event.ANSWERED if keep else Event.ANSWERED_LAST)
+        if self._state is State.IDLE:
+            data, self._ahead = self._ahead, b""
+            self._parse(data)
+
+    def _answer_shed(self, *, keep: bool) -> None:
+        """Refuse a request that has arrived whole because the worker is full."""
+        self._connections.count_shed(self._path)
+        self._transport.write(shed_answer(self._settings.max_requests, self._path, keep=keep))
+        self._move(Event.WHOLE if keep else Event.CLOSED)
+
+    def _refuse(self, error: errors.ConvscopeError) -> None:
+        """Answer for the application, and take no further request."""
+        if self._exchange is not None and self._exchange.started:
+            self.abort()  # half an answer cannot become another
+            return
+        seconds = time.monotonic() - self._since
+        status, _ = problems.STATUSES[type(error)]
+        seen = self._end_exchange(status)
+        request = seen or RequestState(self._method, self._path)
+        self._transport.write(refusal(error, request))
+        if isinstance(error, errors.QueueFull):
+            self._connections.count_shed(self._path)
+        elif seen is not None:  # the middleware counts and logs it
+            seen.rejection = problems.reason(type(error))
         else:
-            self._phase = self._IDLE
-            super().on_message_complete()
-            if not self.pipeline:
-                self.flow.resume_reading()  # or nobody would see that the client goes
-            self._begin_work()
+            self._connections.count_refusal(error, request, seconds)
+        self._move(Event.CLOSED if self._state is State.IDLE else Event.REFUSED)
 
-    # What is answered
+    def _end_exchange(self, status: int) -> RequestState | None:
+        """End the application's part in a request that it will not answer; return its state.
 
-    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
-        task = self.loop.create_task(cycle.run_asgi(app))
-        self._running = cycle, task
-        self.tasks.add(task)
-        task.add_done_callback(self.tasks.discard)
-
-    def _begin_work(self) -> None:
-        """Count what runs as work once it has come whole; what was sent ahead counts later."""
-        if self._running is not None and not self._running[0].more_body and not self._at_work:
-            self._at_work = self._running[0].scope["method"] == "POST"
-            self._connections.work(self, self._at_work)
+        None means that the application has not seen the request.
+        """
+        self._end_work()
+        if self._exchange is None or self._task is None:
+            return None
+        state: RequestState | None = self._exchange.scope.get(SCOPE_KEY)
+        if state is not None:
+            state.ended_with = status
+        self._exchange.disconnect()
+        self._task.cancel()
+        self._exchange = self._task = None
+        return state
 
     def _end_work(self) -> None:
         self._connections.working -= self._at_work
         self._at_work = False
 
-    def on_response_complete(self) -> None:
-        """Wait for the next request, or for the end of this one; `sweep` minds the time."""
-        self.server_state.total_requests += 1
-        self._running = None
-        self._end_work()
-        if self.transport.is_closing():
-            return
-        if self.pipeline:
-            self._wait(self._phase)
-            self._start_asgi_task(*self.pipeline.pop())
-            self._begin_work()
-        elif self._refusal is not None:
-            self.transport.close()
-        else:
-            self.flow.resume_reading()
-            self._wait(self._DRAIN if self._phase == self._BODY else self._phase)
-
-    def _answer_shed(self, *, keep: bool) -> None:
-        """Refuse a request that has been received whole, and keep the connection if told so."""
-        self._connections.count_shed(self._path)
-        self.transport.write(shed_answer(self._settings.max_requests, self._path, keep=keep))
-        if keep:
-            self._wait(self._IDLE)
-        else:
-            self._refusal = _SHED
-            self.transport.close()
-
-    def _refuse(self, error: errors.ConvscopeError) -> None:
-        """Answer for the application, and take no further request."""
-        self._refusal = error
-        reason = problems.reason(type(error))
-        if self.pipeline or (self._running is not None and not self._running[0].more_body):
-            # The answers before this one are the last.
-            if self.pipeline and self.cycle.more_body:
-                self.pipeline.popleft()
-            self._connections.metrics.count_rejection(reason)
-            return
-        status, _ = problems.STATUSES[type(error)]
-        known = self._end_task(status)
-        method = str((self.scope or {}).get("method", OTHER))
-        state = known or RequestState(method, self._path)
-        request_id = state.request_id
-        status, headers, body = problems.render(error, self._path, request_id)
-        ours = {"content-length": len(body), "x-request-id": request_id, "connection": "close"}
-        self.transport.write(answer(status, headers | ours, body))
-        seconds = time.monotonic() - self._since
-        if isinstance(error, errors.TooManyConnections):
-            self.transport.close()
-        else:
-            self.transport.write_eof()
-            self._wait(self._DRAIN)
-        if self._shed:
-            return  # counted already, and too many for a line each
-        self._connections.metrics.count_rejection(reason)
-        if known:
-            return  # what runs around every request counts and logs it
-        self._connections.metrics.count_refused(method, OTHER, status)
-        if isinstance(error, errors.TooManyConnections):
-            return  # nobody reads thousands of lines that say the same
-        logs.write_request(state, status, seconds)
-
     @property
     def _path(self) -> str:
-        return getattr(self, "url", b"").partition(b"?")[0].decode("ascii", "backslashreplace")
+        return self._target.partition(b"?")[0].decode("ascii", "backslashreplace")
+
+
+def _address(name: object) -> tuple[str, int] | None:
+    """Return host and port of a socket's name."""
+    return (str(name[0]), int(name[1])) if isinstance(name, tuple) else None

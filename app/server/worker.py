@@ -44,7 +44,10 @@ class Application(Protocol):
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, with our protocol, and a shutdown that loses no request."""
+    """uvicorn's server, for lifespan, signals and ticks, with our own sockets and protocol.
+
+    Its shutdown loses no request.
+    """
 
     def __init__(
         self,
@@ -63,26 +66,17 @@ class Server(uvicorn.Server):
             share: this worker's part of all connections.
             beat: is called when requests are answered, and every second from then on.
         """
+        config = uvicorn.Config(application.asgi, lifespan="on", ws="none", log_config=None)
+        super().__init__(config)
         limit = min(settings.max_connections, _raise_descriptor_limit() - _SPARE_DESCRIPTORS)
+        self._app = application.asgi
         self._metrics = application.metrics
         self._connections = Connections(settings, self._metrics, limit, share)
+        self._settings = settings
         self._listener = listener
         self._share = share
         self._accepting: set[asyncio.Task[None]] = set()
         self._beat = beat
-        super().__init__(
-            uvicorn.Config(
-                application.asgi,
-                http=HttpProtocol,
-                ws="none",
-                lifespan="on",
-                proxy_headers=False,
-                server_header=False,
-                access_log=False,
-                log_config=None,
-                timeout_graceful_shutdown=settings.shutdown_seconds,
-            )
-        )
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002
         """Start the application, then listen."""
@@ -92,40 +86,49 @@ class Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Called by uvicorn ten times a second, first when it listens."""
-        self._connections.flush()
+        self._mind(counter)
         if counter % 10 == 0:
-            self._connections.sweep()
-            self._metrics.connections.set(len(self.server_state.connections))
             self._metrics.workers.set(1)
             self._beat()
         return await super().on_tick(counter)
 
+    def _mind(self, counter: int) -> None:
+        """Hold the clients to their limits; to be called ten times a second."""
+        self._connections.flush()
+        if counter % 10 == 0:
+            self._connections.sweep()
+            self._metrics.connections.set(self._connections.count)
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002
-        """Answer what has been sent or is on its way, take no more, and stop."""
+        """Answer the requests that have been sent or are on their way, take no more, and stop."""
         self._connections.closing = True
-        for connection in list(self.server_state.connections):
-            connection.shutdown()
-        loop = asyncio.get_running_loop()
-        loop.remove_reader(self._listener)
-        # The kernel resets who still waits to be accepted when the socket closes.
+        asyncio.get_running_loop().remove_reader(self._listener)
+        # The kernel resets clients that still wait to be accepted when the socket closes.
         while self._accept_one():
             pass
         self._listener.close()
-        minding = asyncio.create_task(self._mind())
-        await super().shutdown()
-        minding.cancel()
+        if not await self._finish():
+            _log.error("requests were not answered in %d s", self._settings.shutdown_seconds)
+            self._connections.give_up()
         self._connections.flush()
+        await super().shutdown()
 
-    async def _mind(self) -> None:
-        """Hold the clients to their limits while the last requests are answered."""
-        while True:
-            await asyncio.sleep(_LINGER_SECONDS)
-            self._connections.sweep()
-            self._connections.close_idle()
-            self._connections.flush()
+    async def _finish(self) -> bool:
+        """Wait until all connections are closed and all tasks have ended; return whether so."""
+        ticks = 10 * self._settings.shutdown_seconds
+        for counter in range(1, ticks):
+            if not (self._accepting or self._connections.count or self._connections.tasks):
+                return True
+            if self.force_exit:
+                break
+            await asyncio.sleep(0.1)
+            self._mind(counter)
+            if counter >= 10 * _LINGER_SECONDS:
+                self._connections.close_idle()
+        return False
 
     def _accept(self) -> None:
-        """Accept one, and as many more as leave this worker no more than the others have.
+        """Accept one client, and more while this worker has no more than the others have.
 
         The event loop's own server takes one a turn, and the turns of a busy worker are long.
         """
@@ -153,12 +156,7 @@ class Server(uvicorn.Server):
         await asyncio.get_running_loop().connect_accepted_socket(self._protocol, client)
 
     def _protocol(self) -> HttpProtocol:
-        return HttpProtocol(
-            self._connections,
-            config=self.config,
-            server_state=self.server_state,
-            app_state=self.lifespan.state,
-        )
+        return HttpProtocol(self._app, self._connections, self.lifespan.state)
 
 
 def _raise_descriptor_limit() -> int:

@@ -13,9 +13,7 @@ from typing import Any, cast
 
 import httpx
 import psutil
-import uvicorn
 from fastapi import FastAPI
-from uvicorn.server import ServerState
 
 from app.api.state import Service
 from app.server.connections import Connections, Share, Shares
@@ -118,14 +116,11 @@ async def sockets(client: httpx.AsyncClient) -> AsyncIterator[tuple[int, Connect
     """Serve the client's application with the service's own protocol too; give the port."""
     app = cast(FastAPI, cast(httpx.ASGITransport, client._transport).app)
     service: Service = app.state.service
-    config = uvicorn.Config(app, lifespan="off", log_config=None)
-    config.load()
     share = Share(Shares(1), 0)
     connections = Connections(service.settings, service.metrics, limit=100, share=share)
-    state = ServerState()
 
     def protocol() -> asyncio.Protocol:
-        return HttpProtocol(connections, config=config, server_state=state, app_state={})
+        return HttpProtocol(app, connections, {})
 
     server = await asyncio.get_running_loop().create_server(protocol, HOST, 0)
     async with server:

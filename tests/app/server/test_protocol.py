@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import socket
 import struct
 import time
@@ -13,7 +14,6 @@ import pytest
 
 from app.problems import Problem
 from app.server.overload import MAX_HEAD_BYTES, is_plain_post
-from app.server.protocol import MAX_AHEAD
 from tests.conftest import Connect, Picture
 from tests.support.fakes import HeldBackend
 from tests.support.servers import CONVSCOPE, Server, get, sockets, started, wait_until
@@ -92,7 +92,9 @@ def test_usual_head_is_taken(server: Server) -> None:
 def test_what_is_not_http_is_refused_as_a_problem(server: Server, sent: bytes) -> None:
     with server.connect() as connection:
         connection.sendall(sent)
-        assert "this is not HTTP/1.1 that is read: " in _problem(_read_all(connection), 400).detail
+        assert _problem(_read_all(connection), 400).detail.startswith(
+            "malformed HTTP/1.1 request: "
+        )
 
 
 @pytest.mark.parametrize(
@@ -332,8 +334,10 @@ async def test_large_head_of_a_pipelined_request_does_not_overtake_the_answer_be
         backend.release.set()
         received = await reader.read()
         writer.close()
-    assert received.startswith(b"HTTP/1.1 200 ")
-    assert received.count(b"HTTP/1.1") == 1
+    first, second = received.split(b"HTTP/1.1 431 ")
+    assert first.startswith(b"HTTP/1.1 200 ")
+    assert first.count(b"HTTP/1.1") == 1
+    _problem(b"HTTP/1.1 431 " + second, 431)
 
 
 def test_slow_uploads_are_closed_before_those_that_are_answered(
@@ -384,18 +388,54 @@ def _head(*lines: str) -> bytes:
 LIVE = _head("GET /health/live HTTP/1.1", "Host: x")
 
 
-def test_requests_sent_ahead_are_answered_in_order_up_to_a_number(
-    server: Server, picture: Picture
+@pytest.mark.parametrize("size", [1, 7, 100, 5000, 1_000_000])
+def test_requests_sent_ahead_are_answered_in_order(
+    server: Server, picture: Picture, size: int
 ) -> None:
+    """They arrive in packets of any size, with bodies of any framing."""
+    chunked = _head(
+        "POST /predict HTTP/1.1", "Host: x", "Content-Type: image/png", "Transfer-Encoding: chunked"
+    )
+    image = picture("blue")
+    chunked += b"%x\r\n%b\r\n0\r\na: b\r\n\r\n" % (len(image), image)
+    missing = _head("GET /missing HTTP/1.1", "Host: x")
+    sent = (LIVE + _post(picture("red")) + chunked + b"\r\n" + missing) * 5
     with server.connect() as connection:
-        connection.sendall((LIVE + _post(picture("blue"))) * (MAX_AHEAD // 2))
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for start in range(0, len(sent), size):
+            connection.sendall(sent[start : start + size])
         received = b""
-        while received.count(b'"label":"blue"') < MAX_AHEAD // 2:
-            received += connection.recv(65536)
-        assert received.count(b"HTTP/1.1 200 OK") == MAX_AHEAD
+        while received.count(b"HTTP/1.1 404 ") < 5 or not received.endswith(b"}"):
+            chunk = connection.recv(65536)
+            assert chunk, received
+            received += chunk
+    found = re.findall(rb'"live"|"label":"\w+"|"/missing"', received)
+    assert found == [b'"live"', b'"label":"red"', b'"label":"blue"', b'"/missing"'] * 5
+
+
+def test_any_number_of_requests_may_be_sent_ahead_of_an_answer(server: Server) -> None:
     with server.connect() as connection:
-        connection.sendall(LIVE * 1000)
-        assert _read_all(connection).count(b"HTTP/1.1 200 OK") == MAX_AHEAD + 1
+        connection.sendall(LIVE * 2000 + _head("GET /health/live HTTP/1.0"))
+        received = _read_all(connection)
+    assert received.count(b"HTTP/1.1 200 OK") == 2001
+
+
+async def test_bytes_sent_ahead_are_not_taken_without_a_limit(
+    connect: Connect, picture: Picture
+) -> None:
+    backend = HeldBackend()
+    async with connect(backend) as client, sockets(client) as (port, connections):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(_post(picture("red")))
+        await _until(lambda: connections.working == 1)
+        writer.write(LIVE * 200_000)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(writer.drain(), 0.5)
+        backend.release.set()
+        await reader.readuntil(b"}]}")
+        for _ in range(1000):
+            await reader.readuntil(b'{"status":"live"}')
+        writer.transport.abort()
 
 
 def test_slow_body_behind_another_request_is_refused_in_time(server: Server) -> None:
@@ -429,7 +469,7 @@ def test_client_that_does_not_read_takes_no_place_from_others(
     lazy = [server.connect() for _ in range(20)]
     try:
         for connection in lazy:
-            connection.sendall(metrics * MAX_AHEAD)
+            connection.sendall(metrics * 16)
         with server.connect() as connection:
             connection.sendall(_post(picture("red"), "Connection: close"))
             assert b'"label":"red"' in _read_all(connection)
