@@ -1,4 +1,4 @@
-"""The documents' pictures of the page, from a running service: `python -m bench.screenshots URL`."""
+"""The documents' pictures of the page of a running service: `python -m bench.screenshots URL`."""
 
 import os
 import shutil

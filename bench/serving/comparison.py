@@ -1,9 +1,9 @@
 """Measure this service, its peers and the limit of the machine: `python -m bench.serving`.
 
-In every round each server in turn is started, asked for answers that are compared with the model's
-own, warmed up, measured and stopped; nothing else runs meanwhile. A server that does not start or
-answers wrongly has its reason in the results instead of figures. The first run makes the peers'
-virtual environments, which takes some minutes.
+Each round starts every server in turn, compares its answers with the model's own, warms it up,
+measures it and stops it; nothing else runs meanwhile. If a server does not start or gives a wrong
+answer, the results hold the reason instead of figures, and the command ends with status 1. The
+first run makes the peers' virtual environments, which takes some minutes.
 
 A whole run goes to `bench/results/serving.json`, the plot in `docs` and the marked places of the
 documents; one with `--quick` or `--only` leaves those alone and goes to `build/bench`.
@@ -51,7 +51,7 @@ def _parts(_: click.Context, __: click.Parameter, value: str | None) -> list[str
     chosen = [part.strip() for part in value.split(",")] if value else list(_PARTS)
     for part in chosen:
         if part not in _PARTS:
-            raise click.BadParameter(f"{part!r} is none of {', '.join(_PARTS)}")
+            raise click.BadParameter(f"{part!r} is not one of {', '.join(_PARTS)}")
     return chosen
 
 
@@ -64,7 +64,7 @@ def _parts(_: click.Context, __: click.Parameter, value: str | None) -> list[str
 def main(
     rounds: int, seconds: float, only: Sequence[str], *, quick: bool, out: Path | None
 ) -> None:
-    """Measure, write the results as JSON and make table and plot of them."""
+    """Measure all servers; write the results as JSON, as tables and as a plot."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that servers are stopped
     if quick:
         rounds, seconds = 1, 1.0
@@ -78,6 +78,9 @@ def main(
     run.finished = now()
     run.write(path)
     write_report(run, publish=path == FULL)
+    missing = [f"{one.title}: {one.failures[0]}" for one in run.servers.values() if one.failures]
+    if missing:
+        raise click.ClickException("not measured: " + "; ".join(missing))
 
 
 def _measure(run: Run, only: Sequence[str], path: Path) -> None:
@@ -92,7 +95,7 @@ def _measure(run: Run, only: Sequence[str], path: Path) -> None:
     for number in range(run.rounds):
         if "limit" in only:
             _measure_limit(run)
-        # Each round begins with another one, so that none always follows the same.
+        # Rounds begin with different servers, so that no server always follows the same one.
         turn = number % max(len(servers), 1)
         for server in (*servers[turn:], *servers[:turn]):
             if run.servers[server.name].skipped is None:
@@ -136,7 +139,7 @@ def _process(server: Server, port: int) -> ServerProcess:
 
 
 def _start_time() -> float:
-    """Return the seconds from exec of the service with one worker to its first ready."""
+    """Return the seconds from the start of the service with one worker until it is ready."""
     server, port = SERVERS["ours-1"], free_port()
     with _process(server, port) as process:
         ready = Request("/health/ready")
@@ -149,7 +152,7 @@ def _measure_server(server: Server, seconds: float) -> Round:
     png = payloads()["png"]
     first = server.wrap(png, png.requests[0])
     if first is None:
-        raise ValueError(f"{server.name} has to take {png.title}")
+        raise ValueError(f"{server.name} does not take {png.title}")
     try:
         with _process(server, address[1]) as process:
             result.start_seconds = process.wait_until(
@@ -173,7 +176,7 @@ def _requests(server: Server, payload: Payload, address: Address) -> list[bytes]
 
 
 class _Cells:
-    """The cells of a server that runs, measured one after the other as they are asked for."""
+    """The cells of a running server; each is measured when it is asked for."""
 
     def __init__(
         self, server: Server, process: ServerProcess, address: Address, seconds: float
@@ -221,7 +224,7 @@ class _Cells:
         payload: Payload,
         load: Callable[[], ClosedLoopResult | OpenLoopResult],
     ) -> Cell:
-        """Fill a cell; a wrong answer before or after the load leaves it without figures."""
+        """Fill a cell; it has no figures if an answer before or after the load is wrong."""
         try:
             check(self._server, self._address, payload, _CHECKED_BEFORE)
             self._process.tree.settle()

@@ -1,4 +1,4 @@
-"""FastAPI with TorchScript, as the tutorials have it: a sync endpoint that takes an `UploadFile`.
+"""FastAPI with TorchScript as in tutorials: a sync endpoint that takes an `UploadFile`.
 
 Run in its own virtual environment: `uvicorn service:app --workers CORES`, with `BENCH_ARTIFACT` in
 the environment.
@@ -28,7 +28,7 @@ def predict(file: UploadFile) -> dict:
     """Answer with the label and every probability."""
     image = Image.open(io.BytesIO(file.file.read())).convert("RGB").resize((32, 32))
     with torch.no_grad():
-        _, probabilities = model(torch.from_numpy(np.array(image)).unsqueeze(0))
+        _, probabilities, *_ = model(torch.from_numpy(np.array(image)).unsqueeze(0))
     output = probabilities[0]
     return {
         "label": classes[int(output.argmax())],
