@@ -15,6 +15,7 @@ from app.api.routes.explain import TURN_MACS
 from app.api.schemas import Explanation
 from app.api.state import MOST_EXPLANATIONS, Service
 from app.artifact.files import LAYERS
+from bench.harness.requests import message
 from tests.conftest import Connect, Picture
 from tests.support.artifacts import CLASSES, copy_store, numpy_predict, solid
 from tests.support.fakes import (
@@ -276,10 +277,9 @@ async def test_client_that_has_gone_has_no_further_batch_computed(
 ) -> None:
     backend = LaterHeldBackend()
     body = picture("red")
-    head = "POST /explain HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n"
     async with connect(backend) as client, sockets(client) as (port, _):
         _, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        writer.write(message("POST /explain", body, "Content-Type: image/png"))
         assert await asyncio.to_thread(backend.entered.wait, 5)
         writer.close()
         gone = 'convscope_http_requests_total{method="POST",route="/explain",status="499"} 1.0'

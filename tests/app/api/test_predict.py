@@ -21,6 +21,7 @@ from app.api.schemas import Predictions
 from app.api.state import Service
 from app.artifact.tensors import Images
 from app.images.decode import decode
+from bench.harness.requests import message
 from tests.conftest import Connect, MakeSettings, Picture
 from tests.support.artifacts import CLASSES, numpy_predict, solid
 from tests.support.fakes import FailingBackend, HeldBackend, RecordingBackend
@@ -59,8 +60,7 @@ async def _until_in_flight(client: httpx.AsyncClient, requests: int) -> None:
 
 
 def _post(body: bytes) -> bytes:
-    head = "POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n"
-    return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+    return message("POST /predict", body, "Content-Type: image/png")
 
 
 def _files(*parts: tuple[str, bytes]) -> list[tuple[str, tuple[str, bytes, str]]]:

@@ -25,11 +25,12 @@ from app.errors import (
     UnsupportedMediaType,
     UploadTooLarge,
 )
+from bench.harness import requests
 
 pytestmark = pytest.mark.anyio
 
 LIMITS = UploadLimits(max_body_bytes=20_000, max_images=3)
-MULTIPART = "multipart/form-data; boundary=b"
+MULTIPART = requests.form_type("b")
 
 
 @pytest.fixture
@@ -70,9 +71,8 @@ async def slowly(chunks: Iterable[bytes], pause: float = 0.0) -> AsyncIterator[b
         yield chunk
 
 
-def part(disposition: str, data: bytes = b"x", boundary: str = "b") -> bytes:
-    head = f"--{boundary}\r\nContent-Disposition: form-data; {disposition}\r\n\r\n"
-    return head.encode() + data + b"\r\n"
+def part(disposition: str, data: bytes = b"x") -> bytes:
+    return requests.part(disposition, data, boundary="b")
 
 
 async def post_json(document: object) -> list[Upload]:

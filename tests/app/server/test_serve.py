@@ -16,6 +16,7 @@ import httpx
 import pytest
 
 from bench.harness.processes import free_port
+from bench.harness.requests import head
 from tests.conftest import Picture
 from tests.support.artifacts import CLASSES, copy_store
 from tests.support.servers import (
@@ -76,12 +77,11 @@ def _logged(server: Server, request_id: str) -> dict[str, Any]:
     return dict(json.loads(line))
 
 
-def _exchange(server: Server, head: list[str], body: bytes) -> bytes:
-    """Send a whole body before reading, unless leave is to be asked; a reset would raise."""
+def _exchange(server: Server, headers: list[str], body: bytes) -> bytes:
+    """Send a whole body before reading, unless the server is to be asked first; a reset raises."""
     with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
-        lines = ["POST /predict HTTP/1.1", "Host: x", "Content-Type: image/png", *head, "", ""]
-        connection.sendall("\r\n".join(lines).encode())
-        if "Expect: 100-continue" not in head:
+        connection.sendall(head("POST /predict", "Content-Type: image/png", *headers))
+        if "Expect: 100-continue" not in headers:
             connection.sendall(body)
         received = b""
         while b"}" not in received:
@@ -121,8 +121,8 @@ def test_unread_body_of_a_wrong_type_is_refused_without_a_reset(server: Server) 
 
 def test_client_that_leaves_while_it_sends_is_no_error(server: Server) -> None:
     with socket.create_connection(("127.0.0.1", server.port)) as connection:
-        lines = ["POST /predict HTTP/1.1", "Host: x", "X-Request-ID: gone", "Content-Length: 99"]
-        connection.sendall("\r\n".join([*lines, "", ""]).encode() + bytes(10))
+        announced = head("POST /predict", "X-Request-ID: gone", "Content-Length: 99")
+        connection.sendall(announced + bytes(10))
         time.sleep(0.2)
     assert _logged(server, "gone")["status"] == 499
 
