@@ -68,14 +68,14 @@ def serve(host: str, port: int, workers: int | None) -> None:
     store = _read_store(settings)
     with closing(_listen(host, port)) as listener, _metrics_directory():
         import app.inference.backends.onnx_cpu  # noqa: F401 - once, for all workers
-        from app.main import open_replica
+        from app.main import open_application
         from app.server.supervisor import Supervisor
 
         def greet() -> None:
             _greet(host, port, store, settings)
 
         count = workers or usable_cpus()
-        Supervisor(settings, listener, count, partial(open_replica, settings), greet).run()
+        Supervisor(settings, listener, count, partial(open_application, settings), greet).run()
 
 
 @main.command()

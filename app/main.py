@@ -1,24 +1,23 @@
 """The application: `uvicorn --factory app.main:create_app`. Wiring and lifespan, nothing else."""
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any
+from typing import Any, cast
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
-from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
-from starlette.routing import Mount
-from starlette.staticfiles import StaticFiles
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope, Send
 
+from app.api.fast_paths import ENDPOINTS, FastPaths
 from app.api.handlers import respond
 from app.api.middleware import RequestMiddleware
 from app.api.routes import (
     activations,
     confusion_matrix,
+    documentation,
     explain,
     filters,
     health,
@@ -42,13 +41,46 @@ DESCRIPTION = """Classify images, and look inside the network that does it.
 Every error is `application/problem+json` (RFC 9457) and every answer carries `X-Request-ID`."""
 
 
+class Application:
+    """The service as an ASGI application: the middleware around the fast paths and FastAPI.
+
+    Attributes:
+        framework: FastAPI with all routes; OpenAPI is generated from it.
+        metrics: where requests are counted.
+    """
+
+    def __init__(self, framework: FastAPI, metrics: Metrics) -> None:
+        self.framework = framework
+        self.metrics = metrics
+        self._handle = RequestMiddleware(FastPaths(framework), metrics)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request, or run the lifespan."""
+        await self._handle(scope, receive, send)
+
+    @property
+    def service(self) -> Service:
+        """Models, queues and threads; there are none before the start."""
+        return cast(Service, self.framework.state.service)
+
+    @property
+    def stuck_seconds(self) -> float:
+        """As `Service.stuck_seconds`."""
+        return self.service.stuck_seconds
+
+    @property
+    def fast_paths(self) -> Collection[str]:
+        """The paths that may come in such numbers that the server refuses them by itself."""
+        return {path for _, path in ENDPOINTS}
+
+
 def create_app(
     settings: Settings | None = None,
     *,
     store: Store | None = None,
     backends: Mapping[str, Backend] | None = None,
     metrics: Metrics | None = None,
-) -> FastAPI:
+) -> Application:
     """Build the application; models are loaded and proven when it starts.
 
     Args:
@@ -60,62 +92,45 @@ def create_app(
     if settings is None:
         settings = _settings_or_exit()
     logs.configure(settings.log_format, settings.log_level)
-    registry = metrics or Metrics()
+    metrics = metrics or Metrics()
 
     @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(framework: FastAPI) -> AsyncIterator[None]:
         served = store or read_store(settings.store, settings.models, settings.default_model)
         proven = backends or open_backends(
             served, settings.backend, settings.threads, settings.precision
         )
-        async with run_service(settings, served, proven, registry) as app.state.service:
+        async with run_service(settings, served, proven, metrics) as framework.state.service:
             yield
 
-    # The documentation's scripts come from the package, not from another host.
-    app = FastAPIOffline(
+    framework = FastAPI(
         title="Convscope",
         description=DESCRIPTION,
         version=version("convscope"),
         lifespan=lifespan,
+        docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
-        # We count for ourselves; looking for somebody else's telemetry takes time at every request.
+        # The middleware counts; looking for other telemetry takes time in every request.
         telemetry={"tracing": False, "metrics": False, "logs": False},
-        swagger_ui_parameters={"validatorUrl": None, "tryItOutEnabled": True},
     )
-    _serve_whole(app)
     modules = (predict, explain, activations, filters, confusion_matrix, models, health)
-    for module in (*modules, metrics_route, page):
-        app.include_router(module.router)
-    app.routes.append(page.mount())
-    for error in (ConvscopeError, RequestValidationError, HTTPException):
-        app.add_exception_handler(error, respond)
-    app.add_middleware(RequestMiddleware, metrics=registry)
-    framework = app.build_middleware_stack
-
-    def build() -> ASGIApp:
-        return _StraightLine(framework(), RequestMiddleware(_predict, registry))
-
-    app.build_middleware_stack = build  # type: ignore[method-assign]  # nothing else goes around it
-    _document(app)
-    return app
-
-
-@dataclass(frozen=True)
-class Replica:
-    """An application whose models are open, as one process serves it."""
-
-    asgi: FastAPI
-    metrics: Metrics
-
-    @property
-    def stuck_seconds(self) -> float:
-        """As `Service.stuck_seconds`; only between start-up and shutdown."""
-        service: Service = self.asgi.state.service
-        return service.stuck_seconds
+    for module in (*modules, metrics_route, documentation, page):
+        framework.include_router(module.router)
+    framework.routes.extend((documentation.mount(), page.mount()))
+    for error in (
+        ConvscopeError,
+        RequestValidationError,
+        HTTPException,
+        ClientDisconnect,
+        Exception,
+    ):
+        framework.add_exception_handler(error, respond)
+    _document(framework)
+    return Application(framework, metrics)
 
 
-def open_replica(settings: Settings) -> Replica:
+def open_application(settings: Settings) -> Application:
     """Read the models, open and prove their backends, and build the application.
 
     Raises:
@@ -123,48 +138,15 @@ def open_replica(settings: Settings) -> Replica:
     """
     store = read_store(settings.store, settings.models, settings.default_model)
     backends = open_backends(store, settings.backend, settings.threads, settings.precision)
-    metrics = Metrics()
-    asgi = create_app(settings, store=store, backends=backends, metrics=metrics)
-    return Replica(asgi, metrics)
-
-
-class _StraightLine:
-    """Takes predictions past the framework's layers, which cost more than decoding an image does.
-
-    The route is registered like the others all the same: OpenAPI shows it.
-    """
-
-    def __init__(self, framework: ASGIApp, prediction: ASGIApp) -> None:
-        self._framework = framework
-        self._prediction = prediction
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request, or the lifespan."""
-        if scope["type"] == "http" and (scope["method"], scope["path"]) == ("POST", "/predict"):
-            await self._prediction(scope, receive, send)
-        else:
-            await self._framework(scope, receive, send)
-
-
-async def _predict(scope: Scope, receive: Receive, send: Send) -> None:
-    (scope["route"],) = predict.router.routes
-    response = await predict.predict(Request(scope, receive, send))
-    await response(scope, receive, send)
+    return create_app(settings, store=store, backends=backends)
 
 
 def _settings_or_exit() -> Settings:
-    """A server started by `uvicorn --factory` has nobody else to say it in one line."""
+    """Read the settings; under `uvicorn --factory`, nothing else turns an error into one line."""
     try:
         return read_settings()
     except SettingsError as exc:
         raise SystemExit(f"convscope: {exc}") from exc
-
-
-def _serve_whole(app: FastAPI) -> None:
-    """Send the documentation's scripts as the page's are: who asks for a part gets all of one."""
-    for route in app.routes:
-        if isinstance(route, Mount) and isinstance(route.app, StaticFiles):
-            route.app = page.WholeFiles(directory=route.app.directory)
 
 
 def _document(app: FastAPI) -> None:

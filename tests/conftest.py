@@ -70,7 +70,7 @@ def connect(make_settings: MakeSettings) -> Connect:
         app = create_app(settings, backends=backends)
         transport = httpx.ASGITransport(app=app)
         async with (
-            app.router.lifespan_context(app),
+            app.framework.router.lifespan_context(app.framework),
             httpx.AsyncClient(transport=transport, base_url="http://convscope") as client,
         ):
             yield client

@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from app import problems
 from app.errors import ConvscopeError, InvalidParameter
@@ -15,6 +16,8 @@ from app.telemetry.requests import state_of
 
 async def respond(request: Request, exc: Exception) -> Response:
     """Answer any exception; the one handler."""
+    if isinstance(exc, ClientDisconnect):
+        return Response(status_code=problems.CLIENT_GONE)  # which nobody sees but the log
     if isinstance(exc, RequestValidationError):
         exc = InvalidParameter("; ".join(_invalid(error) for error in exc.errors()))
     if isinstance(exc, HTTPException):

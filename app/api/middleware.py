@@ -10,7 +10,6 @@ import sys
 import time
 
 from fastapi import Request
-from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import problems
@@ -53,26 +52,27 @@ class RequestMiddleware:
         finally:
             self._metrics.in_flight.dec()
             seconds = time.perf_counter() - started
-            state.route = getattr(inner.get("route"), "path_format", None)
-            route = state.route or OTHER
-            self._metrics.observe_request(state.method, route, answer.status, seconds)
+            state.route = state.route or getattr(inner.get("route"), "path_format", None)
+            self._metrics.observe_request(
+                state.method, state.route or OTHER, answer.status, seconds
+            )
             if state.rejection is not None:
                 self._metrics.count_rejection(state.rejection)
             logs.write_request(state, answer.status, seconds)
             requests.current.reset(token)
 
     async def _guard(self, scope: Scope, receive: Receive, answer: "_Answer") -> None:
-        """Run the application; what nothing else has caught becomes a 500 here."""
+        """Run the application, and answer an error that nothing inside it has answered."""
         try:
             await self._app(scope, receive, answer.send)
-        except ClientDisconnect:
-            answer.status = problems.CLIENT_GONE
         except asyncio.CancelledError:
             ended_with = state_of(scope).ended_with
             if ended_with is None:
                 raise
             answer.status = ended_with
         except Exception as exc:
+            if answer.complete:
+                return  # Starlette has answered it with our handler, and raises it again
             if answer.started:
                 raise  # too late for another answer: the server logs it and cuts the connection
             response = await handlers.respond(Request(scope), exc)
@@ -86,7 +86,7 @@ class _Answer:
         self._send = send
         self._request_id = request_id
         self._head = head
-        self.started = False
+        self.started = self.complete = False
         self.status = problems.STATUSES[ConvscopeError][0]
 
     async def send(self, message: Message) -> None:
@@ -95,8 +95,10 @@ class _Answer:
             self.status = message["status"]
             request_id = (REQUEST_ID, self._request_id.encode())
             message = {**message, "headers": [*message["headers"], request_id]}
-        elif self._head:
-            message = {**message, "body": b""}
+        else:
+            self.complete = not message.get("more_body", False)
+            if self._head:
+                message = {**message, "body": b""}
         await self._send(message)
 
 

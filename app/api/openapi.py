@@ -1,12 +1,8 @@
-"""How OpenAPI describes errors, and the routes that take images.
-
-FastAPI does not read the body and the parameters of those routes, so it cannot describe them.
-"""
+"""OpenAPI's description of what FastAPI does not see: errors, and bodies with images."""
 
 from http import HTTPStatus
 from typing import Any
 
-from app.api.queries import Query
 from app.problems import PROBLEM_JSON
 
 _BINARY = {"type": "string", "format": "binary"}
@@ -27,16 +23,15 @@ _TIMEOUT_PARAMETER = {
     "in": "header",
     "required": False,
     "schema": {"type": "integer", "minimum": 1},
-    "description": "The milliseconds from the body's last byte in which the answer is wanted; "
-    "after them: 504. Above the service's limit it counts as that limit.",
+    "description": "The time for the answer in milliseconds, from the body's last byte; after it, "
+    "the answer is 504. A value above the service's limit counts as that limit.",
 }
 
 
-def document(query: type[Query], *, several: bool) -> dict[str, Any]:
-    """Return what OpenAPI says of a route's parameters and body.
+def document_body(*, several: bool) -> dict[str, Any]:
+    """Return OpenAPI's description of a body with images, and of the header that goes with it.
 
     Args:
-        query: the query parameters.
         several: whether the body may hold more than one image.
     """
     images: dict[str, Any] = {
@@ -46,26 +41,18 @@ def document(query: type[Query], *, several: bool) -> dict[str, Any]:
     files: dict[str, Any] = {"type": "array", "items": _BINARY}
     if not several:
         images["maxItems"] = files["maxItems"] = 1
+    form = {"type": "object", "required": ["file"], "properties": {"file": files}}
+    document = {"type": "object", "required": ["images"], "properties": {"images": images}}
     return {
-        "parameters": [*_parameters(query), _TIMEOUT_PARAMETER],
+        "parameters": [_TIMEOUT_PARAMETER],
         "requestBody": {
             "required": True,
             "content": {
-                "multipart/form-data": {
-                    "schema": {
-                        "type": "object",
-                        "required": ["file"],
-                        "properties": {"file": files},
-                    }
-                },
+                "multipart/form-data": {"schema": form},
                 "image/*": {"schema": _BINARY},
                 "application/octet-stream": {"schema": _BINARY},
                 "application/json": {
-                    "schema": {
-                        "type": "object",
-                        "required": ["images"],
-                        "properties": {"images": images},
-                    },
+                    "schema": document,
                     "example": {"images": [EXAMPLE_BASE64]},
                 },
             },
@@ -74,7 +61,7 @@ def document(query: type[Query], *, several: bool) -> dict[str, Any]:
 
 
 def document_problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Return what OpenAPI says of these error statuses."""
+    """Return OpenAPI's description of these error statuses."""
     schema = {"$ref": "#/components/schemas/Problem"}
     return {
         status: {
@@ -83,11 +70,3 @@ def document_problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
         }
         for status in statuses
     }
-
-
-def _parameters(query: type[Query]) -> list[dict[str, Any]]:
-    return [
-        {"name": name, "in": "query", "required": False, "schema": schema}
-        | ({"description": schema["description"]} if "description" in schema else {})
-        for name, schema in query.model_json_schema()["properties"].items()
-    ]

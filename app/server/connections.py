@@ -8,6 +8,7 @@ import logging
 import mmap
 import time
 from collections import Counter, OrderedDict
+from collections.abc import Collection
 from email.utils import formatdate
 from http import HTTPStatus
 from typing import Protocol
@@ -19,7 +20,6 @@ from app.telemetry import logs
 from app.telemetry.metrics import OTHER, Metrics
 from app.telemetry.requests import RequestState
 
-_ROUTES = frozenset({"/predict"})  # other paths do not become labels of metrics
 _SHED = reason(QueueFull)
 _WARN_SECONDS = 5.0
 
@@ -87,7 +87,14 @@ class Connections:
         date_header: the line of the header `date`, as bytes.
     """
 
-    def __init__(self, settings: Settings, metrics: Metrics, limit: int, share: Share) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        metrics: Metrics,
+        limit: int,
+        share: Share,
+        paths: Collection[str],
+    ) -> None:
         """Prepare.
 
         Args:
@@ -95,6 +102,7 @@ class Connections:
             metrics: count refusals.
             limit: the most connections that may be open.
             share: is told the number of connections.
+            paths: the paths whose refusals are counted by path.
         """
         self.share = share
         self.settings = settings
@@ -104,6 +112,7 @@ class Connections:
         self.blocked: dict[Connection, float] = {}
         self.tasks: set[asyncio.Task[None]] = set()
         self.date_header = _date_header()
+        self._paths = paths
         self._limit = limit
         self._waiting: OrderedDict[Connection, None] = OrderedDict()
         self._all: set[Connection] = set()
@@ -190,7 +199,7 @@ class Connections:
 
     def count_shed(self, path: str) -> None:
         """Count a POST that was refused by a full worker; `flush` tells the metrics."""
-        self._shed[path if path in _ROUTES else OTHER] += 1
+        self._shed[path if path in self._paths else OTHER] += 1
 
     def flush(self) -> None:
         """Tell the metrics about the refused POSTs; call it several times a second."""

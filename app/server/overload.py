@@ -16,7 +16,7 @@ from app.telemetry.requests import RequestState, new_request_id
 MAX_HEAD_BYTES = 32 << 10
 """Request line and headers; nginx and Apache allow no more than about as much."""
 
-_PLAIN_LINE = re.compile(rb"POST /predict(\?\S*)? HTTP/1\.1\r\n")
+_PLAIN_LINE = re.compile(rb"POST /[!-~]* HTTP/1\.1\r\n")
 _PLAIN_LENGTH = re.compile(rb"\r\ncontent-length: ?(\d{1,9})(?=\r\n)", re.IGNORECASE)
 _NOT_PLAIN = re.compile(
     rb"\r\n(?:transfer-encoding|connection:(?! ?keep-alive\r)|expect|upgrade|[ \t])", re.IGNORECASE

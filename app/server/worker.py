@@ -4,11 +4,11 @@ import asyncio
 import logging
 import resource
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Protocol
 
 import uvicorn
-from starlette.types import ASGIApp
+from starlette.types import Receive, Scope, Send
 
 from app.server.connections import Connections, Share
 from app.server.protocol import HttpProtocol
@@ -30,13 +30,16 @@ _log = logging.getLogger(__name__)
 class Application(Protocol):
     """What a worker serves: an application whose models are open."""
 
-    @property
-    def asgi(self) -> ASGIApp:
-        """The application."""
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request, or run the lifespan (ASGI)."""
 
     @property
     def metrics(self) -> Metrics:
         """Where it counts."""
+
+    @property
+    def fast_paths(self) -> Collection[str]:
+        """The paths whose refusals are counted by path."""
 
     @property
     def stuck_seconds(self) -> float:
@@ -66,12 +69,14 @@ class Server(uvicorn.Server):
             share: this worker's part of all connections.
             beat: is called when requests are answered, and every second from then on.
         """
-        config = uvicorn.Config(application.asgi, lifespan="on", ws="none", log_config=None)
+        config = uvicorn.Config(application, lifespan="on", ws="none", log_config=None)
         super().__init__(config)
         limit = min(settings.max_connections, _raise_descriptor_limit() - _SPARE_DESCRIPTORS)
-        self._app = application.asgi
+        self._app = application
         self._metrics = application.metrics
-        self._connections = Connections(settings, self._metrics, limit, share)
+        self._connections = Connections(
+            settings, self._metrics, limit, share, application.fast_paths
+        )
         self._settings = settings
         self._listener = listener
         self._share = share

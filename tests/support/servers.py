@@ -9,18 +9,17 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import httpx
 import psutil
-from fastapi import FastAPI
 
-from app.api.state import Service
 from app.server.connections import Connections, Share, Shares
 from app.server.protocol import HttpProtocol
 from bench import ROOT
 from bench.harness.processes import ServerProcess, free_port
 from bench.harness.requests import Request, ask
+from tests.support.applications import application_of
 
 HOST = "127.0.0.1"
 START_SECONDS = 150  # on a busy machine imports alone take a minute
@@ -114,10 +113,9 @@ def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
 @asynccontextmanager
 async def sockets(client: httpx.AsyncClient) -> AsyncIterator[tuple[int, Connections]]:
     """Serve the client's application with the service's own protocol too; give the port."""
-    app = cast(FastAPI, cast(httpx.ASGITransport, client._transport).app)
-    service: Service = app.state.service
-    share = Share(Shares(1), 0)
-    connections = Connections(service.settings, service.metrics, limit=100, share=share)
+    app = application_of(client)
+    service, share = app.service, Share(Shares(1), 0)
+    connections = Connections(service.settings, service.metrics, 100, share, app.fast_paths)
 
     def protocol() -> asyncio.Protocol:
         return HttpProtocol(app, connections, {})

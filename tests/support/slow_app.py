@@ -1,14 +1,12 @@
 """An application whose model takes its time, for `uvicorn --factory`."""
 
-from fastapi import FastAPI
-
 from app import main
 from app.artifact.store import read_store
 from app.settings import read_settings
 from tests.support.fakes import SlowBackend
 
 
-def create_app() -> FastAPI:
+def create_app() -> main.Application:
     settings = read_settings()
     store = read_store(settings.store, settings.models, settings.default_model)
     backend = SlowBackend(1.0)

@@ -1,14 +1,16 @@
 """POST /activations: what a layer gives for an image; PNG or JSON."""
 
+from typing import Annotated
+
 import numpy as np
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from numpy.typing import NDArray
 
 from app.api.negotiation import JSON, PNG, as_json, choose
-from app.api.openapi import document, document_problems
+from app.api.openapi import document_body, document_problems
 from app.api.pictures import one_image
 from app.api.queries import ActivationsQuery
-from app.api.routes import artifact_of, read_query, service_of
+from app.api.routes import artifact_of, refuse_repeated, service_of
 from app.artifact.directory import Artifact, recent_filters
 from app.artifact.files import PIXELS
 from app.artifact.tensors import Images
@@ -17,7 +19,7 @@ from app.explore.feature_maps import map_tiles
 from app.explore.layers import Inside, find_layer
 from app.explore.pictures import choose_grid, choose_scale, enlarged, tile_grid
 
-router = APIRouter(tags=["what is inside"])
+router = APIRouter(tags=["what is inside"], dependencies=[Depends(refuse_repeated)])
 
 MAX_JSON_VALUES = 1 << 18
 
@@ -37,12 +39,11 @@ _OFFERS = {"png": PNG, "json": JSON}
             },
         }
     },
-    openapi_extra=document(ActivationsQuery, several=False),
+    openapi_extra=document_body(several=False),
 )
-async def activations(request: Request) -> Response:
+async def activations(request: Request, query: Annotated[ActivationsQuery, Query()]) -> Response:
     """Show what a layer gives for one image: its feature maps, or its units' values."""
     service = service_of(request)
-    query = read_query(request, ActivationsQuery)
     artifact = artifact_of(request, query)
     media_type = choose(request, _OFFERS, query.format)
     render = _as_json if media_type == JSON else _as_png

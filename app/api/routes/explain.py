@@ -1,13 +1,15 @@
 """POST /explain: which pixels speak for a class; JSON, a heat map, or one laid over the picture."""
 
+from typing import Annotated
+
 import numpy as np
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 
 from app.api.negotiation import JSON, PNG, as_json, choose
-from app.api.openapi import document, document_problems
+from app.api.openapi import document_body, document_problems
 from app.api.pictures import PostedImage, one_image
 from app.api.queries import ExplainQuery
-from app.api.routes import artifact_of, read_query, service_of
+from app.api.routes import artifact_of, refuse_repeated, service_of
 from app.api.schemas import Explanation
 from app.api.state import Service
 from app.artifact.directory import Artifact
@@ -22,7 +24,7 @@ from app.images.decode import central_box, decode_whole
 # prediction that comes meanwhile does not wait long.
 TURN_MACS = 2_000_000_000
 
-router = APIRouter(tags=["what is inside"])
+router = APIRouter(tags=["what is inside"], dependencies=[Depends(refuse_repeated)])
 
 OVERLAY_SIDE = 1024
 HEAT_MAP_SCALE = 8
@@ -40,15 +42,14 @@ _OFFERS = {"json": JSON, "png": PNG, "overlay": PNG}
             "content": {PNG: {"schema": {"type": "string", "format": "binary"}}},
         }
     },
-    openapi_extra=document(ExplainQuery, several=False),
+    openapi_extra=document_body(several=False),
 )
-async def explain(request: Request) -> Response:
+async def explain(request: Request, query: Annotated[ExplainQuery, Query()]) -> Response:
     """Say which pixels of one image speak for a class.
 
     The class is the predicted one unless the parameter `class` names another.
     """
     service = service_of(request)
-    query = read_query(request, ExplainQuery)
     artifact = artifact_of(request, query)
     method = _method(artifact, query)
     media_type = choose(request, _OFFERS, query.format)

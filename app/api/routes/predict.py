@@ -5,14 +5,15 @@ uploads.read -> images.decode -> batcher.submit -> Backend.predict -> schemas
 
 import asyncio
 import time
+from typing import Annotated
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 
 from app.api import uploads
-from app.api.openapi import document, document_problems
+from app.api.openapi import document_body, document_problems
 from app.api.pictures import decode_all, patience_of
 from app.api.queries import PredictQuery
-from app.api.routes import artifact_of, read_query, service_of
+from app.api.routes import artifact_of, refuse_repeated, service_of
 from app.api.schemas import Predictions, top_k_of
 from app.api.state import Service
 from app.artifact.directory import Artifact
@@ -21,16 +22,18 @@ from app.errors import DeadlineExceeded, NothingToSee
 from app.inference.batcher import Answer
 from app.tasks import classification
 
-router = APIRouter(tags=["classify"])
+PATH = "/predict"
+
+router = APIRouter(tags=["classify"], dependencies=[Depends(refuse_repeated)])
 
 
 @router.post(
-    "/predict",
+    PATH,
     response_model=Predictions,
     responses=document_problems(400, 404, 408, 413, 415, 422, 500, 503, 504),
-    openapi_extra=document(PredictQuery, several=True),
+    openapi_extra=document_body(several=True),
 )
-async def predict(request: Request) -> Response:
+async def predict(request: Request, query: Annotated[PredictQuery, Query()]) -> Response:
     """Classify one image or many.
 
     Send an image as the body, one or many as the parts `file` of a form, or base64 in JSON.
@@ -38,7 +41,6 @@ async def predict(request: Request) -> Response:
     """
     started = time.perf_counter()
     service = service_of(request)
-    query = read_query(request, PredictQuery)
     artifact = artifact_of(request, query)
     top_k = top_k_of(query.top_k, artifact)
     confidence = artifact.manifest.confidence.get(service.settings.precision)

@@ -2,18 +2,16 @@ import asyncio
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import httpx
 import numpy as np
 import pytest
 import torch
-from fastapi import FastAPI
 from numpy.typing import NDArray
 from torch import nn
 
 from app.api.schemas import Activations
-from app.api.state import Service
 from app.artifact.directory import Artifact
 from app.artifact.files import PIXELS
 from app.explore.feature_maps import map_tiles
@@ -23,6 +21,7 @@ from app.explore.layers import Insides
 from app.explore.pictures import tile_grid
 from tests.conftest import Connect, Picture
 from tests.support import sample
+from tests.support.applications import application_of
 from tests.support.inside_artifacts import DEVIATION, MEAN, averaging_network
 from tests.support.pictures import as_png, shown
 from tests.support.problems import check
@@ -41,11 +40,6 @@ IMAGE = sample.read("test")[0][7]
 async def inside(connect: Connect, inside_store: Path) -> Any:
     async with connect(store=inside_store, default_model="averaging") as client:
         yield client
-
-
-def _service(client: httpx.AsyncClient) -> Service:
-    app = cast(FastAPI, cast(httpx.ASGITransport, client._transport).app)
-    return cast(Service, app.state.service)
 
 
 @torch.inference_mode()
@@ -232,12 +226,12 @@ async def test_accept_chooses_the_form(inside: httpx.AsyncClient) -> None:
 async def test_model_is_opened_once_for_all_who_look(
     inside: httpx.AsyncClient,
 ) -> None:
-    insides = _service(inside).insides
+    insides = application_of(inside).service.insides
     responses = await asyncio.gather(
         *(inside.post("/activations?format=json", content=as_png(IMAGE)) for _ in range(4))
     )
     assert len({response.content for response in responses}) == 1
-    artifact = _service(inside).store.default
+    artifact = application_of(inside).service.store.default
     assert insides.open(artifact) is insides.open(artifact)
     assert Insides().open(artifact) is not insides.open(artifact)
 
@@ -249,7 +243,7 @@ async def test_wait_for_a_thread_counts_as_part_of_the_time_that_is_given(
     settings = {"store": inside_store, "default_model": "averaging", "decode_threads": 1}
     async with connect(**settings) as client:
         release = threading.Event()
-        held = asyncio.create_task(_service(client).draw(release.wait, 10))
+        held = asyncio.create_task(application_of(client).service.draw(release.wait, 10))
         await asyncio.sleep(0)
         headers = {"X-Request-Timeout-Ms": "100"}
         response = await client.post(f"/activations{query}", content=as_png(IMAGE), headers=headers)

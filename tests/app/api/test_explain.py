@@ -1,22 +1,22 @@
 import asyncio
 import base64
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import httpx
 import numpy as np
 import pytest
 import torch
-from fastapi import FastAPI
 from numpy.typing import NDArray
 from torch.nn import functional as F  # noqa: N812 - the name that the field uses
 
 from app.api.routes.explain import TURN_MACS
 from app.api.schemas import Explanation
-from app.api.state import MOST_EXPLANATIONS, Service
+from app.api.state import MOST_EXPLANATIONS
 from app.artifact.files import LAYERS
 from bench.harness.requests import message
 from tests.conftest import Connect, Picture
+from tests.support.applications import application_of
 from tests.support.artifacts import CLASSES, copy_store, numpy_predict, solid
 from tests.support.fakes import (
     HeldBackend,
@@ -42,11 +42,6 @@ def _with_patch(top: int, left: int) -> NDArray[np.uint8]:
     image = np.zeros((32, 32, 3), np.uint8)
     image[top : top + 4, left : left + 4, 0] = 255
     return image
-
-
-def _service(client: httpx.AsyncClient) -> Service:
-    app = cast(FastAPI, cast(httpx.ASGITransport, client._transport).app)
-    return cast(Service, app.state.service)
 
 
 async def _heat(client: httpx.AsyncClient, image: NDArray[np.uint8], query: str = "") -> Any:
@@ -182,7 +177,7 @@ async def test_what_is_no_picture_is_refused(
     ):
         headers = {"Content-Type": media_type}
         check(await client.post(path, content=content, headers=headers), status)
-    assert _service(client).bodies.held == 0
+    assert application_of(client).service.bodies.held == 0
 
 
 async def test_client_says_how_long_it_waits(connect: Connect, picture: Picture) -> None:
@@ -202,7 +197,7 @@ async def test_all_batches_together_have_that_long_and_none_is_computed_after(
         headers = PNG | {"X-Request-Timeout-Ms": "250"}
         response = await client.post("/explain", content=picture("red"), headers=headers)
         assert check(response, 504).detail == "no answer within 0.25 s"
-        assert _service(client).bodies.held == 0
+        assert application_of(client).service.bodies.held == 0
         await asyncio.sleep(0.3)
     assert 1 <= len(backend.batches) <= 3 < BATCHES
 
@@ -246,7 +241,7 @@ async def test_explanations_take_turns_and_too_many_are_refused_at_once(
             asyncio.create_task(client.post("/explain", content=body))
             for _ in range(1 + MOST_EXPLANATIONS)
         )
-        gates = _service(client).explanations.values()
+        gates = application_of(client).service.explanations.values()
         async with asyncio.timeout(10):
             while sum(gate.waiting for gate in gates) < MOST_EXPLANATIONS:
                 await asyncio.sleep(0.01)

@@ -3,18 +3,17 @@ import io
 import json
 import threading
 from pathlib import Path
-from typing import cast
 
 import httpx
 import numpy as np
 import pytest
-from fastapi import FastAPI
 from PIL import Image
 
-from app.api.state import MOST_DRAWINGS, Service
+from app.api.state import MOST_DRAWINGS
 from app.explore.filters import filter_grid, filter_tiles
 from app.explore.pictures import enlarged
 from tests.conftest import Connect, Picture
+from tests.support.applications import application_of
 from tests.support.artifacts import (
     copy_store,
     weights,
@@ -25,11 +24,6 @@ from tests.support.artifacts import (
 from tests.support.problems import check
 
 pytestmark = pytest.mark.anyio
-
-
-def _service(client: httpx.AsyncClient) -> Service:
-    app = cast(FastAPI, cast(httpx.ASGITransport, client._transport).app)
-    return cast(Service, app.state.service)
 
 
 def _size(response: httpx.Response) -> tuple[int, int]:
@@ -261,7 +255,7 @@ async def test_quality_without_its_zero_counts_as_meant(client: httpx.AsyncClien
 async def test_drawings_take_turns_and_too_many_are_refused_at_once(
     client: httpx.AsyncClient, picture: Picture
 ) -> None:
-    service, release = _service(client), threading.Event()
+    service, release = application_of(client).service, threading.Event()
     held = asyncio.create_task(service.draw(release.wait, 10))
     await asyncio.sleep(0)
     waiting = [asyncio.create_task(client.get("/filters")) for _ in range(MOST_DRAWINGS)]

@@ -6,23 +6,22 @@ import struct
 import threading
 import time
 import zlib
-from typing import Any, cast
+from typing import Any
 
 import httpx
 import numpy as np
 import pytest
-from fastapi import FastAPI
 from PIL import Image
 from pydantic import ValidationError
 
 from app.api import pictures
 from app.api.openapi import EXAMPLE_BASE64
 from app.api.schemas import Predictions
-from app.api.state import Service
 from app.artifact.tensors import Images
 from app.images.decode import decode
 from bench.harness.requests import message
 from tests.conftest import Connect, MakeSettings, Picture
+from tests.support.applications import application_of
 from tests.support.artifacts import CLASSES, numpy_predict, solid
 from tests.support.fakes import FailingBackend, HeldBackend, RecordingBackend
 from tests.support.problems import check
@@ -31,14 +30,6 @@ from tests.support.servers import sockets
 pytestmark = pytest.mark.anyio
 
 PNG = {"Content-Type": "image/png"}
-
-
-def _app(client: httpx.AsyncClient) -> FastAPI:
-    return cast(FastAPI, cast(httpx.ASGITransport, client._transport).app)
-
-
-def _service(client: httpx.AsyncClient) -> Service:
-    return cast(Service, _app(client).state.service)
 
 
 async def _until(client: httpx.AsyncClient, line: str) -> None:
@@ -389,19 +380,19 @@ async def test_image_that_nobody_waits_for_is_never_decoded(
     patience = 10 if leaves else 0.1
     settings = {"decode_threads": 1, "request_timeout_seconds": patience}
     async with connect(backend, **settings) as client, sockets(client) as (port, _):
-        held = asyncio.create_task(_service(client).decode(release.wait, 10))
+        held = asyncio.create_task(application_of(client).service.decode(release.wait, 10))
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(_post(large))
         if leaves:
             async with asyncio.timeout(10):
-                while not _service(client).bodies.held:
+                while not application_of(client).service.bodies.held:
                     await asyncio.sleep(0.005)
         else:
             assert b" 504 " in await reader.readuntil(b"\r\n")
             assert b"no answer within 0.1 s" in await reader.readuntil(b"}")
         writer.close()
         async with asyncio.timeout(10):
-            while _service(client).bodies.held:
+            while application_of(client).service.bodies.held:
                 await asyncio.sleep(0.005)
         release.set()
         assert await held
@@ -416,9 +407,9 @@ async def test_others_have_their_turn_between_two_images_of_a_request(
     async with connect(decode_threads=1) as client:
         long = asyncio.create_task(client.post("/predict", files=parts))
         async with asyncio.timeout(10):
-            while not _service(client).bodies.held:
+            while not application_of(client).service.bodies.held:
                 await asyncio.sleep(0)
-        await _service(client).decode(int)
+        await application_of(client).service.decode(int)
         assert len(decoded) < 12
         assert (await long).status_code == 200
 
@@ -437,7 +428,7 @@ async def test_bodies_that_do_not_fit_together_are_refused_at_once(
         backend.release.set()
         assert (await first).status_code == 200
         assert (await client.post("/predict", content=body, headers=PNG)).status_code == 200
-        assert _service(client).bodies.held == 0
+        assert application_of(client).service.bodies.held == 0
     assert check(refused, 503).detail == (
         "bodies of 1500 bytes are held and 1500 more do not fit; the limit is 2000 bytes"
     )

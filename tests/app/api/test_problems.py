@@ -3,7 +3,6 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
-from fastapi import FastAPI
 from pydantic import BaseModel
 
 from app import problems
@@ -32,9 +31,9 @@ def test_every_status_in_the_table_is_an_error() -> None:
 
 
 async def _raise(make_settings: MakeSettings, error: Exception) -> httpx.Response:
-    app: FastAPI = create_app(make_settings())
+    app = create_app(make_settings())
 
-    @app.get("/raise")
+    @app.framework.get("/raise")
     async def fail() -> BaseModel:
         raise error
 

@@ -142,10 +142,10 @@ async def test_metrics_are_there_while_every_thread_decodes(make_settings: MakeS
     transport = httpx.ASGITransport(app=app)
     release = threading.Event()
     async with (
-        app.router.lifespan_context(app),
+        app.framework.router.lifespan_context(app.framework),
         httpx.AsyncClient(transport=transport, base_url="http://convscope") as client,
     ):
-        app.state.service.threads.submit(release.wait, 60)
+        app.service.threads.submit(release.wait, 60)
         try:
             async with asyncio.timeout(30):
                 assert (await client.get("/metrics")).status_code == 200
