@@ -19,7 +19,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import numpy as np
 
 from app.api.queries import VERSION_HELP
-from app.api.schemas import ModelVersion, Predictions, top_k_of
+from app.api.schemas import ModelVersion, Predictions
 from app.artifact.store import Store, read_store
 from app.artifact.tensors import Images, Outputs
 from app.errors import ConvscopeError, ImageError
@@ -27,6 +27,7 @@ from app.images.decode import decode
 from app.inference.backends import batch_limit, open_backend
 from app.server.machine import usable_cpus
 from app.settings import Settings, read_settings
+from app.tasks.classification import Interpreter
 from app.telemetry import logs
 
 METRICS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
@@ -97,14 +98,13 @@ def predict(
     artifact = _read_store(settings).find(model, version)
     if top_k is None and not as_json:
         top_k = min(SHOWN_CLASSES, len(artifact.manifest.classes))
-    top_k = top_k_of(top_k, artifact)
+    interpreter = Interpreter(artifact, settings.precision, top_k=top_k)
     backend = open_backend(artifact, settings.backend, settings.threads, settings.precision)
     names, images = _decode_files(files, artifact.manifest.image_size, settings)
     if names:
         size = batch_limit(artifact, settings.backend, settings.max_batch)
         outputs = Outputs.in_batches(backend.predict, images, size)
-        confidence = artifact.manifest.confidence.get(settings.precision)
-        answer = Predictions.render(artifact, outputs, names, top_k, confidence)
+        answer = interpreter.render(outputs, images, names)
         _show(Predictions.model_validate_json(answer), as_json=as_json)
     if len(names) < len(files):
         raise SystemExit(1)

@@ -10,10 +10,10 @@ from starlette.types import Scope
 
 
 class WholeFiles(StaticFiles):
-    """The files of a directory, small enough that a Range header is not worth following.
+    """The files of a directory; a Range header is ignored, as RFC 9110 (14.2) allows.
 
-    RFC 9110 (14.2) lets a server ignore it. Starlette would answer a wrong one in plain text, and
-    every error here is a problem.
+    The files are small. Starlette follows the header, but answers a wrong one in plain text, and
+    every error of this service is a problem.
     """
 
     def __init__(self, directory: Path, headers: Mapping[str, str] | None = None) -> None:
@@ -24,7 +24,7 @@ class WholeFiles(StaticFiles):
     def file_response(
         self, full_path: PathLike, stat_result: os.stat_result, scope: Scope, status_code: int = 200
     ) -> Response:
-        """Answer with the file, or that the client's copy is still right."""
+        """Return the file, or a 304 if the client's copy is current."""
         response = super().file_response(full_path, stat_result, scope, status_code)
         if isinstance(response, FileResponse):
             del response.headers["accept-ranges"]

@@ -17,7 +17,7 @@ from app.telemetry.requests import state_of
 async def respond(request: Request, exc: Exception) -> Response:
     """Answer any exception; the one handler."""
     if isinstance(exc, ClientDisconnect):
-        return Response(status_code=problems.CLIENT_GONE)  # which nobody sees but the log
+        return Response(status_code=problems.CLIENT_GONE)  # for the log and the metrics alone
     if isinstance(exc, RequestValidationError):
         exc = InvalidParameter("; ".join(_invalid(error) for error in exc.errors()))
     if isinstance(exc, HTTPException):

@@ -1,7 +1,7 @@
-"""What happens around every request: its id, its log line, its metrics, and the last resort.
+"""The outermost layer around every request: request id, log line, metrics, last error handler.
 
-Pure ASGI, and the outermost layer: the body of an answer passes through untouched. HEAD is answered
-here, for every resource that has GET. This module does not know what a request is about.
+It is pure ASGI, so an answer's body passes through untouched. It answers HEAD for every resource
+that has GET. It does not know the resources.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ _SANE_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
 
 class RequestMiddleware:
-    """Wraps the application; knows the metrics."""
+    """Surrounds each request of an application."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
@@ -42,7 +42,7 @@ class RequestMiddleware:
     async def _request(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = time.perf_counter()
         state = scope[SCOPE_KEY] = _state(scope)
-        # A copy, so that the server still sees that no body may follow a HEAD.
+        # A copy: the server must still see that no body may follow a HEAD.
         inner = {**scope, "method": "GET"} if state.method == "HEAD" else scope
         answer = _Answer(send, state.request_id, head=state.method == "HEAD")
         token = requests.current.set(state)
@@ -74,13 +74,13 @@ class RequestMiddleware:
             if answer.complete:
                 return  # Starlette has answered it with our handler, and raises it again
             if answer.started:
-                raise  # too late for another answer: the server logs it and cuts the connection
+                raise  # too late to answer: the server logs it and closes the connection
             response = await handlers.respond(Request(scope), exc)
             await response(scope, receive, answer.send)
 
 
 class _Answer:
-    """Adds the request id to the answer, remembers its status and leaves out a HEAD's body."""
+    """Adds the request id to an answer, records its status and drops the body for HEAD."""
 
     def __init__(self, send: Send, request_id: str, *, head: bool) -> None:
         self._send = send
@@ -112,7 +112,7 @@ def _state(scope: Scope) -> RequestState:
 
 
 def _in_one_line(send: Send) -> Send:
-    """Replace the traceback of a start-up that failed for a known reason by that reason."""
+    """Replace the traceback of a failed start by the error's message, if the error is ours."""
 
     async def forward(message: Message) -> None:
         error = sys.exc_info()[1]

@@ -1,11 +1,11 @@
-"""Which form of a resource a client gets, and whether it has it already.
+"""Content negotiation: the media type of an answer, and 304 for a client that has it already.
 
 Accept (RFC 9110, 12.5.1), ETag and If-None-Match (RFC 9110, 8.8.3 and 13.1.2).
 """
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import cache
 from importlib.metadata import version
 from typing import Any
@@ -27,7 +27,7 @@ def choose(request: Request, offers: Mapping[str, str], wanted: str | None) -> s
 
     Args:
         request: its Accept headers decide unless `wanted` is given.
-        offers: media types by the name they have in the `format` parameter, the default first.
+        offers: media types by their name in the `format` parameter, the default first.
         wanted: the `format` parameter.
 
     Raises:
@@ -43,8 +43,8 @@ def choose(request: Request, offers: Mapping[str, str], wanted: str | None) -> s
     best = max(offers.values(), key=lambda offer: _preference(offer, ranges))
     quality, _ = _preference(best, ranges)
     if quality <= 0:
-        there = ", ".join(dict.fromkeys(offers.values()))
-        raise NotAcceptable(f"Accept is {accept[:200]!r}; there is: {there}")
+        available = ", ".join(dict.fromkeys(offers.values()))
+        raise NotAcceptable(f"Accept is {accept[:200]!r}; there is: {available}")
     return best
 
 
@@ -63,19 +63,19 @@ def _parse_accept(accept: str) -> dict[str, float]:
 
 
 def _parse_quality(value: str) -> float:
-    # Without its 0, as Java's own client sends it, is no number of RFC 9110's, and meant as one.
+    # Java's own client sends `.2`, which RFC 9110 does not allow and which is clear all the same.
     return float(value) if re.fullmatch(r"0?\.\d{1,3}|0\.?|1(\.0{0,3})?", value) else 0.0
 
 
 def as_json(content: Mapping[str, Any]) -> bytes:
-    """Return JSON; an array's numbers have the digits that a float32 is sure of, and no more."""
+    """Return JSON; float32 arrays are written with as many digits as float32 needs."""
     return orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 def _preference(offer: str, ranges: Mapping[str, float]) -> tuple[float, int]:
-    """The quality of the most specific range that covers the offer, and how specific that is.
+    """Return the quality of the most specific range that covers the offer, and its specificity.
 
-    Who names a type beside `*/*`, as axios does with JSON, wants that one.
+    A client that names a type beside `*/*`, as axios does with JSON, prefers that type.
     """
     covering = ("*/*", f"{offer.partition('/')[0]}/*", offer)
     for specificity in (2, 1, 0):
@@ -84,42 +84,35 @@ def _preference(offer: str, ranges: Mapping[str, float]) -> tuple[float, int]:
     return 0.0, 0
 
 
-class Representation:
-    """One form of a resource that follows from a file of known hash and from parameters alone."""
+async def respond_unless_known(
+    request: Request,
+    media_type: str,
+    basis: tuple[object, ...],
+    render: Callable[[], Awaitable[bytes | str]],
+) -> Response:
+    """Return a 304 if the client has this representation already, and a 200 otherwise.
 
-    def __init__(self, request: Request, media_type: str, sha256: str, *parameters: object) -> None:
-        """Name it before it is made.
-
-        Args:
-            request: to see what the client has.
-            media_type: the form that was chosen.
-            sha256: of the file that everything shown comes from.
-            parameters: everything else that it depends on.
-        """
-        parts = (_release(), media_type, sha256, *parameters)
-        digest = hashlib.sha256(repr(parts).encode()).hexdigest()
-        self._known = request.headers.getlist("if-none-match")
-        self._media_type = media_type
-        self._headers = {
-            "ETag": f'"{digest[:32]}"',
-            # Always asked for again, which the ETag makes cheap: a model may change its version.
-            "Cache-Control": "public, no-cache",
-            "Vary": "Accept",
-        }
-
-    def not_modified(self) -> Response | None:
-        """Return the 304 if the client has this already."""
-        known = ",".join(self._known)
-        if known.strip() == "*" or self._headers["ETag"] in _ENTITY_TAG.findall(known):
-            return Response(status_code=304, headers=self._headers)
-        return None
-
-    def respond(self, content: bytes | str) -> Response:
-        """Return the 200."""
-        return Response(content, media_type=self._media_type, headers=self._headers)
+    Args:
+        request: its If-None-Match names the client's copies.
+        media_type: of the representation.
+        basis: everything that the content depends on, such as the hashes of files; it makes the
+            ETag.
+        render: makes the content.
+    """
+    digest = hashlib.sha256(repr((_release(), media_type, *basis)).encode()).hexdigest()
+    headers = {
+        "ETag": f'"{digest[:32]}"',
+        # Checked again each time, which the ETag makes cheap: another version may become default.
+        "Cache-Control": "public, no-cache",
+        "Vary": "Accept",
+    }
+    known = ",".join(request.headers.getlist("if-none-match"))
+    if known.strip() == "*" or headers["ETag"] in _ENTITY_TAG.findall(known):
+        return Response(status_code=304, headers=headers)
+    return Response(await render(), media_type=media_type, headers=headers)
 
 
 @cache
 def _release() -> str:
-    """Another release may draw the same data differently."""
+    """Return the release, since another one may draw the same data differently."""
     return version("convscope")

@@ -1,4 +1,4 @@
-"""The images that come with a request: read and decoded, within the time that it is given."""
+"""The images in a request's body: read and decoded within the request's time limit."""
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -19,7 +19,7 @@ from app.errors import DeadlineExceeded, ImageError, InvalidParameter, TooManyPi
 from app.images.decode import decode
 from app.settings import Settings
 
-# What a thread would take longer to be handed than the event loop takes to decode it.
+# Handing a smaller image to a thread takes longer than decoding it in the event loop.
 INLINE_BYTES = 64 << 10
 INLINE_PIXELS = 128 * 128
 
@@ -27,13 +27,13 @@ _TIMEOUT = TIMEOUT_HEADER.lower().encode()
 
 
 @dataclass(frozen=True)
-class PostedImage:
-    """The one image of a request.
+class Picture:
+    """The only image of a request.
 
     Attributes:
         data: the file as it was sent.
         image: as the model takes it, uint8 `[H,W,3]`.
-        deadline: when to give up, in the event loop's time.
+        deadline: of the answer, in the event loop's time.
     """
 
     data: bytes
@@ -42,31 +42,35 @@ class PostedImage:
 
 
 @asynccontextmanager
-async def one_image(request: Request, artifact: Artifact) -> AsyncIterator[PostedImage]:
-    """Read the request's one image; what is done with it has to be done by its deadline.
+async def one_picture(request: Request, artifact: Artifact) -> AsyncIterator[Picture]:
+    """Read and decode the only image of a request, and end the block at the request's deadline.
 
     Raises:
-        UploadError: the body cannot be taken, or holds more than one image.
-        ImageError: it is not a picture that is read.
-        DeadlineExceeded: reading it, or the block, did not end in time.
+        UploadError: the body is wrong, or holds more than one image.
+        ImageError: the file is not an image that can be decoded.
+        DeadlineExceeded: decoding or the block took too long.
     """
     service = service_of(request)
     headers = dict(request.scope["headers"])
-    patience = patience_of(headers, service.settings)
+    timeout = timeout_of(headers, service.settings)
     limits = replace(service.upload_limits, max_images=1)
     with service.bodies.hold() as hold:
-        received = await uploads.read(headers, request.receive, limits, hold)
-        deadline = asyncio.get_running_loop().time() + patience
+        files = await uploads.read(headers, request.receive, limits, hold)
+        deadline = asyncio.get_running_loop().time() + timeout
         try:
             async with asyncio.timeout_at(deadline):
-                images = await decode_all(service, artifact, received, deadline)
-                yield PostedImage(received[0].data, images[0], deadline)
+                images = await decode_images(service, artifact, files, deadline)
+                yield Picture(files[0].data, images[0], deadline)
         except (TimeoutError, DeadlineExceeded) as exc:
-            raise DeadlineExceeded(f"no answer within {patience:g} s") from exc
+            raise DeadlineExceeded(f"no answer within {timeout:g} s") from exc
 
 
-def patience_of(headers: Mapping[bytes, bytes], settings: Settings) -> float:
-    """Return the seconds that the client, or else the setting, gives the answer."""
+def timeout_of(headers: Mapping[bytes, bytes], settings: Settings) -> float:
+    """Return the seconds that the request may take: the client's wish, or else the setting.
+
+    Raises:
+        InvalidParameter: the header is not a whole number of milliseconds above 0.
+    """
     wanted = headers.get(_TIMEOUT)
     if wanted is None:
         return settings.request_timeout_seconds
@@ -75,38 +79,43 @@ def patience_of(headers: Mapping[bytes, bytes], settings: Settings) -> float:
         given = wanted[:64].decode("latin-1")
         raise InvalidParameter(
             f"{TIMEOUT_HEADER}={given!r}: must be a whole number of milliseconds from 1 to "
-            f"{settings.max_request_timeout_seconds * 1000:g}; more counts as that"
+            f"{settings.max_request_timeout_seconds * 1000:g}; a higher one counts as that"
         )
     return min(int(wanted) / 1000, settings.max_request_timeout_seconds)
 
 
-async def decode_all(
-    service: Service,
-    artifact: Artifact,
-    received: Sequence[Upload],
-    deadline: float,
+async def decode_images(
+    service: Service, artifact: Artifact, files: Sequence[Upload], deadline: float
 ) -> Images:
-    """Decode all images of a request: uint8 `[N,H,W,3]`; TimeoutError at the deadline.
+    """Decode all images of a request to the model's size.
 
-    One at a time, so that others have their turn between two, and none is begun for nobody.
+    One after the other: other requests get their turn in between, and none is begun after the
+    deadline or for a client that has gone.
+
+    Returns:
+        uint8 `[N,H,W,3]`.
+
+    Raises:
+        ImageError: a file is not an image that can be decoded.
+        TimeoutError: the deadline has passed.
     """
     size = artifact.manifest.image_size
-    images = np.empty((len(received), *size, 3), np.uint8)
+    images = np.empty((len(files), *size, 3), np.uint8)
     try:
-        for index, upload in enumerate(received):
+        for index, file in enumerate(files):
             if index:
                 async with asyncio.timeout_at(deadline):
                     await asyncio.sleep(0)
-            images[index] = await _decode_one(service, upload.data, size, deadline)
+            images[index] = await _decode_image(service, file.data, size, deadline)
     except ImageError as exc:
-        if len(received) == 1:
+        if len(files) == 1:
             raise
-        name = f" ({upload.filename})" if upload.filename else ""
-        raise type(exc)(f"image {index}{name} of {len(received)}: {exc}") from exc
+        name = f" ({file.filename})" if file.filename else ""
+        raise type(exc)(f"image {index}{name} of {len(files)}: {exc}") from exc
     return images
 
 
-async def _decode_one(
+async def _decode_image(
     service: Service, data: bytes, size: tuple[int, int], deadline: float
 ) -> Images:
     """Decode one image: uint8 `[H,W,3]`; a large one in a thread."""
@@ -115,7 +124,7 @@ async def _decode_one(
         try:
             inline = min(limit, INLINE_PIXELS)
             return decode(data, size, inline, max_pixels_whole=min(whole, inline))
-        except TooManyPixels:  # few bytes can hold many pixels; in the thread, then
+        except TooManyPixels:  # few bytes can hold many pixels: decode them in a thread
             pass
     async with asyncio.timeout_at(deadline):
         return await service.decode(decode, data, size, limit, max_pixels_whole=whole)

@@ -1,4 +1,4 @@
-"""The parameters that routes take in their address; OpenAPI is written from these."""
+"""The query parameters of all routes; OpenAPI is generated from these."""
 
 from typing import Any, Literal
 
@@ -8,11 +8,11 @@ from app.artifact.manifest import SetMethod
 from app.explore.confusion_matrix import Normalization
 from app.explore.saliency import SaliencyMethod
 
-VERSION_HELP = "Its version; unless given, the default's for the default model, else the highest."
+VERSION_HELP = "The model's version; the highest, or for the default model its own, unless given."
 
 
 class Query(BaseModel):
-    """Query parameters; one that is not known is an error, because a typo would go unnoticed."""
+    """Query parameters. An unknown one is an error: a typo would go unnoticed."""
 
     @model_validator(mode="before")
     @classmethod
@@ -28,7 +28,7 @@ class Query(BaseModel):
 
 
 class ModelQuery(Query):
-    """Which model, by name and version; the default model unless given."""
+    """The model, by name and version; the default model unless given."""
 
     model: str | None = Field(None, max_length=64, description="The model's name.")
     version: str | None = Field(None, max_length=16, description=VERSION_HELP)
@@ -40,18 +40,20 @@ class PredictQuery(ModelQuery):
     top_k: int | None = Field(
         None,
         ge=1,
-        description="How many probabilities to give, highest first: 1 to the number of classes; "
-        "all unless given.",
+        description="The number of probabilities to return, highest first, from 1 to the number "
+        "of classes; all unless given.",
     )
     coverage: float | None = Field(
         None,
         ge=0.01,
         le=0.99,
-        description="Give the classes among which the true one is with this probability, rounded "
-        "up to a whole percent.",
+        description="Also return a set of classes that includes the true one with this "
+        "probability, rounded up to a whole percent.",
     )
     sets: SetMethod = Field(
-        "lac", description="How they are chosen: `lac` keeps them few, `aps` fair to hard images."
+        "lac",
+        description="The method of prediction sets: `lac` gives the smallest on average, `aps` "
+        "larger ones to difficult images.",
     )
 
 
@@ -63,29 +65,34 @@ class ExplainQuery(ModelQuery):
     )
     method: SaliencyMethod = Field(
         "occlusion",
-        description="`occlusion` works for every model, `cam` where the network ends in global "
+        description="`occlusion` works for every model, `cam` for networks that end in global "
         "average pooling.",
     )
     format: Literal["json", "png", "overlay"] | None = Field(
-        None, description="Wins over Accept; `overlay` is a PNG of the image as it was sent."
+        None,
+        description="Overrides Accept; `overlay` is a PNG of the heat map over the sent image.",
     )
 
 
 class ActivationsQuery(ModelQuery):
-    """Parameters of what a layer gives."""
+    """Parameters of a layer's output."""
 
     layer: str | None = Field(
         None, max_length=256, description="The layer's name, or `pixels`; the first unless given."
     )
-    channel: int | None = Field(None, ge=0, description="One channel or unit; all unless given.")
+    channel: int | None = Field(
+        None, ge=0, description="A channel or unit, from 0; all unless given."
+    )
     scale: int | None = Field(
         None,
         ge=1,
         le=64,
-        description="Side in pixels of a value's square; chosen for a handy picture unless given.",
+        description="Pixels of the picture for each value; chosen to fit a screen unless given.",
     )
-    columns: int | None = Field(None, ge=1, le=1024, description="Channels in a row.")
-    format: Literal["png", "json"] | None = Field(None, description="Wins over Accept.")
+    columns: int | None = Field(
+        None, ge=1, le=1024, description="Channels in a row of the picture."
+    )
+    format: Literal["png", "json"] | None = Field(None, description="Overrides Accept.")
 
 
 class FilterQuery(ModelQuery):
@@ -98,14 +105,14 @@ class FilterQuery(ModelQuery):
         None,
         ge=1,
         le=64,
-        description="Side in pixels of a weight's square; chosen for a handy picture unless given.",
+        description="Pixels of the picture for each weight; chosen to fit a screen unless given.",
     )
-    format: Literal["png", "json"] | None = Field(None, description="Wins over Accept.")
+    format: Literal["png", "json"] | None = Field(None, description="Overrides Accept.")
 
     show: Literal["weights", "responses"] | None = Field(
         None,
-        description="`responses` are the nine parts of test images to which a filter responds "
-        "most; unless given, these for all layers but the first.",
+        description="`weights`, or `responses`: the nine parts of test images that a filter "
+        "responds to most. Unless given, weights for the first layer and responses for others.",
     )
 
 
@@ -116,21 +123,22 @@ class FiltersQuery(FilterQuery):
         None,
         ge=1,
         le=1024,
-        description="Filters in a row; about as many as there are rows unless given.",
+        description="Filters in a row of the picture; a square arrangement unless given.",
     )
 
 
 class ConfusionCellQuery(ModelQuery):
     """Parameters of a cell of a confusion matrix."""
 
-    scale: int = Field(3, ge=1, le=16, description="Side in pixels of an image's pixel in the PNG.")
-    format: Literal["json", "png"] | None = Field(None, description="Wins over Accept.")
+    scale: int = Field(3, ge=1, le=16, description="Pixels of the PNG for each pixel of an image.")
+    format: Literal["json", "png"] | None = Field(None, description="Overrides Accept.")
 
 
 class ConfusionMatrixQuery(ModelQuery):
     """Parameters of a confusion matrix."""
 
     normalize: Normalization | None = Field(
-        None, description="Divide by the sum of the row, of the column, or of everything."
+        None,
+        description="Divide by the sum of the row (`true`), the column (`pred`) or everything.",
     )
-    format: Literal["json", "png", "csv"] | None = Field(None, description="Wins over Accept.")
+    format: Literal["json", "png", "csv"] | None = Field(None, description="Overrides Accept.")

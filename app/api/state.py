@@ -1,6 +1,6 @@
-"""What a running process has: settings, models, queues, threads and metrics.
+"""The state of a running process: settings, models, queues, threads and metrics.
 
-`main` opens it for the application's lifetime; the routes use it. It knows no request.
+`main` opens it for the application's lifetime, and the routes use it. It knows no request.
 """
 
 import asyncio
@@ -22,9 +22,11 @@ from app.inference.batcher import Batcher
 from app.settings import Settings
 from app.telemetry.metrics import Metrics, ModelMetrics
 
-MOST_DRAWINGS = 64
-MOST_EXPLANATIONS = 8
-"""That wait. Those of a model share its queue, and each asks it as often as 81 predictions do."""
+MAX_WAITING_DRAWINGS = 64
+"""How many requests may wait for a drawing, or for a look inside a model."""
+
+MAX_WAITING_EXPLANATIONS = 8
+"""How many explanations of one model may wait; each costs as much as 81 predictions."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -32,72 +34,81 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Service:
-    """Everything that the routes need. The models' parts are found by `Artifact.ref`."""
+    """Everything that the routes need.
+
+    Attributes:
+        batchers: the queue of each model, by `Artifact.ref` like the other mappings.
+        model_metrics: where each model is counted.
+        explain_gates: the order of each model's explanations.
+        explore_gate: the order of `explore`.
+        decode_threads: for `decode`.
+        explore_thread: for `explore`.
+        bodies: the memory of all bodies.
+        insides: the models that can be looked into, opened when they are first asked for.
+    """
 
     settings: Settings
     store: Store
     metrics: Metrics
     batchers: Mapping[str, Batcher]
     model_metrics: Mapping[str, ModelMetrics]
-    threads: ThreadPoolExecutor
-    drawing_thread: ThreadPoolExecutor
-    drawings: Gate
-    explanations: Mapping[str, Gate]
+    explain_gates: Mapping[str, Gate]
+    explore_gate: Gate
+    decode_threads: ThreadPoolExecutor
+    explore_thread: ThreadPoolExecutor
     upload_limits: UploadLimits
     bodies: Bodies
     insides: Insides
 
     @property
     def broken(self) -> list[str]:
-        """The models that take no work, or get none done, as `name/version`."""
-        patience = self.settings.stall_seconds
+        """The models that take no work or are stuck, as `name/version`."""
         return [
             ref
             for ref, batcher in self.batchers.items()
-            if not batcher.alive or batcher.busy_seconds > patience
+            if not batcher.alive or batcher.busy_seconds > self.settings.stall_seconds
         ]
 
     @property
     def stuck_seconds(self) -> float:
-        """For how long the longest of the batches under way has been computed.
-
-        Infinity if a model takes no work: no batch of it will ever end.
-        """
+        """How long the slowest batch has been computed; infinity if a model takes no work."""
         return max(
             batcher.busy_seconds if batcher.alive else math.inf
             for batcher in self.batchers.values()
         )
 
     async def decode(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Decode a large image in one of a few threads.
+        """Run a function that decodes a large image, in one of a few threads.
 
-        They bound the memory too: what waits for a thread has not been decoded yet.
+        Their number limits the memory too: an image that waits for a thread is not decoded yet.
         """
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self.threads, lambda: function(*args, **kwargs))
+        return await loop.run_in_executor(self.decode_threads, lambda: function(*args, **kwargs))
 
-    async def draw(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run what looks inside or draws, one after the other, where no prediction waits for it.
+    async def explore(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run a function that draws or looks inside a model, in a thread of its own.
+
+        One runs at a time, and no prediction waits for it.
 
         Raises:
-            QueueFull: too much of it waits already.
+            QueueFull: too many wait already.
             DeadlineExceeded: its turn did not come in time.
         """
-        loop, patience = asyncio.get_running_loop(), self.settings.request_timeout_seconds
+        loop, timeout = asyncio.get_running_loop(), self.settings.request_timeout_seconds
         try:
-            async with asyncio.timeout(patience), self.drawings.enter():
+            async with asyncio.timeout(timeout), self.explore_gate.enter():
                 return await loop.run_in_executor(
-                    self.drawing_thread, lambda: function(*args, **kwargs)
+                    self.explore_thread, lambda: function(*args, **kwargs)
                 )
         except TimeoutError as exc:
-            raise DeadlineExceeded(f"no answer within {patience:g} s") from exc
+            raise DeadlineExceeded(f"no answer within {timeout:g} s") from exc
 
     async def look_inside(self, artifact: Artifact) -> Inside:
-        """Return a model's layers, opened in a thread that no image waits for.
+        """Return a model's layers; opened, the first time, in a thread that blocks no image.
 
         Raises:
             NothingToSee: the model was exported without them.
-            ArtifactError: its files are damaged.
+            ArtifactError: the model's files are damaged.
         """
         return await asyncio.to_thread(self.insides.open, artifact)
 
@@ -106,7 +117,7 @@ class Service:
 async def run_service(
     settings: Settings, store: Store, backends: Mapping[str, Backend], metrics: Metrics
 ) -> AsyncIterator[Service]:
-    """Start a queue before each backend; finish what waits in them at the end."""
+    """Start a queue before each backend, and finish the waiting work at the end."""
     for artifact in store:
         metrics.describe_model(
             artifact.manifest.name,
@@ -130,28 +141,29 @@ async def run_service(
         for artifact in store
     }
     with (
-        ThreadPoolExecutor(settings.decode_threads, "decode") as threads,
-        ThreadPoolExecutor(1, "draw") as drawing_thread,
+        ThreadPoolExecutor(settings.decode_threads, "decode") as decode_threads,
+        ThreadPoolExecutor(1, "explore") as explore_thread,
     ):
         for batcher in batchers.values():
             batcher.start()
         try:
             yield Service(
-                settings,
-                store,
-                metrics,
-                batchers,
-                model_metrics,
-                threads,
-                drawing_thread,
-                Gate("drawings", MOST_DRAWINGS),
-                {ref: Gate("explanations", MOST_EXPLANATIONS) for ref in batchers},
-                UploadLimits(
-                    max_body_bytes=settings.max_body_bytes,
-                    max_images=settings.max_images,
+                settings=settings,
+                store=store,
+                metrics=metrics,
+                batchers=batchers,
+                model_metrics=model_metrics,
+                explain_gates={
+                    ref: Gate("explanations", MAX_WAITING_EXPLANATIONS) for ref in batchers
+                },
+                explore_gate=Gate("drawings", MAX_WAITING_DRAWINGS),
+                decode_threads=decode_threads,
+                explore_thread=explore_thread,
+                upload_limits=UploadLimits(
+                    max_body_bytes=settings.max_body_bytes, max_images=settings.max_images
                 ),
-                Bodies(settings.max_held_bytes),
-                Insides(),
+                bodies=Bodies(settings.max_held_bytes),
+                insides=Insides(),
             )
         finally:
             await asyncio.gather(*(batcher.stop() for batcher in batchers.values()))

@@ -70,6 +70,15 @@ def pack_examples(examples: Examples, max_bytes: int) -> dict[str, NDArray[Any]]
     }
 
 
+def check_examples(artifact: Artifact) -> None:
+    """Raise NothingToSee if the model was exported without test images."""
+    if EXAMPLES not in artifact.manifest.files:
+        raise NothingToSee(
+            f"{artifact.ref} was exported without the pictures behind its confusion matrix; "
+            "`convscope-train export` adds them today"
+        )
+
+
 def read_examples(artifact: Artifact, true: int, predicted: int) -> Examples:
     """Return the examples of one cell, the most confident first.
 
@@ -77,11 +86,7 @@ def read_examples(artifact: Artifact, true: int, predicted: int) -> Examples:
         NothingToSee: the model was exported without examples.
         ArtifactError: the file is damaged.
     """
-    if EXAMPLES not in artifact.manifest.files:
-        raise NothingToSee(
-            f"{artifact.ref} was exported without the pictures behind its confusion matrix; "
-            "`convscope-train export` adds them today"
-        )
+    check_examples(artifact)
     arrays = recent_arrays(artifact, EXAMPLES)
     chosen = np.flatnonzero((arrays[_TRUE] == true) & (arrays[_PREDICTED] == predicted))
     height, width = artifact.manifest.image_size

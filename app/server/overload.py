@@ -1,7 +1,7 @@
 """Refusals that the server writes without the application.
 
 The cost of a refusal is taken from the requests that are still served. A worker that is full
-therefore refuses a plain prediction unparsed, with an answer that was made beforehand.
+therefore refuses a plain POST unparsed, with an answer that was made beforehand.
 """
 
 import re
@@ -25,7 +25,7 @@ _PLACEHOLDER = "0" * 32  # of a request id
 
 
 def is_plain_post(data: bytes) -> bool:
-    """Whether this is exactly one POST /predict that can be answered without a parser.
+    """Whether this is exactly one POST that can be answered without a parser.
 
     Parsing costs more than the rest of a refusal.
     """

@@ -1,26 +1,144 @@
-"""Prediction sets that hold the true class with a probability that is asked for.
+"""Classification: from a graph's outputs to an answer.
 
-Split conformal prediction (Vovk et al. 2005; Angelopoulos & Bates 2021): a class's score says how
-odd it would be as the answer, and a set holds every class whose score is at most a threshold, the
-quantile of the true classes' scores among images that the network did not learn from.
+`Interpreter` writes the answer: the most probable classes of each image, prediction sets and
+scores of unlikeness to the training images.
+
+A prediction set holds the true class with a chosen probability. It is made by split conformal
+prediction (Vovk et al. 2005; Angelopoulos & Bates 2021): a class's score is high if the class would
+be an odd answer, and a set holds every class whose score is at most a threshold, the quantile of
+the true classes' scores among images that the network was not trained on.
 
 `lac` (Sadinle et al. 2019) scores a class by one minus its probability, which gives the smallest
 sets on average. `aps` (Romano et al. 2020) scores it by the probabilities of all likelier classes
-and a random part of its own, which gives difficult images larger sets. Either may be empty: no
-class is likely enough. Thresholds are in the manifest; nothing here reads a file.
+and a random part of its own, which gives difficult images larger sets. Both may give an empty set:
+no class is likely enough. The manifest holds the thresholds; nothing here reads a file.
 """
 
 import hashlib
+import json
 import math
+from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-from app.artifact.manifest import Conformal, SetMethod
-from app.artifact.tensors import Images, Probabilities
+from app.artifact.directory import Artifact
+from app.artifact.manifest import Conformal, Precision, SetMethod
+from app.artifact.tensors import Images, Outputs, Probabilities
+from app.errors import InvalidParameter, NothingToSee
 
 Scores = NDArray[np.float64]
-"""How odd each class would be as the answer, 0 to 1: float64 `[N,classes]`."""
+"""Nonconformity scores, 0 to 1: how odd each class would be as the answer, float64 `[N,classes]`.
+"""
+
+
+class Interpreter:
+    """Writes the answer to one request from the outputs of one model.
+
+    Made before an image is read, so that a wrong parameter is refused at once.
+    """
+
+    def __init__(
+        self,
+        artifact: Artifact,
+        precision: Precision,
+        *,
+        top_k: int | None = None,
+        coverage: float | None = None,
+        method: SetMethod = "lac",
+    ) -> None:
+        """Check the parameters.
+
+        Args:
+            artifact: the model.
+            precision: of the graph that computes the outputs.
+            top_k: the number of probabilities to give for an image; all unless given.
+            coverage: the probability with which prediction sets hold the true class, 0.01 to 0.99;
+                no sets unless given.
+            method: how the classes of a set are scored.
+
+        Raises:
+            InvalidParameter: `top_k` is larger than the number of classes.
+            NothingToSee: prediction sets are wanted of a model that was exported without
+                thresholds.
+        """
+        manifest = artifact.manifest
+        classes = len(manifest.classes)
+        if top_k is not None and top_k > classes:
+            given = str(top_k)[:16]
+            raise InvalidParameter(f"top_k={given}: the limit is the model's {classes} classes")
+        confidence = manifest.confidence.get(precision)
+        self._threshold = None
+        if coverage is not None:
+            if confidence is None:
+                raise NothingToSee(
+                    f"coverage={coverage:g}: {artifact.ref} was exported without the thresholds "
+                    "of prediction sets; `convscope-train export` adds them today"
+                )
+            self._threshold = find_threshold(confidence.conformal, coverage, method)
+        self._manifest = manifest
+        self._top_k = classes if top_k is None else top_k
+        self._confidence = confidence
+        self._method = method
+
+    def render(self, outputs: Outputs, images: Images, filenames: Sequence[str | None]) -> str:
+        """Return the answer, the JSON of `app.api.schemas.Predictions`.
+
+        It is written without a model object, which would take longer to fill than all the rest.
+
+        Args:
+            outputs: of the graph, for N images.
+            images: uint8 `[N,H,W,3]`.
+            filenames: of the N images.
+        """
+        names = _quoted(self._manifest.classes)
+        predictions = [
+            _render_classes(names, row, self._top_k) for row in outputs.probabilities.tolist()
+        ]
+        if self._threshold is not None:
+            sets = prediction_sets(outputs.probabilities, images, self._method, self._threshold)
+            members = [",".join(names[index] for index in np.flatnonzero(row)) for row in sets]
+            predictions = [
+                f'{text},"prediction_set":[{inside}]'
+                for text, inside in zip(predictions, members, strict=True)
+            ]
+        if outputs.ood_scores is not None and self._confidence is not None:
+            limit = self._confidence.out_of_distribution.threshold
+            predictions = [
+                f'{text},"ood_score":{score:.6g},'
+                f'"out_of_distribution":{"true" if score > limit else "false"}'
+                for text, score in zip(predictions, outputs.ood_scores.tolist(), strict=True)
+            ]
+        named = [
+            text if filename is None else f'{text},"filename":{json.dumps(filename)}'
+            for text, filename in zip(predictions, filenames, strict=True)
+        ]
+        return (
+            f'{{"model":"{self._manifest.name}","version":"{self._manifest.version}",'
+            f'"predictions":[{",".join([f"{{{text}}}" for text in named])}]}}'
+        )
+
+    def labels(self, outputs: Outputs) -> list[str]:
+        """Return the predicted class of each of N images."""
+        classes = self._manifest.classes
+        return [classes[index] for index in outputs.probabilities.argmax(axis=1).tolist()]
+
+
+@lru_cache(64)
+def _quoted(names: tuple[str, ...]) -> list[str]:
+    return [json.dumps(name) for name in names]
+
+
+def _render_classes(names: Sequence[str], row: Sequence[float], top_k: int) -> str:
+    # A stable sort leaves equal probabilities in the order of the classes, as argmax does.
+    best = sorted(range(len(row)), key=row.__getitem__, reverse=True)[:top_k]
+    # A float32 has six significant digits.
+    pairs = ",".join([f"{names[index]}:{row[index]:.6g}" for index in best])
+    return (
+        f'"label":{names[best[0]]},"class_id":{best[0]},"confidence":{row[best[0]]:.6g},'
+        f'"probabilities":{{{pairs}}}'
+    )
 
 
 def class_scores(probabilities: Probabilities, images: Images, method: SetMethod) -> Scores:
@@ -28,8 +146,8 @@ def class_scores(probabilities: Probabilities, images: Images, method: SetMethod
 
     Args:
         probabilities: float32 `[N,classes]`.
-        images: uint8 `[N,H,W,3]`, as the model sees them; `aps` draws its random part from the
-            pixels, so that the same picture always has the same set.
+        images: uint8 `[N,H,W,3]`, as the model takes them; `aps` derives its random part from the
+            pixels, so that the same image always has the same set.
         method: how classes are scored.
     """
     if method == "lac":
@@ -43,20 +161,20 @@ def class_scores(probabilities: Probabilities, images: Images, method: SetMethod
 
 
 def _draws(images: Images) -> NDArray[np.float64]:
-    """Return a number from 0 to 1 for each image, evenly distributed over different images."""
+    """Return a number from 0 to 1 for each image, uniformly distributed over different images."""
     digests = (hashlib.blake2b(image.tobytes(), digest_size=8).digest() for image in images)
     return np.array([int.from_bytes(digest, "big") / 2**64 for digest in digests])
 
 
 def fit_threshold(true_scores: NDArray[np.float64], coverage: float) -> float:
-    """Return the score up to which classes are taken into a set.
+    """Return the highest score of a class in a set.
 
-    The `ceil((n + 1) coverage)`-th smallest of n scores, so that the true class of one more image
-    of the same kind is in its set with at least this probability; 1 if n is too small for that.
+    It is the `ceil((n + 1) coverage)`-th smallest of n scores, so that the set of another image of
+    the same kind holds its true class with at least this probability; 1 if n is too small.
 
     Args:
-        true_scores: of the true classes of images that the network did not learn from, `[n]`.
-        coverage: that probability.
+        true_scores: of the true classes of images that the network was not trained on, `[n]`.
+        coverage: the probability.
     """
     rank = math.ceil(round((len(true_scores) + 1) * coverage, 9))
     if rank > len(true_scores):
@@ -79,13 +197,13 @@ def find_threshold(conformal: Conformal, coverage: float, method: SetMethod) -> 
 def prediction_sets(
     probabilities: Probabilities, images: Images, method: SetMethod, threshold: float
 ) -> NDArray[np.bool_]:
-    """Return which classes are in each image's set: bool `[N,classes]`.
+    """Return the members of each image's set, bool `[N,classes]`.
 
     Args:
         probabilities: float32 `[N,classes]`.
         images: uint8 `[N,H,W,3]`.
         method: how classes are scored.
-        threshold: the highest score that is taken in.
+        threshold: the highest score of a class in a set.
     """
     members: NDArray[np.bool_] = class_scores(probabilities, images, method) <= threshold
     return members

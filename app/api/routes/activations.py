@@ -1,4 +1,4 @@
-"""POST /activations: what a layer gives for an image; PNG or JSON."""
+"""POST /activations: a layer's output for an image; PNG or JSON."""
 
 from typing import Annotated
 
@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from app.api.negotiation import JSON, PNG, as_json, choose
 from app.api.openapi import document_body, document_problems
-from app.api.pictures import one_image
+from app.api.pictures import one_picture
 from app.api.queries import ActivationsQuery
 from app.api.routes import artifact_of, refuse_repeated, service_of
 from app.artifact.directory import Artifact, recent_filters
@@ -42,25 +42,25 @@ _OFFERS = {"png": PNG, "json": JSON}
     openapi_extra=document_body(several=False),
 )
 async def activations(request: Request, query: Annotated[ActivationsQuery, Query()]) -> Response:
-    """Show what a layer gives for one image: its feature maps, or its units' values."""
+    """Show a layer's output for one image: its feature maps, or the values of its units."""
     service = service_of(request)
     artifact = artifact_of(request, query)
     media_type = choose(request, _OFFERS, query.format)
     render = _as_json if media_type == JSON else _as_png
     as_seen = (query.layer, query.channel, media_type) == (PIXELS, None, PNG)
     layer = PIXELS if as_seen else _check_layer(artifact, query)
-    async with one_image(request, artifact) as posted:
+    async with one_picture(request, artifact) as picture:
         if as_seen:
-            content = await service.draw(_as_seen, posted.image, query)
+            content = await service.explore(_as_seen, picture.image, query)
         else:
             inside = await service.look_inside(artifact)
-            (maps,) = await service.draw(inside.layers.outputs, posted.image, [layer])
-            content = await service.draw(render, inside, layer, maps, query)
+            (maps,) = await service.explore(inside.layers.outputs, picture.image, [layer])
+            content = await service.explore(render, inside, layer, maps, query)
     return Response(content, media_type=media_type, headers={"Vary": "Accept"})
 
 
 def _check_layer(artifact: Artifact, query: ActivationsQuery) -> str:
-    """Return the layer's name, before an image is read for what cannot be shown."""
+    """Return the layer's name; an unknown one is refused before the image is read."""
     layer = find_layer(artifact, query.layer)
     count = layer.shape[0]
     if query.channel is not None and query.channel >= count:
@@ -78,7 +78,7 @@ def _as_seen(image: Images, query: ActivationsQuery) -> bytes:
 def _as_png(
     inside: Inside, layer: str, maps: NDArray[np.float32], query: ActivationsQuery
 ) -> bytes:
-    """Draw all channels or one; those of the first convolution each beside its filter."""
+    """Draw all channels or one; a channel of the first convolution stands beside its filter."""
     filters = (
         recent_filters(inside.artifact).get(layer) if layer == inside.first_convolution else None
     )
@@ -98,7 +98,7 @@ def _as_json(
         maps = maps[query.channel]
     if maps.size > MAX_JSON_VALUES:
         raise InvalidParameter(
-            f"{layer} gives {maps.size} values; JSON holds at most {MAX_JSON_VALUES}: "
+            f"{layer} has {maps.size} values; the limit for JSON is {MAX_JSON_VALUES}: "
             "ask for one channel, or for a picture"
         )
     manifest = inside.artifact.manifest

@@ -1,19 +1,21 @@
-"""GET /confusion-matrix: how a model errs on the test split; JSON, PNG or CSV."""
+"""GET /confusion-matrix: a model's errors on the test split; JSON, PNG or CSV."""
 
 import csv
 import io
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Annotated
 
 import numpy as np
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 
-from app.api.negotiation import CSV, JSON, PNG, Representation, choose
+from app.api.negotiation import CSV, JSON, PNG, choose, respond_unless_known
 from app.api.openapi import document_problems
 from app.api.queries import ConfusionCellQuery, ConfusionMatrixQuery
 from app.api.routes import artifact_of, refuse_repeated, service_of
 from app.api.schemas import CellImage, ConfusionCell, ConfusionMatrix
 from app.artifact.directory import Artifact
-from app.artifact.examples import read_examples
+from app.artifact.examples import check_examples, read_examples
 from app.artifact.files import EVALUATION, EXAMPLES
 from app.artifact.manifest import Evaluation
 from app.errors import UnknownClass
@@ -38,36 +40,28 @@ _CELL_OFFERS = {"json": JSON, "png": PNG}
                 CSV: {"schema": {"type": "string"}},
             },
         },
-        304: {"description": "The client's copy is still right (If-None-Match)."},
+        304: {"description": "The client's copy is current (If-None-Match)."},
     },
 )
 async def confusion_matrix(
     request: Request, query: Annotated[ConfusionMatrixQuery, Query()]
 ) -> Response:
-    """The confusion matrix on the test split, with the figures that follow from it."""
+    """The confusion matrix on the test split, with the metrics that follow from it."""
     artifact = artifact_of(request, query)
     media_type = choose(request, _OFFERS, query.format)
-    sha256 = artifact.manifest.files[EVALUATION].sha256
-    representation = Representation(request, media_type, sha256, artifact.ref, query.normalize)
-    unchanged = representation.not_modified()
-    if unchanged is not None:
-        return unchanged
-    content = await service_of(request).draw(_render, artifact, media_type, query)
-    return representation.respond(content)
+    basis = (artifact.ref, artifact.manifest.files[EVALUATION].sha256, query.normalize)
+    render = partial(service_of(request).explore, _RENDERERS[media_type], artifact, query)
+    return await respond_unless_known(request, media_type, basis, render)
 
 
-def _render(artifact: Artifact, media_type: str, query: ConfusionMatrixQuery) -> bytes | str:
+def _as_png(artifact: Artifact, query: ConfusionMatrixQuery) -> bytes:
     evaluation = artifact.evaluation()
-    if media_type == JSON:
-        return _as_json(artifact, evaluation, query)
-    if media_type == CSV:
-        return _as_csv(evaluation, query)
     counts = np.array(evaluation.confusion_matrix)
     return draw_matrix(counts, evaluation.classes, query.normalize)
 
 
-def _as_json(artifact: Artifact, evaluation: Evaluation, query: ConfusionMatrixQuery) -> str:
-    manifest = artifact.manifest
+def _as_json(artifact: Artifact, query: ConfusionMatrixQuery) -> str:
+    manifest, evaluation = artifact.manifest, artifact.evaluation()
     return ConfusionMatrix(
         model=manifest.name,
         version=manifest.version,
@@ -82,7 +76,8 @@ def _as_json(artifact: Artifact, evaluation: Evaluation, query: ConfusionMatrixQ
     ).model_dump_json(exclude_none=True)
 
 
-def _as_csv(evaluation: Evaluation, query: ConfusionMatrixQuery) -> str:
+def _as_csv(artifact: Artifact, query: ConfusionMatrixQuery) -> str:
+    evaluation = artifact.evaluation()
     rows = _normalized(evaluation, query) if query.normalize else evaluation.confusion_matrix
     text = io.StringIO()
     writer = csv.writer(text)
@@ -98,37 +93,42 @@ def _normalized(evaluation: Evaluation, query: ConfusionMatrixQuery) -> list[lis
     return rows
 
 
+_RENDERERS: Mapping[str, Callable[[Artifact, ConfusionMatrixQuery], bytes | str]] = {
+    JSON: _as_json,
+    PNG: _as_png,
+    CSV: _as_csv,
+}
+
+
 @router.get(
     "/confusion-matrix/{true}/{predicted}",
     response_model=ConfusionCell,
     responses=document_problems(404, 406, 422)
     | {
         200: {
-            "description": "Test images of one class that were predicted as another, or the same.",
+            "description": "Test images of one class, predicted as another or as the same one.",
             "content": {PNG: {"schema": {"type": "string", "format": "binary"}}},
         },
-        304: {"description": "The client's copy is still right (If-None-Match)."},
+        304: {"description": "The client's copy is current (If-None-Match)."},
     },
 )
 async def confusion_cell(
     request: Request,
-    true: Annotated[str, Path(description="The class that they show.")],
-    predicted: Annotated[str, Path(description="The class that is predicted.")],
+    true: Annotated[str, Path(description="The true class.")],
+    predicted: Annotated[str, Path(description="The predicted class.")],
     query: Annotated[ConfusionCellQuery, Query()],
 ) -> Response:
-    """The test images behind a cell of the confusion matrix, the surest predictions first."""
+    """The test images of one cell of the confusion matrix, most confident predictions first."""
     artifact = artifact_of(request, query)
     media_type = choose(request, _CELL_OFFERS, query.format)
     cell = _class_id(artifact, true), _class_id(artifact, predicted)
     files = artifact.manifest.files
-    sha256 = "".join(files[name].sha256 for name in (EVALUATION, EXAMPLES) if name in files)
-    parameters = (artifact.ref, *cell, query.scale)
-    representation = Representation(request, media_type, sha256, *parameters)
-    unchanged = representation.not_modified() if EXAMPLES in files else None
-    if unchanged is not None:
-        return unchanged
-    content = await service_of(request).draw(_render_cell, artifact, media_type, cell, query)
-    return representation.respond(content)
+    check_examples(artifact)
+    hashes = [files[name].sha256 for name in (EVALUATION, EXAMPLES)]
+    basis = (artifact.ref, *hashes, *cell, query.scale)
+    draw: Callable[..., bytes | str] = _cell_as_png if media_type == PNG else _cell_as_json
+    render = partial(service_of(request).explore, draw, artifact, cell, query)
+    return await respond_unless_known(request, media_type, basis, render)
 
 
 def _class_id(artifact: Artifact, name: str) -> int:
@@ -138,12 +138,16 @@ def _class_id(artifact: Artifact, name: str) -> int:
     return classes.index(name)
 
 
-def _render_cell(
-    artifact: Artifact, media_type: str, cell: tuple[int, int], query: ConfusionCellQuery
-) -> bytes | str:
+def _cell_as_png(artifact: Artifact, cell: tuple[int, int], query: ConfusionCellQuery) -> bytes:
+    return contact_sheet(read_examples(artifact, *cell).images, query.scale)
+
+
+def _cell_as_json(
+    artifact: Artifact,
+    cell: tuple[int, int],
+    query: ConfusionCellQuery,  # noqa: ARG001 - of a picture
+) -> str:
     shown = read_examples(artifact, *cell)
-    if media_type == PNG:
-        return contact_sheet(shown.images, query.scale)
     manifest = artifact.manifest
     true, predicted = cell
     return ConfusionCell(

@@ -1,4 +1,4 @@
-"""GET /docs: the API's documentation to read and to try. It asks no other host for anything."""
+"""GET /docs: the API's documentation, to read and to try. It loads nothing from another host."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ _FILES = "/static-offline-docs"
 
 @router.get("/docs")
 async def documentation(request: Request) -> HTMLResponse:
-    """Show OpenAPI's description in Swagger UI."""
+    """The API's documentation in Swagger UI."""
     framework: FastAPI = request.app
     root = request.scope.get("root_path", "")
     return get_swagger_ui_html(

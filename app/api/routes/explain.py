@@ -1,4 +1,4 @@
-"""POST /explain: which pixels speak for a class; JSON, a heat map, or one laid over the picture."""
+"""POST /explain: the evidence of each pixel for a class; JSON, a heat map or an overlay."""
 
 from typing import Annotated
 
@@ -7,7 +7,7 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 
 from app.api.negotiation import JSON, PNG, as_json, choose
 from app.api.openapi import document_body, document_problems
-from app.api.pictures import PostedImage, one_image
+from app.api.pictures import Picture, one_picture
 from app.api.queries import ExplainQuery
 from app.api.routes import artifact_of, refuse_repeated, service_of
 from app.api.schemas import Explanation
@@ -21,7 +21,7 @@ from app.explore.saliency import Heat, SaliencyMethod
 from app.images.decode import central_box, decode_whole
 
 # Multiply-accumulates of a batch of occlusions: a twentieth of a second of one core, so that a
-# prediction that comes meanwhile does not wait long.
+# prediction does not wait long behind it.
 TURN_MACS = 2_000_000_000
 
 router = APIRouter(tags=["what is inside"], dependencies=[Depends(refuse_repeated)])
@@ -38,14 +38,14 @@ _OFFERS = {"json": JSON, "png": PNG, "overlay": PNG}
     responses=document_problems(400, 404, 406, 408, 413, 415, 422, 500, 503, 504)
     | {
         200: {
-            "description": "How much each pixel speaks for the class, or against it.",
+            "description": "The evidence of each pixel for the class, or against it.",
             "content": {PNG: {"schema": {"type": "string", "format": "binary"}}},
         }
     },
     openapi_extra=document_body(several=False),
 )
 async def explain(request: Request, query: Annotated[ExplainQuery, Query()]) -> Response:
-    """Say which pixels of one image speak for a class.
+    """Return the evidence of each pixel of one image for a class.
 
     The class is the predicted one unless the parameter `class` names another.
     """
@@ -54,27 +54,27 @@ async def explain(request: Request, query: Annotated[ExplainQuery, Query()]) -> 
     method = _method(artifact, query)
     media_type = choose(request, _OFFERS, query.format)
     wanted = _class_id(artifact, query)
-    gate = service.explanations[artifact.ref]
-    async with one_image(request, artifact) as posted, gate.enter():
+    gate = service.explain_gates[artifact.ref]
+    async with one_picture(request, artifact) as picture, gate.enter():
         answer = await service.batchers[artifact.ref].submit(
-            posted.image[np.newaxis], posted.deadline
+            picture.image[np.newaxis], picture.deadline
         )
         probabilities = answer.outputs.probabilities[0]
         class_id = int(probabilities.argmax()) if wanted is None else wanted
         if method == "cam":
             inside = await service.look_inside(artifact)
-            heat = await service.draw(_class_activation, inside, posted, class_id)
+            heat = await service.explore(_class_activation, inside, picture, class_id)
         else:
-            after = await _ask_again(service, artifact, posted)
+            after = await _ask_again(service, artifact, picture)
             heat = saliency.occlusion_map(
                 artifact.manifest.image_size, class_id, probabilities, after
             )
         if media_type == JSON:
             content = _as_json(artifact, method, class_id, probabilities, heat)
         elif query.format == "overlay":
-            content = await service.draw(_as_overlay, service, artifact, posted, heat)
+            content = await service.explore(_as_overlay, service, artifact, picture, heat)
         else:
-            content = await service.draw(heat_maps.draw_heat, heat, HEAT_MAP_SCALE)
+            content = await service.explore(heat_maps.draw_heat, heat, HEAT_MAP_SCALE)
     return Response(content, media_type=media_type, headers={"Vary": "Accept"})
 
 
@@ -96,39 +96,39 @@ def _class_id(artifact: Artifact, query: ExplainQuery) -> int | None:
     return classes.index(query.class_)
 
 
-async def _ask_again(service: Service, artifact: Artifact, posted: PostedImage) -> Probabilities:
-    """Return the probabilities `[places,classes]` with a part of the image covered.
+async def _ask_again(service: Service, artifact: Artifact, picture: Picture) -> Probabilities:
+    """Return the probabilities `[places,classes]` with one place of the image covered.
 
-    A small batch at a time, so that other requests have their turn between two.
+    A small batch at a time: other requests get their turn in between.
     """
-    covered = saliency.occlude(posted.image)
+    covered = saliency.occlude(picture.image)
     batcher = service.batchers[artifact.ref]
     settings = service.settings
     light = artifact.manifest.images_within(TURN_MACS)
     size = min(light, settings.max_batch, settings.queue_capacity)
     answers = [
-        await batcher.submit(covered[start : start + size], posted.deadline)
+        await batcher.submit(covered[start : start + size], picture.deadline)
         for start in range(0, len(covered), size)
     ]
     return np.concatenate([answer.outputs.probabilities for answer in answers])
 
 
-def _class_activation(inside: Inside, posted: PostedImage, class_id: int) -> Heat:
-    features, weights = inside.layers.features(posted.image), inside.weights_of(class_id)
+def _class_activation(inside: Inside, picture: Picture, class_id: int) -> Heat:
+    features, weights = inside.layers.features(picture.image), inside.weights_of(class_id)
     return saliency.class_activation_map(features, weights, inside.artifact.manifest.image_size)
 
 
-def _as_overlay(service: Service, artifact: Artifact, posted: PostedImage, heat: Heat) -> bytes:
+def _as_overlay(service: Service, artifact: Artifact, picture: Picture, heat: Heat) -> bytes:
     settings = service.settings
-    picture = decode_whole(
-        posted.data,
+    whole = decode_whole(
+        picture.data,
         OVERLAY_SIDE,
         settings.max_pixels,
         max_pixels_whole=settings.max_pixels_whole,
     )
     height, width = artifact.manifest.image_size
-    box = central_box((picture.shape[1], picture.shape[0]), (width, height))
-    return heat_maps.draw_overlay(picture, box, heat)
+    box = central_box((whole.shape[1], whole.shape[0]), (width, height))
+    return heat_maps.draw_overlay(whole, box, heat)
 
 
 def _as_json(

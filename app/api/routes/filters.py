@@ -11,7 +11,7 @@ import numpy as np
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from numpy.typing import NDArray
 
-from app.api.negotiation import JSON, PNG, Representation, as_json, choose
+from app.api.negotiation import JSON, PNG, as_json, choose, respond_unless_known
 from app.api.openapi import document_problems
 from app.api.queries import FilterQuery, FiltersQuery
 from app.api.routes import artifact_of, refuse_repeated, service_of
@@ -39,7 +39,7 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
             JSON: {"schema": {"$ref": "#/components/schemas/Filters"}},
         },
     },
-    304: {"description": "The client's copy is still right (If-None-Match)."},
+    304: {"description": "The client's copy is current (If-None-Match)."},
     **document_problems(404, 406, 422),
 }
 
@@ -49,10 +49,10 @@ Render = Callable[[], bytes | str]
 
 @router.get("/filters", response_class=Response, responses=_RESPONSES)
 async def show_filters(request: Request, query: Annotated[FiltersQuery, Query()]) -> Response:
-    """All filters of the first layer, or what those of a deeper one respond to.
+    """The weights of the first layer's filters, or the strongest responses of a deeper layer's.
 
-    A filter's weights are drawn from its smallest to its largest one. Of a layer with very many
-    filters, what the first ones respond to was kept.
+    A filter's colours range from its smallest weight to its largest. For a layer with very many
+    filters, only the responses of the first ones are kept.
     """
     return await _answer(request, query, None, query.columns)
 
@@ -73,22 +73,18 @@ async def _answer(
     service, artifact = service_of(request), artifact_of(request, query)
     media_type = choose(request, _OFFERS, query.format)
     prepare = _prepare_json if media_type == JSON else _prepare_png
-    # Before the client's copy is looked at: what does not exist is a 404 with any If-None-Match.
-    render = await service.draw(prepare, artifact, query, index, columns)
+    # First, so that a layer that does not exist is a 404 with any If-None-Match.
+    render = await service.explore(prepare, artifact, query, index, columns)
     files = artifact.manifest.files
-    sha256 = "".join(files[name].sha256 for name in _SOURCES if name in files)
-    parameters = (artifact.ref, query.layer, index, query.scale, columns, query.show)
-    representation = Representation(request, media_type, sha256, *parameters)
-    unchanged = representation.not_modified()
-    if unchanged is not None:
-        return unchanged
-    return representation.respond(await service.draw(render))
+    hashes = [files[name].sha256 for name in _SOURCES if name in files]
+    basis = (artifact.ref, *hashes, query.layer, index, query.scale, columns, query.show)
+    return await respond_unless_known(request, media_type, basis, lambda: service.explore(render))
 
 
 def _prepare_png(
     artifact: Artifact, query: FilterQuery, index: int | None, columns: int | None
 ) -> Render:
-    """Check all that can be wrong with a picture; return what draws it."""
+    """Check the parameters of a picture; return the function that draws it."""
     layer, weights = _find_layer(artifact, recent_filters(artifact), query.layer)
     if index is not None:
         _check_index(index, len(weights))
@@ -115,13 +111,13 @@ def _tiles(
     if query.show is None:
         return filter_tiles(weights[chosen])
     raise NothingToSee(
-        f"of {layer}, only what filters 0 to {kept - 1} respond to was kept; "
+        f"only the responses of filters 0 to {kept - 1} of {layer} were kept; "
         f"show=weights draws filter {index}"
     )
 
 
 def _shows_responses(artifact: Artifact, layer: str, query: FilterQuery) -> bool:
-    """Whether a picture is of what filters respond to; of the first layer it is of weights."""
+    """Whether a picture shows responses: by default for every layer but the first."""
     if query.show is not None:
         return query.show == "responses"
     layers = [record.name for record in artifact.manifest.layers if record.is_convolution]
@@ -134,7 +130,7 @@ def _prepare_json(
     index: int | None,
     columns: int | None,  # noqa: ARG001 - of a picture
 ) -> Render:
-    """Check all that can be wrong with JSON; return what writes it."""
+    """Check the parameters of JSON; return the function that writes it."""
     layers = recent_filters(artifact)
     layer, weights = _find_layer(artifact, layers, query.layer)
     if index is not None:
@@ -142,8 +138,8 @@ def _prepare_json(
         weights = weights[index]
     if weights.size > MAX_JSON_WEIGHTS:
         raise InvalidParameter(
-            f"{weights.size} weights are to be shown of {layer}; JSON holds at most "
-            f"{MAX_JSON_WEIGHTS}: ask for one filter, or for a picture"
+            f"{layer} has {weights.size} weights; the limit for JSON is {MAX_JSON_WEIGHTS}: "
+            "ask for one filter, or for a picture"
         )
     return partial(_as_json, artifact, list(layers), layer, index, weights)
 

@@ -1,7 +1,6 @@
 """GET /health/live and /health/ready: for probes.
 
-Live means that the event loop answers. Ready means that every model takes work and
-gets it done.
+Live means that the event loop answers. Ready means that every model takes work and completes it.
 """
 
 from fastapi import APIRouter, Request
@@ -16,7 +15,7 @@ router = APIRouter(prefix="/health", tags=["operation"])
 
 @router.get("/live", response_model=Health, response_model_exclude_none=True)
 async def live() -> Health:
-    """Whether the process answers at all; restart it if not."""
+    """Whether the process answers at all; otherwise restart it."""
     return Health(status="live")
 
 
@@ -27,7 +26,7 @@ async def live() -> Health:
     responses=document_problems(503),
 )
 async def ready(request: Request) -> Health:
-    """Whether the process serves all its models; send it no requests if not."""
+    """Whether the process serves all its models; otherwise send it no requests."""
     service = service_of(request)
     if broken := service.broken:
         raise NotReady(f"not serving: {', '.join(broken)}")

@@ -1,4 +1,4 @@
-"""GET /models: what is served, and each model's manifest."""
+"""GET /models: the served models, and each model's manifest."""
 
 from typing import Annotated
 
@@ -18,7 +18,7 @@ NoQuery = Annotated[queries.Query, Query()]
 
 @router.get("/models", response_model=ModelVersions, responses=document_problems(422))
 async def list_models(request: Request, query: NoQuery) -> ModelVersions:  # noqa: ARG001
-    """Every served model and version, with the default marked."""
+    """All served models and versions; the default is marked."""
     return _summarise(request, list(service_of(request).store))
 
 
@@ -39,7 +39,7 @@ async def show_manifest(
     version: str,
     query: NoQuery,  # noqa: ARG001
 ) -> Response:
-    """The manifest: how the model was trained, what it measured, and every file's hash."""
+    """The manifest: the model's training, its metrics, and the hash of every file."""
     manifest = service_of(request).store.find(name, version).manifest
     return Response(manifest.model_dump_json(), media_type="application/json")
 

@@ -1,4 +1,4 @@
-"""GET /: the page, and the files that it is made of. It asks no other host for anything."""
+"""GET /: the page and its files. It loads nothing from another host."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ HEADERS = {
 
 @router.get("/")
 async def page(request: Request) -> Response:
-    """Show what the models see."""
+    """The page."""
     return await WholeFiles(WEB, HEADERS).get_response("index.html", request.scope)
 
 

@@ -1,6 +1,6 @@
 """POST /predict: images in, classes out. The straight line of the service.
 
-uploads.read -> images.decode -> batcher.submit -> Backend.predict -> schemas
+uploads.read -> images.decode -> batcher.submit -> Backend.predict -> tasks.classification
 """
 
 import asyncio
@@ -11,16 +11,13 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 
 from app.api import uploads
 from app.api.openapi import document_body, document_problems
-from app.api.pictures import decode_all, patience_of
+from app.api.pictures import decode_images, timeout_of
 from app.api.queries import PredictQuery
 from app.api.routes import artifact_of, refuse_repeated, service_of
-from app.api.schemas import Predictions, top_k_of
-from app.api.state import Service
-from app.artifact.directory import Artifact
-from app.artifact.manifest import Confidence
-from app.errors import DeadlineExceeded, NothingToSee
+from app.api.schemas import Predictions
+from app.errors import DeadlineExceeded
 from app.inference.batcher import Answer
-from app.tasks import classification
+from app.tasks.classification import Interpreter
 
 PATH = "/predict"
 
@@ -36,59 +33,37 @@ router = APIRouter(tags=["classify"], dependencies=[Depends(refuse_repeated)])
 async def predict(request: Request, query: Annotated[PredictQuery, Query()]) -> Response:
     """Classify one image or many.
 
-    Send an image as the body, one or many as the parts `file` of a form, or base64 in JSON.
-    `Server-Timing` says how many milliseconds reading, decoding, waiting and inference took.
+    Send one image as the body, one or many as parts named `file` of a form, or as base64 in JSON.
+    `Server-Timing` gives the milliseconds of reading, decoding, waiting and inference.
     """
     started = time.perf_counter()
     service = service_of(request)
     artifact = artifact_of(request, query)
-    top_k = top_k_of(query.top_k, artifact)
-    confidence = artifact.manifest.confidence.get(service.settings.precision)
-    threshold = _threshold(query, artifact, confidence)
+    interpreter = Interpreter(
+        artifact,
+        service.settings.precision,
+        top_k=query.top_k,
+        coverage=query.coverage,
+        method=query.sets,
+    )
     headers = dict(request.scope["headers"])
-    patience = patience_of(headers, service.settings)
+    timeout = timeout_of(headers, service.settings)
     with service.bodies.hold() as hold:
-        received = await uploads.read(headers, request.receive, service.upload_limits, hold)
-        deadline = asyncio.get_running_loop().time() + patience
+        files = await uploads.read(headers, request.receive, service.upload_limits, hold)
+        deadline = asyncio.get_running_loop().time() + timeout
         read = time.perf_counter()
         try:
-            images = await decode_all(service, artifact, received, deadline)
+            images = await decode_images(service, artifact, files, deadline)
             decoded = time.perf_counter()
             answer = await service.batchers[artifact.ref].submit(images, deadline)
         except (TimeoutError, DeadlineExceeded) as exc:
-            raise DeadlineExceeded(f"no answer within {patience:g} s") from exc
-    sets = None
-    if threshold is not None:
-        probabilities = answer.outputs.probabilities
-        sets = classification.prediction_sets(probabilities, images, query.sets, threshold)
-    names = [upload.filename for upload in received]
-    content = Predictions.render(artifact, answer.outputs, names, top_k, confidence, sets)
-    _count(service, artifact, answer, read - started, decoded - read)
+            raise DeadlineExceeded(f"no answer within {timeout:g} s") from exc
+    content = interpreter.render(answer.outputs, images, [file.filename for file in files])
+    service.metrics.observe_stages(read - started, decoded - read)
+    labels = interpreter.labels(answer.outputs)
+    service.model_metrics[artifact.ref].answered(labels, answer.queue_seconds)
     timing = _server_timing(read - started, decoded - read, answer)
     return Response(content, media_type="application/json", headers={"Server-Timing": timing})
-
-
-def _threshold(
-    query: PredictQuery, artifact: Artifact, confidence: Confidence | None
-) -> float | None:
-    """Return the highest score in a prediction set, or None if no sets are asked for."""
-    if query.coverage is None:
-        return None
-    if confidence is None:
-        raise NothingToSee(
-            f"coverage={query.coverage:g}: {artifact.ref} was exported without the "
-            "thresholds of prediction sets; `convscope-train export` adds them today"
-        )
-    return classification.find_threshold(confidence.conformal, query.coverage, query.sets)
-
-
-def _count(
-    service: Service, artifact: Artifact, answer: Answer, read: float, decode: float
-) -> None:
-    classes = artifact.manifest.classes
-    labels = [classes[index] for index in answer.outputs.probabilities.argmax(axis=1).tolist()]
-    service.metrics.observe_stages(read, decode)
-    service.model_metrics[artifact.ref].answered(labels, answer.queue_seconds)
 
 
 def _server_timing(read: float, decode: float, answer: Answer) -> str:

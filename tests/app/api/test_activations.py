@@ -205,7 +205,7 @@ async def test_json_is_bounded(inside: httpx.AsyncClient, monkeypatch: pytest.Mo
     monkeypatch.setattr("app.api.routes.activations.MAX_JSON_VALUES", 8 * 32 * 32 - 1)
     response = await inside.post("/activations?format=json", content=as_png(IMAGE))
     assert check(response, 422).detail == (
-        "conv1 gives 8192 values; JSON holds at most 8191: ask for one channel, or for a picture"
+        "conv1 has 8192 values; the limit for JSON is 8191: ask for one channel, or for a picture"
     )
     one = await inside.post("/activations?format=json&channel=0", content=as_png(IMAGE))
     assert one.status_code == 200
@@ -243,7 +243,7 @@ async def test_wait_for_a_thread_counts_as_part_of_the_time_that_is_given(
     settings = {"store": inside_store, "default_model": "averaging", "decode_threads": 1}
     async with connect(**settings) as client:
         release = threading.Event()
-        held = asyncio.create_task(application_of(client).service.draw(release.wait, 10))
+        held = asyncio.create_task(application_of(client).service.explore(release.wait, 10))
         await asyncio.sleep(0)
         headers = {"X-Request-Timeout-Ms": "100"}
         response = await client.post(f"/activations{query}", content=as_png(IMAGE), headers=headers)

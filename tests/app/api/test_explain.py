@@ -12,7 +12,7 @@ from torch.nn import functional as F  # noqa: N812 - the name that the field use
 
 from app.api.routes.explain import TURN_MACS
 from app.api.schemas import Explanation
-from app.api.state import MOST_EXPLANATIONS
+from app.api.state import MAX_WAITING_EXPLANATIONS
 from app.artifact.files import LAYERS
 from bench.harness.requests import message
 from tests.conftest import Connect, Picture
@@ -239,11 +239,11 @@ async def test_explanations_take_turns_and_too_many_are_refused_at_once(
     async with connect(backend, max_batch=81) as client:
         first, *waiting = (
             asyncio.create_task(client.post("/explain", content=body))
-            for _ in range(1 + MOST_EXPLANATIONS)
+            for _ in range(1 + MAX_WAITING_EXPLANATIONS)
         )
-        gates = application_of(client).service.explanations.values()
+        gates = application_of(client).service.explain_gates.values()
         async with asyncio.timeout(10):
-            while sum(gate.waiting for gate in gates) < MOST_EXPLANATIONS:
+            while sum(gate.waiting for gate in gates) < MAX_WAITING_EXPLANATIONS:
                 await asyncio.sleep(0.01)
         await asyncio.to_thread(backend.entered.wait, 10)
         refused = await client.post("/explain", content=body)
@@ -251,9 +251,9 @@ async def test_explanations_take_turns_and_too_many_are_refused_at_once(
         assert len(backend.batches) == 1  # nobody who waits has asked the model yet
         backend.release.set()
         answers = await asyncio.gather(first, *waiting)
-    assert [answer.status_code for answer in answers] == [200] * (1 + MOST_EXPLANATIONS)
+    assert [answer.status_code for answer in answers] == [200] * (1 + MAX_WAITING_EXPLANATIONS)
     sizes = [len(batch) for batch in backend.batches]
-    assert sizes == [1, 81] * (1 + MOST_EXPLANATIONS)  # one whole explanation after the other
+    assert sizes == [1, 81] * (1 + MAX_WAITING_EXPLANATIONS)  # one after the other
 
 
 async def test_heavy_model_is_asked_for_less_at_a_time(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from app.api.state import MOST_DRAWINGS
+from app.api.state import MAX_WAITING_DRAWINGS
 from app.explore.filters import filter_grid, filter_tiles
 from app.explore.pictures import enlarged
 from tests.conftest import Connect, Picture
@@ -191,7 +191,7 @@ async def test_picture_and_json_are_bounded(connect: Connect, tmp_path: Path) ->
         assert problem.detail.endswith("8256x8256 pixels; the limit is 10 megapixels")
         problem = check(await client.get("/filters?format=json&layer=conv2"), 422)
         assert problem.detail == (
-            "4718592 weights are to be shown of conv2; JSON holds at most 1048576: "
+            "conv2 has 4718592 weights; the limit for JSON is 1048576: "
             "ask for one filter, or for a picture"
         )
         assert (await client.get("/filters/0?format=json&layer=conv2")).status_code == 200
@@ -256,14 +256,14 @@ async def test_drawings_take_turns_and_too_many_are_refused_at_once(
     client: httpx.AsyncClient, picture: Picture
 ) -> None:
     service, release = application_of(client).service, threading.Event()
-    held = asyncio.create_task(service.draw(release.wait, 10))
+    held = asyncio.create_task(service.explore(release.wait, 10))
     await asyncio.sleep(0)
-    waiting = [asyncio.create_task(client.get("/filters")) for _ in range(MOST_DRAWINGS)]
+    waiting = [asyncio.create_task(client.get("/filters")) for _ in range(MAX_WAITING_DRAWINGS)]
     async with asyncio.timeout(10):
-        while service.drawings.waiting < MOST_DRAWINGS:
+        while service.explore_gate.waiting < MAX_WAITING_DRAWINGS:
             await asyncio.sleep(0.01)
     response = await client.get("/confusion-matrix")
-    assert check(response, 503).detail == f"{MOST_DRAWINGS} drawings wait; that is the limit"
+    assert check(response, 503).detail == f"{MAX_WAITING_DRAWINGS} drawings wait; that is the limit"
     large = picture("red").ljust(100_000, b"\0")  # is decoded in a thread, which no drawing has
     assert (await client.post("/predict", content=large)).status_code == 200
     release.set()

@@ -32,7 +32,7 @@ def _start(status: int = 200, **headers: bytes) -> Message:
 
 @pytest.fixture
 def connections(make_settings: MakeSettings) -> Connections:
-    return Connections(make_settings(), Metrics(), limit=10, share=Share(Shares(1), 0))
+    return Connections(make_settings(), Metrics(), 10, Share(Shares(1), 0), paths=())
 
 
 @asynccontextmanager

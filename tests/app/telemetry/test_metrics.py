@@ -145,7 +145,7 @@ async def test_metrics_are_there_while_every_thread_decodes(make_settings: MakeS
         app.framework.router.lifespan_context(app.framework),
         httpx.AsyncClient(transport=transport, base_url="http://convscope") as client,
     ):
-        app.service.threads.submit(release.wait, 60)
+        app.service.decode_threads.submit(release.wait, 60)
         try:
             async with asyncio.timeout(30):
                 assert (await client.get("/metrics")).status_code == 200
