@@ -45,3 +45,23 @@ def test_index_names_every_document() -> None:
 
 def test_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) <= 120
+
+
+@pytest.mark.parametrize("package", ["app", "training"])
+def test_architecture_names_every_module(package: str) -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    section = text.split(f"### `{package}`, ")[1].split("\n### ")[0]
+    named = set(re.findall(r"`(?:\w+/)*(\w+)`", section))
+    for path in (ROOT / package).glob("*/**/*.py"):
+        is_one_of_a_kind = path.parent.name in {"routes", "architectures"}
+        assert path.stem in named or path.stem == "__init__" or is_one_of_a_kind, path
+
+
+@document
+def test_paths_of_code_exist(document: Path) -> None:
+    examples = {"training/architectures/tiny_cnn.py", "app/api/routes/layers.py"}
+    examples.add("tests/app/api/test_layers.py")
+    paths = re.findall(r"`((?:\w+/)+\w+\.(?:py|c|toml|yml))`", _prose(document))
+    for path in set(paths) - examples:
+        bases = (ROOT, ROOT / "app", ROOT / "training")
+        assert any((base / path).exists() for base in bases), path
