@@ -102,7 +102,7 @@ class Connections:
             metrics: count refusals.
             limit: the most connections that may be open.
             share: is told the number of connections.
-            paths: the paths whose refusals are counted by path.
+            paths: the paths that the metrics name when a full worker refuses a POST.
         """
         self.share = share
         self.settings = settings

@@ -1,19 +1,28 @@
-"""How many processors this process may use: the container's quota, not the host's number."""
+"""The resources that the platform gives to this process: processors and file descriptors."""
 
 import math
 import os
+import resource
 from pathlib import Path
 
 CGROUPS = Path("/sys/fs/cgroup")
 
 
 def usable_cpus(cgroups: Path = CGROUPS) -> int:
-    """Return the whole processors that scheduler and control group leave to us, at least 1.
+    """Return the number of processors that scheduler and control group allow, at least 1.
 
     Args:
-        cgroups: where the control groups are mounted; inside a container, its own is the root.
+        cgroups: the mount point of the control groups; in a container, its own group is the root.
     """
     return max(1, math.ceil(min(len(os.sched_getaffinity(0)), _quota(cgroups))))
+
+
+def raise_descriptor_limit() -> int:
+    """Raise the number of files that may be open to the system's limit, and return that."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard
 
 
 def _quota(cgroups: Path) -> float:

@@ -1,8 +1,8 @@
-"""The worker processes: started, watched, replaced when they die or hang, and stopped.
+"""The supervisor starts, watches and stops worker processes, and replaces those that die or hang.
 
-The supervisor imports everything once and forks its workers from itself, so that a new one takes
-over in a fraction of a second and all share the memory of what was imported. It opens no model and
-starts no thread: a process with threads cannot be forked safely.
+It imports everything once and forks its workers from itself, so that a new one serves in a fraction
+of a second and all share the memory of the imported modules. It opens no model and starts no
+thread, because a process with threads cannot be forked safely.
 """
 
 import gc
@@ -27,20 +27,20 @@ from app.settings import Settings
 
 _BEAT_SECONDS = 1.0
 _START_SECONDS = 120.0
-"""How long a worker may take to open its models."""
+"""The time that a worker has to open its models."""
 
 _STEADY_SECONDS = 5.0
-"""A worker that lived shorter is replaced after a while: it may well die again."""
+"""A worker that dies sooner is replaced after a delay, because it may well die again."""
 _LONGEST_BACKOFF_SECONDS = 30.0
 _KILL_AFTER_SECONDS = 10.0
-"""Beyond the time that the requests in flight are given, for a model that hangs."""
+"""Added to the time for the requests in flight, for a worker whose model hangs."""
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass
 class _Worker:
-    """One place for a worker process, and the process in it."""
+    """A worker process, and the place among the workers that it takes."""
 
     place: int
     process: ForkProcess
@@ -86,7 +86,7 @@ class Supervisor:
         Raises:
             ArtifactError: the first worker could not open the models.
         """
-        gc.freeze()  # what is there now is shared; a collection would copy it for each worker
+        gc.freeze()  # a collection in a worker would copy the shared memory
         wakeup, alarm = socket.socketpair()
         for end in (wakeup, alarm):
             end.setblocking(False)
@@ -108,7 +108,7 @@ class Supervisor:
 
     def _start_missing(self) -> None:
         now = time.monotonic()
-        # The first shows whether the models are sound, before others say the same.
+        # The first worker shows whether the models are sound, so that only one reports an error.
         wanted = self.count if any(worker.ready for worker in self._workers) else 1
         while len(self._workers) < wanted and now >= self._start_at:
             reader, writer = multiprocessing.Pipe(duplex=False)
@@ -133,7 +133,7 @@ class Supervisor:
             self._deaths = max(0, self._deaths - 1)
 
     def _listen(self, wakeup: socket.socket) -> None:
-        """Wait a moment for signals, deaths and news from workers."""
+        """Wait up to a second for signals, deaths and messages from workers."""
         sources = [worker.reader for worker in self._workers]
         sentinels = [worker.process.sentinel for worker in self._workers]
         wait([wakeup, *sources, *sentinels], timeout=_BEAT_SECONDS)
@@ -193,9 +193,9 @@ class Supervisor:
         )
 
     def _stop(self) -> None:
-        """Let every worker finish; kill what does not."""
+        """Let every worker finish; kill those that take too long."""
         self._stopping = True
-        # Before the workers close theirs: what nobody would accept any more must be refused.
+        # First, so that the kernel refuses new clients once the workers have closed theirs too.
         self.listener.close()
         for worker in self._workers:
             worker.process.terminate()
@@ -203,7 +203,7 @@ class Supervisor:
         for worker in self._workers:
             while worker.process.is_alive() and time.monotonic() < deadline:
                 worker.process.join(_BEAT_SECONDS)
-                worker.process.terminate()  # again: it may have been born a moment ago
+                worker.process.terminate()  # again: it may not have had its handler yet
             if worker.process.is_alive():
                 _log.error("worker %d did not stop and is killed", worker.process.pid)
                 worker.process.kill()
@@ -212,14 +212,21 @@ class Supervisor:
     # In the worker
 
     def _work(self, reader: Connection, writer: Connection, share: Share, replaces: bool) -> None:
-        """Be a worker, which may take a dead one's place: the main function of a process."""
+        """Serve: the main function of a worker process.
+
+        Args:
+            reader: the supervisor's end of the pipe, closed here.
+            writer: takes `beat` with the seconds for which the models are stuck, or `error`.
+            share: this worker's part of all connections.
+            replaces: whether the worker takes the place of one that died or hung.
+        """
         signal.set_wakeup_fd(-1)
-        # uvicorn raises the signal again when it has stopped; the default would end us by signal.
+        # uvicorn raises the signal again after its shutdown; by default it would kill the process.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         for connection in (reader, *(worker.reader for worker in self._workers)):
             connection.close()
-        # How long the model's thread waits for the interpreter at most: 5 ms, unless told, which is
+        # The model's thread waits no longer than this for the interpreter. The default, 5 ms, is
         # longer than most requests take.
         sys.setswitchinterval(0.001)
         try:
@@ -230,7 +237,7 @@ class Supervisor:
         os.set_blocking(writer.fileno(), False)
         application.metrics.worker_restarts.inc(replaces)
         gc.collect()
-        gc.freeze()  # the models stay: no collection needs to look at them
+        gc.freeze()  # the models stay, so no collection needs to examine them
 
         def beat() -> None:
             try:

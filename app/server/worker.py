@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import resource
 import socket
 from collections.abc import Callable, Collection
 from typing import Protocol
@@ -11,13 +10,14 @@ import uvicorn
 from starlette.types import Receive, Scope, Send
 
 from app.server.connections import Connections, Share
+from app.server.machine import raise_descriptor_limit
 from app.server.protocol import HttpProtocol
 from app.settings import Settings
 from app.telemetry.metrics import Metrics
 
 _SPARE_DESCRIPTORS = 64
 _LINGER_SECONDS = 1.0
-"""How long a connection without a request stays open after SIGTERM.
+"""A connection without a request stays open for so long after SIGTERM.
 
 A request may be on its way; closing at once would lose it.
 """
@@ -28,22 +28,22 @@ _log = logging.getLogger(__name__)
 
 
 class Application(Protocol):
-    """What a worker serves: an application whose models are open."""
+    """An application whose models are open, as a worker serves it."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, or run the lifespan (ASGI)."""
 
     @property
     def metrics(self) -> Metrics:
-        """Where it counts."""
+        """The metrics that it counts in."""
 
     @property
     def fast_paths(self) -> Collection[str]:
-        """The paths whose refusals are counted by path."""
+        """The paths that the metrics name when a full worker refuses a POST."""
 
     @property
     def stuck_seconds(self) -> float:
-        """How long its slowest computation has been under way; known once it serves."""
+        """The age of the oldest batch that is being computed; only while it serves."""
 
 
 class Server(uvicorn.Server):
@@ -65,13 +65,13 @@ class Server(uvicorn.Server):
         Args:
             application: is served.
             listener: a listening socket, closed at the end.
-            settings: the application's.
+            settings: the limits.
             share: this worker's part of all connections.
-            beat: is called when requests are answered, and every second from then on.
+            beat: is called once the worker serves, and every second from then on.
         """
         config = uvicorn.Config(application, lifespan="on", ws="none", log_config=None)
         super().__init__(config)
-        limit = min(settings.max_connections, _raise_descriptor_limit() - _SPARE_DESCRIPTORS)
+        limit = min(settings.max_connections, raise_descriptor_limit() - _SPARE_DESCRIPTORS)
         self._app = application
         self._metrics = application.metrics
         self._connections = Connections(
@@ -135,7 +135,7 @@ class Server(uvicorn.Server):
     def _accept(self) -> None:
         """Accept one client, and more while this worker has no more than the others have.
 
-        The event loop's own server takes one a turn, and the turns of a busy worker are long.
+        The event loop's own server accepts one a turn, and the turns of a busy worker are long.
         """
         for _ in range(_MOST_ACCEPTED):
             if not self._accept_one() or not self._share.is_fair:
@@ -162,11 +162,3 @@ class Server(uvicorn.Server):
 
     def _protocol(self) -> HttpProtocol:
         return HttpProtocol(self._app, self._connections, self.lifespan.state)
-
-
-def _raise_descriptor_limit() -> int:
-    """Raise the number of files that may be open to what the system allows; return it."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return hard
