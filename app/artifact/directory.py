@@ -162,9 +162,9 @@ class Artifact:
             looked_at.insert(0, self.manifest.layers[0])
         if not looked_at:
             return {}
-        data = self.read_graph(ONNX_GRAPH)
+        model = self.read(ONNX_GRAPH)
         try:
-            graph = OnnxGraph(data)
+            graph = OnnxGraph(model, self.read)
             return {layer.name: self._weights_of(layer, graph) for layer in looked_at}
         except ValueError as exc:
             raise ArtifactError(f"{self.path / ONNX_GRAPH}: {exc}") from exc

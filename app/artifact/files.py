@@ -1,7 +1,4 @@
-"""The files of an artifact, and the arrays in them, by name.
-
-Who needs these imports them from `contract`.
-"""
+"""The files of an artifact, and the arrays in them, by name."""
 
 from app.artifact.manifest import Precision
 
@@ -10,7 +7,7 @@ ONNX_GRAPH = "model.onnx"
 INT8_GRAPH = "model.int8.onnx"
 TORCHSCRIPT_GRAPH = "model.ts"
 GOLDEN = "golden.npz"
-FILTERS = "filters.npz"  # of older artifacts: weights that are read out of the graph today
+FILTERS = "filters.npz"  # only in older artifacts: others have these weights in the graph alone
 EVALUATION = "evaluation.json"
 HISTORY = "history.json"
 LAYERS = "layers.npz"

@@ -29,15 +29,24 @@ Message = dict[int, list[int | memoryview]]
 """The values of a message's fields by number: integers, and bytes as they are encoded."""
 
 
-class OnnxGraph:
-    """The nodes and initializers of an ONNX model. It keeps the model's bytes."""
+Read = Callable[[str], bytes]
+"""Return the bytes of a file beside the model, by its name."""
 
-    def __init__(self, model: bytes) -> None:
+
+class OnnxGraph:
+    """The nodes and initializers of an ONNX model. It keeps the bytes of the files that hold it."""
+
+    def __init__(self, model: bytes, read: Read) -> None:
         """Find the nodes and initializers.
+
+        Args:
+            model: an ONNX model. Some of its weights may lie in other files, as ONNX allows.
+            read: called once a file, when weights in it are asked for.
 
         Raises:
             ValueError: the bytes are no ONNX model.
         """
+        self._read = cache(read)
         self._producers: dict[str, tuple[str, list[str]]] = {}
         self._initializers: dict[str, memoryview] = {}
         for graph in _views(_parse(memoryview(model)), _GRAPH):
@@ -60,10 +69,11 @@ class OnnxGraph:
 
         Returns:
             float32 or float16 `[out,in,height,width]`, or `[out,in]` of a matrix product: a view of
-            the model's bytes.
+            the bytes of a file.
 
         Raises:
-            ValueError: there is no such tensor, or it has no such weights.
+            ValueError: there is no such tensor, it has no such weights, or their file does not
+                hold them.
         """
         name = tensor
         for _ in self._producers:  # a path without a circle is no longer
@@ -82,17 +92,17 @@ class OnnxGraph:
         if name not in self._initializers:
             raise ValueError(f"no initializer {name!r}")
         try:
-            return _array(_parse(self._initializers[name]))
+            return _array(_parse(self._initializers[name]), self._read)
         except ValueError as exc:
             raise ValueError(f"initializer {name!r}: {exc}") from exc
 
 
-def inlined(model: bytes, read: Callable[[str], bytes], most_bytes: int) -> bytes:
+def inlined(model: bytes, read: Read, most_bytes: int) -> bytes:
     """Return a model that holds its weights itself.
 
     Args:
-        model: an ONNX model. Some of its weights may lie in other files, as ONNX allows.
-        read: returns a file's bytes, by its name; called once a file.
+        model: as for `OnnxGraph`.
+        read: likewise; called once a file.
         most_bytes: the limit of the model's size.
 
     Raises:
@@ -106,9 +116,7 @@ def inlined(model: bytes, read: Callable[[str], bytes], most_bytes: int) -> byte
     return b"".join(parts)
 
 
-def _inlined(
-    message: memoryview, path: tuple[int, ...], read: Callable[[str], bytes]
-) -> list[bytes | memoryview]:
+def _inlined(message: memoryview, path: tuple[int, ...], read: Read) -> list[bytes | memoryview]:
     """Return a message in parts; the tensors at the end of a path of fields hold their values."""
     if not path:
         return _with_values(message, read)
@@ -122,23 +130,29 @@ def _inlined(
     return parts
 
 
-def _with_values(tensor: memoryview, read: Callable[[str], bytes]) -> list[bytes | memoryview]:
+def _with_values(tensor: memoryview, read: Read) -> list[bytes | memoryview]:
     message = _parse(tensor)
-    entries = [_parse(view) for view in _views(message, _EXTERNAL)]
-    if not entries:
+    if _EXTERNAL not in message:
         return [tensor]
+    values = _external(message, read)
+    moved = (_EXTERNAL, _DATA_LOCATION)
+    kept = [encoded for number, _, encoded in _fields(tensor) if number not in moved]
+    return [*kept, _head(_RAW, len(values)), values]
+
+
+def _external(tensor: Message, read: Read) -> memoryview:
+    """Return a tensor's values in another file."""
+    entries = [_parse(view) for view in _views(tensor, _EXTERNAL)]
     where = {_text(entry, _KEY): _text(entry, _VALUE) for entry in entries}
     location = where.get("location", "")
     data = memoryview(read(location))
     start, size = int(where.get("offset", 0)), int(where.get("length", len(data)))
     if not 0 <= start <= start + size <= len(data):
         raise ValueError(
-            f"initializer {_text(message, _NAME)!r} has {size} bytes at byte {start} of "
+            f"initializer {_text(tensor, _NAME)!r} has {size} bytes at byte {start} of "
             f"{location}, which holds {len(data)}"
         )
-    moved = (_EXTERNAL, _DATA_LOCATION)
-    kept = [encoded for number, _, encoded in _fields(tensor) if number not in moved]
-    return [*kept, _head(_RAW, size), data[start : start + size]]
+    return data[start : start + size]
 
 
 def _head(number: int, size: int) -> bytes:
@@ -152,14 +166,16 @@ def _head(number: int, size: int) -> bytes:
     return bytes(encoded)
 
 
-def _array(tensor: Message) -> NDArray[np.floating]:
-    """Return a tensor's values, which stand in one of two fields."""
+def _array(tensor: Message, read: Read) -> NDArray[np.floating]:
+    """Return a tensor's values, which stand in one of two fields or in another file."""
     codes, shape = _integers(tensor, _DATA_TYPE), _integers(tensor, _DIMENSIONS)
     if len(codes) != 1 or codes[0] not in _DATA_TYPES:
         raise ValueError(f"data type is {codes}; it must be 1 (float32) or 10 (float16)")
     values = [*_views(tensor, _RAW), *_views(tensor, _FLOATS)]
+    if _EXTERNAL in tensor:
+        values.append(_external(tensor, read))
     if len(values) != 1:
-        raise ValueError(f"holds values in {len(values)} fields; it must be one")
+        raise ValueError(f"holds values in {len(values)} places; it must be one")
     try:
         return np.frombuffer(values[0], _DATA_TYPES[codes[0]]).reshape(shape)
     except (ValueError, OverflowError) as exc:

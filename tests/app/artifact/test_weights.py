@@ -12,6 +12,7 @@ from app.artifact.weights import OnnxGraph, inlined
 KERNELS = np.random.default_rng(0).normal(size=(8, 3, 5, 5)).astype(np.float32)
 CONVOLUTION = helper.make_node("Conv", ["image", "weight"], ["output"])
 LIMIT = 1 << 20
+MODEL_TS = b"".join([b"before", KERNELS.tobytes(), KERNELS[0].tobytes(), b"after"])
 
 
 def _message(number: int, content: bytes) -> bytes:
@@ -28,6 +29,14 @@ def _model(*tensors: TensorProto, nodes: tuple[onnx.NodeProto, ...] = (CONVOLUTI
     output = helper.make_tensor_value_info("output", TensorProto.FLOAT, None)
     graph = helper.make_graph(nodes, "graph", [], [output], tensors, doc_string="a graph")
     return bytes(helper.make_model(graph, producer_name="a test").SerializeToString())
+
+
+def _file(_: str) -> bytes:
+    return MODEL_TS
+
+
+def _weights(model: bytes) -> NDArray[Any]:
+    return OnnxGraph(model, _file).weights_behind("output")
 
 
 def _tensor(values: NDArray[Any] = KERNELS, name: str = "weight") -> TensorProto:
@@ -50,7 +59,7 @@ def _moved(**where: Any) -> TensorProto:
     ids=["float32", "float16", "grouped", "matrix"],
 )
 def test_weights_are_read_as_they_were_written(kernels: NDArray[Any]) -> None:
-    found = OnnxGraph(_model(_tensor(kernels))).weights_behind("output")
+    found = _weights(_model(_tensor(kernels)))
     assert (found.dtype, found.shape) == (kernels.dtype, kernels.shape)
     np.testing.assert_array_equal(found, kernels)
 
@@ -58,7 +67,7 @@ def test_weights_are_read_as_they_were_written(kernels: NDArray[Any]) -> None:
 def test_values_may_be_a_list_of_numbers() -> None:
     tensor = helper.make_tensor("weight", TensorProto.FLOAT, KERNELS.shape, KERNELS.ravel())
     assert not tensor.raw_data
-    np.testing.assert_array_equal(OnnxGraph(_model(tensor)).weights_behind("output"), KERNELS)
+    np.testing.assert_array_equal(_weights(_model(tensor)), KERNELS)
 
 
 def test_numbers_of_a_shape_may_be_packed() -> None:
@@ -68,12 +77,12 @@ def test_numbers_of_a_shape_may_be_packed() -> None:
     graph = _message(5, packed + tensor[len(alone) :]) + _message(
         1, CONVOLUTION.SerializeToString()
     )
-    found = OnnxGraph(_message(7, graph)).weights_behind("output")
+    found = _weights(_message(7, graph))
     np.testing.assert_array_equal(found, KERNELS)
 
 
 def test_graph_in_two_pieces_is_one() -> None:
-    found = OnnxGraph(_model(_tensor()) + _model(nodes=())).weights_behind("output")
+    found = _weights(_model(_tensor()) + _model(nodes=()))
     np.testing.assert_array_equal(found, KERNELS)
 
 
@@ -86,7 +95,7 @@ def test_weights_are_found_through_a_cast_and_behind_nodes_that_cut_the_output()
     )
     narrow = KERNELS.astype(np.float16)
     model = _model(_tensor(narrow, "weight_float16"), nodes=nodes)
-    np.testing.assert_array_equal(OnnxGraph(model).weights_behind("output"), narrow)
+    np.testing.assert_array_equal(_weights(model), narrow)
 
 
 CIRCLE = (
@@ -104,7 +113,9 @@ CIRCLE = (
         (_model(nodes=(helper.make_node("Conv", [], ["output"]),)), "no weights lead to 'output'"),
         (_model(_tensor(KERNELS.astype(np.float64))), r"data type is \[11\]; it must be 1"),
         (_model(TensorProto(name="weight")), r"data type is \[\]"),
-        (_model(_moved(location="x")), "'weight': holds values in 0 fields"),
+        (_model(TensorProto(name="weight", data_type=1)), "'weight': holds values in 0 places"),
+        (_model(_moved(location="model.ts", offset=5000)), "which holds 2711"),
+        (_model(_moved(location="model.ts")), "2711 bytes do not fit"),
         (
             _model(TensorProto(name="weight", data_type=1, dims=[2, 3], raw_data=bytes(20))),
             r"20 bytes do not fit the shape \[2, 3\]",
@@ -121,7 +132,7 @@ CIRCLE = (
 )
 def test_weights_that_cannot_be_read_are_named(model: bytes, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        OnnxGraph(model).weights_behind("output")
+        _weights(model)
 
 
 @pytest.mark.parametrize(
@@ -139,7 +150,7 @@ def test_weights_that_cannot_be_read_are_named(model: bytes, message: str) -> No
 )
 def test_bytes_that_are_no_model_are_refused(model: bytes, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        OnnxGraph(model)
+        OnnxGraph(model, _file)
 
 
 def test_no_damage_ends_in_another_error() -> None:
@@ -151,7 +162,7 @@ def test_no_damage_ends_in_another_error() -> None:
             damaged[generator.randrange(len(sound))] = generator.randrange(256)
         cut = bytes(damaged[: generator.choice([len(sound), generator.randrange(len(sound))])])
         for attempt in (
-            lambda model: OnnxGraph(model).weights_behind("output"),
+            _weights,
             lambda model: inlined(model, lambda name: name.encode() * 9, LIMIT),
         ):
             try:
@@ -166,7 +177,7 @@ def test_model_gets_its_weights_from_another_file() -> None:
 
     def read(name: str) -> bytes:
         asked.append(name)
-        return b"".join([b"before", KERNELS.tobytes(), KERNELS[0].tobytes(), b"after"])
+        return MODEL_TS
 
     bias = _moved(location="model.ts", offset=6 + KERNELS.nbytes, length=KERNELS[0].nbytes)
     bias.name = "bias"
@@ -176,6 +187,11 @@ def test_model_gets_its_weights_from_another_file() -> None:
     assert len(model) < 500
     assert inlined(model, read, LIMIT) == sound
     assert asked == ["model.ts"]
+
+
+def test_weights_in_another_file_are_read_there() -> None:
+    moved = _moved(location="model.ts", offset=6, length=KERNELS.nbytes)
+    np.testing.assert_array_equal(_weights(_model(moved)), KERNELS)
 
 
 def test_model_that_holds_its_weights_stays_as_it_is() -> None:
