@@ -1,4 +1,7 @@
-"""`docs/http-api.md`: each request gets the answer beside it, and every endpoint is there."""
+"""`docs/http-api.md`: each request gets the answer beside it, and every endpoint is there.
+
+The request in `README.md` is tried too.
+"""
 
 import json
 import re
@@ -18,6 +21,7 @@ from bench import ROOT
 from tests.support.servers import CONVSCOPE, Server, get, started
 
 DOCUMENT = (ROOT / "docs" / "http-api.md").read_text()
+README = (ROOT / "README.md").read_text()
 MORE = "…"
 
 
@@ -42,6 +46,12 @@ def _examples() -> list[Example]:
     return found
 
 
+def _example_of_the_readme() -> Example:
+    blocks = re.findall(r"```sh\n(curl.*?)```\n\n```json\n(.*?)```", README, re.DOTALL)
+    ((command, body),) = blocks
+    return Example(command.strip(), 200, {"content-type": "application/json"}, body)
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The service with some of the committed models."""
@@ -57,7 +67,9 @@ def test_every_command_has_an_answer() -> None:
     assert len(_examples()) == len(re.findall(r"^```sh", DOCUMENT, re.MULTILINE)) > 0
 
 
-@pytest.mark.parametrize("example", _examples(), ids=lambda example: example.command[-48:])
+@pytest.mark.parametrize(
+    "example", [*_examples(), _example_of_the_readme()], ids=lambda example: example.command[-48:]
+)
 def test_request_gets_the_answer_beside_it(
     server: Server, tmp_path: Path, example: Example
 ) -> None:
