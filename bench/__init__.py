@@ -1,8 +1,7 @@
-"""Measurements behind the figures of the documents: `python -m bench.serving` and its like.
+"""Sources of the figures in the documents: `python -m bench.serving` and the like.
 
-Everything that a run builds (virtual environments of the peers, the open-loop generator, payloads)
-lies in `build/bench`; what it measures goes to `bench/results`. No server's code lives here except
-the peers', each in a directory of its own below `bench/serving/peers`.
+A run builds virtual environments and the open-loop generator in `build/bench` and writes figures to
+`bench/results`. The peers' servers are in `bench/serving/peers`, one directory each.
 """
 
 from pathlib import Path
@@ -13,11 +12,11 @@ ROOT = Path(__file__).parent.parent
 HERE = ROOT / "bench"
 
 BUILD = ROOT / "build" / "bench"
-"""What a run makes and git ignores."""
+"""Files that a run makes; git ignores them."""
 
 RESULTS = HERE / "results"
 
 MODEL = "simple-cnn/1"
-"""The artifact that every server serves: the exercise's network, in float32."""
+"""The artifact that every server serves: the exercise's network in float32."""
 
 ARTIFACT = ROOT / "models_store" / MODEL

@@ -1,1 +1,1 @@
-"""Load generators, processes, environments and results."""
+"""Parts that all benchmarks share: processes, requests, load, payloads, environments, results."""

@@ -1,4 +1,4 @@
-"""The peers' virtual environments: each made from its own pinned `requirements.txt`."""
+"""The peers' virtual environments, each made from a pinned `requirements.txt`."""
 
 import hashlib
 import shutil
@@ -8,26 +8,26 @@ from pathlib import Path
 
 from bench import BUILD, HERE
 
-# Not below `bench`: tools that walk the project's own files would walk into them.
+# Not below `bench`, where tools that read the project's files would find them.
 _PLACE = BUILD / "venvs"
 _STAMP = "installed"
 _MINUTES = 15
 
 
 class NotInstalled(Exception):
-    """A peer's packages cannot be had here."""
+    """A peer's packages cannot be installed on this machine."""
 
 
 def python_of(peer: str) -> Path:
-    """Return the interpreter of a peer's virtual environment, whether it is there or not."""
+    """Return the interpreter of a peer's virtual environment, which need not exist yet."""
     return _PLACE / peer / "bin" / "python"
 
 
 def install(peer: str) -> None:
-    """Make a peer's virtual environment, unless it holds what is asked for.
+    """Make a peer's virtual environment, unless it is complete.
 
     Raises:
-        NotInstalled: with the last lines of what pip said.
+        NotInstalled: pip failed; with the end of its output.
     """
     requirements = HERE / "serving" / "peers" / peer / "requirements.txt"
     stamp = _PLACE / peer / _STAMP
@@ -44,7 +44,7 @@ def install(peer: str) -> None:
 def packages(peer: str) -> list[str]:
     """Return every package of a peer's virtual environment as `name==version`."""
     pip = [str(python_of(peer)), "-m", "pip", "--disable-pip-version-check"]
-    # The freeze format of a package that came from a file holds the file's path; this one does not.
+    # `pip freeze` would give the paths of packages that were installed from files.
     return _run([*pip, "list", "--format=freeze"]).split()
 
 

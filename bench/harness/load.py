@@ -1,8 +1,8 @@
-"""Load on a server: closed loop by `wrk`, open loop by `openloop.c`, on the same raw requests.
+"""Load on a server: a closed loop by `wrk`, an open loop by `openloop.c`, from raw requests.
 
-In a closed loop each connection sends its next request when it has its answer: that finds the
-most that a server can do. In the open loop requests are due at a constant rate, and a latency runs
-from the time that a request was due: that is what users at that rate would see.
+In a closed loop each connection sends its next request when its answer has come, which finds a
+server's highest throughput. In the open loop requests are due at a constant rate, and a latency
+starts when the request is due, as users at that rate see it.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from bench.harness.requests import Address
 
 
 class LoadFailed(Exception):
-    """The load generator is missing or ended with an error."""
+    """The load generator is missing, or it ended with an error."""
 
 
 @dataclass(frozen=True)
@@ -35,19 +35,19 @@ class Latency:
 
     @classmethod
     def of(cls, figures: Mapping[str, float]) -> "Latency":
-        """Read what a generator printed."""
+        """Read the output of a generator."""
         return cls(*(round(figures[key], 3) for key in ("p50", "p90", "p99", "p99.9", "max")))
 
 
 @dataclass(frozen=True)
 class ClosedLoopResult:
-    """What `wrk` saw.
+    """Result of `wrk`.
 
     Attributes:
-        seconds: how long it ran.
+        seconds: duration.
         requests_per_second: answers with a status below 400.
-        errors: answers of 400 and above, and connections that failed, broke or timed out.
-        latency: from sending to the answer, of all answers.
+        errors: answers with a status of 400 or above, and connections that failed or timed out.
+        latency: from sending to the answer, over all answers.
     """
 
     seconds: float
@@ -58,22 +58,22 @@ class ClosedLoopResult:
 
 @dataclass(frozen=True)
 class OpenLoopResult:
-    """What `openloop` saw; every request that was due is in exactly one of the counts.
+    """Result of `openloop`; each request that was due is in exactly one of the counts.
 
     Attributes:
-        rate: requests that were due in a second.
-        seconds: how long requests became due.
-        elapsed: until the last answer, where that is later.
-        sent: requests for which a connection was found.
+        rate: requests due per second.
+        seconds: time during which requests became due.
+        elapsed: time until the last answer, if that is longer.
+        sent: requests that found a connection.
         statuses: answers by status.
         connect_errors: requests whose connection was refused.
-        resets: connections that ended before the answer was whole.
-        timeouts: requests without an answer in time after they were due.
+        resets: connections that ended before the answer was complete.
+        timeouts: requests that had no answer in time.
         unsent: requests that were not due yet when the run was interrupted.
-        connections: the most that were open at a time.
-        achieved_rate: requests sent within the `seconds`, a second.
-        goodput: answers of status 200 that came within the `seconds`, a second.
-        latency: from the time when a request was due to its answer, by status.
+        connections: highest number of open connections.
+        achieved_rate: requests sent per second within `seconds`.
+        goodput: answers with status 200 per second within `seconds`.
+        latency: from the time a request was due to its answer, by status.
     """
 
     rate: float
@@ -92,7 +92,7 @@ class OpenLoopResult:
 
     @property
     def errors(self) -> int:
-        """Everything but an answer of status 200."""
+        """Requests without an answer of status 200."""
         refused = sum(count for status, count in self.statuses.items() if status != 200)
         return refused + self.connect_errors + self.resets + self.timeouts
 
@@ -108,14 +108,14 @@ def closed_loop(
     """Keep `connections` requests in flight with one thread of `wrk`.
 
     Args:
-        address: the server's.
+        address: address of the server.
         requests: complete raw requests, sent in turn.
-        connections: how many.
-        seconds: how long; `wrk` knows whole seconds only.
-        timeout: of one request in seconds.
+        connections: number of connections.
+        seconds: duration, rounded to whole seconds.
+        timeout: time limit of one request in seconds.
 
     Raises:
-        LoadFailed: `wrk` is not installed, or failed.
+        LoadFailed: `wrk` is not installed, or it failed.
     """
     wrk = shutil.which("wrk")
     if wrk is None:
@@ -131,7 +131,7 @@ def closed_loop(
         output = _run([wrk, *options, url, "--", *paths], seconds + timeout + 30)
     line = next((line for line in output.splitlines() if line.startswith("JSON ")), None)
     if line is None:
-        raise LoadFailed(f"wrk gave no result: {output.strip()[-300:]}")
+        raise LoadFailed(f"wrk printed no result: {output.strip()[-300:]}")
     figures = json.loads(line.removeprefix("JSON "))
     broken = sum(figures[kind] for kind in ("connect", "read", "write", "timeout"))
     return ClosedLoopResult(
@@ -152,16 +152,16 @@ def open_loop(
     max_connections: int = 1024,
     timeout: float = 10,
 ) -> OpenLoopResult:
-    """Send requests at a constant rate, whatever the server does.
+    """Send requests at a constant rate that does not depend on the server.
 
     Args:
-        address: the server's.
+        address: address of the server.
         requests: complete raw requests, sent in turn.
-        rate: requests a second.
-        seconds: how long.
-        connections: opened before the first request.
-        max_connections: how many may be opened while all are busy; more requests wait.
-        timeout: seconds after a request was due when it is given up.
+        rate: requests per second.
+        seconds: duration.
+        connections: connections opened before the first request.
+        max_connections: most connections; further requests wait for a free one.
+        timeout: seconds after which a request that was due is given up.
 
     Raises:
         LoadFailed: the generator could not be compiled, or failed.
@@ -179,10 +179,10 @@ def open_loop(
 
 
 def build_open_loop() -> Path:
-    """Return the generator's program, compiled unless it is there.
+    """Compile the open-loop generator, unless that is done, and return its path.
 
     Raises:
-        LoadFailed: there is no C compiler, or it failed.
+        LoadFailed: the C compiler is missing or failed.
     """
     source = HERE / "harness" / "openloop.c"
     digest = hashlib.sha256(source.read_bytes()).hexdigest()[:12]
@@ -220,5 +220,5 @@ def _run(command: Sequence[str], seconds: float) -> str:
         said = (exc.stderr or exc.stdout or "").strip()[-600:]
         raise LoadFailed(f"{Path(command[0]).name} ended with {exc.returncode}: {said}") from exc
     except subprocess.TimeoutExpired as exc:
-        raise LoadFailed(f"{Path(command[0]).name} took over {seconds:g} s") from exc
+        raise LoadFailed(f"{Path(command[0]).name} ran for more than {seconds:g} s") from exc
     return done.stdout

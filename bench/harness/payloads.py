@@ -1,8 +1,8 @@
-"""What is sent: real CIFAR-10 pictures and one large photograph, as image files.
+"""Image files to send: real CIFAR-10 pictures and one large photograph.
 
-A payload is a list of requests, each of them one or more image files; how a server wants them
-wrapped (raw body, form, JSON) is said in `bench.serving.servers`. Everything is made from
-`tests/support/sample.npz` and is the same on every machine with the same Pillow.
+A payload is a list of requests, each of one or more image files. `bench.serving.servers` wraps them
+as each server wants them (raw body, form, JSON). All files are made from `tests/support/sample.npz`
+and are the same on every machine with the same Pillow.
 """
 
 import io
@@ -16,10 +16,10 @@ from PIL import Image
 from bench import ROOT
 
 DISTINCT = 16
-"""How many different requests a payload has at most; they are sent in turn."""
+"""Most distinct requests of a payload; they are sent in turn."""
 
 USUAL = 32
-"""Connections of the closed loop where only one number is measured."""
+"""Connections of a closed loop that is measured with one number of connections only."""
 
 IMAGES_A_FORM = 64
 PHOTO_SIZE = 4000, 3000
@@ -31,15 +31,15 @@ class Payload:
     """One kind of request.
 
     Attributes:
-        name: as it stands in the results.
-        title: as it stands in the report.
-        requests: for each distinct request, the image files that it carries.
-        form: sent as a multipart form, also where a raw body would do.
-        exact: every server decodes these to the same pixels, so that probabilities are compared;
-            otherwise only labels are.
-        connections: of the closed loop, where only one number is measured. A large photograph
-            takes so long that 32 in flight would hardly be answered within a cell.
-        lasts: how many times as long as others its cell is measured, for the same reason.
+        name: name in the results.
+        title: name in the report.
+        requests: image files of each distinct request.
+        form: whether the files are sent as a multipart form even if a raw body would do.
+        exact: whether all servers decode the files to the same pixels, so that probabilities are
+            compared, else only labels are.
+        connections: connections of a closed loop that is measured with one number only. A large
+            photograph takes so long that few of 32 in flight would be answered within a cell.
+        lasts: duration of the payload's cell, as a multiple of other cells', for the same reason.
     """
 
     name: str
@@ -52,12 +52,12 @@ class Payload:
 
     @property
     def images(self) -> int:
-        """Images in one request."""
+        """Number of images in one request."""
         return len(self.requests[0])
 
 
 def pictures(count: int) -> NDArray[np.uint8]:
-    """Return real test images, uint8 `[count,32,32,3]`, the classes in turn."""
+    """Return real test images, uint8 `[count,32,32,3]`, one class after the other in turn."""
     with np.load(ROOT / "tests" / "support" / "sample.npz") as archive:
         labels = archive["test_labels"]
         images: NDArray[np.uint8] = archive["test_images"]
@@ -69,18 +69,18 @@ def pictures(count: int) -> NDArray[np.uint8]:
 
 
 def encode(pixels: NDArray[np.uint8], kind: str, **options: int) -> bytes:
-    """Return uint8 `[H,W,3]` as the bytes of an image file of Pillow's format `kind`."""
+    """Return the image file of pixels, uint8 `[H,W,3]`, in Pillow's format `kind`."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, kind, **options)
     return buffer.getvalue()
 
 
 def photo(seed: int) -> bytes:
-    """Return a JPEG of 4000x3000 pixels, quality 90, 4:2:0, some 3 MB: a picture with grain.
+    """Return a JPEG of 4000x3000 pixels, quality 90, 4:2:0, about 3 MB.
 
-    A CIFAR-10 picture is enlarged onto the central square, so that it is still classified after
-    it was reduced; its border goes on to the left and the right. The grain gives the decoder as
-    much to do as a camera's file would.
+    A CIFAR-10 picture fills the central square, so a model still recognises it at 32x32 pixels; its
+    left and right border are repeated outwards. Grain makes the file as hard to decode as a
+    camera's.
     """
     width, height = PHOTO_SIZE
     margin = 16 * (width - height) // (2 * height) + 1
@@ -101,7 +101,7 @@ def payloads() -> dict[str, Payload]:
     pngs = tuple(encode(image, "PNG") for image in pictures(IMAGES_A_FORM))
     jpegs = tuple(encode(image, "JPEG", quality=95) for image in pictures(DISTINCT))
     some = tuple((png,) for png in pngs[:DISTINCT])
-    # Each form starts at another picture.
+    # Each form starts with a different picture.
     forms = tuple(pngs[at:] + pngs[:at] for at in range(0, IMAGES_A_FORM, IMAGES_A_FORM // 4))
     made = (
         Payload("png", "PNG 32x32", some),

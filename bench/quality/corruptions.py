@@ -1,10 +1,10 @@
-"""How each model bears pictures that are not clean: `python -m bench.quality.corruptions`.
+"""Accuracy of each model on corrupted pictures: `python -m bench.quality.corruptions`.
 
-Every model of the store (`CONVSCOPE_STORE`) answers the first 2,000 test images, clean and
-corrupted in ways after Hendrycks & Dietterich 2019 (CIFAR-10-C), each of one strength, by the graph
-that is served in float32. The figures go to `bench/results/corruptions.json` and to
-`docs/confidence.md`; they were why some recipes add noise, and chose no number of one. CIFAR-10 is
-looked for where `convscope-train` looks. 2,000 images leave a standard error of at most 1.1 points.
+Every model of the store (`CONVSCOPE_STORE`) classifies the first 2,000 test images by its float32
+graph: clean, and with corruptions after Hendrycks & Dietterich 2019 (CIFAR-10-C), each in one
+strength. The figures go to `bench/results/corruptions.json` and to `docs/confidence.md`. They are
+the reason why some recipes add noise, but chose no number of a recipe. CIFAR-10 is found as by
+`convscope-train`. With 2,000 images the standard error is at most 1.1 points.
 """
 
 from collections.abc import Callable
@@ -38,29 +38,29 @@ Change = Callable[[Pixels, np.random.Generator], Pixels]
 
 @dataclass(frozen=True)
 class Corruption:
-    """A way to spoil pictures.
+    """A corruption of pictures.
 
     Attributes:
-        meaning: what it does, in words.
-        change: does it to float `[N,H,W,3]` of 0 to 255.
+        meaning: its effect, in words.
+        change: applies it to float `[N,H,W,3]` of 0 to 255.
     """
 
     meaning: str
     change: Change
 
     def __call__(self, images: Images) -> Images:
-        """Return uint8 images of the same shape, the same at every call."""
+        """Return corrupted uint8 images of the same shape; every call gives the same images."""
         changed = self.change(images.astype(np.float64), np.random.default_rng(0))
         return np.rint(changed).clip(0, 255).astype(np.uint8)
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What became of one model's images.
+    """One model's answers to the images of one corruption.
 
     Attributes:
-        accuracy: the part that is recognised.
-        marked: the part that is marked as foreign; None from a model without such a score.
+        accuracy: part of the images that is classified correctly.
+        marked: part that is marked as foreign; None if the model has no such score.
     """
 
     accuracy: float
@@ -146,11 +146,11 @@ CORRUPTIONS = {
     "pixelate": Corruption("24 of 32 pixels a side, enlarged again", _pixelate),
     "JPEG": Corruption("of quality 50", _compress),
 }
-"""By name, the strength that is measured."""
+"""The measured corruptions by name."""
 
 
 def measure(artifact: Artifact, tests: dict[str, dataset.Split]) -> dict[str, Answers]:
-    """Return how one model answers the test images after each corruption."""
+    """Return one model's answers to the test images after each corruption."""
     predict = open_backend(artifact, "onnx-cpu", THREADS).predict
     confidence = artifact.manifest.confidence.get("float32")
     found = {}
@@ -165,12 +165,12 @@ def measure(artifact: Artifact, tests: dict[str, dataset.Split]) -> dict[str, An
 
 
 def corrupted_tests(source: dataset.Source) -> dict[str, dataset.Split]:
-    """Return the first test images by corruption."""
+    """Return the first test images after each corruption, by its name."""
     return {name: changed_test(source, one, IMAGES) for name, one in CORRUPTIONS.items()}
 
 
 def corruption_table(models: dict[str, dict[str, Answers]]) -> str:
-    """Return the models side by side, in Markdown, with what each column means."""
+    """Return a Markdown table of the models, with the meaning of each column."""
     rows = []
     for model, found in models.items():
         corrupted = [answers.accuracy for name, answers in found.items() if name != CLEAN]
@@ -182,7 +182,7 @@ def corruption_table(models: dict[str, dict[str, Answers]]) -> str:
 
 @click.command(help=__doc__)
 def main() -> None:
-    """Measure, write the results, fill the document."""
+    """Measure, write the results and fill the document."""
     settings = read_settings()
     store = read_store(settings.store, settings.models, settings.default_model)
     tests = corrupted_tests(dataset.find(None))

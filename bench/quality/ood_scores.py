@@ -1,15 +1,16 @@
-"""Which score tells foreign images best.
+"""Comparison of scores that detect foreign images.
 
     python -m bench.quality.ood_scores runs/simple-cnn-seed0 …
 
-Compares scores that need nothing but a forward pass, for each kind of `training.data.foreign`,
-against images that the runs held out: nothing here reads the test split, because the score of
-`training.export.ood` was chosen by these figures. They go to `bench/results/ood_scores.json` and to
+Compares scores that need only a forward pass, on each kind of images of `training.data.foreign` and
+on the held-out images of the runs. The test split is not read, because these figures chose the
+score of `training.export.ood`. They go to `bench/results/ood_scores.json` and
 `docs/confidence.md`.
 """
 
 from collections.abc import Callable
 from pathlib import Path
+from statistics import fmean
 
 import click
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from app.artifact.tensors import Images
 from bench import ROOT
-from bench.harness.report import publish
+from bench.harness.report import publish, table
 from training.data import dataset
 from training.data.foreign import foreign_images
 from training.evaluate import (
@@ -48,7 +49,7 @@ Figures = dict[str, dict[str, float]]
 
 
 class Looked:
-    """What a network gives for images: logits, the last layer's inputs, a layer's statistics."""
+    """A network's outputs for images: logits, the last layer's inputs, a layer's statistics."""
 
     def __init__(self, served: ServedNetwork, layer: str, images: Images) -> None:
         before_last = served.layers[-1].source or served.layers[-2].name
@@ -125,31 +126,28 @@ def _class_distance(features: Tensor, labels: Tensor) -> Callable[[Tensor], Tens
     return distance
 
 
-def _table(figures: dict[str, Figures]) -> str:
-    lines = []
+def score_table(figures: dict[str, Figures]) -> str:
+    """Return a Markdown table for each run, and the meaning of the scores."""
+    tables = []
     for run, scores in figures.items():
         kinds = list(next(iter(scores.values())))
-        lines += [
-            f"| {run} | {' | '.join(kinds)} | mean |",
-            "|---" + "|---:" * (len(kinds) + 1) + "|",
-        ]
+        rows = []
         for name, values in scores.items():
             cells = [values[kind] for kind in kinds]
-            average = sum(cells) / len(cells)
-            lines.append(f"| {name} | {' | '.join(f'{x:.3f}' for x in (*cells, average))} |")
-        lines.append("")
+            rows.append([name, *(f"{x:.3f}" for x in (*cells, fmean(cells)))])
+        tables.append(table([run, *kinds, "mean"], rows))
     said = "; ".join(f"*{name}*: {meaning}" for name, meaning in _SCORES.items())
-    return "\n".join([*lines, f"{said}."])
+    return "\n\n".join([*tables, f"{said}."])
 
 
 @click.command(help=__doc__)
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True))
 @click.option("--data-dir", type=click.Path(path_type=Path))
 def main(runs: tuple[Path, ...], data_dir: Path | None) -> None:
-    """Measure, write the results, fill the document."""
+    """Measure, write the results and fill the document."""
     source = dataset.find(data_dir)
     figures = {run.name: measure(run, source) for run in runs}
-    publish("ood-scores", {"auroc": figures}, _table(figures), DOCUMENT)
+    publish("ood-scores", {"auroc": figures}, score_table(figures), DOCUMENT)
 
 
 if __name__ == "__main__":

@@ -1,18 +1,14 @@
-"""float32 beside int8, one processor thread, by the service's own backend.
+"""float32 against int8 by the service's own backend with one thread, without HTTP.
 
     python -m bench.quality.precision
 
-Every model of the store (`CONVSCOPE_STORE`) that holds both graphs. The two take turns within a
-round, so that what else the machine does falls on both, and the ratio is the median of the rounds'
-ratios. Prints a table and writes `bench/results/precision.json`. Nothing of HTTP is measured here.
+Measures every model of the store (`CONVSCOPE_STORE`) that holds both graphs. The two take turns
+within a round, so that other work of the machine affects both; the ratio is the median of the
+rounds' ratios. Prints a table and writes `bench/results/precision.json`.
 """
 
-import json
-import platform
 import statistics
 import time
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +21,9 @@ from app.artifact.tensors import Images
 from app.inference.backends import Backend, open_backend
 from app.settings import read_settings
 from bench import RESULTS
+from bench.harness.report import table
+from bench.harness.results import versions, write
+from training.run.hardware import about_processor, name_processor
 
 BATCHES = (1, 4, 16, 64)
 ROUNDS = 41
@@ -33,14 +32,13 @@ PRECISIONS: tuple[Precision, ...] = ("float32", "int8")
 
 
 def main() -> None:
-    """Measure, print and write."""
+    """Measure, print the table and write the results."""
     settings = read_settings()
     store = read_store(settings.store, settings.models, settings.default_model)
     models = [measure(item, item.manifest.int8) for item in store if item.manifest.int8]
     result = {"machine": machine(), "rounds": ROUNDS, "threads": 1, "models": models}
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "precision.json").write_text(json.dumps(result, indent=1) + "\n")
-    print(table(models))
+    write(RESULTS / "precision.json", result)
+    print(precision_table(models))
 
 
 def measure(artifact: Artifact, int8: Int8Record) -> dict[str, Any]:
@@ -60,7 +58,7 @@ def measure(artifact: Artifact, int8: Int8Record) -> dict[str, Any]:
 
 
 def compare(backends: dict[Precision, Backend], images: Images) -> dict[str, Any]:
-    """Return medians over the rounds: microseconds an image of each, and float32's over int8's."""
+    """Return medians over the rounds: microseconds per image of each graph, and their ratio."""
     rounds = []
     for number in range(ROUNDS):
         order = PRECISIONS if number % 2 else PRECISIONS[::-1]
@@ -76,9 +74,9 @@ def compare(backends: dict[Precision, Backend], images: Images) -> dict[str, Any
 
 
 def turn(backend: Backend, images: Images) -> float:
-    """Return microseconds an image."""
+    """Return microseconds per image."""
     calls = max(1, IMAGES_A_TURN // len(images))
-    backend.predict(images)  # the other's turn has filled the caches
+    backend.predict(images)  # the other graph's turn has filled the caches
     started = time.perf_counter()
     for _ in range(calls):
         backend.predict(images)
@@ -86,35 +84,32 @@ def turn(backend: Backend, images: Images) -> float:
 
 
 def machine() -> dict[str, str | bool]:
-    """Return what the times depend on."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    about = {name.strip(): text.strip() for name, _, text in (row.partition(":") for row in lines)}
+    """Return the conditions of the times; `vnni` is the processor's int8 instructions."""
     return {
-        "processor": about.get("model name", platform.processor()),
-        "vnni": "vnni" in about.get("flags", ""),
-        "onnxruntime": version("onnxruntime"),
-        "python": platform.python_version(),
+        "processor": name_processor(),
+        "vnni": "vnni" in about_processor("flags"),
+        **versions(["onnxruntime"]),
     }
 
 
-def table(models: list[dict[str, Any]]) -> str:
-    """Return the figures as a markdown table."""
-    lines = [
-        "| model | test accuracy | batch | float32, µs an image | int8, µs an image | int8 is |",
-        "|---|---|---|---|---|---|",
+def precision_table(models: list[dict[str, Any]]) -> str:
+    """Return the figures as a Markdown table."""
+    head = [
+        "model",
+        "test accuracy",
+        "batch",
+        "float32, µs per image",
+        "int8, µs per image",
+        "int8 is",
     ]
+    rows = []
     for model in models:
         float32, int8 = (f"{model['test_accuracy'][name]:.2%}" for name in PRECISIONS)
         for row in model["batches"]:
-            times = " | ".join(f"{row['microseconds_an_image'][name]:.1f}" for name in PRECISIONS)
-            lines.append(
-                f"| {model['model']} | {float32} → {int8} | {row['batch']} | {times} "
-                f"| {row['speedup']:.2f}× |"
-            )
-    return "\n".join(lines)
+            times = [f"{row['microseconds_an_image'][name]:.1f}" for name in PRECISIONS]
+            accuracy, faster = f"{float32} → {int8}", f"{row['speedup']:.2f}×"
+            rows.append([model["model"], accuracy, str(row["batch"]), *times, faster])
+    return table(head, rows)
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""The service beside its peers and the limit of the machine."""
+"""The service beside its peers and the machine's limit; under overload; for a long time."""

@@ -1,4 +1,4 @@
-"""`python -m bench.serving`: this service beside its peers and the limit of the machine."""
+"""`python -m bench.serving`: this service beside its peers and the machine's limit."""
 
 from bench.serving.comparison import main
 

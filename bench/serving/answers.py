@@ -1,4 +1,4 @@
-"""Whether a server answers rightly: what it says against what the model says in process."""
+"""Checks of servers: their answers against those of the model in this process."""
 
 import time
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from bench.serving.limit import backend
 from bench.serving.servers import Answer, Server
 
 TOLERANCE = 1e-3
-"""The largest difference of a probability: other versions of a runtime round otherwise."""
+"""Largest accepted difference of a probability: versions of a runtime round differently."""
 
 _MAX_PIXELS = 40_000_000
 _DRAIN_SECONDS = 10
@@ -25,7 +25,7 @@ _SHOWN = 200
 
 @cache
 def expected(name: str) -> list[list[Answer]]:
-    """Return the right answers for every request of a payload."""
+    """Return the model's answers to every request of a payload."""
     classes = read_artifact(ARTIFACT).manifest.classes
     runtime = backend()
     right = []
@@ -37,15 +37,15 @@ def expected(name: str) -> list[list[Answer]]:
 
 
 def check(server: Server, address: Address, payload: Payload, count: int) -> None:
-    """Compare the answers to the first `count` requests of a payload with the right ones.
+    """Compare the answers to the first `count` requests of a payload with the model's.
 
     Raises:
-        ServerFailed: naming the first difference.
+        ServerFailed: an answer is missing or differs.
     """
     for number, files in list(enumerate(payload.requests))[:count]:
         request = server.wrap(payload, files)
         if request is None:
-            raise ServerFailed(f"takes no {payload.title}")
+            raise ServerFailed(f"does not take {payload.title}")
         try:
             status, body = _ask_when_drained(address, request)
             if status != 200:
@@ -57,7 +57,7 @@ def check(server: Server, address: Address, payload: Payload, count: int) -> Non
 
 
 def _ask_when_drained(address: Address, request: Request) -> tuple[int, bytes]:
-    """Ask again while the server still works off a load that has ended, and says so."""
+    """Ask again as long as the server refuses because it still works on an earlier load."""
     until = time.monotonic() + _DRAIN_SECONDS
     while True:
         status, body = ask(address, request)
@@ -71,7 +71,7 @@ def _compare(payload: Payload, answers: Sequence[Answer], right: Sequence[Answer
         raise ServerFailed(f"{len(answers)} answers to {payload.title}, not {len(right)}")
     for got, wanted in zip(answers, right, strict=True):
         if got.label != wanted.label:
-            raise ServerFailed(f"{got.label} is wrong for {payload.title}: {wanted.label}")
+            raise ServerFailed(f"label of {payload.title} is {got.label}, not {wanted.label}")
         worst = float(np.abs(np.subtract(got.probabilities, wanted.probabilities)).max())
         if payload.exact and worst > TOLERANCE:
             raise ServerFailed(

@@ -1,4 +1,4 @@
-"""The attackers of `bench.serving.overload`: many connections, in a process of their own."""
+"""Attackers of `bench.serving.overload`: many connections in a process of their own."""
 
 import asyncio
 import multiprocessing
@@ -19,20 +19,20 @@ Say = Callable[[str], None]
 
 HOST = "127.0.0.1"
 _SOURCES = [f"127.0.0.{number}" for number in range(2, 6)]
-"""Addresses that attackers come from: each has ports of its own."""
+"""Source addresses of attackers; each has ports of its own."""
 
 
 @dataclass(frozen=True)
 class Attack:
-    """Many connections that do one bad thing.
+    """Many connections that misbehave in one way.
 
     Attributes:
-        title: as it stands in the report.
-        connections: how many.
-        head: sent at once.
-        piece: sent again and again.
+        title: name in the report.
+        connections: number of connections.
+        head: bytes that are sent at once.
+        piece: bytes that are sent repeatedly.
         pause: seconds between two pieces; 0 means that none is sent.
-        back: seconds after which a connection that was thrown out comes back.
+        back: seconds until a connection that was closed is opened again.
     """
 
     title: str
@@ -79,7 +79,7 @@ async def _connect(
 
 
 async def _dribble(address: Address, number: int, attack: Attack, say: Say) -> None:
-    """Hold a connection: send a head and then a little, for ever; come back when thrown out."""
+    """Hold a connection: send a head and then pieces; connect again when it is closed."""
     while True:
         writer: asyncio.StreamWriter | None = None
         try:
@@ -102,8 +102,8 @@ async def _dribble(address: Address, number: int, attack: Attack, say: Say) -> N
 
 
 def _attack(pipe: Connection, address: Address, attack: Attack) -> None:
-    """Attack until the other end of the pipe says stop: the main function of a process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends us
+    """Main function of the attackers' process: attack until the other end of the pipe sends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops its attackers
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     seen: Counter[str] = Counter()
@@ -114,7 +114,7 @@ def _attack(pipe: Connection, address: Address, attack: Attack) -> None:
         tasks: list[asyncio.Task[None]] = []
         for number in range(attack.connections):
             tasks.append(asyncio.create_task(_dribble(address, number, attack, say)))
-            if number % 20 == 19:  # as fast as one process can, but not in one burst
+            if number % 20 == 19:  # fast, but not in one burst
                 await asyncio.sleep(0.005)
         await stop.wait()
         for task in tasks:
@@ -130,7 +130,7 @@ def _attack(pipe: Connection, address: Address, attack: Attack) -> None:
 
 @contextmanager
 def attacking(address: Address, attack: Attack) -> Iterator[Callable[[], dict[str, int]]]:
-    """Attack for the length of a block; what it gets stops it and says what the attackers saw."""
+    """Attack during the block; the function it gives stops the attack and returns its events."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_attack, args=(theirs, address, attack), daemon=True)

@@ -1,8 +1,8 @@
-"""Where the time of one request goes: `python -m bench.serving.breakdown` prints a table.
+"""Stages of one request's time: `python -m bench.serving.breakdown` prints a table.
 
-One client, one worker, one connection, one small PNG at a time: nothing waits for anything else.
-The stages are the service's own `Server-Timing`; what they do not cover is HTTP, the answer's
-text, the log line, the metrics and the kernel, on both sides.
+One client sends one small PNG at a time to one worker, so nothing waits. The stages come from the
+service's `Server-Timing`; the rest is HTTP, the answer's text, the log line, the metrics and the
+kernel, on both sides.
 """
 
 import os
@@ -14,6 +14,7 @@ import time
 from bench import BUILD, ROOT
 from bench.harness.payloads import payloads
 from bench.harness.processes import ServerProcess, free_port
+from bench.harness.report import table
 from bench.harness.requests import Address
 from bench.serving.servers import SERVERS
 
@@ -22,7 +23,7 @@ _STAGE = re.compile(rb"(\w+);dur=([\d.]+)")
 
 
 def measure() -> dict[str, float]:
-    """Return the median microseconds of each stage and of the whole, as the client sees it."""
+    """Return the median microseconds of each stage and of the whole as the client sees it."""
     server = SERVERS["ours-1"]
     payload = payloads()["png"]
     port = free_port()
@@ -59,12 +60,11 @@ def _ask(connection: socket.socket, request: bytes) -> dict[str, float]:
     return {**stages, "all else": total - sum(stages.values()), "total": total}
 
 
-def table(row: dict[str, float]) -> str:
-    """Return the figures as a markdown table."""
-    lines = ["| stage | µs | share |", "|---|---:|---:|"]
-    lines += [f"| {name} | {us:.0f} | {us / row['total']:.0%} |" for name, us in row.items()]
-    return "\n".join(lines)
+def breakdown_table(row: dict[str, float]) -> str:
+    """Return the figures as a Markdown table."""
+    rows = [[name, f"{us:.0f}", f"{us / row['total']:.0%}"] for name, us in row.items()]
+    return table(["stage", "µs", "share"], rows)
 
 
 if __name__ == "__main__":
-    print(table(measure()))
+    print(breakdown_table(measure()))

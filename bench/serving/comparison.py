@@ -1,4 +1,4 @@
-"""Measure this service, its peers and the limit of the machine: `python -m bench.serving`.
+"""Measure this service, its peers and the machine's limit: `python -m bench.serving`.
 
 Each round starts every server in turn, compares its answers with the model's own, warms it up,
 measures it and stops it; nothing else runs meanwhile. If a server does not start or gives a wrong
@@ -65,7 +65,9 @@ def main(
     rounds: int, seconds: float, only: Sequence[str], *, quick: bool, out: Path | None
 ) -> None:
     """Measure all servers; write the results as JSON, as tables and as a plot."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that servers are stopped
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(143)
+    )  # to stop the server and remove temporary files
     if quick:
         rounds, seconds = 1, 1.0
     path = out or (QUICK if quick or set(only) != set(_PARTS) else FULL)

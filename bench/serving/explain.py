@@ -1,9 +1,9 @@
-"""How long an explanation takes, one request after the other: `python -m bench.serving.explain`.
+"""Duration of an explanation, one request after the other: `python -m bench.serving.explain`.
 
-The service has one worker on one processor, the client the other one. Every model of the store
-(`CONVSCOPE_STORE`), each method that it can be asked with, a 32×32 PNG and a photograph of 12
-megapixels, of which the overlay is asked. Prints a table, writes `bench/results/explain.json` and
-fills `docs/performance.md`.
+The service has one worker on one processor; the client has the other one. For every model of the
+store (`CONVSCOPE_STORE`) and each of its methods, the client asks for the figures of a 32×32 PNG
+and for the overlay of a photograph of 12 megapixels. Prints a table, writes
+`bench/results/explain.json` and fills `docs/performance.md`.
 """
 
 import os
@@ -17,12 +17,12 @@ import httpx
 from bench import BUILD, ROOT
 from bench.harness.payloads import encode, photo, pictures
 from bench.harness.processes import ServerProcess, free_port
-from bench.harness.report import publish
+from bench.harness.report import UNKNOWN, publish, table
 from bench.harness.results import machine
 from bench.serving.servers import SERVERS
 
 REQUESTS = 40
-HEAVY, FEW = 100e6, 6  # multiply-accumulates of a model that is asked less often
+HEAVY, FEW = 100e6, 6  # a model with more multiply-accumulates gets fewer requests
 _SERVICE, _CLIENT = "0", 1
 
 
@@ -40,7 +40,7 @@ def main() -> None:
         process.wait_until(lambda: _ready(client), 150)
         rows = [_measure(client, model) for model in client.get("/models").json()["models"]]
     figures = {"requests": REQUESTS, "models": rows}
-    content = _table(rows, machine()["processor"])
+    content = explanation_table(rows, machine()["processor"])
     publish("explain", figures, content, ROOT / "docs" / "performance.md")
 
 
@@ -71,22 +71,23 @@ def _times(
         started = time.perf_counter()
         client.post("/explain", params=asked, content=image).raise_for_status()
         taken.append(1000 * (time.perf_counter() - started))
-    taken = sorted(taken[2:])  # the first open what is opened once
+    taken = sorted(taken[2:])  # the first requests open files
     return {"median": round(statistics.median(taken), 1), "longest": round(taken[-1], 1)}
 
 
-def _table(rows: list[dict[str, Any]], processor: str) -> str:
+def explanation_table(rows: list[dict[str, Any]], processor: str) -> str:
+    """Return a Markdown table of the times of each model, and its conditions."""
     columns = list(dict.fromkeys(name for row in rows for name in row["ms"]))
-    lines = [f"| model | {' | '.join(columns)} |", "|---" + "|---:" * len(columns) + "|"]
+    cells = []
     for row in rows:
-        cells = (row["ms"].get(name) for name in columns)
-        shown = (f"{ms['median']:.1f} ({ms['longest']:.1f})" if ms else "–" for ms in cells)
-        lines.append(f"| {row['model']} | {' | '.join(shown)} |")
+        times = (row["ms"].get(name) for name in columns)
+        shown = (f"{ms['median']:.1f} ({ms['longest']:.1f})" if ms else UNKNOWN for ms in times)
+        cells.append([row["model"], *shown])
     said = (
         f"Milliseconds, the median of {REQUESTS} requests ({FEW} where a model has over "
         f"{HEAVY / 1e6:.0f} million multiply-accumulates), the longest in brackets; {processor}."
     )
-    return "\n".join([*lines, "", said])
+    return f"{table(['model', *columns], cells)}\n\n{said}"
 
 
 if __name__ == "__main__":

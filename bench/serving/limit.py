@@ -1,8 +1,7 @@
-"""What the processors could do: decode and onnxruntime in a loop, one process a core, no server.
+"""The machine's limit: decoding and onnxruntime in a loop, one process per core, no server.
 
-Every figure of a server is read against this one. The loop uses Pillow's bare decoder, the
-service's own backend with one thread, and the same PNG bytes that the servers are sent; nothing
-is pinned.
+Figures of servers are compared with this one. The loop uses Pillow's decoder, the service's own
+backend with one thread, and the PNG files that the servers get; no process is pinned to a core.
 """
 
 import io
@@ -31,7 +30,7 @@ _START_SECONDS = 60
 
 @dataclass(frozen=True)
 class Limit:
-    """Images a second by batch size, on one core and on all at once."""
+    """Images per second by batch size, on one core and on all cores at once."""
 
     cores: int
     one_core: dict[int, float]
@@ -45,8 +44,8 @@ class PhotoDecoding:
     Attributes:
         ours_ms: median time of the service's decoder.
         full_ms: median time of Pillow's full decode, crop and bicubic resize.
-        difference: mean absolute difference of the two results' samples, of 255.
-        same_label: whether the model says the same of both.
+        difference: mean absolute difference of the samples, of 255.
+        same_label: whether the model gives both results the same label.
     """
 
     ours_ms: float
@@ -56,16 +55,16 @@ class PhotoDecoding:
 
 
 def backend() -> Backend:
-    """Return the benchmark's model on the service's own runtime, proven, with one thread."""
+    """Return the benchmark's model on the service's own runtime with one thread, checked."""
     return open_backend(read_artifact(ARTIFACT), "onnx-cpu")
 
 
 def measure_limit(files: Sequence[bytes], seconds: float) -> Limit:
-    """Measure every batch size on one core, then on all.
+    """Measure every batch size on one core, then on all cores.
 
     Args:
         files: PNG files of 32x32 pixels.
-        seconds: for each batch size.
+        seconds: duration of each batch size.
     """
     cores = os.cpu_count() or 1
     one, every = (_measure(files, seconds, processes) for processes in (1, cores))
@@ -83,7 +82,7 @@ def _measure(files: Sequence[bytes], seconds: float, processes: int) -> dict[int
     for worker in workers:
         worker.start()
     for _, sender in pipes:
-        sender.close()  # so that a worker that dies ends the wait below
+        sender.close()  # if a worker dies, the wait below ends
     rates = [receiver.recv() for receiver, _ in pipes]
     for worker in workers:
         worker.join()
@@ -101,7 +100,7 @@ def _work(files: Sequence[bytes], seconds: float, barrier: Barrier, sender: Conn
 
 
 def _loop(runtime: Backend, files: Sequence[bytes], batch: int, seconds: float) -> float:
-    """Return images a second."""
+    """Return images per second."""
     done = 0
     start = time.perf_counter()
     while (spent := time.perf_counter() - start) < seconds:
@@ -116,7 +115,7 @@ def _decode_png(data: bytes) -> NDArray[np.uint8]:
 
 
 def measure_photo(payload: Payload, repeats: int = 7) -> PhotoDecoding:
-    """Compare the service's decoder with a full decode, on each photograph of the payload."""
+    """Compare the service's decoder with a full decode on each photograph of the payload."""
     ours: list[float] = []
     full: list[float] = []
     pairs = []

@@ -1,9 +1,9 @@
-"""Too much asked, workers killed, clients that attack: `python -m bench.serving.overload`.
+"""Overload, killed workers, SIGTERM and attackers: `python -m bench.serving.overload`.
 
-Each part starts `convscope serve` with one worker a core on simple-cnn/1 and says what the service
-is held to beside what was found. Latencies are the open-loop generator's, from when a request was
-due. On one machine the clients take their share of the processors too: the figures are the worse
-for it, most of all in the part that asks for three times what can be done.
+Each part starts `convscope serve` with one worker per core on simple-cnn/1 and prints each figure
+beside its limit. Latencies come from the open-loop generator and start when a request is due. The
+clients share the processors with the service, which makes the figures worse, most of all in the
+part with three times the highest throughput.
 """
 
 import os
@@ -46,7 +46,7 @@ _METRICS = "PROMETHEUS_MULTIPROC_DIR"
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the table; `limit` says in words what is wanted."""
+    """One line of the table; `limit` is the wanted bound as text."""
 
     title: str
     found: str
@@ -56,21 +56,21 @@ class Check:
 
 @dataclass
 class Findings:
-    """Everything that was found."""
+    """All figures of a run."""
 
     checks: list[Check] = field(default_factory=list)
     loads: dict[str, OpenLoopResult] = field(default_factory=dict)
 
     def at_most(self, title: str, found: float, limit: float, unit: str = "") -> None:
-        """Note a figure that may not exceed its limit."""
+        """Record a figure that may not exceed its limit."""
         self._note(Check(title, f"{found:,.4g}{unit}", f"<= {limit:g}{unit}", found <= limit))
 
     def at_least(self, title: str, found: float, limit: float, unit: str = "") -> None:
-        """Note a figure that must reach its limit."""
+        """Record a figure that must reach its limit."""
         self._note(Check(title, f"{found:,.4g}{unit}", f">= {limit:g}{unit}", found >= limit))
 
     def note(self, title: str, found: str) -> None:
-        """Note what has no limit."""
+        """Record a figure without a limit."""
         self._note(Check(title, found))
 
     def _note(self, check: Check) -> None:
@@ -102,7 +102,7 @@ class _Service:
         return self.process.children()
 
     def serves(self, pid: int) -> bool:
-        """Whether a worker has answered a request: its own file of counters says so."""
+        """Whether a worker has answered a request, according to its own file of counters."""
         path = self.metrics / f"counter_{pid}.db"
         if not path.exists():
             return False
@@ -112,17 +112,17 @@ class _Service:
         return False
 
     def wait_for_workers(self) -> None:
-        """Ask on new connections until every worker has answered."""
+        """Send requests on new connections until every worker has answered one."""
         for _ in range(3000):
             workers = self.workers
             if len(workers) == CORES and all(map(self.serves, workers)):
                 return
             _ping(self.address)
             time.sleep(0.01)
-        raise ServerFailed(f"only {self.workers} of {CORES} workers serve: {self.process.tail()}")
+        raise ServerFailed(f"not all of {CORES} workers answered: {self.process.tail()}")
 
     def cost(self) -> str:
-        """Return memory and open files of all processes."""
+        """Return the memory and the number of open files of all processes."""
         stats = self.process.tree.sample()
         files = 0
         for stat in stats:
@@ -135,7 +135,7 @@ class _Service:
         return open_loop(self.address, self.requests, rate, seconds, **options)  # type: ignore[arg-type]
 
     def unloaded(self) -> float:
-        """Return the median latency in ms of requests that come one at a time."""
+        """Return the median latency in ms of requests that are sent one at a time."""
         return self.load(20, 2, connections=1, max_connections=4).latency[200].p50
 
 
@@ -158,7 +158,7 @@ def _service() -> Iterator[_Service]:
             yield service
 
 
-# Too much
+# Overload
 
 
 def _saturated(service: _Service, seconds: float) -> float:
@@ -167,7 +167,7 @@ def _saturated(service: _Service, seconds: float) -> float:
 
 
 def _children_seconds() -> float:
-    """Return the processor time of the children that have ended: the generators."""
+    """Return the processor time of children that have ended, which are the load generators."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
@@ -208,7 +208,7 @@ def _overload(found: Findings, seconds: float) -> None:
 
 
 class _Background:
-    """A load that goes on while something else is done."""
+    """A load in a thread."""
 
     def __init__(self, run: Callable[[], OpenLoopResult]) -> None:
         self._result: OpenLoopResult | None = None
@@ -224,7 +224,7 @@ class _Background:
 
     @property
     def result(self) -> OpenLoopResult:
-        """Wait for it."""
+        """Wait for the load and return its result."""
         self._thread.join()
         if self._result is None:
             raise self._error or LoadFailed("no result")
@@ -234,7 +234,7 @@ class _Background:
 def _kill(found: Findings, seconds: float) -> None:
     with _service() as service:
         rate = _saturated(service, 4) / 2
-        time.sleep(6)  # a worker that lived for less would be replaced later
+        time.sleep(6)  # a younger worker would be replaced after a pause
         load = _Background(lambda: service.load(rate, min(seconds, 12), connections=USUAL))
         time.sleep(3)
         before = service.workers
@@ -336,8 +336,8 @@ _RUN: dict[str, Callable[[Findings, float], None]] = {
 @click.option("--only", multiple=True, type=click.Choice(list(_RUN)), help="Again for more.")
 @click.option("--out", default=OUT, type=click.Path(path_type=Path))
 def main(seconds: float, only: Sequence[str], out: Path) -> None:
-    """Measure, print the table and write the results; the status is 1 if something failed."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that everything is stopped
+    """Measure, print the table and write the results; the status is 1 after a failed check."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # to stop the service and the attackers
     about, found = conditions(), Findings()
     try:
         build_open_loop()

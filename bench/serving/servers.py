@@ -1,4 +1,4 @@
-"""The servers that are compared: how each is started, asked and understood, as one table."""
+"""The compared servers: the command, the request format and the answer format of each."""
 
 import base64
 import json
@@ -17,17 +17,17 @@ from bench.harness.requests import Request, form, media_type
 CORES = os.cpu_count() or 1
 
 CONNECTIONS = (1, 8, 32, 128)
-"""Of the closed loop, for the raw PNG."""
+"""Numbers of connections of the closed loop, for the raw PNG."""
 
 OPEN_LOOP_SHARES = (0.25, 0.5, 0.75)
-"""Rates of the open loop, as parts of what the closed loop reached in the same round."""
+"""Rates of the open loop, as parts of the closed loop's best in the same round."""
 
 ACCESS_LOGS = "Access logs are off everywhere; *log on* is this service as it comes, with its log."
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a server says of one image; probabilities in the order of the model's classes."""
+    """A server's answer to one image; probabilities in the order of the model's classes."""
 
     label: str
     probabilities: Sequence[float]
@@ -38,19 +38,18 @@ class Server:
     """One server in one configuration.
 
     Attributes:
-        name: as it stands in the results.
-        title: as it stands in the report.
-        tuning: how it was configured, and why.
-        command: the program and its arguments for a port.
-        environment: added to the benchmark's own.
-        directory: where it runs.
-        wrap: the request for the image files of a payload, or None where it takes no such.
-        read: the answers in a response's JSON.
-        closed: for each payload, the numbers of connections to measure; the payload's own if
-            there are none.
+        name: name in the results.
+        title: name in the report.
+        tuning: its configuration, with reasons.
+        command: returns program and arguments for a port.
+        environment: variables that are added to the benchmark's own.
+        directory: working directory.
+        wrap: returns the request for image files of a payload, or None if it takes no such files.
+        read: returns the answers in a response's JSON.
+        closed: numbers of connections to measure, by payload; empty means the payload's own number.
         open_shares: rates of the open loop, as parts of the closed loop's.
         peer: name of its directory below `bench/serving/peers` and of its virtual environment.
-        start_seconds: how long it may take until it answers.
+        start_seconds: most seconds until its first answer.
     """
 
     name: str
@@ -152,7 +151,7 @@ def _module(name: str, *arguments: str) -> Callable[[int], list[str]]:
 
 
 def _mlserver_command(port: int) -> list[str]:
-    """MLServer reads its ports from a file; all else of the two files is its tuning."""
+    """Write MLServer's two files of settings, which hold its ports and its tuning."""
     place = BUILD / "mlserver"
     place.mkdir(parents=True, exist_ok=True)
     settings = {

@@ -1,13 +1,12 @@
-"""Minutes of everything at once, and every answer checked: `make soak`.
+"""Minutes of mixed requests, with every answer checked: `make soak`.
 
-The service runs as its users start it, one worker a core, on the models of this repository. Sound
-requests of every format and a share of hostile ones are sent in an open loop, at a part of what a
-closed loop of the same mixture reached just before. A failure is any answer but the one that stands
-beside a request in the mixture, a line of the log that is an error, memory that grows, and a count
-of the service's metrics that differs from the clients' own.
+The service runs with its defaults, one worker per core, on the models of this repository. Valid
+requests in every format and a share of hostile ones are sent in an open loop, at a part of the rate
+that a closed loop of the same mixture reached just before. A failure is an unexpected answer, an
+error in the log, growing memory, or a count in the metrics that differs from the clients' own.
 
-Memory is the resident memory of all processes of the service, sampled every second; two medians
-over 20 seconds are compared: from minute 2 (a fifth of a shorter run), and at the end.
+Memory is the resident memory of all processes of the service, sampled every second. Its median over
+20 seconds from minute 2 (a fifth of a shorter run) is compared with that of the last 20 seconds.
 """
 
 import os
@@ -48,12 +47,12 @@ _SCRAPE_SECONDS = 5.0
 _SHOWN = 20
 
 
-# What the service says of itself
+# The service's counts
 
 
 @dataclass(frozen=True)
 class Counted:
-    """The service's own counts."""
+    """The counts in the service's metrics."""
 
     counts: Counter[Count]
     predictions: Counter[tuple[str, str, str]]
@@ -64,7 +63,7 @@ class Counted:
         """Read `/metrics`."""
         status, body = ask(address, Request("/metrics"))
         if status != 200:
-            raise ServerFailed(f"/metrics: {status}")
+            raise ServerFailed(f"GET /metrics: status is {status}, not 200")
         found = cls(Counter(), Counter(), Counter())
         for family in text_string_to_metric_families(body.decode()):
             for sample in family.samples:
@@ -80,7 +79,7 @@ class Counted:
             self.rejections[labels["reason"]] += value
 
     def since(self, before: Self) -> Self:
-        """Return what was counted after `before`."""
+        """Return the difference from earlier counts."""
         return type(self)(
             self.counts - before.counts,
             self.predictions - before.predictions,
@@ -89,9 +88,9 @@ class Counted:
 
 
 def differences(tally: Tally, counted: Counted) -> list[str]:
-    """Return in words where the service's counts differ from the clients' own."""
+    """Return a line for each count of the service that differs from the clients'."""
     own = tally.counts.copy()
-    # Of those who left before their answer, some had it sent: as many as it was counted for.
+    # The service answered some clients that left; its metrics say how many.
     answered = ("POST", "/predict", 200)
     sent = min(max(counted.counts[answered] - own[answered], 0), tally.unsure)
     own[answered] += sent
@@ -118,7 +117,7 @@ def _differ(what: str, own: Counter[Any], counted: Counter[Any]) -> list[str]:
 
 @dataclass
 class Watch:
-    """Samples memory, and asks what a probe and a scraper would."""
+    """Samples memory, and sends the requests of a probe and a scraper."""
 
     process: ServerProcess
     address: Address
@@ -130,7 +129,7 @@ class Watch:
         self._ask_at = self.begin
 
     def __call__(self) -> None:
-        """Do what is due."""
+        """Take the samples and send the requests that are due."""
         at = time.monotonic()
         if at - self.begin >= len(self.memory):
             rss = sum(stat.rss for stat in self.process.tree.sample())
@@ -141,16 +140,16 @@ class Watch:
                 status, _ = ask(self.address, Request(page))
                 self.tally.counts["GET", page, status] += 1
                 if status != 200:
-                    self.tally.fail(f"GET {page}: {status}")
+                    self.tally.fail(f"GET {page}: status is {status}, not 200")
 
     def window(self, begin: float, seconds: float) -> float:
-        """Return the median of a window in MB."""
+        """Return the median memory of a window in MB."""
         rss = [mb for at, mb in self.memory if begin <= at <= begin + seconds]
         return median(rss or [self.memory[-1][1]])
 
 
 def soak(seconds: float, rate_share: float) -> dict[str, Any]:
-    """Run it and return what was found; `failures` is empty if all went well."""
+    """Run the soak and return its figures; `failures` is empty if all went well."""
     about = conditions()
     address = HOST, free_port()
     command = SERVERS["ours"].command(address[1])
@@ -168,7 +167,7 @@ def soak(seconds: float, rate_share: float) -> dict[str, Any]:
         usage = process.tree.usage()
         for part in (best, main, watch.tally):
             tally.add(part)
-        time.sleep(1)  # the last ones are counted after they were answered
+        time.sleep(1)  # the last requests are counted after their answers
         counted = Counted.scrape(address).since(before)
     failures = [f"{count} × {what}" for what, count in tally.failures.most_common(_SHOWN)]
     failures += differences(tally, counted) + _errors_in_log()
@@ -234,7 +233,7 @@ def _report(found: Mapping[str, Any]) -> str:
     lines = [
         f"{found['requests']:,} requests in {found['seconds']:g} s, {found['rate']:,.0f}/s of "
         f"{found['capacity']:,.0f}/s; {found['hostile']:,} of them hostile",
-        f"sound ones: p50 {latency['p50']} ms, p99 {latency['p99']} ms, max {latency['max']} ms",
+        f"valid: p50 {latency['p50']} ms, p99 {latency['p99']} ms, max {latency['max']} ms",
         f"memory: {memory['mark_mb']:.0f} MB from second {memory['mark_seconds']:g}, "
         f"{memory['end_mb']:.0f} MB at the end ({memory['growth']:+.1%}; medians over "
         f"{memory['window_seconds']:g} s), at most {memory['peak_mb']:.0f} MB",
@@ -255,8 +254,8 @@ def _report(found: Mapping[str, Any]) -> str:
     help=f"Results; {FULL.relative_to(ROOT)}, or {SHORT.relative_to(ROOT)} of a shorter run.",
 )
 def main(minutes: float, rate_share: float, out: Path | None) -> None:
-    """Soak the service; the status is 1 if anything went wrong."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that everything is stopped
+    """Soak the service; the status is 1 after a failure."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # to stop the service and the clients
     path = out or (FULL if minutes >= FULL_MINUTES else SHORT)
     try:
         found = soak(minutes * 60, rate_share)

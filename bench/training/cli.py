@@ -1,10 +1,10 @@
-"""What training reaches: `python -m bench.training exercise`, `python -m bench.training speednet`.
+"""Speed and accuracy of training: `python -m bench.training exercise` or `speednet`.
 
-Each prints tables and writes a file in `bench/results` after every finished part. Parts that the
-file holds already are not measured again, so a command that was stopped can be started again. The
+Each command prints tables and writes a file in `bench/results` after every finished part. It does
+not measure again the parts that the file holds, so a stopped command can be started again. The
 text between `<!-- bench:exercise -->` or `<!-- bench:speednet -->` and the closing marker in
-`docs/training.md` is replaced, unless the results go elsewhere. CIFAR-10 is looked for where
-`convscope-train` looks.
+`docs/training.md` is replaced, unless the results go elsewhere. CIFAR-10 is found as by
+`convscope-train`.
 """
 
 from pathlib import Path
@@ -65,7 +65,7 @@ def main() -> None:
 @seeds_option
 @click.option("--out", default=EXERCISE_OUT, type=click.Path(path_type=Path))
 def exercise(rounds: int, seeds: tuple[int, ...], out: Path, *, accuracy: bool) -> None:
-    """The exercise's CNN in our loop and in the one of PyTorch's tutorial."""
+    """Train the exercise's CNN in this project's loop and in that of PyTorch's tutorial."""
     recipe, source = find_recipe("simple-cnn"), in_memory(dataset.find(None))
     found = ExerciseResults.open(out, recipe, source)
     for one in exercise_bench.measure_missing(found, out, recipe, source, rounds):
@@ -86,7 +86,7 @@ def exercise(rounds: int, seeds: tuple[int, ...], out: Path, *, accuracy: bool) 
 @seeds_option
 @click.option("--out", default=SPEEDNET_OUT, type=click.Path(path_type=Path))
 def speednet(seeds: tuple[int, ...], out: Path) -> None:
-    """The recipe speednet on all training images, against the machine's own speed."""
+    """Train the recipe speednet on all training images; compare with the machine's own speed."""
     recipe, source = everything_timed(find_recipe("speednet")), in_memory(dataset.find(None))
     found = SpeednetResults.open(out, recipe, source)
     for seed in seeds:
@@ -98,7 +98,7 @@ def speednet(seeds: tuple[int, ...], out: Path) -> None:
 
 
 def _report(name: str, parts: list[str], *, publish: bool) -> None:
-    """Print the tables; with `publish`, also put them into the documents that have the markers."""
+    """Print the tables; with `publish`, also put them into the documents with the markers."""
     content = "\n\n".join(parts)
     click.echo(f"\n{content}")
     for document in DOCUMENTS if publish else ():

@@ -1,9 +1,9 @@
-"""The exercise's network in our loop and in the tutorial's: how fast, and how well it learns.
+"""Speed and accuracy of the exercise's network in this project's loop and in the tutorial's.
 
-Speed is of whole epochs, from images in memory to the last step, in alternation, so that what else
-the machine does falls on both; each ratio is of one round. The tutorial's loop has a process of its
-own each time, which nothing reaches that ours asks of torch and of the C library. Accuracy is of
-full runs on the same images, read from the test split after each.
+Speed is measured over whole epochs, from images in memory to the last step. The loops take turns,
+so that other work of the machine affects both; a ratio is that of one round. The tutorial's loop
+runs in a process of its own, free of this project's settings of torch and of the C library.
+Accuracy is measured on the test split after a full run on the same images.
 """
 
 import multiprocessing
@@ -47,7 +47,7 @@ WANTED_SPEEDUP = 4.0
 
 
 class Round(Record):
-    """Images a second of both loops, an epoch of each, one after the other."""
+    """Images per second of both loops, over one epoch each, one after the other."""
 
     reference: float
     ours: float
@@ -67,23 +67,23 @@ class ExerciseResults(Results):
     runs: list[Run] = Field(default_factory=list)
 
     def of(self, loop: Loop) -> list[Run]:
-        """Return a loop's runs."""
+        """Return the runs of a loop."""
         return [run for run in self.runs if run.loop == loop]
 
 
 def measure_missing(
     found: ExerciseResults, path: Path, recipe: Recipe, source: dataset.Source, rounds: int
 ) -> Iterator[Round]:
-    """Measure the rounds that are not done, writing the results at once; yield what is new.
+    """Measure the missing rounds, write the results after each, and yield the new rounds.
 
-    Before them comes one that is not counted, in which ours compiles its loops.
+    An uncounted round comes first, in which this project's loop compiles its kernels.
 
     Args:
-        found: what has been found so far, and is added to.
-        path: of the file of `found`.
-        recipe: of both loops.
-        source: the images, in memory.
-        rounds: how many there shall be.
+        found: results so far; new rounds are added.
+        path: file of the results.
+        recipe: recipe of both loops.
+        source: images in memory.
+        rounds: wanted number of rounds.
     """
     if len(found.rounds) < rounds:
         measure_round(recipe, source, found.commit)
@@ -95,7 +95,7 @@ def measure_missing(
 
 
 def measure_round(recipe: Recipe, source: dataset.Source, commit: str) -> Round:
-    """Train an epoch by each loop, both warm."""
+    """Train one epoch by each loop, both warmed up."""
     reference = _apart(_reference_rate, recipe, source.place, torch.get_num_threads())
     return Round(reference=reference, ours=_our_rate(recipe, source), commit=commit)
 
@@ -109,7 +109,7 @@ def _apart(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
 def _reference_rate(recipe: Recipe, place: Path, threads: int) -> float:
     torch.set_num_threads(threads)
     loop = make_reference_loop(recipe, in_memory(dataset.find(place)))
-    loop.train_epoch()  # in which everything gets warm, as ours is
+    loop.train_epoch()  # the first epoch warms up, as in our loop
     started = time.perf_counter()
     loop.train_epoch()
     return round(len(loop.pictures) / (time.perf_counter() - started), 2)
@@ -125,14 +125,14 @@ def _our_rate(recipe: Recipe, source: dataset.Source) -> float:
 def train_missing(
     found: ExerciseResults, path: Path, recipe: Recipe, source: dataset.Source, folder: Path
 ) -> Iterator[Run]:
-    """Train by both loops, unless it is done, writing the results at once; yield what is new.
+    """Do the missing runs of both loops, write the results after each, and yield the new runs.
 
     Args:
-        found: what has been found so far, and is added to.
-        path: of the file of `found`.
-        recipe: of the run, with its seed.
-        source: the images, in memory.
-        folder: where our loop leaves its checkpoints; the reference leaves none.
+        found: results so far; new runs are added.
+        path: file of the results.
+        recipe: recipe of the run, with its seed.
+        source: images in memory.
+        folder: folder for the checkpoints of our loop; the tutorial's writes none.
     """
     place = folder / f"exercise-seed{recipe.seed}-{found.commit[:12]}"
     for loop in TITLES:
@@ -151,7 +151,7 @@ def train_missing(
 
 
 def train_reference(recipe: Recipe, source: dataset.Source, commit: str) -> Run:
-    """Train by the tutorial's loop, then read the test split."""
+    """Train by the tutorial's loop, then measure on the test split."""
     seconds, accuracy = _apart(_train_reference, recipe, source.place, torch.get_num_threads())
     return Run(
         loop="reference",
@@ -165,7 +165,7 @@ def train_reference(recipe: Recipe, source: dataset.Source, commit: str) -> Run:
 
 
 def _train_reference(recipe: Recipe, place: Path, threads: int) -> tuple[float, float]:
-    """Return the seconds that it took and the accuracy on the test split."""
+    """Return the training's seconds and the accuracy on the test split."""
     torch.set_num_threads(threads)
     source = in_memory(dataset.find(place))
     started = time.perf_counter()
@@ -178,7 +178,7 @@ def _train_reference(recipe: Recipe, place: Path, threads: int) -> tuple[float, 
 
 
 def train_ours(recipe: Recipe, source: dataset.Source, place: Path, commit: str) -> Run:
-    """Train by our loop, with checkpoints in `place`, then read the test split."""
+    """Train by our loop, with checkpoints in `place`, then measure on the test split."""
     timed = train_timed(recipe, source, place)
     return Run(
         loop="ours",
@@ -192,7 +192,7 @@ def train_ours(recipe: Recipe, source: dataset.Source, place: Path, commit: str)
 
 
 def exercise_table(found: ExerciseResults) -> str:
-    """Return both loops side by side and their ratio, in Markdown."""
+    """Return both loops and their ratio as a Markdown table."""
     epochs = found.recipe["epochs"]
     head = ["loop", "images/s", f"{epochs} epochs, wall time in s", "test accuracy", "seeds"]
     precisions: dict[Loop, str] = {"reference": "float32", "ours": found.recipe["precision"]}
@@ -215,7 +215,7 @@ def _row(found: ExerciseResults, loop: Loop) -> list[str]:
 
 
 def _spread(values: Sequence[float], form: str) -> str:
-    """Return the median, with the lowest and highest of several."""
+    """Return the median, and the lowest and highest if there are several values."""
     spread = Spread.of(values)
     if spread is None:
         return UNKNOWN
@@ -224,7 +224,7 @@ def _spread(values: Sequence[float], form: str) -> str:
 
 
 def speedups(found: ExerciseResults) -> list[float]:
-    """Return our images a second over the reference's, of each round."""
+    """Return the ratio of our images per second to the tutorial's, by round."""
     return [one.ours / one.reference for one in found.rounds]
 
 
@@ -234,7 +234,7 @@ def _wall_ratio(found: ExerciseResults) -> str:
 
 
 def exercise_targets(found: ExerciseResults) -> str:
-    """Return what is wanted beside what was found, in Markdown."""
+    """Return the targets and the measured figures as a Markdown table."""
     ratios = speedups(found)
     title = "training the exercise's CNN, images/s against the tutorial's loop"
     return targets_table(
@@ -248,6 +248,6 @@ def exercise_targets(found: ExerciseResults) -> str:
 
 
 def _difference(found: ExerciseResults) -> float | None:
-    """Return how far apart the loops' mean test accuracies are, in points."""
+    """Return the difference of the loops' mean test accuracies in points."""
     means = [[run.test_accuracy for run in found.of(loop)] for loop in TITLES]
     return 100 * abs(mean(means[0]) - mean(means[1])) if all(means) else None

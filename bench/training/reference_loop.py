@@ -1,10 +1,10 @@
-"""The training loop that PyTorch's own CIFAR-10 tutorial teaches, to hold ours against.
+"""The training loop of PyTorch's CIFAR-10 tutorial, for comparison with ours.
 
 After "Training a Classifier" (docs.pytorch.org/tutorials/beginner/blitz/cifar10_tutorial.html):
 a data set that opens a Pillow image an item, torchvision's transforms on each, a DataLoader with
-two worker processes, float32, and the loss read at every step. What is the recipe's and not the
-tutorial's: the network, Adam and its rate, the batch size, and the mean and deviation of the images
-trained on. Augmentation, schedules and other optimizers are not followed.
+two worker processes, float32, and the loss read at every step. The recipe, not the
+tutorial, gives the network, Adam and its rate, the batch size, and the mean and deviation of the
+training images. Augmentation, schedules and other optimizers of a recipe are ignored.
 """
 
 from collections.abc import Callable
@@ -27,11 +27,11 @@ WORKERS = 2
 
 
 class Pictures(Dataset[tuple[Any, int]]):
-    """Images in memory, given one at a time as torchvision's CIFAR10 gives them.
+    """Images in memory, one item at a time, as in torchvision's CIFAR10.
 
     Args:
-        split: the images.
-        transform: from a Pillow image to what an item is.
+        split: images and labels.
+        transform: makes an item of a Pillow image.
     """
 
     def __init__(self, split: dataset.Split, transform: Callable[[Image.Image], Any]) -> None:
@@ -52,12 +52,12 @@ class ReferenceLoop:
     """A network, its optimizer and its images, ready for the next epoch.
 
     Attributes:
-        pictures: what is trained on.
+        pictures: training images.
         loader: gives normalised images float32 `[N,3,32,32]` and labels int64 `[N]`.
-        network: what is trained.
-        optimizer: of its weights.
-        mean: of each channel, 0 to 1.
-        deviation: likewise.
+        network: network in training.
+        optimizer: optimizer of its weights.
+        mean: mean of each channel, 0 to 1.
+        deviation: standard deviation of each channel, on the same scale.
     """
 
     pictures: Pictures
@@ -69,7 +69,7 @@ class ReferenceLoop:
 
     def train_epoch(self) -> float:
         """Train on every image once; return the mean of the steps' losses."""
-        torch.use_deterministic_algorithms(False)  # our loop turns it on; who starts afresh has not
+        torch.use_deterministic_algorithms(False)  # our loop turns it on; it is off by default
         self.network.train()
         criterion = nn.CrossEntropyLoss()
         running_loss = 0.0
@@ -91,11 +91,11 @@ class ReferenceLoop:
 
 
 def make_reference_loop(recipe: Recipe, source: dataset.Source) -> ReferenceLoop:
-    """Return a loop that has not yet trained, on the images that our own loop would train on.
+    """Return an untrained loop with the training images of our own loop.
 
     Args:
-        recipe: of it the network, batch size, learning rate, holdout and seeds are used.
-        source: the images.
+        recipe: gives the network, batch size, learning rate, holdout and seeds.
+        source: data set.
     """
     images = source.load_train()
     chosen, _ = dataset.split_holdout(images.labels, recipe.holdout, recipe.split_seed)
@@ -107,7 +107,7 @@ def make_reference_loop(recipe: Recipe, source: dataset.Source) -> ReferenceLoop
         recipe.batch_size,
         shuffle=True,
         num_workers=WORKERS,
-        multiprocessing_context="fork",  # Linux's own, also within a process that was spawned
+        multiprocessing_context="fork",  # the default on Linux, even in a spawned process
     )
     torch.manual_seed(recipe.seed)
     ours = find_architecture(recipe.architecture).build(len(source.classes), recipe.dropout)
@@ -117,7 +117,7 @@ def make_reference_loop(recipe: Recipe, source: dataset.Source) -> ReferenceLoop
 
 
 def make_transform(mean: list[float], deviation: list[float]) -> Callable[[Image.Image], Tensor]:
-    """Return torchvision's transforms from a Pillow image to normalised float32 `[3,H,W]`."""
+    """Return the transforms from a Pillow image to normalised float32 `[3,H,W]`."""
     transforms = import_torchvision().transforms
     steps = [transforms.ToTensor(), transforms.Normalize(mean, deviation)]
     composed: Callable[[Image.Image], Tensor] = transforms.Compose(steps)

@@ -1,7 +1,7 @@
-"""What the benchmarks of training found: a JSON file each, written whole after every part.
+"""Timed runs of training, and the JSON file that each benchmark writes after every part.
 
-A file that holds parts already is gone on with, so that hours of training survive being stopped;
-one of another recipe, other data or another machine is refused.
+A benchmark continues a file that holds some parts, so hours of training survive a stop. It refuses
+a file of another recipe, other data or another machine.
 """
 
 import shutil
@@ -28,11 +28,16 @@ from training.run.progress import LineReporter
 from training.run.train import train
 
 _PACKAGES = ("numba", "numpy", "pillow", "torch", "torchvision")
-_MEASURED = ("app", "training", "bench", ":!bench/results")  # which change as they are written
+_MEASURED = (
+    "app",
+    "training",
+    "bench",
+    ":!bench/results",
+)  # the results change while they are written
 
 
 class Record(BaseModel):
-    """A part of the results; `commit` is that of the code that was measured."""
+    """A part of the results; `commit` is the commit of the measured code."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -40,14 +45,14 @@ class Record(BaseModel):
 
 
 class TrainedRun(Record):
-    """One training run, whatever was measured of it.
+    """One training run.
 
     Attributes:
-        seed: of the recipe.
-        seconds: from decoded images in memory to the last weights; of a run that was stopped and
-            resumed, the sum of its epochs.
-        resumed: whether it was.
-        finished: the time of day in UTC.
+        seed: seed of the recipe.
+        seconds: time from decoded images in memory to the last weights; the sum of the epochs if
+            the run was stopped and resumed.
+        resumed: whether the run was stopped and resumed.
+        finished: time of day in UTC.
     """
 
     seed: int
@@ -57,16 +62,16 @@ class TrainedRun(Record):
 
 
 class Results(BaseModel):
-    """What all results hold: what they are of, and what they depend on.
+    """Fields that all results share: their subject and their conditions.
 
     Attributes:
-        recipe: its fields, without the seed; the precision is the one that this processor has.
-        data_sha256: of the data set.
+        recipe: fields of the recipe, without the seed; `auto` precision is resolved.
+        data_sha256: hash of the data set.
         machine: processor, cores and memory.
-        versions: of Python and the packages that compute.
-        threads: of torch.
-        commit: of the code, when the newest command started.
-        started: the time of day in UTC, of the first command.
+        versions: versions of Python and of the packages that compute.
+        threads: threads of torch.
+        commit: commit of the code at the start of the newest command.
+        started: time of day in UTC at the start of the first command.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -81,10 +86,10 @@ class Results(BaseModel):
 
     @classmethod
     def open(cls, path: Path, recipe: Recipe, source: dataset.Source) -> Self:
-        """Return what the file holds, or empty results if there is none.
+        """Return the results in the file, or empty results if there is no file.
 
         Raises:
-            RunError: the file holds results of something else, or cannot be read.
+            RunError: the file cannot be read, or its results have another subject.
         """
         fields = recipe.model_dump()
         fields["precision"] = resolve_precision(recipe.precision, torch.device("cpu"))
@@ -128,7 +133,7 @@ class Results(BaseModel):
         durable.write_text(path, self.model_dump_json(indent=1) + "\n")
 
     def conditions(self, parts: Iterable[Record]) -> str:
-        """Return what the figures of these parts hold for."""
+        """Return the conditions of these parts as a sentence."""
         packages = ", ".join(f"{name} {number}" for name, number in self.versions.items())
         commits = sorted({part.commit or "unknown" for part in parts})
         return (
@@ -139,7 +144,7 @@ class Results(BaseModel):
 
 
 def with_deviation(values: Iterable[float], digits: int, factor: float = 1, unit: str = "") -> str:
-    """Return `mean ± deviation` (of a sample), a single value as it is, none as a dash."""
+    """Return `mean ± standard deviation` of a sample; one value alone; a dash without values."""
     known = [value * factor for value in values]
     if not known:
         return UNKNOWN
@@ -149,7 +154,7 @@ def with_deviation(values: Iterable[float], digits: int, factor: float = 1, unit
 
 @dataclass(frozen=True)
 class Timed:
-    """A finished run; `seconds` and `resumed` as in `TrainedRun`."""
+    """A finished run; `seconds` and `resumed` are those of `TrainedRun`."""
 
     last: Checkpoint
     seconds: float
@@ -157,12 +162,12 @@ class Timed:
 
 
 def train_timed(recipe: Recipe, source: dataset.Source, run: Path) -> Timed:
-    """Train on the processor, from the newest checkpoint in `run` if there is one.
+    """Train on the processor, starting from the newest checkpoint in `run` if there is one.
 
     Args:
-        recipe: every number of the run.
-        source: its training images should be in memory: reading them would be timed.
-        run: where the checkpoints go.
+        recipe: recipe of the run.
+        source: data set; its images should be in memory, since reading them is timed.
+        run: folder for the checkpoints.
     """
     resumed = checkpoint.newest(run) is not None
     reporter = LineReporter(Console(width=120))
@@ -173,13 +178,13 @@ def train_timed(recipe: Recipe, source: dataset.Source, run: Path) -> Timed:
 
 
 def put_away(run: Path) -> None:
-    """Rename the folder of a run whose results are written, so that no later one resumes it."""
+    """Rename the folder of a run whose results are written, so that no later run resumes it."""
     done = run.with_name(f"{run.name}-finished")
     shutil.rmtree(done, ignore_errors=True)
     run.rename(done)
 
 
 def in_memory(source: dataset.Source) -> dataset.Source:
-    """Return the same data set with its training images read and decoded."""
+    """Return the data set with its training images read and decoded."""
     train_split = source.load_train()
     return replace(source, load_train=lambda: train_split)

@@ -1,8 +1,8 @@
 """`speednet` from images in memory to final weights: seconds, arithmetic, accuracy.
 
-The machine's own speed is that of a bfloat16 convolution like those that the network is made of,
-measured before and after each run; what the run reaches is given as a part of the faster of the
-two. The test split is read after the training, for each number of views.
+The machine's own speed is that of a bfloat16 convolution like those of the network, measured before
+and after each run; a run's speed is given as a part of the faster one. Accuracy is measured on the
+test split after the training, for each number of views.
 """
 
 import time
@@ -39,11 +39,11 @@ class Run(TrainedRun):
     """One run of the recipe.
 
     Attributes:
-        flop: floating-point operations of the whole training, a step as three forward passes.
-        executed_flop: without those that a step leaves out: gradients of the frozen layer's
-            weights and of its output.
-        convolution_flops: FLOP a second of the machine's convolution, before and after.
-        test_accuracy: 0 to 1, by the number of views.
+        flop: floating-point operations of the training, a step counted as three forward passes.
+        executed_flop: the same without the operations that a step omits: the gradients of the
+            frozen layer's weights and of its output.
+        convolution_flops: FLOP per second of the machine's convolution, before and after.
+        test_accuracy: test accuracy, 0 to 1, by number of views.
     """
 
     flop: float
@@ -53,12 +53,12 @@ class Run(TrainedRun):
 
     @property
     def share(self) -> float:
-        """FLOP a second as a part of the machine's convolution."""
+        """FLOP per second, as a part of the machine's convolution."""
         return self.flop / self.seconds / max(self.convolution_flops)
 
     @property
     def executed_share(self) -> float:
-        """The same of what was executed."""
+        """Executed FLOP per second, as a part of the machine's convolution."""
         return self.executed_flop / self.seconds / max(self.convolution_flops)
 
 
@@ -70,8 +70,8 @@ class SpeednetResults(Results):
 
 @torch.no_grad()
 def convolution_flops() -> float:
-    """Return FLOP a second of a 3×3 convolution 256→256 forward in bfloat16, best of six."""
-    torch.use_deterministic_algorithms(False)  # which a training leaves on
+    """Return the FLOP per second of a forward 3×3 convolution 256→256 in bfloat16, best of six."""
+    torch.use_deterministic_algorithms(False)  # a training leaves it on
     layout = torch.channels_last
     images = torch.randn(BATCH, CHANNELS, SIZE, SIZE).to(memory_format=layout).bfloat16()
     weights = torch.randn(CHANNELS, CHANNELS, KERNEL, KERNEL).to(memory_format=layout).bfloat16()
@@ -90,9 +90,9 @@ def training_flop(recipe: Recipe, images: int, classes: int) -> float:
     A multiply-accumulate is two, and a step costs three forward passes.
 
     Args:
-        recipe: of the run; one with a proxy would cost more.
-        images: that an epoch trains on.
-        classes: that the network tells apart.
+        recipe: recipe of the run; a proxy's cost is not counted.
+        images: number of images per epoch.
+        classes: number of classes.
     """
     return sum(
         6.0 * description.macs * images * epochs
@@ -101,10 +101,10 @@ def training_flop(recipe: Recipe, images: int, classes: int) -> float:
 
 
 def executed_flop(recipe: Recipe, images: int, classes: int) -> float:
-    """Return the operations of a training that are executed; arguments as of `training_flop`.
+    """Return the executed operations of a training; arguments as of `training_flop`.
 
-    The whitening layer is not trained, so two of its three passes are left out, and one of the
-    first block's first convolution, that for the gradient of its input.
+    The whitening layer is not trained, so two of its three passes are omitted, and the gradient of
+    the input of the first block's first convolution.
     """
     executed = 0.0
     for description, epochs in _descriptions(recipe, classes):
@@ -115,7 +115,7 @@ def executed_flop(recipe: Recipe, images: int, classes: int) -> float:
 
 
 def _descriptions(recipe: Recipe, classes: int) -> Iterator[tuple[Description, int]]:
-    """Yield the network for each size of images, and how many epochs have images of that size."""
+    """Yield the network's description for each size of images, and the number of its epochs."""
     sizes = {dataset.IMAGE_SIZE: recipe.epochs - recipe.cropped_epochs}
     if recipe.crop:
         sizes[recipe.crop, recipe.crop] = recipe.cropped_epochs
@@ -126,14 +126,14 @@ def _descriptions(recipe: Recipe, classes: int) -> Iterator[tuple[Description, i
 def train_missing(
     found: SpeednetResults, path: Path, recipe: Recipe, source: dataset.Source, folder: Path
 ) -> Run | None:
-    """Train and measure, unless it is done, writing the results at once; return what is new.
+    """Train and measure, write the results and return the new run; None if it is there already.
 
     Args:
-        found: what has been found so far, and is added to.
-        path: of the file of `found`.
-        recipe: of the run, with its seed.
-        source: the images, in memory.
-        folder: where the checkpoints go.
+        found: results so far; the new run is added.
+        path: file of the results.
+        recipe: recipe of the run, with its seed.
+        source: images in memory.
+        folder: folder for the checkpoints.
     """
     if any(run.seed == recipe.seed for run in found.runs):
         return None
@@ -147,13 +147,13 @@ def train_missing(
 
 
 def measure(recipe: Recipe, source: dataset.Source, place: Path, commit: str) -> Run:
-    """Train between two measurements of the machine, then read the test split.
+    """Train between two measurements of the machine, then measure on the test split.
 
     Args:
-        recipe: of the run, with its seed.
-        source: the images, in memory.
-        place: where the checkpoints go.
-        commit: of the code.
+        recipe: recipe of the run, with its seed.
+        source: images in memory.
+        place: folder for the checkpoints.
+        commit: commit of the code.
     """
     before = convolution_flops()
     timed = train_timed(recipe, source, place)
@@ -178,12 +178,12 @@ def measure(recipe: Recipe, source: dataset.Source, place: Path, commit: str) ->
 
 
 def everything_timed(recipe: Recipe) -> Recipe:
-    """Return the recipe as it is measured: on all training images, none held out."""
+    """Return the recipe with all training images, none held out."""
     return recipe.replace(holdout=0.0)
 
 
 def speednet_table(found: SpeednetResults) -> str:
-    """Return a row a seed, then mean and deviation, in Markdown."""
+    """Return a Markdown table: a row per seed, then mean and deviation."""
     head = [
         "seed",
         "seconds",
@@ -219,7 +219,7 @@ def _about_resumed(runs: list[Run]) -> str:
 
 
 def speednet_targets(found: SpeednetResults) -> str:
-    """Return what is wanted beside what was found (means over the seeds), in Markdown."""
+    """Return the targets and the means over the seeds as a Markdown table."""
     runs = found.runs
     pflop = mean(run.flop for run in runs) / 1e15 if runs else None
     share = mean(run.share for run in runs) if runs else None

@@ -218,7 +218,7 @@ def test_only_the_models_own_answers_pass_the_check() -> None:
     bent = [0.002 + value for value in right[0][0].probabilities]
     wrong_value = [dataclasses.replace(right[0][0], probabilities=bent)]
     for answers, reason in (
-        (wrong_label, "nothing is wrong"),
+        (wrong_label, "label of PNG 32x32 is nothing, not"),
         (wrong_value, "differs by 0.002"),
         ([], "0 answers"),
     ):

@@ -61,7 +61,7 @@ def _processor_is_faster_in_bfloat16() -> bool:
     float32; two of an AMD Zen 4 at 430 to 500 in bfloat16.
     """
     avx512 = _probe("_is_avx512_bf16_supported")
-    return has_amx() or (avx512 and _about_processor("vendor_id") == "AuthenticAMD")
+    return has_amx() or (avx512 and about_processor("vendor_id") == "AuthenticAMD")
 
 
 def has_amx() -> bool:
@@ -99,11 +99,11 @@ def describe_device(device: torch.device) -> str:
 
 def name_processor() -> str:
     """Return what the processor is called."""
-    return _about_processor("model name") or platform.processor() or platform.machine()
+    return about_processor("model name") or platform.processor() or platform.machine()
 
 
-def _about_processor(field: str) -> str:
-    """Return what Linux says of the first processor; empty where it says nothing."""
+def about_processor(field: str) -> str:
+    """Return a field of the first processor in `/proc/cpuinfo`; empty if it is not there."""
     try:
         lines = CPUINFO.read_text().splitlines()
     except OSError:

@@ -1,0 +1,58 @@
+"""The documents show the committed results, as the benchmarks' own tables."""
+
+import json
+from typing import Any
+
+from bench import RESULTS, ROOT
+from bench.quality.corruptions import Answers, corruption_table
+from bench.quality.ood_scores import score_table
+from bench.serving import report
+from bench.serving.explain import explanation_table
+from bench.serving.results import Run
+from bench.training.exercise import ExerciseResults, exercise_table
+from bench.training.speednet import SpeednetResults, speednet_table
+
+
+def _results(name: str) -> dict[str, Any]:
+    return dict(json.loads((RESULTS / f"{name}.json").read_text()))
+
+
+def _document(name: str, marker: str) -> str:
+    """Return the text between a benchmark's markers."""
+    text = (ROOT / "docs" / name).read_text()
+    return text.partition(f"<!-- bench:{marker} -->\n")[2].partition(f"\n<!-- /bench:{marker} -->")[
+        0
+    ]
+
+
+def test_performance_shows_the_comparison_of_servers() -> None:
+    run = Run.read(RESULTS / "serving.json")
+    assert _document("performance.md", "serving") == report.figures(run)
+
+
+def test_performance_shows_the_times_of_explanations() -> None:
+    found = _results("explain")
+    table = explanation_table(found["models"], found["machine"]["processor"])
+    assert _document("performance.md", "explain") == table
+
+
+def test_confidence_shows_the_scores_of_foreign_images() -> None:
+    table = score_table(_results("ood_scores")["auroc"])
+    assert _document("confidence.md", "ood-scores") == table
+
+
+def test_confidence_shows_the_accuracy_on_corrupted_images() -> None:
+    models = {
+        model: {name: Answers(**answers) for name, answers in found.items()}
+        for model, found in _results("corruptions")["models"].items()
+    }
+    assert _document("confidence.md", "corruptions") == corruption_table(models)
+
+
+def test_training_shows_both_benchmarks() -> None:
+    exercise = ExerciseResults.model_validate(_results("training_exercise"))
+    speednet = SpeednetResults.model_validate_json(
+        (RESULTS / "training_speednet.json").read_bytes()
+    )
+    assert exercise_table(exercise) in _document("training.md", "exercise")
+    assert speednet_table(speednet) in _document("training.md", "speednet")
