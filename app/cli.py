@@ -23,6 +23,7 @@ from app.api.schemas import ModelVersion, Predictions
 from app.artifact.store import Store, read_store
 from app.artifact.tensors import Images, Outputs
 from app.errors import ConvscopeError, ImageError
+from app.images import RgbImage
 from app.images.decode import decode
 from app.inference.backends import batch_limit, open_backend
 from app.server.machine import usable_cpus
@@ -193,7 +194,7 @@ def _decode_files(
 ) -> tuple[list[str], Images]:
     """Decode what can be; one line on stderr for each that cannot."""
     names: list[str] = []
-    images: list[Images] = []
+    images: list[RgbImage] = []
     for name in files:
         try:
             data = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()

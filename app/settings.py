@@ -12,9 +12,8 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from app.artifact.manifest import Precision
+from app.artifact.manifest import PRECISIONS, BackendName, Precision
 from app.errors import SettingsError
-from app.inference.backends import BackendName, check_precision
 
 PREFIX = "CONVSCOPE_"
 _STORE = "models_store"
@@ -34,7 +33,7 @@ def _check_reference(value: str) -> str:
 
 
 def _default_store() -> Path:
-    """The store in the working directory, else the one beside the package (a checkout)."""
+    """Return the store in the working directory, or else the one of the checkout."""
     beside_package = Path(__file__).parent.parent / _STORE
     if not Path(_STORE).is_dir() and beside_package.is_dir():
         return beside_package
@@ -48,7 +47,7 @@ Seconds = Annotated[float, Field(gt=0, le=3600)]
 
 
 class Settings(BaseSettings):
-    """What one process of the service is told. Sizes are in bytes, times in seconds."""
+    """The settings of one process. Sizes are in bytes, times in seconds."""
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX, frozen=True, extra="forbid", env_ignore_empty=True
@@ -86,7 +85,14 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _backend_computes_in_this_precision(self) -> "Settings":
-        check_precision(self.backend, self.precision)
+        if self.precision not in PRECISIONS[self.backend]:
+            able = " or ".join(
+                name for name, found in PRECISIONS.items() if self.precision in found
+            )
+            raise ValueError(
+                f"{PREFIX}PRECISION={self.precision}: needs {PREFIX}BACKEND={' or '.join(able)}; "
+                f"it is {self.backend}"
+            )
         return self
 
     @model_validator(mode="after")
@@ -94,12 +100,12 @@ class Settings(BaseSettings):
         if self.max_held_bytes < self.max_body_bytes:
             raise ValueError(
                 f"{PREFIX}MAX_HELD_BYTES={self.max_held_bytes}: must be at least "
-                f"{PREFIX}MAX_BODY_BYTES={self.max_body_bytes}, or a full body never fits"
+                f"{PREFIX}MAX_BODY_BYTES={self.max_body_bytes}, or a full body would never fit"
             )
         if self.queue_capacity < self.max_images:
             raise ValueError(
                 f"{PREFIX}QUEUE_CAPACITY={self.queue_capacity}: must be at least "
-                f"{PREFIX}MAX_IMAGES={self.max_images}, or a full request never fits"
+                f"{PREFIX}MAX_IMAGES={self.max_images}, or a full request would never fit"
             )
         return self
 
@@ -108,7 +114,7 @@ def read_settings() -> Settings:
     """Read the settings from the environment.
 
     Raises:
-        SettingsError: one line that names the variable, its value and what is allowed.
+        SettingsError: one line that names the variable, its value and the allowed values.
     """
     try:
         return Settings()

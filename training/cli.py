@@ -12,7 +12,7 @@ from typing import Any, get_args
 import click
 from rich.console import Console
 
-from app.artifact.manifest import Views, Weights
+from app.artifact.manifest import Views, WeightFormat
 from training import evaluate, report
 from training.architectures import ARCHITECTURES
 from training.architectures.describe import describe as describe_architecture
@@ -59,7 +59,7 @@ views_option = click.option(
 )
 weights_option = click.option(
     "--weights",
-    type=click.Choice(get_args(Weights)),
+    type=click.Choice(get_args(WeightFormat)),
     default="float32",
     show_default=True,
     help="What kernels and matrices are rounded to and stored as.",
@@ -149,7 +149,7 @@ def train(
 @views_option
 @weights_option
 def evaluate_command(
-    run: Path, data_dir: Path | None, device: DeviceName, views: Views, weights: Weights
+    run: Path, data_dir: Path | None, device: DeviceName, views: Views, weights: WeightFormat
 ) -> None:
     """Measure the run RUN on the test images."""
     last = checkpoints.open_run(run)
@@ -176,7 +176,7 @@ def export(
     name: str | None,
     version: str | None,
     views: Views,
-    weights: Weights,
+    weights: WeightFormat,
     *,
     int8: bool,
 ) -> None:

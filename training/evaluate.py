@@ -23,7 +23,7 @@ from app.artifact.manifest import (
     Mistake,
     TestFigures,
     Views,
-    Weights,
+    WeightFormat,
 )
 from app.artifact.tensors import Images, Outputs
 from training.architectures import find_architecture
@@ -48,7 +48,7 @@ Predict = Callable[[Images], Outputs]
 """What a backend makes of uint8 images `[N,H,W,3]`."""
 
 
-def load_network(checkpoint: Checkpoint, weights: Weights = "float32") -> nn.Module:
+def load_network(checkpoint: Checkpoint, weights: WeightFormat = "float32") -> nn.Module:
     """Return the checkpoint's network, float32, on the processor, in evaluation mode.
 
     With `float16`, its kernels and matrices are rounded to what a float16 can hold.
@@ -65,7 +65,7 @@ def evaluate(
     source: dataset.Source,
     device: torch.device,
     views: Views = 1,
-    weights: Weights = "float32",
+    weights: WeightFormat = "float32",
 ) -> Evaluation:
     """Fit the temperature on the held-out images, then measure on the test split.
 

@@ -16,6 +16,7 @@ from app.api.uploads import Upload
 from app.artifact.directory import Artifact
 from app.artifact.tensors import Images
 from app.errors import DeadlineExceeded, ImageError, InvalidParameter, TooManyPixels
+from app.images import RgbImage
 from app.images.decode import decode
 from app.settings import Settings
 
@@ -37,7 +38,7 @@ class Picture:
     """
 
     data: bytes
-    image: Images
+    image: RgbImage
     deadline: float
 
 
@@ -117,7 +118,7 @@ async def decode_images(
 
 async def _decode_image(
     service: Service, data: bytes, size: tuple[int, int], deadline: float
-) -> Images:
+) -> RgbImage:
     """Decode one image: uint8 `[H,W,3]`; a large one in a thread."""
     limit, whole = service.settings.max_pixels, service.settings.max_pixels_whole
     if len(data) <= INLINE_BYTES:

@@ -1,17 +1,13 @@
-"""The artifact contract: what a model directory holds, and the proof that it is sound.
+"""A model directory: its manifest, and its files, which are read only as the manifest lists them.
 
 An artifact is `<store>/<name>/<version>/` with a `manifest.json` that lists every other file with
-its size and SHA-256. `training.export` writes artifacts; the service reads them. Nothing here loads
-a graph: bytes come out of `Artifact.read`, which has checked their hash, and a backend's answers go
-into `check_golden`.
-
-This module does not know onnxruntime, torch or HTTP, and unpickles nothing.
+its size and SHA-256. `training.export` writes artifacts; the service reads them. `Artifact.read`
+checks a file's hash before it returns the bytes. Nothing here loads a graph or unpickles anything.
 """
 
 import hashlib
 import io
 import zipfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -25,8 +21,6 @@ from app.artifact.files import (
     EVALUATION,
     FILTERS,
     GOLDEN,
-    GOLDEN_PROBABILITIES,
-    GOLDEN_SCORES,
     LAYER_OUTPUT,
     MANIFEST,
     ONNX_GRAPH,
@@ -40,22 +34,18 @@ from app.artifact.manifest import (
     Manifest,
     Precision,
 )
-from app.artifact.tensors import Images, Outputs, Probabilities
 from app.artifact.weights import OnnxGraph, inlined
-from app.errors import ArtifactError, BackendFailed
+from app.errors import ArtifactError
 
 MAX_MANIFEST_BYTES = 1 << 20
 MAX_ARRAY_BYTES = 1 << 28  # of one file, unpacked
-SCORE_TOLERANCE: dict[Precision, float] = {"float32": 0.05, "int8": 0.25}
-"""Of an out-of-distribution score, as a part of one plus its size: where a network is as sure of
-nearly all held-out images, a small difference of a probability is a large one of the score."""
 
 
 @dataclass(frozen=True, eq=False)
 class Artifact:
-    """A model directory whose manifest has been read and agrees with the directory's place.
+    """A model directory whose manifest has been read and agrees with the directory's path.
 
-    Two are the same only if they are one: what is kept in memory of a directory goes with it.
+    Artifacts are compared by identity, so that a cache of their files can use them as keys.
     """
 
     path: Path
@@ -96,12 +86,12 @@ class Artifact:
             raise ArtifactError(f"{self.path / file_name}: does not load: {exc}") from exc
 
     def verify(self) -> None:
-        """Check every file against its record, and what a server shows against the schema.
+        """Check every file against its record, and the shown files against their schema.
 
-        The graphs and the golden images are a backend's to prove.
+        Whether the graphs give the golden answers is for `check_golden` to prove.
 
         Raises:
-            ArtifactError: naming the first file that is missing, differs or makes no sense.
+            ArtifactError: names the first file that is missing, differs or makes no sense.
         """
         for file_name in (ONNX_GRAPH, TORCHSCRIPT_GRAPH, GOLDEN, EVALUATION):
             if file_name not in self.manifest.files:
@@ -112,7 +102,9 @@ class Artifact:
         self.evaluation()
 
     def arrays(self, file_name: str) -> dict[str, NDArray[Any]]:
-        """Return the named arrays of a listed `.npz` file, in the file's order; never unpickles.
+        """Return the arrays of a listed `.npz` file by name, in the file's order.
+
+        Nothing is unpickled.
 
         Raises:
             ArtifactError: the file differs from its record or holds no plain arrays.
@@ -120,7 +112,7 @@ class Artifact:
         data = self.read(file_name)
         try:
             return _unpack(data)
-        except Exception as exc:  # whatever zipfile, zlib and numpy make of hostile bytes
+        except Exception as exc:  # zipfile, zlib and numpy raise many kinds for hostile bytes
             reason = str(exc).partition("\n")[0]
             raise ArtifactError(
                 f"{self.path / file_name}: not an archive of plain arrays: {reason}"
@@ -209,93 +201,16 @@ class Artifact:
             )
         return self.manifest.int8.file
 
-    def check_golden(
-        self,
-        backend: str,
-        predict: Callable[[Images], Outputs],
-        precision: Precision = "float32",
-    ) -> float:
-        """Compare a backend's answers for the golden images with those seen at export.
-
-        Args:
-            backend: the backend's name in the manifest's `golden_tolerance`.
-            predict: what the backend makes of uint8 `[N,H,W,3]`.
-            precision: of the graph; int8 has golden probabilities and a tolerance of its own.
-
-        Returns:
-            The largest absolute difference of a probability.
-
-        Raises:
-            ArtifactError: the difference is over the tolerance, or the answer has another shape.
-        """
-        path = self.path / GOLDEN
-        tolerance = self._tolerance(backend, precision)
-        images, expected = self._golden(GOLDEN_PROBABILITIES[precision])
-        try:
-            outputs = predict(images)
-        except BackendFailed as exc:
-            raise ArtifactError(f"{path}: {backend} fails on the images: {exc}") from exc
-        found = outputs.probabilities
-        if found.shape != expected.shape:
-            raise ArtifactError(
-                f"{path}: {backend} answers with shape {found.shape}, expected {expected.shape}"
-            )
-        difference = float(np.max(np.abs(found.astype(np.float64) - expected)))
-        if not difference <= tolerance:
-            raise ArtifactError(
-                f"{path}: {backend} differs from the golden probabilities by {difference:.3g}; "
-                f"the tolerance is {tolerance:.3g}"
-            )
-        self._check_scores(backend, outputs, precision)
-        return difference
-
-    def _check_scores(self, backend: str, outputs: Outputs, precision: Precision) -> None:
-        expected = self.arrays(GOLDEN).get(GOLDEN_SCORES[precision])
-        if expected is None:
-            return
-        path, found = self.path / GOLDEN, outputs.ood_scores
-        if found is None or found.shape != expected.shape:
-            raise ArtifactError(f"{path}: {backend} gives other out-of-distribution scores")
-        difference = float(np.max(np.abs(found - expected) / (1 + np.abs(expected))))
-        if not difference <= SCORE_TOLERANCE[precision]:
-            raise ArtifactError(
-                f"{path}: {backend} differs from the golden out-of-distribution scores by "
-                f"{difference:.3g}; the tolerance is {SCORE_TOLERANCE[precision]:.3g}"
-            )
-
-    def _tolerance(self, backend: str, precision: Precision) -> float:
-        if precision == "int8" and self.manifest.int8 is not None:
-            return self.manifest.int8.golden_tolerance
-        tolerance = self.manifest.golden_tolerance.get(backend)
-        if tolerance is None:
-            raise ArtifactError(f"{self.path / MANIFEST}: no golden tolerance for {backend}")
-        return tolerance
-
-    def _golden(self, expected: str) -> tuple[Images, Probabilities]:
-        """Return the golden images and probabilities, which have the graph's types and shapes."""
-        golden = self.arrays(GOLDEN)
-        specs = {"images": self.manifest.input, expected: self.manifest.outputs[1]}
-        if not specs.keys() <= golden.keys():
-            raise ArtifactError(f"{self.path / GOLDEN}: holds no arrays {' and '.join(specs)}")
-        for name, spec in specs.items():
-            array = golden[name]
-            if array.dtype != spec.dtype or array.shape[1:] != spec.shape[1:] or not len(array):
-                raise ArtifactError(
-                    f"{self.path / GOLDEN}: {name} is {array.dtype} {array.shape}; "
-                    f"it must be {spec.dtype} {spec.shape}, at least one"
-                )
-        return golden["images"], golden[expected]
-
 
 @lru_cache(maxsize=4)
 def recent_arrays(artifact: Artifact, file_name: str) -> dict[str, NDArray[Any]]:
-    """Return `Artifact.arrays`, of the last few files without reading them again; not to change."""
+    """Return `Artifact.arrays` from a cache of the last few files. Do not change the arrays."""
     return artifact.arrays(file_name)
 
 
 @lru_cache(maxsize=2)
 def recent_filters(artifact: Artifact) -> dict[str, NDArray[np.float32]]:
-    """Return `Artifact.filters`, of the last few models without reading them; not to change."""
+    """Return `Artifact.filters` from a cache of the last models. Do not change the arrays."""
     return artifact.filters()
 
 
@@ -353,7 +268,7 @@ def _unpack(data: bytes) -> dict[str, NDArray[Any]]:
         arrays = {key: archive[key] for key in archive.files}
     for key, array in arrays.items():
         if not isinstance(array, np.ndarray):  # numpy gives the bytes of what it does not know
-            raise TypeError(f"{key!r} is no array")
+            raise TypeError(f"{key!r} is not an array")
     return arrays
 
 

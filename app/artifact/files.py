@@ -1,6 +1,8 @@
-"""The files of an artifact, and the arrays in them, by name."""
+"""The names of an artifact's files, of the arrays in `layers.npz` and of layers' outputs.
 
-from app.artifact.manifest import Precision
+The arrays of other files are named where they are packed and read: `golden`, `strongest`,
+`examples`.
+"""
 
 MANIFEST = "manifest.json"
 ONNX_GRAPH = "model.onnx"
@@ -15,23 +17,14 @@ RESPONSES = "responses.npz"
 EXAMPLES = "examples.npz"
 
 PIXELS = "pixels"
-"""What stands for the normalised image where a layer is named."""
+"""The name of the normalised image, where the name of a layer is expected."""
 
 LAYER_OUTPUT = "layer.{}"
-"""How a layer's output is called in the ONNX graph."""
+"""The name of a layer's output in the ONNX graph."""
 
 LAYER_OUTPUTS = "outputs"
 CLASSIFIER = "classifier"
 BIAS = "{}.bias"
-"""The arrays of `layers.npz`: bytes which, appended to the ONNX graph, make every layer's output
-one of the graph's; the weights `[classes,channels]` of a last layer that follows global average
-pooling; the biases of convolutions."""
-
-GOLDEN_PROBABILITIES: dict[Precision, str] = {
-    "float32": "probabilities",
-    "int8": "probabilities_int8",
-}
-"""The arrays of `golden.npz` that a graph must reproduce."""
-
-GOLDEN_SCORES: dict[Precision, str] = {"float32": "ood_scores", "int8": "ood_scores_int8"}
-"""Likewise, of graphs that give out-of-distribution scores."""
+"""The arrays of `layers.npz`. `outputs` are bytes: appended to the ONNX graph, they make the output
+of every layer an output of the graph. `classifier` holds the weights `[classes,channels]` of a last
+layer that follows global average pooling. `<layer>.bias` holds the biases of a convolution."""

@@ -1,19 +1,31 @@
-"""The part of the artifact contract that says what a model is: `manifest.json`.
-
-Who needs these records imports them from `contract`. Nothing here reads a file.
-"""
+"""The records of `manifest.json` and `evaluation.json`. Nothing here reads a file."""
 
 import re
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+BackendName = Literal["onnx-cpu", "torch-cpu", "torch-cuda"]
+"""A runtime and the device that it computes on."""
+
 Precision = Literal["float32", "int8"]
+"""The numbers that a graph computes with."""
+
+PRECISIONS: Mapping[BackendName, tuple[Precision, ...]] = {
+    "onnx-cpu": ("float32", "int8"),
+    "torch-cpu": ("float32",),
+    "torch-cuda": ("float32",),
+}
+"""The precisions that each backend can compute in."""
+
+WeightFormat = Literal["float32", "float16"]
+"""How kernels and matrices are stored; they are computed with in float32."""
+
 SetMethod = Literal["lac", "aps"]
 Views = Literal[1, 2, 6]
-Weights = Literal["float32", "float16"]
 
 MAX_FILE_BYTES = 1 << 30
 
@@ -229,7 +241,9 @@ class Manifest(Frozen):
     parameters: int
     macs: int
     views: Annotated[Views, Field(exclude_if=lambda views: views == 1)] = 1
-    weights: Annotated[Weights, Field(exclude_if=lambda weights: weights == "float32")] = "float32"
+    weights: Annotated[WeightFormat, Field(exclude_if=lambda weights: weights == "float32")] = (
+        "float32"
+    )
     layers: Annotated[tuple[LayerRecord, ...], Field(exclude_if=lambda layers: not layers)] = ()
     test: TestFigures
     temperature: Annotated[float, Field(gt=0)]
@@ -328,7 +342,9 @@ class Evaluation(Frozen):
     classes: Classes
     images: int
     views: Annotated[Views, Field(exclude_if=lambda views: views == 1)] = 1
-    weights: Annotated[Weights, Field(exclude_if=lambda weights: weights == "float32")] = "float32"
+    weights: Annotated[WeightFormat, Field(exclude_if=lambda weights: weights == "float32")] = (
+        "float32"
+    )
     temperature: float
     test: TestFigures
     confusion_matrix: tuple[tuple[Annotated[int, Field(ge=0)], ...], ...]

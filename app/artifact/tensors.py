@@ -1,7 +1,4 @@
-"""What a graph takes and gives: images in, probabilities and scores out.
-
-Who needs these imports them from `contract`.
-"""
+"""A graph's tensors: a batch of images in, probabilities and scores out."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,10 +15,10 @@ Probabilities = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Outputs:
-    """What a graph gives for a batch.
+    """A graph's outputs for a batch.
 
     Attributes:
-        probabilities: of the classes.
+        probabilities: float32 `[N,classes]`.
         ood_scores: how unlike the training images each image is, float32 `[N]`; None from a graph
             that was exported without them.
     """
@@ -30,7 +27,7 @@ class Outputs:
     ood_scores: NDArray[np.float32] | None = None
 
     def part(self, start: int, images: int) -> "Outputs":
-        """Return those for so many images from the one at `start`."""
+        """Return the outputs for `images` images of the batch, from the one at `start`."""
         chosen = slice(start, start + images)
         scores = None if self.ood_scores is None else self.ood_scores[chosen]
         return Outputs(self.probabilities[chosen], scores)
@@ -39,7 +36,7 @@ class Outputs:
     def in_batches(
         cls, predict: "Callable[[Images], Outputs]", images: Images, size: int
     ) -> "Outputs":
-        """Return what `predict` gives for any number of images, asked for so many at a time."""
+        """Return the outputs of `predict` for any number of images, computed `size` at a time."""
         starts = range(0, len(images), size)
         return cls.join([predict(images[start : start + size]) for start in starts])
 

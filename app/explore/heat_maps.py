@@ -9,6 +9,7 @@ from PIL import Image
 
 from app.explore.pictures import enlarged, png
 from app.explore.saliency import Heat
+from app.images import RgbImage
 
 # ColorBrewer's diverging "PuOr", which colour-blind people can tell apart: against is purple.
 _PURPLE_ORANGE = np.array(
@@ -50,9 +51,7 @@ def signed_colours(values: NDArray[np.float32]) -> NDArray[np.uint8]:
     return np.rint(np.stack(bands, axis=-1)).astype(np.uint8)
 
 
-def draw_overlay(
-    picture: NDArray[np.uint8], box: tuple[float, float, float, float], heat: Heat
-) -> bytes:
+def draw_overlay(picture: RgbImage, box: tuple[float, float, float, float], heat: Heat) -> bytes:
     """Lay a map over the picture that it is of, in orange and purple on grey.
 
     Args:

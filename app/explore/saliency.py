@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from app.artifact.tensors import Images, Probabilities
+from app.images import RgbImage
 
 SaliencyMethod = Literal["occlusion", "cam"]
 
@@ -23,7 +24,7 @@ Heat = NDArray[np.float32]
 """How much each pixel speaks for a class (above 0) or against it: float32 `[H,W]`."""
 
 
-def occlude(image: NDArray[np.uint8]) -> Images:
+def occlude(image: RgbImage) -> Images:
     """Return the image with a square of its mean colour on it, at every place of a grid.
 
     Squares of 8×8 pixels every 4, those at the border partly outside, so that every pixel is

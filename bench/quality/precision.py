@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from app.artifact.directory import Artifact
-from app.artifact.files import GOLDEN
+from app.artifact.golden import read_golden
 from app.artifact.manifest import Int8Record, Precision
 from app.artifact.store import read_store
 from app.artifact.tensors import Images
@@ -44,7 +44,7 @@ def main() -> None:
 def measure(artifact: Artifact, int8: Int8Record) -> dict[str, Any]:
     """Return one model's accuracies, bytes and times by batch size."""
     backends = {name: open_backend(artifact, "onnx-cpu", 1, name) for name in PRECISIONS}
-    golden = artifact.arrays(GOLDEN)["images"]
+    golden, _ = read_golden(artifact)
     manifest = artifact.manifest
     return {
         "model": artifact.ref,

@@ -16,10 +16,12 @@ import numpy as np
 import torch
 
 from app.artifact.directory import Artifact, read_artifact
-from app.artifact.files import GOLDEN, HISTORY, ONNX_GRAPH, TORCHSCRIPT_GRAPH
+from app.artifact.files import HISTORY, ONNX_GRAPH, TORCHSCRIPT_GRAPH
+from app.artifact.golden import read_golden
 from app.artifact.manifest import Precision, Views
 from app.artifact.tensors import Images
 from app.errors import ConvscopeError
+from app.images import RgbImage
 from app.inference.backends import Backend, open_backend
 from training.compare.overlap import Overlap, find_overlap
 from training.data import dataset
@@ -126,7 +128,7 @@ class Errors:
 
     overlap: Overlap | None = None
     left_out: tuple[str, ...] = ()
-    pictures: dict[int, Images] = field(default_factory=dict)
+    pictures: dict[int, RgbImage] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -283,9 +285,7 @@ def _confidence(artifact: Artifact) -> ConfidenceFigures | None:
 def _speed(artifact: Artifact, precision: Precision) -> tuple[float, float]:
     """Return the latency of one image in milliseconds, and images a second at batch 64."""
     backend = open_backend(artifact, "onnx-cpu", threads=1, precision=precision)
-    images: Images = np.resize(
-        artifact.arrays(GOLDEN)["images"], (BATCH, *artifact.manifest.image_size, 3)
-    )
+    images: Images = np.resize(read_golden(artifact)[0], (BATCH, *artifact.manifest.image_size, 3))
     return (
         1000 * _seconds_a_call(backend, images[:1], SINGLE_CALLS),
         BATCH / _seconds_a_call(backend, images, BATCH_CALLS),

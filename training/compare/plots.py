@@ -15,7 +15,7 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import LogLocator, NullFormatter
 from numpy.typing import NDArray
 
-from app.artifact.tensors import Images
+from app.images import RgbImage
 from training.compare.compare import ModelFigures, Point, pareto_front
 from training.compare.overlap import MistakeGroup, Overlap
 from training.compare.point_labels import PointLabel, place_labels
@@ -95,7 +95,7 @@ def accuracy_and_cost(models: Sequence[ModelFigures]) -> Figure:
     return figure
 
 
-def draw_error_overlap(overlap: Overlap, pictures: dict[int, Images], path: Path) -> None:
+def draw_error_overlap(overlap: Overlap, pictures: dict[int, RgbImage], path: Path) -> None:
     """Draw the part of errors that each pair of models shares, and images that are taken wrongly.
 
     Args:
@@ -202,7 +202,7 @@ def _heat_map(
 
 
 def _draw_sheet(
-    place: SubFigure, title: str, group: MistakeGroup, pictures: dict[int, Images]
+    place: SubFigure, title: str, group: MistakeGroup, pictures: dict[int, RgbImage]
 ) -> None:
     """Draw the first images of a group, with their class and what they are taken for."""
     shown = group.examples[:PICTURES]

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version as installed_version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,8 +21,6 @@ from app.artifact.files import (
     EVALUATION,
     EXAMPLES,
     GOLDEN,
-    GOLDEN_PROBABILITIES,
-    GOLDEN_SCORES,
     HISTORY,
     LAYER_OUTPUTS,
     LAYERS,
@@ -31,7 +28,9 @@ from app.artifact.files import (
     RESPONSES,
     TORCHSCRIPT_GRAPH,
 )
+from app.artifact.golden import pack_golden
 from app.artifact.manifest import (
+    BackendName,
     DataRecord,
     Evaluation,
     Manifest,
@@ -44,7 +43,7 @@ from app.artifact.tensors import Images
 from app.errors import ConvscopeError
 from app.explore.confusion_matrix import draw_matrix
 from app.explore.filters import filter_grid
-from app.inference.backends import BackendName, open_backend, open_layers
+from app.inference.backends import open_backend, open_layers
 from training.architectures.describe import describe
 from training.data import dataset
 from training.data.foreign import foreign_images
@@ -204,13 +203,7 @@ def _write_graphs(what: Export, served: ServedNetwork, folder: Path) -> None:
     (folder / TORCHSCRIPT_GRAPH).write_bytes(script)
     graph = share_weights(pack_onnx(graph) if half else graph, TORCHSCRIPT_GRAPH, script)
     (folder / ONNX_GRAPH).write_bytes(graph)
-    outputs = served.predict(images)
-    golden: dict[str, NDArray[Any]] = {
-        "images": images,
-        GOLDEN_PROBABILITIES["float32"]: outputs.probabilities,
-    }
-    if outputs.ood_scores is not None:
-        golden[GOLDEN_SCORES["float32"]] = outputs.ood_scores
+    golden = pack_golden(images, {"float32": served.predict(images)})
     np.savez_compressed(folder / GOLDEN, allow_pickle=False, **golden)
     weights = biases_and_classifier(served.plain, served.layers)
     appended = {LAYER_OUTPUTS: np.frombuffer(layer_outputs, np.uint8)}

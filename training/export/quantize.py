@@ -17,7 +17,8 @@ import onnx
 import torch
 
 from app.artifact.directory import Artifact, record_file, rewritten
-from app.artifact.files import GOLDEN, GOLDEN_PROBABILITIES, GOLDEN_SCORES, INT8_GRAPH, ONNX_GRAPH
+from app.artifact.files import GOLDEN, INT8_GRAPH, ONNX_GRAPH
+from app.artifact.golden import pack_golden, read_golden
 from app.artifact.manifest import Int8Record
 from app.artifact.tensors import Images
 from app.inference.backends.onnx_cpu import (
@@ -233,11 +234,8 @@ def _nodes_of_means(model: onnx.ModelProto) -> set[str]:
 
 def _with_golden(artifact: Artifact, int8: OnnxBackend) -> Artifact:
     """Add the int8 graph's answers for the golden images."""
-    golden = artifact.arrays(GOLDEN)
-    outputs = int8.predict(golden["images"])
-    golden[GOLDEN_PROBABILITIES["int8"]] = outputs.probabilities
-    if outputs.ood_scores is not None:
-        golden[GOLDEN_SCORES["int8"]] = outputs.ood_scores
+    images, answers = read_golden(artifact)
+    golden = pack_golden(images, {"float32": answers, "int8": int8.predict(images)})
     np.savez_compressed(artifact.path / GOLDEN, allow_pickle=False, **golden)
     return _with_files(artifact, GOLDEN)
 

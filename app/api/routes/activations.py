@@ -13,11 +13,11 @@ from app.api.queries import ActivationsQuery
 from app.api.routes import artifact_of, refuse_repeated, service_of
 from app.artifact.directory import Artifact, recent_filters
 from app.artifact.files import PIXELS
-from app.artifact.tensors import Images
 from app.errors import InvalidParameter, UnknownFilter
 from app.explore.feature_maps import map_tiles
 from app.explore.layers import Inside, find_layer
 from app.explore.pictures import choose_grid, choose_scale, enlarged, tile_grid
+from app.images import RgbImage
 
 router = APIRouter(tags=["what is inside"], dependencies=[Depends(refuse_repeated)])
 
@@ -69,7 +69,7 @@ def _check_layer(artifact: Artifact, query: ActivationsQuery) -> str:
     return layer.name
 
 
-def _as_seen(image: Images, query: ActivationsQuery) -> bytes:
+def _as_seen(image: RgbImage, query: ActivationsQuery) -> bytes:
     """Draw the image as the model takes it, in its own colours."""
     height, width, _ = image.shape
     return enlarged(image, choose_scale(height, width, query.scale))

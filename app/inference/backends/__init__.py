@@ -1,77 +1,65 @@
-"""Runtimes that compute a model's probabilities, behind one method.
+"""The runtimes that compute a model's probabilities, behind one method.
 
-`open_backend` imports the runtime that is asked for and no other.
+`open_backend` imports only the runtime that it is asked for.
 """
 
 import ctypes
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from app.artifact.directory import Artifact
-from app.artifact.manifest import Precision
+from app.artifact.golden import check_golden
+from app.artifact.manifest import PRECISIONS, BackendName, Precision
 from app.artifact.store import Store
 from app.artifact.tensors import Images, Outputs
 from app.errors import SettingsError
-
-BackendName = Literal["onnx-cpu", "torch-cpu", "torch-cuda"]
+from app.images import RgbImage
 
 BATCH_MACS = 6_000_000_000
-"""Multiply-accumulates of a batch on a processor: a seventh of a second of one core. A heavy model
-is no faster in larger batches, which take more memory and look as if they never ended."""
+"""Multiply-accumulates of a batch on a processor at most: a seventh of a second of one core. Larger
+batches of a heavy model are no faster, take more memory, and would be mistaken for a stall."""
 
 
 class Backend(Protocol):
-    """Anything that classifies a batch."""
+    """A runtime that classifies a batch."""
 
     def predict(self, images: Images) -> Outputs:
-        """Return what the graph gives for uint8 RGB images `[N,H,W,3]`.
+        """Return the graph's outputs for uint8 RGB images `[N,H,W,3]`.
 
         Raises:
-            BackendFailed: the runtime could not compute them.
+            BackendFailed: the runtime failed.
         """
         ...
 
 
 class Layers(Protocol):
-    """Anything that shows what a network's layers give."""
+    """A runtime that computes the outputs of a network's layers."""
 
-    def outputs(self, image: NDArray[np.uint8], layers: Sequence[str]) -> list[NDArray[np.float32]]:
-        """Return what layers give for one image uint8 `[H,W,3]`, each without the batch.
+    def outputs(self, image: RgbImage, layers: Sequence[str]) -> list[NDArray[np.float32]]:
+        """Return the outputs of layers for one image, each without the batch axis.
 
         Args:
-            image: as the model takes it.
+            image: uint8 `[H,W,3]`, of the model's size.
             layers: names in the manifest, or `pixels`.
 
         Raises:
-            BackendFailed: the runtime could not compute them.
+            BackendFailed: the runtime failed.
         """
         ...
 
-    def features(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def features(self, image: RgbImage) -> NDArray[np.float32]:
         """Return the feature map before global average pooling, float32 `[C,h,w]`."""
         ...
 
 
 def batch_limit(artifact: Artifact, name: BackendName, most: int) -> int:
-    """Return how many images the runtime is given at a time: at most `most`, at least one."""
+    """Return the largest batch for the runtime: at most `most` images, at least one."""
     if name == "torch-cuda":
         return most
     return min(most, artifact.manifest.images_within(BATCH_MACS))
-
-
-def check_precision(name: BackendName, precision: Precision) -> None:
-    """Raise unless the runtime computes in this precision.
-
-    Raises:
-        SettingsError: naming both.
-    """
-    if precision == "int8" and name != "onnx-cpu":
-        raise SettingsError(
-            f"CONVSCOPE_PRECISION=int8: needs CONVSCOPE_BACKEND=onnx-cpu; it is {name}"
-        )
 
 
 def open_backend(
@@ -85,15 +73,16 @@ def open_backend(
     Args:
         artifact: the model directory.
         name: the runtime: `onnx-cpu`, or torch on the processor or the GPU.
-        threads: how many processor threads one batch may use.
-        precision: which of the artifact's ONNX graphs.
+        threads: processor threads for one batch.
+        precision: of the artifact's graph.
 
     Raises:
         ArtifactError: a file differs from its record, the graph is missing or does not load, or
             its probabilities for the golden images differ by more than the tolerance.
         SettingsError: the runtime is not installed, or does not compute in this precision.
     """
-    check_precision(name, precision)
+    if precision not in PRECISIONS[name]:
+        raise SettingsError(f"{name} does not compute in {precision}")
     backend: Backend
     if name == "onnx-cpu":
         from app.inference.backends.onnx_cpu import OnnxBackend
@@ -107,6 +96,7 @@ def open_backend(
 
         backend = TorchBackend(artifact, name.removeprefix("torch-"), threads)
     _prove(artifact, name, backend, precision)
+    _trim_heap()
     return backend
 
 
@@ -119,7 +109,7 @@ def open_backends(
         A backend for each artifact's `ref`.
 
     Raises:
-        ArtifactError: naming the first file that differs, or a model without this precision.
+        ArtifactError: names the first file that differs, or a model without this precision.
     """
     backends: dict[str, Backend] = {}
     for artifact in store:
@@ -139,24 +129,24 @@ def open_layers(artifact: Artifact) -> Layers:
 
     layers = OnnxLayers(artifact)
     _prove(artifact, "onnx-cpu", layers)
+    _trim_heap()
     return layers
 
 
 def _prove(
     artifact: Artifact, name: BackendName, backend: Backend, precision: Precision = "float32"
 ) -> None:
-    """Check the golden images in batches that are no larger than those that will be served."""
+    """Check the golden answers, in batches no larger than those that will be served."""
 
     def predict(images: Images) -> Outputs:
         size = batch_limit(artifact, name, len(images))
         return Outputs.in_batches(backend.predict, images, size)
 
-    artifact.check_golden(name, predict, precision)
-    _trim_heap()
+    check_golden(artifact, name, predict, precision)
 
 
 def _trim_heap() -> None:
-    """Give back to the system what loading a graph left free, where the C library is glibc."""
+    """Return the memory that loading a graph left free to the system, where glibc can."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)

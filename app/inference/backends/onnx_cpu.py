@@ -1,4 +1,4 @@
-"""ONNX graphs on the processor. The only import of onnxruntime."""
+"""ONNX graphs on the processor. The service imports onnxruntime only here."""
 
 import os
 from collections.abc import Sequence
@@ -8,8 +8,8 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-# From 1.29 on, onnxruntime's packages tell Microsoft about the process and its models unless this
-# is set before the import. Who wants that can set it to 0.
+# From 1.29 on, onnxruntime reports the process and its models to Microsoft unless this variable is
+# set before the import. Set it to 0 to allow the reports.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import onnxruntime as ort
@@ -19,8 +19,9 @@ from app.artifact.files import LAYER_OUTPUT, LAYER_OUTPUTS, LAYERS, ONNX_GRAPH
 from app.artifact.manifest import FEATURES
 from app.artifact.tensors import Images, Outputs
 from app.errors import ArtifactError, BackendFailed
+from app.images import RgbImage
 
-_QUIET = 3  # errors only: a warning of the runtime says nothing to who serves
+_ERRORS_ONLY = 3  # the runtime's warnings say nothing that an operator could act on
 
 
 class OnnxBackend:
@@ -37,9 +38,12 @@ class OnnxBackend:
 
         Args:
             artifact: the model directory.
-            threads: how many processor threads one batch may use.
-            file_name: the graph's.
-            more: bytes that are appended to the graph.
+            threads: processor threads for one batch.
+            file_name: the graph's file.
+            more: bytes to append to the graph.
+
+        Raises:
+            ArtifactError: the file differs from its record, or the graph does not load.
         """
         graph = artifact.read_graph(file_name) + more
         try:
@@ -48,12 +52,12 @@ class OnnxBackend:
             )
         except Exception as exc:
             raise ArtifactError(f"{artifact.path / file_name}: does not load: {exc}") from exc
-        self._session._model_bytes = None  # kept for other providers, which are never asked for
+        self._session._model_bytes = None  # a second copy, kept only to change the provider
         self._input = artifact.manifest.input.name
         self._outputs = artifact.manifest.predicted
 
     def predict(self, images: Images) -> Outputs:
-        """Return what the graph gives for uint8 RGB images `[N,H,W,3]`."""
+        """Return the graph's outputs for uint8 RGB images `[N,H,W,3]`."""
         return Outputs(*self._run(self._outputs, images))
 
     def _run(self, outputs: list[str], images: Images) -> list[Any]:
@@ -64,17 +68,17 @@ class OnnxBackend:
 
 
 class OnnxLayers(OnnxBackend):
-    """An artifact's float32 graph with what every layer gives among its outputs."""
+    """An artifact's float32 graph, with the output of every layer among its outputs."""
 
     def __init__(self, artifact: Artifact) -> None:
         super().__init__(artifact, more=artifact.arrays(LAYERS)[LAYER_OUTPUTS].tobytes())
 
-    def outputs(self, image: NDArray[np.uint8], layers: Sequence[str]) -> list[NDArray[np.float32]]:
-        """Return what layers give for one image uint8 `[H,W,3]`, each without the batch."""
+    def outputs(self, image: RgbImage, layers: Sequence[str]) -> list[NDArray[np.float32]]:
+        """Return the outputs of layers for one image, each without the batch axis."""
         names = [LAYER_OUTPUT.format(layer) for layer in layers]
         return [values[0] for values in self._run(names, image[np.newaxis])]
 
-    def features(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def features(self, image: RgbImage) -> NDArray[np.float32]:
         """Return the feature map before global average pooling, float32 `[C,h,w]`."""
         (features,) = self._run([FEATURES], image[np.newaxis])
         return cast(NDArray[np.float32], features[0])
@@ -85,15 +89,15 @@ def _options(threads: int) -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.log_severity_level = _QUIET
+    options.log_severity_level = _ERRORS_ONLY
     options.add_session_config_entry("session.use_env_allocators", "1")
-    options.enable_mem_pattern = False  # keeps a block of its own for each size of batch
+    options.enable_mem_pattern = False  # it would keep a block of memory for each batch size
     return options
 
 
 @cache
 def _share_arena() -> None:
-    """Let all sessions compute in the same memory: an arena keeps what its largest batch took."""
+    """Let all sessions share one arena, since an arena keeps the memory of its largest batch."""
     place = ort.OrtMemoryInfo(
         "Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT
     )

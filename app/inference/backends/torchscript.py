@@ -1,6 +1,7 @@
-"""TorchScript graphs on the GPU. The only import of torch in the service.
+"""TorchScript graphs on a GPU or on the processor. The service imports torch only here.
 
-The same class runs on the processor, so that an export can be proven where there is no GPU.
+`torch-cuda` serves. `torch-cpu` serves too, slower than ONNX, and proves an export where there is
+no GPU.
 """
 
 import io
@@ -16,9 +17,20 @@ from app.errors import ArtifactError, BackendFailed
 
 
 class TorchBackend:
-    """An artifact's TorchScript graph on one device (`cuda` or `cpu`)."""
+    """An artifact's TorchScript graph on one device."""
 
     def __init__(self, artifact: Artifact, device: str, threads: int = 1) -> None:
+        """Load the graph.
+
+        Args:
+            artifact: the model directory.
+            device: `cuda` or `cpu`.
+            threads: processor threads for one batch on `cpu`.
+
+        Raises:
+            ArtifactError: there is no GPU, the file differs from its record, or the graph does not
+                load.
+        """
         if device == "cuda" and not torch.cuda.is_available():
             raise ArtifactError(f"{artifact.path}: torch sees no CUDA device to serve it on")
         if device == "cpu":
@@ -38,7 +50,7 @@ class TorchBackend:
             ) from exc
 
     def predict(self, images: Images) -> Outputs:
-        """Return what the graph gives for uint8 RGB images `[N,H,W,3]`."""
+        """Return the graph's outputs for uint8 RGB images `[N,H,W,3]`."""
         try:
             with torch.inference_mode():
                 batch = torch.from_numpy(np.ascontiguousarray(images)).to(self._device)

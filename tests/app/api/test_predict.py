@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from app.api import pictures
 from app.api.openapi import EXAMPLE_BASE64
 from app.api.schemas import Predictions
-from app.artifact.tensors import Images
+from app.images import RgbImage
 from app.images.decode import decode
 from bench.harness.requests import message
 from tests.conftest import Connect, MakeSettings, Picture
@@ -362,7 +362,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     """What has been decoded in a thread."""
     found: list[bytes] = []
 
-    def spy(data: bytes, *args: Any, **kwargs: Any) -> Images:
+    def spy(data: bytes, *args: Any, **kwargs: Any) -> RgbImage:
         if threading.current_thread() is not threading.main_thread():
             found.append(data)
         return decode(data, *args, **kwargs)

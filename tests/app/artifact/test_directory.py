@@ -13,14 +13,11 @@ from numpy.typing import NDArray
 from app.artifact import directory
 from app.artifact.directory import Artifact, read_artifact, record_file
 from app.artifact.manifest import Manifest
-from app.artifact.tensors import Images, Outputs, Probabilities
 from app.errors import ArtifactError
 from tests.support.artifacts import (
     CLASSES,
     COUNTS,
     copy_store,
-    numpy_predict,
-    numpy_predict_int8,
     rehash,
     weights,
     write_artifact,
@@ -33,10 +30,6 @@ from tests.support.artifacts import (
 def path(store_path: Path, tmp_path: Path) -> Path:
     """An artifact to damage."""
     return copy_store(store_path, tmp_path / "store") / "colour" / "2"
-
-
-def _outputs(predict: Callable[[Images], Probabilities]) -> Callable[[Images], Outputs]:
-    return lambda images: Outputs(predict(images))
 
 
 def _change_manifest(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
@@ -252,57 +245,6 @@ def test_filters_that_cannot_be_shown_are_found(path: Path, kernels: NDArray[Any
         read_artifact(path).verify()
 
 
-IMAGES = np.zeros((2, 32, 32, 3), np.uint8)
-ROWS = np.zeros((2, len(CLASSES)), np.float32)
-
-
-@pytest.mark.parametrize(
-    ("arrays", "message"),
-    [
-        ({"images": IMAGES}, "holds no arrays images and probabilities"),
-        (
-            {"images": IMAGES[:0], "probabilities": ROWS[:0]},
-            r"images is uint8 \(0, 32, 32, 3\); it",
-        ),
-        ({"images": IMAGES.astype(np.float32), "probabilities": ROWS}, "images is float32 .* must"),
-        ({"images": IMAGES[:, :8], "probabilities": ROWS}, r"images is uint8 \(2, 8, 32, 3\)"),
-        ({"images": np.uint8(0), "probabilities": ROWS}, r"images is uint8 \(\)"),
-        ({"images": IMAGES, "probabilities": ROWS[:, 1:]}, r"probabilities is float32 \(2, 5\)"),
-        ({"images": IMAGES, "probabilities": ROWS.astype(np.int64)}, "probabilities is int64"),
-        ({"images": IMAGES, "probabilities": ROWS[:1]}, r"shape \(2, 6\), expected \(1, 6\)"),
-    ],
-)
-def test_golden_images_that_are_none_are_found(
-    path: Path, arrays: dict[str, NDArray[Any]], message: str
-) -> None:
-    (path / "golden.npz").write_bytes(_npz(**arrays))
-    rehash(path)
-    with pytest.raises(ArtifactError, match=rf"golden\.npz: .*{message}"):
-        read_artifact(path).check_golden("onnx-cpu", _outputs(numpy_predict))
-
-
-def test_golden_check_returns_the_largest_difference(path: Path) -> None:
-    artifact = read_artifact(path)
-    assert artifact.check_golden("onnx-cpu", _outputs(numpy_predict)) == 0
-    near = artifact.check_golden("onnx-cpu", lambda images: Outputs(numpy_predict(images) + 5e-5))
-    assert near == pytest.approx(5e-5, rel=0.01)
-
-
-def test_golden_check_fails_over_the_tolerance_on_nan_and_on_another_shape(path: Path) -> None:
-    artifact = read_artifact(path)
-    with pytest.raises(ArtifactError, match=r"by 0\.001; the tolerance is 0\.0001"):
-        artifact.check_golden("onnx-cpu", lambda images: Outputs(numpy_predict(images) + 1e-3))
-    with pytest.raises(ArtifactError, match="by nan"):
-        artifact.check_golden("onnx-cpu", lambda images: Outputs(numpy_predict(images) * np.nan))
-    with pytest.raises(ArtifactError, match=r"shape \(5, 6\), expected \(6, 6\)"):
-        artifact.check_golden("onnx-cpu", lambda images: Outputs(numpy_predict(images[1:])))
-
-
-def test_backend_without_a_tolerance_is_not_proven(path: Path) -> None:
-    with pytest.raises(ArtifactError, match="no golden tolerance for torch-cuda"):
-        read_artifact(path).check_golden("torch-cuda", _outputs(numpy_predict))
-
-
 def test_evaluation_that_breaks_the_schema_is_named(path: Path) -> None:
     (path / "evaluation.json").write_text(json.dumps({"classes": CLASSES}))
     rehash(path)
@@ -393,20 +335,3 @@ def test_int8_record_that_makes_no_sense_is_refused_in_one_line(
     with pytest.raises(ArtifactError, match=rf"manifest\.json: .*{message}") as caught:
         read_artifact(int8_path)
     assert "\n" not in str(caught.value)
-
-
-def test_int8_has_golden_probabilities_and_a_tolerance_of_its_own(int8_path: Path) -> None:
-    artifact = read_artifact(int8_path)
-    assert artifact.check_golden("onnx-cpu", _outputs(numpy_predict_int8), "int8") == 0
-    with pytest.raises(ArtifactError, match=r"differs .* the tolerance is 0\.0001"):
-        artifact.check_golden("onnx-cpu", _outputs(numpy_predict_int8))
-    with pytest.raises(ArtifactError, match=r"differs .* the tolerance is 0\.01"):
-        artifact.check_golden("onnx-cpu", _outputs(numpy_predict), "int8")
-
-
-def test_golden_file_without_int8_probabilities_is_named(int8_path: Path) -> None:
-    images = np.zeros((1, 32, 32, 3), np.uint8)
-    np.savez(int8_path / "golden.npz", images=images, probabilities=numpy_predict(images))
-    rehash(int8_path)
-    with pytest.raises(ArtifactError, match="holds no arrays images and probabilities_int8"):
-        read_artifact(int8_path).check_golden("onnx-cpu", _outputs(numpy_predict_int8), "int8")

@@ -12,8 +12,8 @@ from PIL import Image
 
 from app.artifact.directory import Artifact, read_artifact
 from app.artifact.files import MANIFEST
-from app.artifact.manifest import Precision
-from app.inference.backends import Backend, BackendName, open_backend
+from app.artifact.manifest import BackendName, Precision
+from app.inference.backends import Backend, open_backend
 from tests.support import sample
 from training.cli import main
 from training.compare import compare as comparing

@@ -22,9 +22,10 @@ from app.artifact.files import (
     RESPONSES,
     TORCHSCRIPT_GRAPH,
 )
+from app.artifact.manifest import BackendName
 from app.artifact.tensors import Images
 from app.errors import ArtifactError
-from app.inference.backends import BackendName, open_backend, open_layers
+from app.inference.backends import open_backend, open_layers
 from tests.support import sample
 from tests.support.artifacts import copy_store
 from tests.support.inside_artifacts import amend

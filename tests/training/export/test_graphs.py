@@ -9,8 +9,8 @@ import torch
 
 from app.artifact.directory import Artifact
 from app.artifact.files import LAYER_OUTPUTS, LAYERS, ONNX_GRAPH, PIXELS
-from app.artifact.manifest import FEATURES, OOD_SCORE, Views
-from app.inference.backends import BackendName, open_backend, open_layers
+from app.artifact.manifest import FEATURES, OOD_SCORE, BackendName, Views
+from app.inference.backends import open_backend, open_layers
 from tests.support.tiny_networks import (
     DEVIATION,
     MEAN,
