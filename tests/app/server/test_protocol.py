@@ -14,11 +14,14 @@ import pytest
 
 from app.problems import Problem
 from app.server.overload import MAX_HEAD_BYTES, is_plain_post
+from bench.harness.requests import head, message
 from tests.conftest import Connect, Picture
 from tests.support.fakes import HeldBackend
 from tests.support.servers import CONVSCOPE, Server, get, sockets, started, wait_until
 
 pytestmark = pytest.mark.anyio
+
+LIVE = head("GET /health/live")
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +40,7 @@ def server(store_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 
 def _post(body: bytes, *more: str) -> bytes:
-    lines = ["POST /predict HTTP/1.1", "Host: x", "Content-Type: image/png", *more]
-    return "\r\n".join([*lines, f"Content-Length: {len(body)}", "", ""]).encode() + body
+    return message("POST /predict", body, "Content-Type: image/png", *more)
 
 
 def _read_all(connection: socket.socket) -> bytes:
@@ -61,10 +63,10 @@ def _problem(received: bytes, status: int) -> Problem:
 @pytest.mark.parametrize(
     "head",
     [
-        b"GET /health/live HTTP/1.1\r\nHost: x\r\nX: %b\r\n\r\n" % (b"a" * 65536),
+        head("GET /health/live", f"X: {'a' * 65536}"),
         b"GET /filters HTTP/1.1\r\nHost: x\r\nAccept: %b" % (b"a/b," * 100_000),
         b"GET /filters HTTP/1.1\r\nHost: x\r\n%b\r\n" % (b"a: b\r\n" * 20_000),
-        b"GET /%b HTTP/1.1\r\nHost: x\r\n\r\n" % (b"a" * 40_000),
+        head(f"GET /{'a' * 40_000}"),
     ],
     ids=["one header", "no end", "many headers", "path"],
 )
@@ -83,9 +85,9 @@ def test_usual_head_is_taken(server: Server) -> None:
     "sent",
     [
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n",
-        b"FETCH / HTTP/1.1\r\nHost: x\r\n\r\n",
-        b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: ten\r\n\r\n",
-        b"GET / HTTP/1.1\r\nHost: x\r\nbad header\r\n\r\n",
+        head("FETCH /"),
+        head("POST /predict", "Content-Length: ten"),
+        head("GET /", "bad header"),
     ],
     ids=["TLS", "method", "length", "header"],
 )
@@ -112,7 +114,7 @@ def test_whole_url_as_a_target_stands_for_its_path(
     server: Server, target: str, status: int, instance: str | None
 ) -> None:
     with server.connect() as connection:
-        connection.sendall(_head(f"GET {target} HTTP/1.1", "Host: x", "Connection: close"))
+        connection.sendall(head(f"GET {target}", "Connection: close"))
         received = _read_all(connection)
     assert received.startswith(b"HTTP/1.1 %d " % status)
     if instance is not None:
@@ -124,7 +126,7 @@ def test_target_that_is_neither_a_path_nor_a_whole_url_is_named(
     server: Server, target: str
 ) -> None:
     with server.connect() as connection:
-        connection.sendall(_head(f"GET {target} HTTP/1.1", "Host: x"))
+        connection.sendall(head(f"GET {target}"))
         problem = _problem(_read_all(connection), 400)
     assert problem.detail == f"the request's target '{target}' is neither a path nor a whole URL"
 
@@ -137,8 +139,8 @@ def test_request_says_once_which_host_it_asks(
     server: Server, version: str, hosts: int, status: int
 ) -> None:
     with server.connect() as connection:
-        line, last = f"GET /health/live HTTP/{version}", "Connection: close"
-        connection.sendall(_head(line, *["Host: x"] * hosts, last))
+        lines = [f"GET /health/live HTTP/{version}", *["Host: x"] * hosts, "Connection: close"]
+        connection.sendall("\r\n".join([*lines, "", ""]).encode())
         received = _read_all(connection)
     assert received.startswith(b"HTTP/1.1 %d " % status)
     if status == 400:
@@ -158,7 +160,7 @@ def test_slow_head_is_refused_in_time(server: Server) -> None:
 def test_slow_body_is_refused_in_time(server: Server) -> None:
     with server.connect() as connection:
         connection.settimeout(0.3)
-        connection.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n")
+        connection.sendall(head("POST /predict", "Content-Length: 1000"))
         received = b""
         for _ in range(20):
             connection.sendall(b"x")
@@ -177,7 +179,7 @@ def test_silent_connection_is_closed(server: Server) -> None:
 
 def test_idle_connection_is_closed_after_keep_alive(server: Server) -> None:
     with server.connect() as connection:
-        connection.sendall(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+        connection.sendall(LIVE)
         started_at = time.monotonic()
         assert _read_all(connection).startswith(b"HTTP/1.1 200 ")
         assert 1 < time.monotonic() - started_at < 5
@@ -210,8 +212,8 @@ def test_offer_of_another_protocol_is_not_taken(server: Server, picture: Picture
 def test_refused_body_is_not_read_for_ever(server: Server) -> None:
     chunk = b"100000\r\n" + bytes(1 << 20) + b"\r\n"
     with server.connect() as connection:
-        lines = ["POST /predict HTTP/1.1", "Host: x", "Content-Type: text/plain"]
-        connection.sendall("\r\n".join([*lines, "Transfer-Encoding: chunked", "", ""]).encode())
+        chunked = head("POST /predict", "Content-Type: text/plain", "Transfer-Encoding: chunked")
+        connection.sendall(chunked)
         with pytest.raises(OSError, match=r"reset|Broken pipe"):
             connection.sendall(chunk * 200)
 
@@ -260,7 +262,7 @@ async def test_worker_with_enough_to_do_refuses_posts_at_once_and_takes_gets(
             assert problem.type == "urn:convscope:problem:queue-full"
             assert problem.detail == "2 requests are at work; that is the limit"
             assert problem.instance == "/predict"
-        writer.write(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+        writer.write(LIVE)
         assert (await reader.readuntil(b"\r\n")).startswith(b"HTTP/1.1 200 ")
         backend.release.set()
         for reader, _ in streams[:2]:
@@ -346,7 +348,7 @@ def test_slow_uploads_are_closed_before_those_that_are_answered(
     uploads = [server.connect() for _ in range(60)]
     try:
         for connection in uploads:
-            connection.send(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nx")
+            connection.send(head("POST /predict", "Content-Length: 9") + b"x")
         wait_until(lambda: get(f"{server.url}/health/ready").status_code == 200)
         with server.connect() as connection:
             connection.sendall(_post(picture("red"), "Connection: close"))
@@ -382,24 +384,15 @@ def test_only_a_plain_and_whole_request_is_refused_unparsed(
     assert not is_plain_post(head)
 
 
-def _head(*lines: str) -> bytes:
-    return "\r\n".join([*lines, "", ""]).encode()
-
-
-LIVE = _head("GET /health/live HTTP/1.1", "Host: x")
-
-
 @pytest.mark.parametrize("size", [1, 7, 100, 5000, 1_000_000])
 def test_requests_sent_ahead_are_answered_in_order(
     server: Server, picture: Picture, size: int
 ) -> None:
     """They arrive in packets of any size, with bodies of any framing."""
-    chunked = _head(
-        "POST /predict HTTP/1.1", "Host: x", "Content-Type: image/png", "Transfer-Encoding: chunked"
-    )
+    chunked = head("POST /predict", "Content-Type: image/png", "Transfer-Encoding: chunked")
     image = picture("blue")
     chunked += b"%x\r\n%b\r\n0\r\na: b\r\n\r\n" % (len(image), image)
-    missing = _head("GET /missing HTTP/1.1", "Host: x")
+    missing = head("GET /missing")
     sent = (LIVE + _post(picture("red")) + chunked + b"\r\n" + missing) * 5
     with server.connect() as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -416,7 +409,7 @@ def test_requests_sent_ahead_are_answered_in_order(
 
 def test_any_number_of_requests_may_be_sent_ahead_of_an_answer(server: Server) -> None:
     with server.connect() as connection:
-        connection.sendall(LIVE * 2000 + _head("GET /health/live HTTP/1.0"))
+        connection.sendall(LIVE * 2000 + b"GET /health/live HTTP/1.0\r\n\r\n")
         received = _read_all(connection)
     assert received.count(b"HTTP/1.1 200 OK") == 2001
 
@@ -441,7 +434,7 @@ async def test_bytes_sent_ahead_are_not_taken_without_a_limit(
 
 def test_slow_body_behind_another_request_is_refused_in_time(server: Server) -> None:
     with server.connect() as connection:
-        post = _head("POST /predict HTTP/1.1", "Host: x", "Content-Length: 1000")
+        post = head("POST /predict", "Content-Length: 1000")
         connection.sendall(LIVE + post + b"abc")
         received = _read_all(connection)
     assert received.startswith(b"HTTP/1.1 200 ")
@@ -458,7 +451,7 @@ def test_trailers_are_not_kept(server: Server) -> None:
 
     before = resident()
     with server.connect() as connection:
-        connection.sendall(_head("POST /predict HTTP/1.1", "Host: x", "Transfer-Encoding: chunked"))
+        connection.sendall(head("POST /predict", "Transfer-Encoding: chunked"))
         connection.sendall(b"0\r\n" + b"a:b\r\n" * 2_000_000)
         assert resident() - before < 50_000
 
@@ -466,7 +459,7 @@ def test_trailers_are_not_kept(server: Server) -> None:
 def test_client_that_does_not_read_takes_no_place_from_others(
     server: Server, picture: Picture
 ) -> None:
-    metrics = _head("GET /metrics HTTP/1.1", "Host: x")
+    metrics = head("GET /metrics")
     lazy = [server.connect() for _ in range(20)]
     try:
         for connection in lazy:
@@ -498,13 +491,13 @@ def test_offer_of_another_protocol_is_not_taken_however_it_comes(
 
 def test_tunnel_is_refused(server: Server) -> None:
     with server.connect() as connection:
-        connection.sendall(_head("CONNECT example.org:443 HTTP/1.1", "Host: example.org"))
+        connection.sendall(head("CONNECT example.org:443", host="example.org"))
         _problem(_read_all(connection), 400)
 
 
 def test_what_has_been_answered_is_not_answered_again(server: Server) -> None:
     with server.connect() as connection:
-        connection.sendall(_head("POST /no HTTP/1.1", "Host: x", "Transfer-Encoding: chunked"))
+        connection.sendall(head("POST /no", "Transfer-Encoding: chunked"))
         received = b""
         while b"}" not in received:
             received += connection.recv(65536)
@@ -520,7 +513,7 @@ def test_what_has_been_answered_is_not_answered_again(server: Server) -> None:
 )
 def test_endless_framing_of_a_body_is_refused(server: Server, framing: bytes) -> None:
     with server.connect() as connection:
-        connection.sendall(_head("POST /predict HTTP/1.1", "Host: x", "Transfer-Encoding: chunked"))
+        connection.sendall(head("POST /predict", "Transfer-Encoding: chunked"))
         connection.sendall(framing)
         problem = _problem(_read_all(connection), 400)
     assert problem.detail.endswith("hold no byte of the body; the limit is 32768 bytes")
