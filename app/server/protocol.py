@@ -18,6 +18,7 @@ import httptools
 from starlette.types import ASGIApp
 
 from app import errors, problems
+from app.server.chunks import ChunkedBody
 from app.server.connections import Connections
 from app.server.exchange import Exchange
 from app.server.overload import (
@@ -37,7 +38,7 @@ DRAIN_BYTES = 64 << 20
 """How long and how much of an unwanted body is read away, so that its sender sees the answer."""
 
 _QUOTED_BYTES = 100  # of a target that an error repeats
-_EMPTY_LINE = b"\r\n\r\n"  # ends a head, and a chunked body
+_EMPTY_LINE = b"\r\n\r\n"  # ends a head
 _UPGRADE = re.compile(rb"(?<=\r\n)upgrade:[^\r]*\r\n", re.IGNORECASE)
 
 
@@ -147,6 +148,7 @@ class HttpProtocol(asyncio.Protocol):
         self._head = b""
         self._tail = b""  # the last bytes that may begin an empty line
         self._body_left = 0  # bytes, where Content-Length says how many
+        self._chunks: ChunkedBody | None = None
         self._fault: errors.RequestError | None = None
         self._exchange: Exchange | None = None
         self._task: asyncio.Task[None] | None = None
@@ -269,6 +271,7 @@ class HttpProtocol(asyncio.Protocol):
                 if data:
                     self._move(Event.STARTED)
                     self._head = self._tail = b""
+                    self._chunks = None
             if self._state not in _PARSING:
                 break
             size = self._next_size(data)
@@ -282,12 +285,11 @@ class HttpProtocol(asyncio.Protocol):
             self._discard(len(data))
 
     def _next_size(self, data: bytes) -> int:
-        """Return how many bytes to parse, so that a request's end is the end of them.
-
-        The end is where Content-Length says or, of heads and chunked bodies, after an empty line.
-        """
+        """Return how many bytes to parse, so that the end of a head or body is the end of them."""
         if self._body_left:
             return min(self._body_left, len(data))
+        if self._chunks is not None:
+            return self._chunks.end_in(data)
         end = (self._tail + data[:3]).find(_EMPTY_LINE)
         if end >= 0:
             return end + len(_EMPTY_LINE) - len(self._tail)
@@ -301,7 +303,7 @@ class HttpProtocol(asyncio.Protocol):
             self._head += data
         if self._body_left:
             self._body_left -= len(data)
-        else:
+        elif self._chunks is None:
             last = self._tail + data[-4:]
             self._tail = b"" if last.endswith(_EMPTY_LINE) else last[-3:]
         try:
@@ -359,6 +361,8 @@ class HttpProtocol(asyncio.Protocol):
         for name, value in self._headers:
             if name == b"content-length":
                 length = int(value)
+            elif name == b"transfer-encoding":
+                self._chunks = ChunkedBody()
             elif name == b"host":
                 hosts += 1
             elif name == b"expect":
