@@ -1,6 +1,7 @@
 """The documents: their links lead somewhere, and the index names them all."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,18 @@ def test_architecture_names_every_module(package: str) -> None:
     for path in (ROOT / package).glob("*/**/*.py"):
         is_one_of_a_kind = path.parent.name in {"routes", "architectures"}
         assert path.stem in named or path.stem == "__init__" or is_one_of_a_kind, path
+
+
+def test_architecture_has_the_order_that_the_contract_enforces() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    shown = text.split("## Direction of imports")[1].split("```")[1].strip().splitlines()
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
+    (layers,) = (
+        contract["layers"]
+        for contract in settings["contracts"]
+        if contract.get("containers") == ["app"]
+    )
+    assert shown == [layer.replace(" | ", ", ") for layer in layers]
 
 
 @document
