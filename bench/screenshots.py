@@ -21,7 +21,7 @@ _CLASSIFY, _NETWORK, _MATRIX = (
 @click.command(help=__doc__)
 @click.argument("url", default="http://127.0.0.1:8000")
 def main(url: str) -> None:
-    """Open three views in Chromium, take their pictures."""
+    """Open three views in Chromium and take their pictures."""
     chromium = os.environ.get("CONVSCOPE_CHROMIUM") or shutil.which("chromium")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=list(_ARGUMENTS))
@@ -35,7 +35,7 @@ def main(url: str) -> None:
 
 
 def _show_the_result(page: Page) -> None:
-    """Scroll past where a picture is chosen."""
+    """Scroll past the choice of a picture."""
     first = page.locator(".cards, .way, .matrix").first
     first.wait_for()
     first.evaluate("element => scrollTo(0, element.getBoundingClientRect().top - 90)")

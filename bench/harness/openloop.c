@@ -1,18 +1,18 @@
-/* An open-loop HTTP/1.1 load generator: requests leave at a constant rate, whatever the server does.
+/* An open-loop HTTP/1.1 load generator: it sends requests at a constant rate.
  *
  *   openloop HOST PORT RATE SECONDS CONNECTIONS MAX_CONNECTIONS TIMEOUT FILE...
  *
- * Request i is due at start + i / RATE. Its latency runs from then, not from when a connection came
- * free, so a server that stalls is charged for every request that it kept waiting (no coordinated
- * omission). CONNECTIONS are opened before the first request. A request that finds none free waits
- * in order for the first that comes free or is opened: one more is opened for each that waits, up to
- * MAX_CONNECTIONS. A request without its whole answer TIMEOUT seconds after it was due is given up. Idle connections are used in turn, which spreads the
- * load over a server's processes.
+ * Request i is due at start + i / RATE. Its latency starts at that time, not when a connection is
+ * free, so a stall counts for every request that it delays (no coordinated omission). CONNECTIONS are
+ * opened before the first request. If no connection is free, requests wait in order, and one more
+ * connection is opened for each, up to MAX_CONNECTIONS. A request without a complete answer TIMEOUT
+ * seconds after it was due is given up. Idle connections are used in turn, which spreads the load
+ * over a server's processes.
  *
  * Each FILE is one complete raw request with Content-Length and keep-alive; they are sent in turn.
- * The result is one JSON object on standard output, also after SIGINT or SIGTERM.
+ * The result is one JSON object on standard output, even after SIGINT or SIGTERM.
  *
- * Not done: TLS, pipelining, redirects. A chunked answer's end is told by its last bytes alone.
+ * Not supported: TLS, pipelining, redirects. A chunked answer ends where its last bytes say so.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -42,10 +42,10 @@ typedef struct {
 typedef struct {
     State state;
     int fd;
-    bool wants_write; /* what epoll was last told */
+    bool wants_write; /* last setting of epoll */
     bool close_after;
     bool chunked;
-    bool in_ring; /* of idle connections; stays there when the server closes it */
+    bool in_ring; /* among the idle connections, even after the server closes it */
     int64_t due;
     const Request *request;
     size_t sent;
@@ -95,7 +95,7 @@ static Connection *pop_idle(void) {
         idle_first = (idle_first + 1) % limit;
         idle_count--;
         c->in_ring = false;
-        if (c->state == IDLE) return c; /* the server may have closed it while it lay here */
+        if (c->state == IDLE) return c; /* the server may have closed it meanwhile */
     }
     return NULL;
 }
@@ -125,13 +125,13 @@ static void shut(Connection *c) {
     opened--;
 }
 
-/* The connection ended; what it carried is lost to `counter`. */
+/* Close a connection that ended; count its request, if any, in `counter`. */
 static void fail(Connection *c, int64_t *counter) {
     if (c->state == BUSY) ++*counter;
     shut(c);
 }
 
-/* Begin to connect; a failure counts in `refused`, at once or later. */
+/* Start to connect; a failure counts in `refused`, at once or later. */
 static void open_connection(void) {
     Connection *c = connections;
     while (c->state != CLOSED) c++;
@@ -180,7 +180,7 @@ static void start_request(Connection *c, int64_t due, int64_t now) {
     send_more(c);
 }
 
-/* Read the head's status and how the body ends; false when it is no HTTP answer. */
+/* Read the status and the framing of the body; false if this is no HTTP answer. */
 static bool parse_head(Connection *c, size_t head_length) {
     char *head = c->head;
     head[head_length - 2] = 0;
@@ -194,7 +194,7 @@ static bool parse_head(Connection *c, size_t head_length) {
     return true;
 }
 
-/* Account for bytes of the body; true when it is whole. */
+/* Count bytes of the body; true when it is complete. */
 static bool take_body(Connection *c, const char *bytes, size_t length) {
     if (!c->chunked) return (c->remain -= (int64_t)length) <= 0;
     size_t kept = length < 5 ? 5 - length : 0;
@@ -220,7 +220,7 @@ static void receive(Connection *c) {
         ssize_t n = recv(c->fd, into, room, 0);
         if (n < 0 && errno == EINTR) continue;
         if (n < 0 && errno == EAGAIN) return;
-        if (n <= 0 || c->state != BUSY) { /* ended, or talks without being asked */
+        if (n <= 0 || c->state != BUSY) { /* ended, or sent an answer without a request */
             fail(c, &resets);
             return;
         }
@@ -342,7 +342,7 @@ static void open_first(int wanted) {
     for (int i = 0; i < wanted; i++) open_connection();
     for (int64_t until = now_ns() + 1000000000; connecting && now_ns() < until && !stopped;)
         wait_for_events(until);
-    refused = 0; /* no request was waiting for them */
+    refused = 0; /* no request waited for them */
 }
 
 int main(int argc, char **argv) {
@@ -385,11 +385,11 @@ int main(int argc, char **argv) {
             due = start + (int64_t)((double)next * 1e9 / rate);
             if (due > now) break;
             Connection *c = NULL;
-            if (now - due > timeout) /* the client would have given up while it waited */
+            if (now - due > timeout) /* given up while it waited for a connection */
                 timeouts++;
             else if ((c = pop_idle()))
                 start_request(c, due, now);
-            else if (refused > 0) /* the connection that was to be this request's */
+            else if (refused > 0) /* the connection that was opened for this request */
                 refused--, connect_errors++;
             else
                 break;

@@ -1,5 +1,5 @@
--- wrk's side of a cell: sends the raw requests of the files given after `--` in turn, and prints the
--- summary as one line of JSON. wrk's own latencies are closed-loop: they run from the sending.
+-- Script of wrk: sends the raw requests of the files after `--` in turn and prints the summary as one
+-- line of JSON. Latencies of a closed loop start when a request is sent.
 
 local requests = {}
 local turn = 0

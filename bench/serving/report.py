@@ -19,11 +19,11 @@ from bench.serving.results import Cell, Run, ServerResult, cells_of, requests_pe
 from bench.serving.servers import CONNECTIONS, OPEN_LOOP_SHARES
 
 NAME = "serving"
-"""Of the markers in the documents."""
+"""Name of the markers in the document."""
 
 PLOT = ROOT / "docs" / "images" / "serving.png"
 _PEERS = {"litserve": 6.0, "mlserver": 6.0, "bentoml": 6.0, "ray": 6.0, "tutorial": 5.0}
-"""How many times as fast as each peer the service shall be."""
+"""Wanted ratio of the service's throughput to each peer's."""
 
 
 def write_report(run: Run, *, publish: bool) -> None:
@@ -107,7 +107,7 @@ def _cpu_of_a_request(cell: Cell) -> float | None:
 
 
 def payload_table(run: Run) -> str:
-    """Return good answers a second for every payload; of several images, images a second."""
+    """Return images per second in good answers, for every payload."""
     kinds = payloads().values()
     rows = []
     for result in run.servers.values():
@@ -147,12 +147,12 @@ def open_table(run: Run) -> str:
 
 
 def tunings(run: Run) -> str:
-    """Return how every server was configured, as a list."""
+    """Return the configuration of every server as a list."""
     return "\n".join(f"- {result.title}: {result.tuning}" for result in run.servers.values())
 
 
 def conditions(run: Run) -> str:
-    """Return what the figures hold for: the machine, the versions, the method."""
+    """Return the conditions of the figures: machine, versions, method."""
     machine = run.machine
     others = [
         cell.others
@@ -195,7 +195,7 @@ def _spread(spread: Spread | None) -> str:
 
 
 def plot(run: Run, path: Path) -> None:
-    """Draw requests a second and p99 by connections, for raw PNGs."""
+    """Draw requests per second and p99 by connections, for raw PNGs."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -328,7 +328,7 @@ def _memory(run: Run) -> float | None:
 @click.command()
 @click.argument("results", default=RESULTS / "serving.json", type=click.Path(path_type=Path))
 def main(results: Path) -> None:
-    """Make the tables and the plot again from a run's RESULTS."""
+    """Make the tables and the plot from the RESULTS of a run."""
     write_report(Run.read(results), publish=results == RESULTS / "serving.json")
 
 

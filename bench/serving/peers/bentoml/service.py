@@ -1,4 +1,4 @@
-"""BentoML: a service whose endpoint is batchable and takes images, as its guides have it.
+"""BentoML: a service with a batchable endpoint that takes images, as in its guides.
 
 Run in its own virtual environment: `bentoml serve service:Classifier`, with `BENCH_ARTIFACT` in
 the environment.
@@ -24,7 +24,7 @@ CORES = os.cpu_count() or 1
     logging={"access": {"enabled": False}},
 )
 class Classifier:
-    """The graph in an onnxruntime session, one a worker."""
+    """The graph in an onnxruntime session, one per worker."""
 
     def __init__(self) -> None:
         artifact = Path(os.environ["BENCH_ARTIFACT"])
@@ -35,7 +35,7 @@ class Classifier:
 
     @bentoml.api(batchable=True, max_batch_size=64, max_latency_ms=1000)
     def predict(self, images: list[Image]) -> list[dict]:
-        """Return the label and every probability of each image, of several requests at once."""
+        """Return the label and all probabilities of each image of one or more requests."""
         pixels = [image.convert("RGB") for image in images]
         pixels = [p if p.size == (32, 32) else p.resize((32, 32)) for p in pixels]
         batch = np.stack([np.asarray(p) for p in pixels])

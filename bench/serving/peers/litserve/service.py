@@ -20,10 +20,10 @@ CORES = os.cpu_count() or 1
 
 
 class Classifier(litserve.LitAPI):
-    """Decodes in the worker, then computes what waits as one batch."""
+    """Decodes in the worker, then computes the waiting images as one batch."""
 
     def setup(self, device: str) -> None:  # noqa: ARG002 -- LitServe passes it
-        """Load the graph; LitServe calls this once a worker."""
+        """Load the graph, once per worker."""
         artifact = Path(os.environ["BENCH_ARTIFACT"])
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
@@ -45,11 +45,11 @@ class Classifier(litserve.LitAPI):
         return self.session.run(["probabilities"], {"image": x})[0]
 
     def unbatch(self, output: np.ndarray) -> list[np.ndarray]:
-        """Return one row a request."""
+        """Return one row per request."""
         return list(output)
 
     def encode_response(self, output: np.ndarray) -> dict:
-        """Return the label and every probability."""
+        """Return the label and all probabilities."""
         probabilities = dict(zip(self.classes, output.tolist(), strict=True))
         return {"label": self.classes[int(output.argmax())], "probabilities": probabilities}
 

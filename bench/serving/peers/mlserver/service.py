@@ -1,9 +1,9 @@
-"""MLServer: a custom runtime, as its guide "Custom Inference Runtimes" has it.
+"""MLServer: a custom runtime, as in its guide "Custom Inference Runtimes".
 
-Run in its own virtual environment: `mlserver start DIRECTORY`, the directory made by
-`bench.serving.servers` with settings. The input is a tensor of BYTES `[N,1]`: image files in
-base64, which adaptive batching joins. (A tensor of numbers, decoded by the client, was slower
-here: the JSON is five times as long.)
+Run in its own virtual environment: `mlserver start DIRECTORY`; `bench.serving.servers` makes the
+directory and its settings. The input is a tensor of BYTES `[N,1]` with image files in base64, which
+adaptive batching joins. (A tensor of numbers, decoded by the client, was slower: its JSON is five
+times as long.)
 """
 
 import io

@@ -1,4 +1,4 @@
-"""Ray Serve: a deployment that batches requests, as its guide "Dynamic Request Batching" has it.
+"""Ray Serve: a deployment that batches requests, as in its guide "Dynamic Request Batching".
 
 Run in its own virtual environment: `python service.py PORT`, with `BENCH_ARTIFACT` in the
 environment. The body of the request is the image file.
@@ -30,7 +30,7 @@ CORES = os.cpu_count() or 1
     logging_config=LoggingConfig(enable_access_log=False, log_level="WARNING"),
 )
 class Classifier:
-    """One replica: decodes each request, computes what came in together."""
+    """One replica: decodes each request and computes waiting requests together."""
 
     def __init__(self) -> None:
         artifact = Path(os.environ["BENCH_ARTIFACT"])
@@ -45,7 +45,7 @@ class Classifier:
         return list(self.session.run(["probabilities"], {"image": np.stack(images)})[0])
 
     async def __call__(self, request: Request) -> dict:
-        """Answer with the label and every probability."""
+        """Answer with the label and all probabilities."""
         image = Image.open(io.BytesIO(await request.body())).convert("RGB")
         image = image if image.size == (32, 32) else image.resize((32, 32))
         output = await self.classify(np.asarray(image))

@@ -25,7 +25,7 @@ classes = json.loads((ARTIFACT / "manifest.json").read_text())["classes"]
 
 @app.post("/predict")
 def predict(file: UploadFile) -> dict:
-    """Answer with the label and every probability."""
+    """Answer with the label and all probabilities."""
     image = Image.open(io.BytesIO(file.file.read())).convert("RGB").resize((32, 32))
     with torch.no_grad():
         _, probabilities, *_ = model(torch.from_numpy(np.array(image)).unsqueeze(0))
