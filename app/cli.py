@@ -1,4 +1,4 @@
-"""`convscope`: serve, predict and models. Errors are one line and a status, never a traceback."""
+"""The commands `convscope serve`, `predict` and `models`."""
 
 import json
 import os
@@ -9,11 +9,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import click
 
-# numpy's BLAS would start threads that nobody uses, and a process with threads is not to be forked.
+# NumPy's BLAS would start threads that nothing uses, and a process with threads must not fork.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import numpy as np
@@ -22,6 +21,7 @@ from app.api.queries import VERSION_HELP
 from app.api.schemas import ModelVersion, Predictions
 from app.artifact.store import Store, read_store
 from app.artifact.tensors import Images, Outputs
+from app.commands import OneLineErrors
 from app.errors import ConvscopeError, ImageError
 from app.images import RgbImage
 from app.images.decode import decode
@@ -29,30 +29,17 @@ from app.inference.backends import batch_limit, open_backend
 from app.server.machine import usable_cpus
 from app.settings import Settings, read_settings
 from app.tasks.classification import Interpreter
-from app.telemetry import logs
-
-METRICS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
-"""Must be set before prometheus_client is imported."""
+from app.telemetry import METRICS_DIRECTORY_VARIABLE, logs
 
 BACKLOG = 2048
 SHOWN_CLASSES = 5
-"""For a person, unless more are asked for; JSON holds all."""
+"""The classes that `predict` prints of an image by default; JSON holds all of them."""
 
 
-class _Group(click.Group):
-    """Says what went wrong for a known reason in one line, with status 1."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except ConvscopeError as exc:
-            raise click.ClickException(str(exc)) from exc
-
-
-@click.group(cls=_Group)
+@click.group(cls=OneLineErrors, errors=ConvscopeError)
 @click.version_option(package_name="convscope")
 def main() -> None:
-    """Serve image classifiers, or use them here. Settings are CONVSCOPE_* variables."""
+    """Serve image classifiers, or classify files. CONVSCOPE_* variables hold the settings."""
 
 
 @main.command()
@@ -61,7 +48,7 @@ def main() -> None:
 @click.option(
     "--workers",
     type=click.IntRange(1, 256),
-    help="Worker processes; one for each processor that may be used, unless given.",
+    help="Number of worker processes. Default: one for each available processor.",
 )
 def serve(host: str, port: int, workers: int | None) -> None:
     """Serve the models over HTTP."""
@@ -69,7 +56,7 @@ def serve(host: str, port: int, workers: int | None) -> None:
     logs.configure(settings.log_format, settings.log_level)
     store = _read_store(settings)
     with closing(_listen(host, port)) as listener, _metrics_directory():
-        import app.inference.backends.onnx_cpu  # noqa: F401 - once, for all workers
+        import app.inference.backends.onnx_cpu  # noqa: F401 - before the workers fork
         from app.main import open_application
         from app.server.supervisor import Supervisor
 
@@ -82,7 +69,7 @@ def serve(host: str, port: int, workers: int | None) -> None:
 
 @main.command()
 @click.argument("files", nargs=-1, required=True)
-@click.option("--model", help="The model's name; the default model unless given.")
+@click.option("--model", help="The model's name. Default: the default model.")
 @click.option("--version", help=VERSION_HELP)
 @click.option("--top-k", type=click.IntRange(1), help="How many classes to show.")
 @click.option("--json", "as_json", is_flag=True, help="Print what POST /predict answers.")
@@ -141,22 +128,25 @@ def _read_store(settings: Settings) -> Store:
 
 @contextmanager
 def _metrics_directory() -> Iterator[None]:
-    """Give the workers a directory for their metrics, unless the operator has."""
-    if os.environ.get(METRICS_VARIABLE):
+    """Make a directory for the workers' metrics, unless the environment names one.
+
+    The variable must be set before prometheus_client is imported.
+    """
+    if os.environ.get(METRICS_DIRECTORY_VARIABLE):
         yield
         return
     try:
         directory = tempfile.TemporaryDirectory(prefix="convscope-metrics-")
     except OSError as exc:
         raise click.ClickException(
-            f"no place for the workers' metrics: {exc}; {METRICS_VARIABLE} can name one"
+            f"no directory for the workers' metrics: {exc}; set {METRICS_DIRECTORY_VARIABLE}"
         ) from exc
-    with directory as os.environ[METRICS_VARIABLE]:
+    with directory as os.environ[METRICS_DIRECTORY_VARIABLE]:
         yield
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """Listen, before a model is loaded; say in one line that the address cannot be had."""
+    """Listen before a model is loaded, so that a taken address is reported at once."""
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family)
@@ -174,16 +164,16 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _greet(host: str, port: int, store: Store, settings: Settings) -> None:
-    """Print what to type next; on stdout, since the log is on stderr."""
+    """Print a first request to try. It goes to stdout, since the log is on stderr."""
     if settings.log_format == "json":
         return
     from app.api.openapi import EXAMPLE_BASE64
 
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - where to knock
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - an address to connect to
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     names = ", ".join(item.ref for item in store)
     click.echo(
-        f"\nServing {names} on {url}; {url}/docs shows everything. Try:\n\n"
+        f"\nServing {names} on {url}; see {url}/docs. Try:\n\n"
         f"curl {url}/predict -H 'Content-Type: application/json' "
         f'-d \'{{"images": ["{EXAMPLE_BASE64}"]}}\'\n'
     )
@@ -192,7 +182,7 @@ def _greet(host: str, port: int, store: Store, settings: Settings) -> None:
 def _decode_files(
     files: Sequence[str], size: tuple[int, int], settings: Settings
 ) -> tuple[list[str], Images]:
-    """Decode what can be; one line on stderr for each that cannot."""
+    """Decode files; print a line on stderr for each one that cannot be read or decoded."""
     names: list[str] = []
     images: list[RgbImage] = []
     for name in files:

@@ -13,6 +13,7 @@ import click
 from rich.console import Console
 
 from app.artifact.manifest import Views, WeightFormat
+from app.commands import OneLineErrors
 from training import evaluate, report
 from training.architectures import ARCHITECTURES
 from training.architectures.describe import describe as describe_architecture
@@ -80,18 +81,7 @@ def recipe_options(command: Command) -> Command:
     return command
 
 
-class OneLineErrors(click.Group):
-    """A group whose commands end with one line instead of a traceback."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run the command, and turn its errors into click's."""
-        try:
-            return super().invoke(ctx)
-        except TrainingError as exc:
-            raise click.ClickException(str(exc)) from exc
-
-
-@click.group(cls=OneLineErrors, context_settings={"max_content_width": 100})
+@click.group(cls=OneLineErrors, errors=TrainingError, context_settings={"max_content_width": 100})
 def main() -> None:
     """Train CIFAR-10 classifiers, measure them and export them for serving."""
 

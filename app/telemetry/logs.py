@@ -1,7 +1,7 @@
-"""How the service logs: one event a line, structlog's and everybody else's alike, on stderr.
+"""The log: one event a line on stderr, in one format for the service and for its libraries.
 
-Readable on a terminal, JSON otherwise. No value of a request reaches a line unescaped: JSON
-escapes by itself, and a request's path is logged percent-encoded, as it came.
+It is text on a terminal and JSON otherwise. Values from a request are always escaped: JSON escapes
+them, and a path is logged percent-encoded, as it was received.
 """
 
 import json
@@ -19,7 +19,7 @@ from app.telemetry.requests import RequestState, current
 LogFormat = Literal["auto", "text", "json"]
 
 _OURS = ("app", "convscope")
-_TALK_OF_INPUT = ("PIL",)  # what a stranger sent is the stranger's news
+_TALK_OF_INPUT = ("PIL",)  # they warn about what clients send
 _PROBES = frozenset({"/health/live", "/health/ready", "/metrics"})
 _MAX_PATH = 256
 _UVICORN = ("uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi")
@@ -28,18 +28,18 @@ _requests = logging.getLogger("convscope.access")
 
 
 class _Handler(logging.StreamHandler[TextIO]):
-    """Marks the handler that is ours, so that a second set-up replaces it."""
+    """The handler of this module. Configuring again replaces it."""
 
     as_json: bool
 
 
 def write_request(state: RequestState, status: int, seconds: float) -> None:
-    """Write the line of one request that was answered; a probe's at level debug.
+    """Log one answered request; a probe is logged at level debug.
 
-    JSON is written past the logging module, which would take longer than the decoder.
+    JSON is written without the logging module, which would take longer than decoding the image.
     """
     path, model = state.path[:_MAX_PATH], state.model
-    # Probes come every few seconds for ever.
+    # Probes arrive every few seconds.
     level = logging.DEBUG if path in _PROBES else logging.INFO
     if not _requests.isEnabledFor(level):
         return
@@ -53,7 +53,7 @@ def write_request(state: RequestState, status: int, seconds: float) -> None:
             f'"request_id":{json.dumps(state.request_id)},"method":{json.dumps(state.method)},'
             f'"path":{json.dumps(path)},"status":{status},"duration_ms":{duration}{ending}'
         )
-        with suppress(OSError, ValueError):  # a full disk or a closed pipe ends no request
+        with suppress(OSError, ValueError):  # a full disk or closed pipe fails no request
             handler.stream.write(line)
         return
     fields: dict[str, Any] = {"method": state.method, "path": path, "status": status}
@@ -64,12 +64,14 @@ def write_request(state: RequestState, status: int, seconds: float) -> None:
 
 
 def configure(log_format: LogFormat, level: str, stream: TextIO | None = None) -> None:
-    """Send every logger of the process through one formatter; other packages' from warning on.
+    """Send every logger of the process through one formatter.
+
+    Loggers of other packages write warnings and errors only.
 
     Args:
         log_format: `auto` is text on a terminal and JSON otherwise.
-        level: the lowest of the service's and uvicorn's: debug, info, warning or error.
-        stream: where to write; stderr unless given.
+        level: the lowest level that the service and uvicorn write: debug, info, warning or error.
+        stream: where to write; stderr by default.
     """
     stream = stream or sys.stderr
     as_json = log_format == "json" or (log_format == "auto" and not stream.isatty())
@@ -109,14 +111,14 @@ def configure(log_format: LogFormat, level: str, stream: TextIO | None = None) -
     for name in _UVICORN:
         logger = logging.getLogger(name)
         logger.handlers.clear()
-        logger.propagate = name != "uvicorn.access"  # the middleware writes that line
+        logger.propagate = name != "uvicorn.access"  # `write_request` writes that line
         logger.setLevel(logging.NOTSET if name != "uvicorn" else level.upper())
 
 
 def _renderers(as_json: bool, *, colors: bool) -> list[Processor]:
     if as_json:
         return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
-    # Where rich is installed, the default shows every frame's locals: images and secrets too.
+    # If rich is installed, the default prints every frame's locals, images and secrets included.
     plain = structlog.dev.plain_traceback
     return [structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=plain)]
 

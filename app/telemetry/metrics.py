@@ -1,8 +1,8 @@
-"""Every metric that the service exports, in one place.
+"""All metrics of the service.
 
-Labels are bounded: routes are templates, methods are known ones, models are those in the store.
-With `PROMETHEUS_MULTIPROC_DIR` set, each process writes its values to files there and any of them
-answers for all.
+Label values are bounded: routes are templates, methods are the known ones, models are those in the
+store. If `PROMETHEUS_MULTIPROC_DIR` is set, each process keeps its values in files there, and any
+process renders the values of all.
 """
 
 import os
@@ -15,7 +15,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
-MULTIPROCESS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+from app.telemetry import METRICS_DIRECTORY_VARIABLE
+
 OTHER = "other"
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -37,7 +38,7 @@ class Metrics:
         )
         self._request_seconds = Histogram(
             "convscope_http_request_duration_seconds",
-            "From the end of a request's head to the end of its answer.",
+            "Time from the end of a request's head to the end of its answer.",
             ("method", "route"),
             buckets=_SECONDS,
             registry=registry,
@@ -56,26 +57,26 @@ class Metrics:
         )
         self._read_seconds = Histogram(
             "convscope_read_seconds",
-            "Reading the body of a prediction.",
+            "Time to read the body of a prediction.",
             buckets=_SECONDS,
             registry=registry,
         )
         self._decode_seconds = Histogram(
             "convscope_decode_seconds",
-            "Decoding all images of a request.",
+            "Time to decode all images of a request.",
             buckets=_SECONDS,
             registry=registry,
         )
         self.queue_seconds = Histogram(
             "convscope_queue_seconds",
-            "Waiting of a request's images for the backend.",
+            "Time that a request's images waited for the backend.",
             _MODEL,
             buckets=_SECONDS,
             registry=registry,
         )
         self.inference_seconds = Histogram(
             "convscope_inference_seconds",
-            "One batch in the backend.",
+            "Time of one batch in the backend.",
             _MODEL,
             buckets=_SECONDS,
             registry=registry,
@@ -89,14 +90,14 @@ class Metrics:
         )
         self.queue_images = Gauge(
             "convscope_queue_images",
-            "Images that wait for the backend.",
+            "Images waiting for the backend.",
             _MODEL,
             multiprocess_mode="livesum",
             registry=registry,
         )
         self._rejections = Counter(
             "convscope_rejections",
-            "Requests refused or given up, by the end of the problem's type.",
+            "Requests refused or given up, by the last part of the problem's type.",
             ("reason",),
             registry=registry,
         )
@@ -108,39 +109,39 @@ class Metrics:
         )
         self.workers = Gauge(
             "convscope_workers",
-            "Worker processes that serve.",
+            "Worker processes in service.",
             multiprocess_mode="livesum",
             registry=registry,
         )
         self.worker_restarts = Counter(
             "convscope_worker_restarts",
-            "Workers that took the place of one that died or hung.",
+            "Workers started to replace one that died or hung.",
             registry=registry,
         )
         self._model_info = Gauge(
             "convscope_model_info",
-            "1 for each model that is served.",
+            "1 for each model in service.",
             (*_MODEL, "architecture", "backend", "precision", "default"),
             multiprocess_mode="livemax",
             registry=registry,
         )
-        # The library's own lookup takes longer than counting does.
+        # The library's own lookup of labels takes longer than counting.
         self._requests_labelled = cache(self._requests.labels)
         self._seconds_labelled = cache(self._request_seconds.labels)
         self._rejections_labelled = cache(self._rejections.labels)
 
     def observe_request(self, method: str, route: str, status: int, seconds: float) -> None:
-        """Count one answered request; `route` is a template or `OTHER`."""
+        """Count one answered request. `route` is a template or `OTHER`."""
         method = method if method in _METHODS else OTHER
         self._requests_labelled(method, route, status).inc()
         self._seconds_labelled(method, route).observe(seconds)
 
     def count_rejection(self, reason: str, count: int = 1) -> None:
-        """Count requests that were refused or given up; `reason` is an error's name."""
+        """Count requests that were refused or given up. `reason` is the error's name."""
         self._rejections_labelled(reason).inc(count)
 
     def count_refused(self, method: str, route: str, status: int, count: int = 1) -> None:
-        """Count requests that were answered before the application saw them, in no time."""
+        """Count requests that were refused before they reached the application."""
         method = method if method in _METHODS else OTHER
         self._requests_labelled(method, route, status).inc(count)
 
@@ -150,19 +151,19 @@ class Metrics:
         self._decode_seconds.observe(decode)
 
     def describe_model(self, *labels: str) -> None:
-        """Show a model: name, version, architecture, backend, precision and if it is default."""
+        """Set the labels of a model: name, version, architecture, backend, precision, default."""
         self._model_info.labels(*labels).set(1)
 
     def render(self, accept: str) -> tuple[bytes, str]:
-        """Return the exposition and its content type, in the format that Accept asks for."""
+        """Return all values and their content type, in the format that Accept asks for."""
         try:
             encode, content_type = choose_encoder(accept)
-        except (TypeError, ValueError):  # a version that is no number; the default is for everybody
+        except (TypeError, ValueError):  # Accept holds a version that is not a number
             encode, content_type = choose_encoder("")
         return encode(self._collected()), content_type
 
     def _collected(self) -> CollectorRegistry:
-        directory = os.environ.get(MULTIPROCESS_VARIABLE)
+        directory = os.environ.get(METRICS_DIRECTORY_VARIABLE)
         if not directory:
             return self._registry
         _forget_dead_processes(Path(directory))
@@ -184,29 +185,29 @@ class ModelMetrics:
         self._queue = metrics.queue_seconds.labels(*self._labels)
 
     def waiting(self, images: int) -> None:
-        """The queue now holds so many images."""
+        """Record that `images` images wait in the queue."""
         self._waiting.set(images)
 
     def computed(self, images: int, seconds: float) -> None:
-        """A batch of so many images took the backend so many seconds."""
+        """Record a batch's size and the seconds that it took the backend."""
         self._images.observe(images)
         self._inference.observe(seconds)
 
     def answered(self, labels: Sequence[str], queue_seconds: float) -> None:
-        """A request's images were classified after having waited so many seconds."""
+        """Record the labels given to a request's images, and the seconds that these waited."""
         self._queue.observe(queue_seconds)
         for label in labels:
             self._labelled(label).inc()
 
 
 def _forget_dead_processes(directory: Path) -> None:
-    """Drop the gauges of processes that were killed before they could do it themselves."""
+    """Drop the gauges of processes that were killed before they could drop them."""
     for path in directory.glob("gauge_live*_*.db"):
         pid = path.stem.rpartition("_")[2]
         try:
             os.kill(int(pid), 0)
         except ProcessLookupError:
-            with suppress(FileNotFoundError):  # another scrape was faster
+            with suppress(FileNotFoundError):  # another scrape dropped it first
                 mark_process_dead(pid, str(directory))  # type: ignore[no-untyped-call]
         except PermissionError:
             continue

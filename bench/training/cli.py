@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 import torch
 
+from app.commands import OneLineErrors
 from bench import BUILD, RESULTS, ROOT
 from bench.harness.report import fill
 from bench.training import exercise as exercise_bench
@@ -24,8 +25,8 @@ from bench.training.speednet import (
     speednet_table,
     speednet_targets,
 )
-from training.cli import OneLineErrors
 from training.data import dataset
+from training.errors import TrainingError
 from training.recipes import find_recipe
 
 RUNS = BUILD / "training"
@@ -47,7 +48,7 @@ seeds_option = click.option(
 )
 
 
-@click.group(cls=OneLineErrors)
+@click.group(cls=OneLineErrors, errors=TrainingError)
 def main() -> None:
     """Measure training."""
     torch.set_num_threads(THREADS)

@@ -1,0 +1,21 @@
+"""The command groups of `convscope` and `convscope-train`, which print errors in one line."""
+
+from typing import Any
+
+import click
+
+
+class OneLineErrors(click.Group):
+    """A group of commands that prints a known error in one line and exits with status 1."""
+
+    def __init__(self, *args: Any, errors: type[Exception], **kwargs: Any) -> None:
+        """Take click's arguments and the base class of the known errors."""
+        super().__init__(*args, **kwargs)
+        self._errors = errors
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except self._errors as exc:
+            raise click.ClickException(str(exc)) from exc
