@@ -12,6 +12,7 @@ from app.problems import Problem
 from app.server.connections import Connections, Share, Shares
 from app.server.exchange import BUFFERED_BYTES
 from app.server.protocol import HttpProtocol
+from app.telemetry import logs
 from app.telemetry.metrics import Metrics
 from tests.conftest import MakeSettings
 
@@ -170,6 +171,7 @@ async def test_answer_carries_the_date_and_names_no_server(connections: Connecti
 async def test_answer_that_breaks_the_rules_is_an_internal_error(
     connections: Connections, messages: list[Message], capsys: pytest.CaptureFixture[str]
 ) -> None:
+    logs.configure("text", "info")
     received = await _ask(_sends(*messages), connections, _get())
     head, _, body = received.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 500 ")
