@@ -11,12 +11,16 @@ ARGS ?=
 
 VENV := .venv
 PIP := $(VENV)/bin/python -m pip install --disable-pip-version-check
+LOWEST := build/lowest
+SIDE_BY_SIDE := --numprocesses=auto --dist=loadfile
 
-.PHONY: help install serve test lint bench bench-training soak
+.PHONY: help install serve test test-fast test-lowest lint bench bench-training soak
 
 help:
 	@echo 'make serve    serve the models in models_store on http://127.0.0.1:$(PORT) (another port: PORT=8080)'
-	@echo 'make test     run the tests (some of them: ARGS="-m '"'not slow'"'")'
+	@echo 'make test     run the tests (some of them: ARGS=tests/app/api)'
+	@echo 'make test-fast    only those that take moments (2 minutes)'
+	@echo 'make test-lowest  those of the service, with the lowest versions that pyproject.toml allows'
 	@echo 'make lint     check formatting, lint, types and the direction of imports'
 	@echo 'make bench    measure serving against other servers (a short look: ARGS=--quick); needs wrk and a C compiler'
 	@echo 'make bench-training  measure training: speed against the tutorial'"'"'s loop, accuracy (hours; one seed: ARGS="--seeds 0"; goes on when stopped)'
@@ -29,7 +33,13 @@ serve: $(VENV)/.serve
 	$(VENV)/bin/convscope serve --host 127.0.0.1 --port $(PORT)
 
 test: $(VENV)/.develop
-	$(VENV)/bin/python -m pytest $(ARGS)
+	$(VENV)/bin/python -m pytest $(SIDE_BY_SIDE) $(ARGS)
+
+test-fast: $(VENV)/.develop
+	$(VENV)/bin/python -m pytest $(SIDE_BY_SIDE) -m 'not slow' $(ARGS)
+
+test-lowest: $(LOWEST)/.installed
+	$(LOWEST)/bin/python -m pytest $(SIDE_BY_SIDE) -m 'not slow' tests/app $(ARGS)
 
 lint: $(VENV)/.develop
 	$(VENV)/bin/ruff format --check .
@@ -63,3 +73,10 @@ $(VENV)/.serve: pyproject.toml | $(VENV)/.created
 $(VENV)/.develop: pyproject.toml | $(VENV)/.created
 	$(PIP) --editable '.[dev,train]'
 	@touch $@ $(VENV)/.serve
+
+# What trains is left out: torch has one version, and takes minutes to install.
+$(LOWEST)/.installed: pyproject.toml | $(VENV)/.created
+	$(VENV)/bin/python -m venv --clear $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --disable-pip-version-check uv
+	$(LOWEST)/bin/uv pip install --python $(LOWEST)/bin/python --resolution lowest-direct --editable '.[test]'
+	@touch $@

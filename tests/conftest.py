@@ -3,6 +3,7 @@
 import io
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,26 @@ from app.inference.backends import Backend
 from app.main import create_app
 from app.settings import Settings
 from tests.support.artifacts import COLOURS, write_artifact
-from tests.support.inside_artifacts import write_averaging
+from tests.support.made_once import made_once
 
-pytest_plugins = ["tests.support.browser", "tests.support.training_fixtures"]
+# `make test-lowest` tests the service alone, without what trains and without a browser.
+pytest_plugins = []
+collect_ignore = []
+if find_spec("torch"):
+    pytest_plugins += ["tests.support.training_fixtures"]
+else:
+    collect_ignore += [
+        "app/api/test_activations.py",
+        "app/api/test_confusion_cells.py",
+        "app/api/test_explain.py",
+        "app/api/test_filter_responses.py",
+        "app/artifact/test_golden_scores.py",
+        "app/explore/test_layers.py",
+    ]
+if find_spec("playwright"):
+    pytest_plugins += ["tests.support.browser"]
+else:
+    collect_ignore += ["app/web/test_page_classify.py", "app/web/test_page_inside.py"]
 
 Connect = Callable[..., AbstractAsyncContextManager[httpx.AsyncClient]]
 MakeSettings = Callable[..., Settings]
@@ -32,20 +50,25 @@ def anyio_backend() -> str:
 @pytest.fixture(scope="session")
 def store_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """colour/1, colour/2 (the default) and flat/1, which has no convolution."""
-    path = tmp_path_factory.mktemp("store")
-    write_artifact(path, "colour", "1")
-    write_artifact(path, "colour", "2")
-    write_artifact(path, "flat", "1", convolutions=False)
-    return path
+
+    def make(path: Path) -> None:
+        write_artifact(path, "colour", "1")
+        write_artifact(path, "colour", "2")
+        write_artifact(path, "flat", "1", convolutions=False)
+
+    return made_once(tmp_path_factory, "store", make)
 
 
 @pytest.fixture(scope="session")
 def inside_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """averaging/1, a network that can be looked into, and colour/1, which was exported without."""
-    path = tmp_path_factory.mktemp("inside")
-    write_averaging(path)
-    write_artifact(path, "colour", "1")
-    return path
+    from tests.support.inside_artifacts import write_averaging
+
+    def make(path: Path) -> None:
+        write_averaging(path)
+        write_artifact(path, "colour", "1")
+
+    return made_once(tmp_path_factory, "inside", make)
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from app.artifact.directory import Artifact, read_artifact, record_file
+from app.artifact.files import MANIFEST
 from app.artifact.tensors import Images, Probabilities
 
 CLASSES = ("red", "green", "blue", "cyan", "magenta", "yellow")
@@ -190,9 +191,33 @@ def rehash(path: Path, tolerances: dict[str, float] | None = None) -> None:
     _write_manifest(path, path.parent.name, path.name, tolerances, layers)
 
 
+def amend(path: Path, **changes: Any) -> Artifact:
+    """Change an artifact's manifest, and record its files as they are now."""
+    manifest = json.loads((path / MANIFEST).read_text())
+    names = {file.name for file in path.iterdir()} - {MANIFEST}
+    files = {name: record_file(path / name).model_dump() for name in sorted(names)}
+    (path / MANIFEST).write_text(json.dumps(manifest | {"files": files} | changes))
+    return read_artifact(path)
+
+
 def copy_store(store: Path, target: Path) -> Path:
     """Copy a store, to damage it."""
     return Path(shutil.copytree(store, target))
+
+
+def confidence(lac: tuple[float, ...], aps: tuple[float, ...], foreign: float) -> dict[str, Any]:
+    """Return what a manifest says of a graph: thresholds of sets, and of what is foreign."""
+    return {
+        "heldout_images": 1000,
+        "conformal": {"lac": lac, "aps": aps, "measured": []},
+        "out_of_distribution": {
+            "threshold": foreign,
+            "heldout_false_alarms": 0.05,
+            "test_false_alarms": 0.05,
+            "auroc": {},
+            "detected": {},
+        },
+    }
 
 
 def _figures() -> dict[str, float]:

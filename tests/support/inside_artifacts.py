@@ -1,6 +1,6 @@
-"""Artifacts that can be looked into: a small untrained network, and models with thresholds.
+"""An artifact to look into: a small untrained network.
 
-The network is exported by training's own functions, without what an export takes long for.
+Training's own functions export it, without the slow parts of an export.
 """
 
 import json
@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from app.artifact.directory import Artifact, read_artifact, record_file
+from app.artifact.directory import Artifact
 from app.artifact.files import (
     EVALUATION,
     EXAMPLES,
@@ -27,7 +27,7 @@ from app.artifact.files import (
 from app.artifact.manifest import FEATURES
 from app.artifact.tensors import Images, Probabilities
 from tests.support import sample
-from tests.support.artifacts import CLASSES, write_artifact
+from tests.support.artifacts import CLASSES, amend, write_artifact
 from training.export.examples import examples
 from training.export.graphs import ServedNetwork, onnx_graph
 from training.export.inside import (
@@ -101,30 +101,6 @@ def write_averaging(store: Path) -> Artifact:
     outputs = [*json.loads((path / MANIFEST).read_text())["outputs"], features]
     layers = [layer.model_dump() for layer in served.layers]
     return amend(path, architecture="averaging", layers=layers, outputs=outputs)
-
-
-def amend(path: Path, **changes: Any) -> Artifact:
-    """Change an artifact's manifest, and record its files as they are now."""
-    manifest = json.loads((path / MANIFEST).read_text())
-    names = {file.name for file in path.iterdir()} - {MANIFEST}
-    files = {name: record_file(path / name).model_dump() for name in sorted(names)}
-    (path / MANIFEST).write_text(json.dumps(manifest | {"files": files} | changes))
-    return read_artifact(path)
-
-
-def confidence(lac: tuple[float, ...], aps: tuple[float, ...], foreign: float) -> dict[str, Any]:
-    """Return what a manifest says of a graph: thresholds of sets, and of what is foreign."""
-    return {
-        "heldout_images": 1000,
-        "conformal": {"lac": lac, "aps": aps, "measured": []},
-        "out_of_distribution": {
-            "threshold": foreign,
-            "heldout_false_alarms": 0.05,
-            "test_false_alarms": 0.05,
-            "auroc": {},
-            "detected": {},
-        },
-    }
 
 
 def _write_counts(path: Path) -> None:

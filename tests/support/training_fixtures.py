@@ -9,16 +9,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from app.artifact.directory import Artifact
+from app.artifact.directory import Artifact, read_artifact
 from app.artifact.tensors import Images
 from tests.support import sample
+from tests.support.made_once import made_once
 from training.data import cifar10, dataset
 from training.data.foreign import foreign_images
-from training.evaluate import evaluate, save_evaluation
+from training.evaluate import evaluate, read_evaluation, save_evaluation
 from training.export.export import Export, export
 from training.recipes import Recipe, find_recipe
 from training.report import LEARNING_CURVE, draw_learning_curve
-from training.run.checkpoint import Checkpoint
+from training.run.checkpoint import Checkpoint, open_run
 from training.run.reporter import Reporter, SilentReporter
 from training.run.train import train
 
@@ -77,7 +78,7 @@ def _few_foreign_images() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return sample.write_image_folder(tmp_path_factory.mktemp("data") / "sample")
+    return made_once(tmp_path_factory, "sample", sample.write_image_folder)
 
 
 @pytest.fixture(scope="session")
@@ -88,11 +89,13 @@ def source(image_folder: Path) -> dataset.Source:
 @pytest.fixture(scope="session")
 def trained(source: dataset.Source, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     """A run of two epochs on the sample, evaluated."""
-    run = tmp_path_factory.mktemp("runs") / "tiny"
-    last = train_quietly(TINY, source, run)
-    draw_learning_curve(last.state.history, run / LEARNING_CURVE)
-    save_evaluation(last, evaluate(last, source, torch.device("cpu")))
-    return last
+
+    def make(run: Path) -> None:
+        last = train_quietly(TINY, source, run)
+        draw_learning_curve(last.state.history, run / LEARNING_CURVE)
+        save_evaluation(last, evaluate(last, source, torch.device("cpu")))
+
+    return open_run(made_once(tmp_path_factory, "tiny", make))
 
 
 @pytest.fixture(scope="session")
@@ -100,9 +103,13 @@ def exported(
     trained: Checkpoint, source: dataset.Source, tmp_path_factory: pytest.TempPathFactory
 ) -> Artifact:
     """The run's artifact, `tiny/1`, in a store of its own."""
-    found = evaluate(trained, source, torch.device("cpu"))
-    store = tmp_path_factory.mktemp("store")
-    return export(Export(trained, found, source, "tiny", "1"), store)
+
+    def make(store: Path) -> None:
+        found = read_evaluation(trained)
+        assert found is not None
+        export(Export(trained, found, source, "tiny", "1"), store)
+
+    return read_artifact(made_once(tmp_path_factory, "exported", make) / "tiny" / "1")
 
 
 @pytest.fixture(scope="session")

@@ -12,8 +12,8 @@ from PIL import Image
 from app.api.schemas import ConfusionCell
 from app.artifact.files import EXAMPLES
 from tests.conftest import Connect
-from tests.support.artifacts import CLASSES, copy_store
-from tests.support.inside_artifacts import CELLS, amend, measured_images
+from tests.support.artifacts import CLASSES, amend, copy_store
+from tests.support.inside_artifacts import CELLS, measured_images
 from tests.support.pictures import shown
 from tests.support.problems import check
 

@@ -17,7 +17,7 @@ from app.artifact.files import LAYERS
 from bench.harness.requests import message
 from tests.conftest import Connect, Picture
 from tests.support.applications import application_of
-from tests.support.artifacts import CLASSES, copy_store, numpy_predict, solid
+from tests.support.artifacts import CLASSES, amend, copy_store, numpy_predict, solid
 from tests.support.fakes import (
     HeldBackend,
     LaterHeldBackend,
@@ -25,7 +25,7 @@ from tests.support.fakes import (
     RecordingBackend,
     SlowBackend,
 )
-from tests.support.inside_artifacts import DEVIATION, MEAN, amend, averaging_network
+from tests.support.inside_artifacts import DEVIATION, MEAN, averaging_network
 from tests.support.pictures import as_png
 from tests.support.problems import check
 from tests.support.servers import sockets

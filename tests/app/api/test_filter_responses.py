@@ -12,11 +12,10 @@ from app.artifact.strongest import PATCHES
 from app.explore.filters import filter_grid, filter_tiles
 from app.explore.pictures import enlarged
 from tests.conftest import Connect
-from tests.support.artifacts import copy_store
+from tests.support.artifacts import amend, copy_store
 from tests.support.inside_artifacts import (
     DEVIATION,
     MEAN,
-    amend,
     averaging_network,
     measured_images,
 )

@@ -6,9 +6,8 @@ import pytest
 
 from app.inference.backends import BATCH_MACS
 from tests.conftest import Connect, Picture
-from tests.support.artifacts import copy_store
+from tests.support.artifacts import amend, copy_store
 from tests.support.fakes import DyingBackend, FailingBackend, HeldBackend, RecordingBackend
-from tests.support.inside_artifacts import amend
 from tests.support.problems import check
 
 pytestmark = pytest.mark.anyio

@@ -8,9 +8,8 @@ import pytest
 from app.api.schemas import Predictions
 from app.tasks.classification import class_scores
 from tests.conftest import Connect, Picture
-from tests.support.artifacts import CLASSES, numpy_predict, write_artifact
+from tests.support.artifacts import CLASSES, amend, confidence, numpy_predict, write_artifact
 from tests.support.fakes import BrightnessBackend
-from tests.support.inside_artifacts import amend, confidence
 from tests.support.pictures import as_png
 from tests.support.problems import check
 

@@ -20,8 +20,8 @@ from app.artifact.strongest import read_strongest
 from app.errors import ArtifactError, NothingToSee, UnknownLayer
 from app.explore.layers import Insides, biases_of, find_layer
 from app.inference.backends import open_backend, open_layers
-from tests.support.artifacts import CLASSES, copy_store
-from tests.support.inside_artifacts import amend, averaging_network, measured_images
+from tests.support.artifacts import CLASSES, amend, copy_store
+from tests.support.inside_artifacts import averaging_network, measured_images
 
 
 @pytest.fixture

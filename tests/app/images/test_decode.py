@@ -597,7 +597,7 @@ def costs(hostile: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory) -
     for name, data in hostile.items():
         (folder / name).write_bytes(data)
     command = [sys.executable, "-W", "error", "-c", CHILD, str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=280)
     assert done.stderr == ""
     found: Costs = json.loads(done.stdout)
     assert found.keys() == hostile.keys()

@@ -15,6 +15,7 @@ from app.inference.backends import BATCH_MACS, batch_limit, open_backend
 from app.inference.backends.onnx_cpu import OnnxBackend
 from tests.support.artifacts import (
     CLASSES,
+    amend,
     copy_store,
     numpy_predict,
     numpy_predict_int8,
@@ -22,7 +23,6 @@ from tests.support.artifacts import (
     solid,
     write_artifact,
 )
-from tests.support.inside_artifacts import amend
 
 ROOT = Path(__file__).parents[3]
 SPEEDNET = max((ROOT / "models_store" / "speednet").glob("[1-9]*"), default=ROOT)

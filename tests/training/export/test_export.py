@@ -27,8 +27,7 @@ from app.artifact.tensors import Images
 from app.errors import ArtifactError
 from app.inference.backends import open_backend, open_layers
 from tests.support import sample
-from tests.support.artifacts import copy_store
-from tests.support.inside_artifacts import amend
+from tests.support.artifacts import amend, copy_store
 from tests.support.tiny_networks import flat_network, write_graphs
 from training.data import dataset
 from training.data.foreign import foreign_images

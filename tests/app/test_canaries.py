@@ -1,0 +1,175 @@
+"""The service overrides or reads names that other libraries do not promise to keep.
+
+Each test fails when such a name is gone or no longer used. `pyproject.toml` bounds the versions of
+these libraries to the tested ones; `make test-lowest` runs the tests with the lowest.
+"""
+
+import asyncio
+import inspect
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+from fastapi import FastAPI
+from PIL import Image
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from starlette.responses import Response
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.server import ServerState
+
+from app.artifact.directory import read_artifact
+from app.inference.backends import open_backend
+from tests.support.artifacts import solid
+
+pytestmark = pytest.mark.anyio
+
+
+async def _answer(scope: Scope, receive: Receive, send: Send) -> None:
+    await Response(scope["path"])(scope, receive, send)
+
+
+async def _get(app: ASGIApp, path: str) -> httpx.Response:
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://convscope") as client:
+        return await client.get(path)
+
+
+async def test_uvicorn_starts_ticks_and_stops_by_the_methods_that_are_overridden() -> None:
+    called = []
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: Any = None) -> None:
+            called.append("startup")
+            await super().startup(sockets)
+            assert self.started
+            assert self.lifespan.state == {}
+            assert self.server_state.connections == set()
+
+        async def on_tick(self, counter: int) -> bool:
+            called.append(f"tick {counter}")
+            await super().on_tick(counter)
+            return counter == 1
+
+        async def shutdown(self, sockets: Any = None) -> None:
+            called.append("shutdown")
+            await super().shutdown(sockets)
+
+    config = uvicorn.Config(_answer, lifespan="off", log_config=None)
+    await Server(config).serve(sockets=[])
+    assert called == ["startup", "tick 0", "tick 1", "shutdown"]
+
+
+async def test_fastapi_documents_by_the_method_that_is_replaced() -> None:
+    app = FastAPI()
+    app.openapi = lambda: {"made": "here"}  # type: ignore[method-assign]
+    assert (await _get(app, "/openapi.json")).json() == {"made": "here"}
+
+
+def test_fastapi_has_a_telemetry_to_turn_off() -> None:
+    # An argument that it does not know would be taken as one more, without a word.
+    assert "telemetry" in inspect.signature(FastAPI).parameters
+
+
+async def test_starlette_sends_files_by_the_method_that_is_overridden(tmp_path: Path) -> None:
+    class Files(StaticFiles):
+        def file_response(self, *_: Any, **__: Any) -> Response:
+            return Response("made here")
+
+    (tmp_path / "file").write_text("as it is")
+    assert (await _get(Files(directory=tmp_path), "/file")).text == "made here"
+
+
+def test_pillow_reads_a_jpegs_resolution_by_the_method_that_is_overridden() -> None:
+    called = []
+
+    class Reader(JpegImageFile):
+        def _read_dpi_from_exif(self) -> None:
+            called.append(self.size)
+
+    data = io.BytesIO()
+    Image.new("RGB", (8, 4)).save(data, "JPEG", exif=Image.Exif())
+    data.seek(0)
+    Reader(data)
+    assert called == [(8, 4)]
+
+
+@pytest.mark.parametrize(("compression", "python"), [(0, False), (1, True)])
+def test_pillow_lists_the_decoders_that_are_written_in_python(
+    compression: int, *, python: bool
+) -> None:
+    data = io.BytesIO()
+    Image.new("P", (8, 4)).save(data, "BMP")
+    header = bytearray(data.getvalue())
+    header[30] = compression  # 1: run lengths of bytes
+    (tile,) = BmpImageFile(io.BytesIO(header)).tile
+    assert (tile.codec_name in Image.DECODERS) is python
+
+
+def test_onnxruntime_keeps_a_graphs_bytes_where_they_are_dropped(store_path: Path) -> None:
+    path = store_path / "colour" / "1"
+    graph = (path / "model.onnx").read_bytes()
+    open_backend(read_artifact(path), "onnx-cpu")  # imports onnxruntime without its telemetry
+    onnxruntime = sys.modules["onnxruntime"]
+    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    assert session._model_bytes == graph
+    session._model_bytes = None
+    assert len(session.run(["probabilities"], {"image": solid("red")})[0]) == 1
+
+
+def test_prometheus_names_the_files_of_a_processs_gauges_as_they_are_looked_for(
+    tmp_path: Path,
+) -> None:
+    program = (
+        "import os\n"
+        "from prometheus_client import Gauge\n"
+        "from prometheus_client.multiprocess import mark_process_dead\n"
+        "folder = os.environ['PROMETHEUS_MULTIPROC_DIR']\n"
+        "for mode in ('livesum', 'livemax'):\n"
+        "    Gauge(mode, mode, multiprocess_mode=mode).set(1)\n"
+        "print(os.getpid(), *sorted(os.listdir(folder)))\n"
+        "mark_process_dead(os.getpid(), folder)\n"
+        "print(os.listdir(folder))"
+    )
+    environment = os.environ | {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
+    command = [sys.executable, "-W", "error", "-c", program]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    pid, *files = done.stdout.partition("\n")[0].split()
+    assert files == [f"gauge_live{how}_{pid}.db" for how in ("max", "sum")], done.stderr
+    assert done.stdout.endswith("\n[]\n")
+
+
+async def test_uvicorn_runs_each_request_by_the_method_that_is_overridden() -> None:
+    started = []
+
+    class Protocol(HttpToolsProtocol):
+        def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+            waiting = [waiting.scope["path"] for waiting, _ in self.pipeline]
+            started.append((cycle.scope["path"], waiting, cycle.more_body, cycle.disconnected))
+            super()._start_asgi_task(cycle, app)
+
+    config = uvicorn.Config(_answer, lifespan="off", log_config=None)
+    config.load()
+    state = ServerState()
+    server = await asyncio.get_running_loop().create_server(
+        lambda: Protocol(config=config, server_state=state, app_state={}), "127.0.0.1", 0
+    )
+    async with server:
+        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+        writer.write(b"".join(b"GET /%d HTTP/1.1\r\nHost: a\r\n\r\n" % i for i in range(3)))
+        writer.write_eof()
+        await reader.read()
+        writer.close()
+    assert started == [
+        ("/0", [], True, False),
+        ("/1", ["/2"], False, False),
+        ("/2", [], False, False),
+    ]
