@@ -1,6 +1,6 @@
 """Tables and plots of one model, for the terminal and as PNG. Measures nothing.
 
-What a comparison of many looks like is `training.compare.report`'s.
+`training.compare.report` has the tables of a comparison.
 """
 
 from collections.abc import Sequence
@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from rich import box
 from rich.table import Table
 
-from app.artifact.manifest import Evaluation
-from training.architectures.describe import Description, Layer
+from app.artifact.manifest import Evaluation, LayerRecord
+from training.architectures.describe import Description, count_weights
 from training.errors import RunError
 from training.run.checkpoint import EpochFigures
 
@@ -41,7 +41,7 @@ def draw_learning_curve(history: Sequence[EpochFigures], path: Path) -> None:
 
 
 def evaluation_tables(evaluation: Evaluation) -> list[Table]:
-    """Return the figures, those by class, and the worst confusions and mistakes as tables."""
+    """Return tables of all figures, figures by class, and the worst confusions and mistakes."""
     test = evaluation.test
     views = f", {evaluation.views} views of each" if evaluation.views > 1 else ""
     overall = make_table(
@@ -82,12 +82,12 @@ def evaluation_tables(evaluation: Evaluation) -> list[Table]:
 
 
 def description_table(description: Description) -> Table:
-    """Return a network's layers as a table with its totals."""
+    """Return a table of a network's layers, with totals."""
     rows = [
         (
             layer.name,
             layer.kind,
-            "×".join(map(str, layer.output)),
+            "×".join(map(str, layer.shape)),
             _weights_and_rest(layer),
             format_count(layer.macs),
             "image" if layer.receptive_field is None else str(layer.receptive_field),
@@ -103,7 +103,7 @@ def description_table(description: Description) -> Table:
 
 
 def plot_accuracy(axes: Axes, history: Sequence[EpochFigures], color: str) -> None:
-    """Plot accuracy in percent by epoch, on the training images and on those held out."""
+    """Plot accuracy in percent by epoch, on training and on held-out images."""
     epochs = [figures.epoch for figures in history]
     train = [100 * figures.train_accuracy for figures in history]
     axes.plot(epochs, train, color=color, alpha=0.45, label="training")
@@ -115,7 +115,7 @@ def plot_accuracy(axes: Axes, history: Sequence[EpochFigures], color: str) -> No
 
 
 def label_axes(axes: Axes, x: str, y: str) -> None:
-    """Name both axes, and draw a faint grid without a frame."""
+    """Name both axes; draw a faint grid without a frame."""
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.grid(alpha=0.25)
@@ -123,10 +123,10 @@ def label_axes(axes: Axes, x: str, y: str) -> None:
 
 
 def make_table(title: str, headings: Row, rows: Sequence[Row]) -> Table:
-    """Return a table for the terminal, numbers to the right."""
+    """Return a table for the terminal, with numbers aligned to the right."""
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     for index, heading in enumerate(headings):
-        # Folded and not cut: a number without its last digits is another number.
+        # Folded, not cut: a number without its last digits is another number.
         table.add_column(heading, justify="left" if index == 0 else "right", overflow="fold")
     for row in rows:
         table.add_row(*row)
@@ -134,7 +134,7 @@ def make_table(title: str, headings: Row, rows: Sequence[Row]) -> Table:
 
 
 def format_count(number: int) -> str:
-    """Return a number with its thousands apart."""
+    """Return a number with thousands separators, or a dash for 0."""
     return f"{number:,}" if number else "-"
 
 
@@ -144,7 +144,8 @@ def format_duration(seconds: float) -> str:
     return f"{minutes} min {rest:02d} s"
 
 
-def _weights_and_rest(layer: Layer) -> str:
-    """Kernel or matrix, then biases and normalisation, which formulas count apart."""
-    parts = [layer.weights, layer.parameters - layer.weights]
+def _weights_and_rest(layer: LayerRecord) -> str:
+    """Return the size of kernel or matrix, then that of biases and normalisation."""
+    weights = count_weights(layer)
+    parts = [weights, layer.parameters - weights]
     return " + ".join(f"{part:,}" for part in parts if part) or "-"

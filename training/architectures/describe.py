@@ -1,8 +1,8 @@
 """The arithmetic of a network: output shape, parameters, multiply-accumulates, receptive field.
 
-A network is traced symbolically and run on shapes alone (torch's meta device), so VGG-16 takes no
-memory. Convolutions and fully connected layers are counted as multiply-accumulates; biases,
-normalisation, activations and pooling are not, as is usual.
+A network is traced symbolically and run on shapes alone (torch's meta device), so that VGG-16 takes
+no memory. As is usual, only convolutions and fully connected layers count as multiply-accumulates;
+biases, normalisation, activations and pooling do not.
 """
 
 import itertools
@@ -19,43 +19,8 @@ from app.artifact.files import PIXELS
 from app.artifact.manifest import LayerRecord, Window
 from training.architectures import find_architecture
 
-# Numbers pass through these as they are, when nothing is trained.
+# In evaluation mode, numbers pass through these unchanged.
 _PASSING = (nn.Dropout, nn.Flatten, nn.Identity)
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One layer of a network, for one image.
-
-    Attributes:
-        name: its place in the network, such as `features.0`.
-        kind: such as `Conv2d 3→64, 3×3`.
-        output: the output's shape without the batch.
-        weights: how many numbers its kernel or matrix holds.
-        parameters: those and its biases.
-        macs: multiply-accumulates.
-        receptive_field: side in pixels of the square of the input that one output value sees;
-            None where it sees the whole image.
-        effective_stride: pixels of the input from what one output value sees to what the next does.
-        effective_padding: pixels by which what the first one sees reaches out of the input.
-        source: the layer whose output it takes, past those that only pass numbers on; `pixels`
-            for the first, None where several outputs are joined before it.
-        addends: those layers, where the joining is a sum.
-        window: of a convolution or a pooling.
-    """
-
-    name: str
-    kind: str
-    output: tuple[int, ...]
-    weights: int
-    parameters: int
-    macs: int
-    receptive_field: int | None
-    effective_stride: int
-    effective_padding: int
-    source: str | None
-    addends: tuple[str, ...]
-    window: Window | None
 
 
 @dataclass(frozen=True)
@@ -64,7 +29,7 @@ class Description:
 
     name: str
     input: tuple[int, ...]
-    layers: tuple[Layer, ...]
+    layers: tuple[LayerRecord, ...]
 
     @property
     def parameters(self) -> int:
@@ -84,11 +49,11 @@ def describe(
 
     Args:
         name: in `training.architectures`.
-        classes: the number of classes, if not that of the data set it is known for.
-        image_size: height and width in pixels, if not those that it is made for.
+        classes: the number of classes; by default that of the data set it is known for.
+        image_size: height and width in pixels; by default those of the architecture.
 
     Raises:
-        RecipeError: there is no such architecture.
+        RecipeError: no architecture has this name.
     """
     architecture = find_architecture(name)
     with torch.device("meta"):
@@ -98,7 +63,7 @@ def describe(
 
 
 @torch.no_grad()
-def layers_of(network: nn.Module, image: Tensor) -> tuple[Layer, ...]:
+def layers_of(network: nn.Module, image: Tensor) -> tuple[LayerRecord, ...]:
     """Return the layers of a network in evaluation mode, in the order in which they run.
 
     Args:
@@ -110,30 +75,22 @@ def layers_of(network: nn.Module, image: Tensor) -> tuple[Layer, ...]:
     return tuple(recorder.layers)
 
 
-def records_of(layers: Iterable[Layer]) -> tuple[LayerRecord, ...]:
-    """Return what a manifest says of those layers that change numbers."""
+def changing_layers(layers: Iterable[LayerRecord]) -> tuple[LayerRecord, ...]:
+    """Return the layers that change numbers, which a manifest records."""
     passing = {kind.__name__ for kind in _PASSING}
-    return tuple(
-        LayerRecord(
-            name=layer.name,
-            kind=layer.kind,
-            source=layer.source,
-            addends=layer.addends,
-            shape=layer.output,
-            parameters=layer.parameters,
-            macs=layer.macs,
-            receptive_field=layer.receptive_field,
-            effective_stride=layer.effective_stride,
-            effective_padding=layer.effective_padding,
-            window=layer.window,
-        )
-        for layer in layers
-        if layer.kind not in passing
-    )
+    return tuple(layer for layer in layers if layer.kind not in passing)
+
+
+def count_weights(layer: LayerRecord) -> int:
+    """Return how many numbers a layer's kernel or matrix holds; 0 for a layer without one.
+
+    That is its multiply-accumulates at one place of its output.
+    """
+    return layer.macs // math.prod(layer.shape[1:])
 
 
 def averaged_layer(layers: Sequence[LayerRecord]) -> str | None:
-    """Return the layer whose output is averaged over all pixels for the last, if that is so."""
+    """Return the layer whose average over all pixels is the last layer's input, if there is one."""
     by_name = {layer.name: layer for layer in layers}
     last = layers[-1]
     pool = by_name.get(last.source or "")
@@ -145,7 +102,7 @@ def averaged_layer(layers: Sequence[LayerRecord]) -> str | None:
 
 
 class _LayerTracer(fx.Tracer):
-    """Takes a convolution or fully connected layer for one layer, whoever defined it."""
+    """Counts a convolution or fully connected layer as one layer, whoever defined its class."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         is_layer = isinstance(m, nn.Conv2d | nn.Linear)
@@ -154,9 +111,10 @@ class _LayerTracer(fx.Tracer):
 
 @dataclass(frozen=True)
 class _Window:
-    """What one value of a tensor sees: `field` pixels a side, neighbours `jump` pixels apart.
+    """The part of the input that one value of a tensor sees, `field` pixels a side.
 
-    The first one's begins `padding` pixels outside of the input.
+    The windows of neighbouring values are `jump` pixels apart. The first begins `padding` pixels
+    outside of the input.
     """
 
     field: float = 1
@@ -165,17 +123,17 @@ class _Window:
 
 
 class _LayerRecorder(fx.Interpreter):
-    """Runs a traced network and writes down each module that it calls.
+    """Runs a traced network and records each module that it calls.
 
-    Receptive fields follow Araujo et al. 2019: a window of k steps of size d and stride s widens
-    the field by (k - 1) d times the distance of neighbouring values, and multiplies that
-    distance by s; p pixels of padding begin p times the distance further out. Where branches meet,
-    the wider one counts.
+    Receptive fields follow Araujo et al. 2019. A window of k steps of size d and stride s widens
+    the field by (k - 1) d times the distance of neighbouring values and multiplies that distance by
+    s; p pixels of padding move the start outwards by p times the distance. Where branches meet, the
+    wider field counts.
     """
 
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module)
-        self.layers: list[Layer] = []
+        self.layers: list[LayerRecord] = []
         self._windows: dict[fx.Node, _Window] = {}
         self._terms: dict[fx.Node, tuple[str, ...]] = {}  # layers whose sum a node is
 
@@ -198,7 +156,7 @@ class _LayerRecorder(fx.Interpreter):
         return result
 
     def _sum(self, nodes: Sequence[fx.Node]) -> tuple[str, ...]:
-        """Return the layers that a sum is made of; none if there is something else among them."""
+        """Return the layers that a sum adds; none if it adds anything else."""
         parts = [self._terms[node] for node in nodes]
         return tuple(itertools.chain(*parts)) if all(parts) else ()
 
@@ -218,19 +176,17 @@ def _widen(window: _Window, module: nn.Module) -> _Window:
 
 def _layer(
     name: str, module: nn.Module, output: Tensor, seen: _Window, taken: tuple[str, ...]
-) -> Layer:
+) -> LayerRecord:
     shape = tuple(output.shape[1:])
-    weight = getattr(module, "weight", None)
     macs = 0
     if isinstance(module, nn.Conv2d):
         macs = module.weight[0].numel() * output[0].numel()
     elif isinstance(module, nn.Linear):
         macs = module.weight.numel() * math.prod(shape[:-1])
-    return Layer(
+    return LayerRecord(
         name=name,
         kind=_kind(module),
-        output=shape,
-        weights=0 if weight is None or weight.ndim < 2 else weight.numel(),
+        shape=shape,
         parameters=sum(parameter.numel() for parameter in module.parameters()),
         macs=macs,
         receptive_field=None if math.isinf(seen.field) else int(seen.field),

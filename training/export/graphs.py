@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from app.artifact.files import LAYER_OUTPUT, PIXELS
 from app.artifact.manifest import FEATURES, OOD_SCORE, Views
 from app.artifact.tensors import Images, Outputs
-from training.architectures.describe import averaged_layer, layers_of, records_of
+from training.architectures.describe import averaged_layer, changing_layers, layers_of
 from training.data import dataset
 from training.errors import ExportError
 from training.export.layer_outputs import outputs_of
@@ -29,10 +29,10 @@ OPSET = 20
 class ServedNetwork(nn.Module):
     """A network as it is served: uint8 `[N,H,W,3]` to calibrated logits and probabilities.
 
-    Both outputs are float32 `[N,classes]`; the logits are divided by the temperature, so their
-    softmax is the probabilities. A network that ends in global average pooling has a third
-    output, the feature map before it, float32 `[N,C,h,w]`, of the image as it is; with an
-    `ood_score`, the last output is that score, float32 `[N]`.
+    Both outputs are float32 `[N,classes]`. The logits are divided by the temperature, so their
+    softmax is the probabilities. A network that ends in global average pooling has a third output,
+    the feature map before the pooling, float32 `[N,C,h,w]`, of the first view. With an `ood_score`,
+    the last output is the score, float32 `[N]`.
     """
 
     scale: Tensor
@@ -51,14 +51,16 @@ class ServedNetwork(nn.Module):
         self.plain = network
         self.network = with_views(network, views)
         self.temperature = temperature
-        # One number for each value of an image: onnxruntime is ten times slower at repeating
-        # three along the innermost dimension.
+        # One number for each value of an image: onnxruntime takes ten times as long to repeat three
+        # numbers along the innermost dimension.
         shape = (*dataset.IMAGE_SIZE, 3)
         scale = 1 / (255 * torch.tensor(deviation))
         shift = torch.tensor(mean) / torch.tensor(deviation)
         self.register_buffer("scale", scale.expand(shape).contiguous())
         self.register_buffer("shift", shift.expand(shape).contiguous())
-        self.layers = records_of(layers_of(network.eval(), torch.empty(1, 3, *dataset.IMAGE_SIZE)))
+        self.layers = changing_layers(
+            layers_of(network.eval(), torch.empty(1, 3, *dataset.IMAGE_SIZE))
+        )
         self.output_names: tuple[str, ...] = ("logits", "probabilities")
         self._averaged = averaged_layer(self.layers)
         if self._averaged is not None:
@@ -68,7 +70,7 @@ class ServedNetwork(nn.Module):
             self.output_names += (OOD_SCORE,)
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """Return logits, probabilities, and what else there is: features, the score."""
+        """Return logits and probabilities, then features and the score where there are any."""
         pixels = image.to(torch.float32) * self.scale - self.shift
         looked_at = [] if self._averaged is None else [self._averaged]
         if self.ood_score is not None:
@@ -85,7 +87,7 @@ class ServedNetwork(nn.Module):
 
     @torch.inference_mode()
     def predict(self, images: Images) -> Outputs:
-        """Return what the eager network gives, as a backend would."""
+        """Return the eager network's answers, as a backend does."""
         outputs = self(torch.from_numpy(images))
         score = None if self.ood_score is None else outputs[-1].numpy()
         return Outputs(outputs[1].numpy(), score)
@@ -95,12 +97,11 @@ def onnx_graph(served: ServedNetwork, images: Images) -> tuple[bytes, bytes]:
     """Return the network as an ONNX file, traced with uint8 images `[N,H,W,3]`.
 
     Returns:
-        The graph, and bytes which, appended to it, make the normalised image and what every layer
-        gives for it outputs of the graph. (Protocol buffers that stand one after the other are
-        read as one.)
+        The graph, and bytes to append to it. With them, the normalised image and the outputs of all
+        layers are outputs of the graph. (Concatenated protocol buffers are read as one.)
 
     Raises:
-        ExportError: the exporter gave nothing.
+        ExportError: the exporter returned no graph.
     """
     names = [LAYER_OUTPUT.format(name) for name in (PIXELS, *(item.name for item in served.layers))]
     with _quiet_exporters():
@@ -120,14 +121,14 @@ def onnx_graph(served: ServedNetwork, images: Images) -> tuple[bytes, bytes]:
 
 
 class _WithLayers(nn.Module):
-    """A served network whose layers' outputs are outputs too."""
+    """A served network that also returns the outputs of its layers."""
 
     def __init__(self, served: ServedNetwork) -> None:
         super().__init__()
         self.served = served
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """Return what the served network does, the normalised image, and each layer's output."""
+        """Return the served network's outputs, the normalised image, and each layer's output."""
         names = [layer.name for layer in self.served.layers]
         with outputs_of(self.served.plain, (PIXELS, *names), image.shape[0]) as layers:
             outputs = self.served(image)
@@ -135,7 +136,7 @@ class _WithLayers(nn.Module):
 
 
 def _split_outputs(model: onnx.ModelProto, count: int) -> tuple[bytes, bytes]:
-    """Take all outputs but the first from a graph; return it, and them in a graph of their own."""
+    """Move all outputs but the first `count` to a graph of their own; return both graphs."""
     others = onnx.ModelProto()
     others.graph.output.extend(model.graph.output[count:])
     del model.graph.output[count:]
@@ -143,7 +144,7 @@ def _split_outputs(model: onnx.ModelProto, count: int) -> tuple[bytes, bytes]:
 
 
 def nodes_of_logits(model: onnx.ModelProto) -> list[onnx.NodeProto]:
-    """Return what the first output of a graph comes from, in the graph's order."""
+    """Return the nodes that a graph's first output depends on, in the graph's order."""
     needed = {model.graph.output[0].name}
     for node in reversed(model.graph.node):
         if needed.intersection(node.output):
@@ -162,7 +163,7 @@ def torchscript_graph(served: nn.Module, images: Images) -> bytes:
 
 @contextmanager
 def _quiet_exporters() -> Iterator[None]:
-    """Keep torch's word that TorchScript is deprecated, and the exporter's steps, to itself."""
+    """Silence torch's warning that TorchScript is deprecated, and the exporter's log."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

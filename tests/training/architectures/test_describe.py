@@ -6,16 +6,22 @@ from torch import nn
 
 from app.artifact.manifest import LayerRecord, Window
 from training.architectures import find_architecture
-from training.architectures.describe import Layer, averaged_layer, describe, layers_of, records_of
+from training.architectures.describe import (
+    averaged_layer,
+    changing_layers,
+    count_weights,
+    describe,
+    layers_of,
+)
 from training.errors import RecipeError
 
 
-def _layers(name: str) -> dict[str, Layer]:
+def _layers(name: str) -> dict[str, LayerRecord]:
     return {layer.name: layer for layer in describe(name).layers}
 
 
 def _records(name: str) -> dict[str, LayerRecord]:
-    return {record.name: record for record in records_of(describe(name).layers)}
+    return {record.name: record for record in changing_layers(describe(name).layers)}
 
 
 @pytest.mark.parametrize(
@@ -35,13 +41,22 @@ def test_vgg16_reproduces_the_articles_arithmetic() -> None:
     description = describe("vgg16-imagenet")
     layers = _layers("vgg16-imagenet")
     assert description.parameters == 138_357_544
-    assert layers["features.0"].weights == 64 * 3 * 3 * 3 == 1_728
+    assert count_weights(layers["features.0"]) == 64 * 3 * 3 * 3 == 1_728
     assert layers["features.0"].parameters == 3 * 3 * 3 * 64 + 64
-    assert layers["classifier.3"].weights == 4096 * 4096 == 16_777_216
+    assert count_weights(layers["classifier.3"]) == 4096 * 4096 == 16_777_216
     convolutions = [layer for layer in description.layers if layer.kind.startswith("Conv2d")]
     connected = [layer for layer in description.layers if layer.kind.startswith("Linear")]
     assert (len(convolutions), len(connected)) == (13, 3)
     assert sum(layer.parameters for layer in connected) > description.parameters / 2
+
+
+@pytest.mark.parametrize("name", ["simple-cnn", "fc", "speednet-96", "efficientnet-b0", "vgg16"])
+def test_the_weights_of_a_layer_are_those_of_its_kernel_or_matrix(name: str) -> None:
+    network = find_architecture(name).build(10, 0.0)
+    for layer in describe(name).layers:
+        weight = getattr(network.get_submodule(layer.name), "weight", None)
+        expected = weight.numel() if weight is not None and weight.ndim > 1 else 0
+        assert count_weights(layer) == expected, layer.name
 
 
 def test_vgg16s_last_pool_sees_212_pixels() -> None:
@@ -132,7 +147,7 @@ def test_a_depthwise_convolution_sees_one_channel_with_each_filter() -> None:
 )
 def test_every_record_names_a_layer_of_the_network_once(name: str) -> None:
     network = find_architecture(name).build(10, 0.0)
-    layers = records_of(describe(name).layers)
+    layers = changing_layers(describe(name).layers)
     names = [layer.name for layer in layers]
     assert len(set(names)) == len(names)
     for index, layer in enumerate(layers):
@@ -155,7 +170,7 @@ def test_every_record_names_a_layer_of_the_network_once(name: str) -> None:
 def test_the_averaged_layer_is_the_one_before_global_average_pooling(
     name: str, layer: str | None
 ) -> None:
-    found = averaged_layer(records_of(describe(name).layers))
+    found = averaged_layer(changing_layers(describe(name).layers))
     assert found == layer
 
 
@@ -171,7 +186,7 @@ def test_an_average_over_parts_of_the_image_is_not_one_over_all(
             fc=nn.Linear(4 * side**2, 2),
         )
     )
-    layers = records_of(layers_of(network.eval(), torch.empty(1, 3, 32, 32)))
+    layers = changing_layers(layers_of(network.eval(), torch.empty(1, 3, 32, 32)))
     assert averaged_layer(layers) == averaged
 
 

@@ -14,7 +14,7 @@ from app.artifact.manifest import LayerRecord
 from app.artifact.tensors import Images
 from tests.support.tiny_networks import CONVOLUTIONS, DEVIATION, MEAN, flat_network, some_images
 from tests.support.tiny_networks import tiny_network as build
-from training.architectures.describe import layers_of, records_of
+from training.architectures.describe import changing_layers, layers_of
 from training.data import dataset
 from training.export import inside
 
@@ -23,7 +23,7 @@ SIDES = {"conv1": 3, "conv2": 8}
 
 
 def _records(network: nn.Module) -> tuple[LayerRecord, ...]:
-    return records_of(layers_of(network, torch.empty(1, 3, 32, 32)))
+    return changing_layers(layers_of(network, torch.empty(1, 3, 32, 32)))
 
 
 def _responses(network: nn.Module, images: Images) -> Arrays:

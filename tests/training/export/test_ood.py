@@ -5,7 +5,7 @@ from torch import Tensor
 
 from app.artifact.files import PIXELS
 from training.architectures import find_architecture
-from training.architectures.describe import describe, records_of
+from training.architectures.describe import changing_layers, describe
 from training.export.ood import OodScore, layer_for_score, statistics_of
 
 SURE = torch.tensor([[1.0, 0.0]])
@@ -93,7 +93,7 @@ def test_channels_that_are_silent_on_all_images_do_no_harm() -> None:
     ],
 )
 def test_the_layer_is_the_last_activation_that_still_sees_textures(name: str, layer: str) -> None:
-    layers = records_of(describe(name).layers)
+    layers = changing_layers(describe(name).layers)
     assert layer_for_score(layers) == layer
     if layer != PIXELS:
         find_architecture(name).build(10, 0.0).get_submodule(layer)
