@@ -13,8 +13,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from bench import ROOT
 from training.run import durable
+from training.run.commit import find_commit
 
 
 @dataclass(frozen=True)
@@ -80,15 +80,5 @@ def commit(*folders: str) -> str:
     Args:
         folders: `+changes` is added if files in them differ from the commit.
     """
-    git = shutil.which("git")
-    if git is None:
-        return ""
-
-    def say(*arguments: str) -> str:
-        done = subprocess.run(  # noqa: S603 -- the benchmark's own programs
-            [git, *arguments], capture_output=True, text=True, check=False, cwd=ROOT
-        )
-        return done.stdout.strip()
-
-    changes = say("status", "--porcelain", "--untracked-files=no", "--", *folders)
-    return say("rev-parse", "--short=12", "HEAD") + ("+changes" if changes else "")
+    found = find_commit(*folders)
+    return "" if found is None else found.sha[:12] + "+changes" * found.changed

@@ -1,11 +1,10 @@
-"""A trained network to an artifact directory that carries its own proof.
+"""Export of a trained network to an artifact directory that carries its own proof.
 
-Before the directory gets its name, ONNX and TorchScript are run by the
-service's own backends and compared with the eager network, on the golden images and on the whole
-test split. Training and measuring happen elsewhere.
+Before the directory gets its name, the service's backends run the ONNX and TorchScript graphs on
+the golden images and on the whole test split. Their answers are compared with the eager network's.
+Training and measuring happen elsewhere.
 """
 
-import subprocess
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version as installed_version
@@ -71,11 +70,12 @@ from training.export.shared_weights import share_weights
 from training.report import LEARNING_CURVE, draw_learning_curve
 from training.run import durable
 from training.run.checkpoint import Checkpoint, history_json
+from training.run.commit import find_commit
 
 GOLDEN_IMAGES = 16
 LEAST_AGREEMENT = 0.9999
 GOLDEN_TOLERANCE = {"onnx-cpu": 1e-4, "torch-cpu": 1e-4, "torch-cuda": 5e-3}
-"""Largest difference of a probability. A GPU multiplies in TF32, whose mantissa has 10 bits."""
+"""Largest difference of a probability. A GPU multiplies in TF32, with a mantissa of 10 bits."""
 
 PROVEN_BACKENDS: tuple[BackendName, ...] = ("onnx-cpu", "torch-cpu")
 CONFUSION_MATRIX_PLOT = "confusion_matrix.png"
@@ -84,7 +84,7 @@ FILTERS_PLOT = "filters.png"
 
 @dataclass(frozen=True)
 class Export:
-    """What an artifact is made of; with `int8`, it holds a second ONNX graph."""
+    """The parts of an artifact. With `int8`, it has a second ONNX graph."""
 
     checkpoint: Checkpoint
     evaluation: Evaluation
@@ -98,9 +98,9 @@ def export(what: Export, store: Path) -> Artifact:
     """Write the artifact `<store>/<name>/<version>`.
 
     Raises:
-        ExportError: the place is taken or cannot be written, the name or version is not allowed,
+        ExportError: the version exists or cannot be written, the name or version is not allowed,
             the exported graphs do not agree with the network, or int8 loses too much accuracy or
-            cannot be proven; the store stands as it was.
+            cannot be proven. The store is left as it was.
         DataError: `source` is not the data set that the run was trained on.
     """
     check_exportable(what.checkpoint, what.source, store, what.name, what.version, int8=what.int8)
@@ -132,11 +132,11 @@ def check_exportable(
     *,
     int8: bool,
 ) -> None:
-    """Raise unless there is something finished to export and a free place for it.
+    """Raise unless the run is finished and the name and version are free.
 
     Raises:
-        ExportError: the name or version is not allowed or taken, the run is not finished, or
-            nothing was held out to prove an int8 graph on.
+        ExportError: the name or version is not allowed or exists, the run is not finished, or no
+            held-out images can prove an int8 graph.
         DataError: `source` is not the data set that the run was trained on.
     """
     try:
@@ -155,14 +155,14 @@ def check_exportable(
         )
     if int8 and state.recipe.holdout == 0:
         raise ExportError(
-            f"{checkpoint.path}: holdout is 0; without held-out images nothing shows what "
-            "int8 costs, so export without --int8"
+            f"{checkpoint.path}: holdout is 0; without held-out images nothing shows the loss of "
+            "accuracy by int8, so export without --int8"
         )
     check_source(checkpoint, source)
 
 
 def _served(what: Export, heldout: dataset.Split) -> ServedNetwork:
-    """Return the network as it is served, with the score that held-out images calibrate."""
+    """Return the network as it is served, with a score that held-out images have calibrated."""
     state, evaluation = what.checkpoint.state, what.evaluation
     network = load_network(what.checkpoint, evaluation.weights)
     parts = network, state.mean, state.deviation, evaluation.temperature, evaluation.views
@@ -221,7 +221,7 @@ def _write_inside(what: Export, served: ServedNetwork, answered: Answered, folde
 
 
 def _filters_plot(weights: NDArray[np.float32]) -> bytes:
-    """Draw small filters enlarged and in few columns, pictures of the input closer together."""
+    """Draw filters: small ones enlarged and in few columns, image-sized ones closer together."""
     scale = max(2, 36 // weights.shape[-1])
     return filter_grid(weights, scale, columns=8 if len(weights) <= 64 else 16)
 
@@ -276,7 +276,7 @@ def _manifest(what: Export, served: ServedNetwork, folder: Path) -> Manifest:
 
 
 def _outputs(served: ServedNetwork) -> tuple[TensorSpec, ...]:
-    """Return what the graphs give, by running the network on one image."""
+    """Return the graphs' outputs, found by running the network on one image."""
     values = served(torch.zeros(1, *dataset.IMAGE_SIZE, 3, dtype=torch.uint8))
     return tuple(
         TensorSpec(name=name, dtype="float32", shape=("N", *value.shape[1:]))
@@ -287,12 +287,12 @@ def _outputs(served: ServedNetwork) -> tuple[TensorSpec, ...]:
 def _prove(
     artifact: Artifact, served: ServedNetwork, answered: Answered, source: dataset.Source
 ) -> Answered:
-    """Raise unless both graphs give the eager network's answers, by the service's backends.
+    """Raise unless the service's backends give the eager network's answers with both graphs.
 
-    The weights that the service reads out of the graph must be the network's, too.
+    The weights that the service reads out of the graph must be the network's as well.
 
     Returns:
-        What the ONNX graph gives for the test split.
+        The ONNX graph's answers for the test split.
     """
     artifact.verify()
     expected = first_filters_and_kernels(served.plain, dataset.IMAGE_SIZE)
@@ -321,7 +321,7 @@ def _prove(
 def _with_confidence(
     artifact: Artifact, heldout: dataset.Split, test: Answered, precision: Precision
 ) -> Artifact:
-    """Add what one of the graphs may be trusted in, if images were held out to tell."""
+    """Add one graph's thresholds and their figures, if images were held out to fit them."""
     if len(heldout) == 0:
         return artifact
     backend = open_backend(artifact, "onnx-cpu", torch.get_num_threads(), precision)
@@ -333,15 +333,8 @@ def _with_confidence(
 
 
 def _git_commit() -> str:
-    """Return the commit of the code that exports, marked where files differ from it."""
-    checkout = Path(__file__).parents[2]
-    if not (checkout / ".git").exists():
+    """Return the commit of this code, marked if tracked files differ from it."""
+    commit = find_commit()
+    if commit is None:
         return "unknown"
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        done = subprocess.run(  # noqa: S603 - a constant command
-            command, cwd=checkout, capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return done.stdout.strip()
+    return f"{commit.sha}-dirty" if commit.changed else commit.sha
