@@ -1,9 +1,9 @@
-"""Every artifact of a store, side by side: what it costs, what it gives and where it errs.
+"""A comparison of all artifacts of a store: cost, accuracy and errors.
 
-Accuracy comes from each artifact's own evaluation; latency and throughput are measured here and
-now. The float32 graphs classify the test images, which `training.evaluate` reads, once more, to see
-whose errors are the same: nothing is chosen by that. Tables and plots are
-`training.compare.report`'s.
+Accuracy comes from each artifact's evaluation; latency and throughput are measured. To find errors
+in common, the float32 graphs classify the test images, which `training.evaluate` reads, once more.
+No choice depends on them. `training.compare.report` makes the tables, `training.compare.plots` the
+plots.
 """
 
 import statistics
@@ -42,7 +42,7 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class Int8Figures:
-    """The int8 graph's: test accuracy 0 to 1; latency and throughput as in `ModelFigures`."""
+    """Figures of the int8 graph, in the units of `ModelFigures`."""
 
     accuracy: float
     latency_ms: float
@@ -51,14 +51,14 @@ class Int8Figures:
 
 @dataclass(frozen=True)
 class ConfidenceFigures:
-    """How prediction sets and the out-of-distribution score of the float32 graph did.
+    """Figures of the float32 graph's prediction sets and out-of-distribution score.
 
     Attributes:
-        found: the part of the test images whose set holds the true class, by what was asked for
-            ("90%"), with the method `lac`.
-        classes: the mean number of classes in a set, likewise.
+        found: the part of the test images whose set has the true class, by the wanted part ("90%"),
+            with the method `lac`.
+        classes: the mean number of classes in a set, by the wanted part.
         false_alarms: the part of the test images that is marked as foreign.
-        auroc: of test images against each kind of foreign ones.
+        auroc: of test images against each kind of foreign images.
     """
 
     found: dict[str, float]
@@ -75,23 +75,23 @@ class ModelFigures:
         model: `name/version`.
         architecture: of the network.
         parameters: learned numbers.
-        macs: multiply-accumulates for one image, in all of its views.
+        macs: multiply-accumulates for one image, in all its views.
         views: of each image, whose logits the graph averages.
         onnx_bytes: size of the ONNX graph.
         torchscript_bytes: size of the TorchScript graph.
         training_seconds: of the run, on `training_hardware`.
-        training_hardware: what it was trained on.
+        training_hardware: the processor or GPU of the run.
         epochs: passes over the training images.
-        training_images: how many there were.
+        training_images: the number of images that it was trained on.
         accuracy: on the test split, 0 to 1.
         cross_entropy: on the test split, calibrated, in nats.
         ece: expected calibration error on the test split, calibrated.
         recall_by_class: the part of each class's test images that is recognised.
         latency_ms: of one image, median, ONNX on one thread.
         images_per_second: at batch 64, median, ONNX on one thread.
-        int8: the same of the int8 graph; None where the artifact has none.
-        confidence: None where no images were held out to fit it on.
-        history: one record an epoch.
+        int8: figures of the int8 graph; None if the artifact has none.
+        confidence: None if no images were held out.
+        history: one record for each epoch.
     """
 
     model: str
@@ -118,10 +118,10 @@ class ModelFigures:
 
 @dataclass(frozen=True)
 class Errors:
-    """Where the models of a store err on the same test images.
+    """Errors in common of a store's models on the same test images.
 
     Attributes:
-        overlap: of those that were trained on the data found; None where there are fewer than two.
+        overlap: of the models that were trained on the data found; None for fewer than two.
         left_out: models that were trained on other data.
         pictures: the test images that `overlap` names, by index, uint8 `[H,W,3]`.
     """
@@ -137,8 +137,8 @@ class Comparison:
 
     Attributes:
         models: by name and version.
-        errors: where they err together.
-        timed_on: the processor that latencies and throughputs are of.
+        errors: errors in common.
+        timed_on: the processor that latency and throughput were measured on.
     """
 
     models: tuple[ModelFigures, ...]
@@ -153,12 +153,12 @@ def compare(
 
     Args:
         store: the folder of the artifacts.
-        find_data: finds the data set whose test images the models are asked about; called only
-            if there are two models to compare. Where it finds none, errors are not compared.
-        tell: is told what is done next, which may take minutes.
+        find_data: finds the data set whose test images are classified; called only for two models
+            or more. Without a data set, errors are not compared.
+        tell: is given a line before each step, which may take minutes.
 
     Raises:
-        RunError: the store holds no artifact, or one that is damaged.
+        RunError: the store holds no artifact or a damaged one.
     """
     try:
         artifacts = _read_store(store)
@@ -173,12 +173,11 @@ def compare(
 
 
 def pareto_front(points: Sequence[Point]) -> list[Point]:
-    """Return the points that no other one beats, by rising cost.
+    """Return the points that no other point beats, by rising cost.
 
     Args:
-        points: each a cost, of which less is better, and a gain, of which more is better. A point
-            that another one equals in one and beats in the other is left out; of equal points, one
-            stays.
+        points: pairs of a cost and a gain. A point beats another if it is better in one and not
+            worse in the other. Of equal points, one is returned.
     """
     front: list[Point] = []
     for cost, gain in sorted(points, key=lambda point: (point[0], -point[1])):
@@ -192,7 +191,7 @@ def _find_errors(
     find_data: Callable[[], dataset.Source],
     tell: Callable[[str], None],
 ) -> Errors:
-    """Compare errors where the test images are at hand; all other figures need none."""
+    """Compare errors if the test images are found; no other figure needs them."""
     try:
         source = find_data()
     except DataError:
@@ -293,7 +292,7 @@ def _speed(artifact: Artifact, precision: Precision) -> tuple[float, float]:
 
 
 def _seconds_a_call(backend: Backend, images: Images, calls: int) -> float:
-    """Return the median over rounds of a call's mean time, after one round that warms up."""
+    """Return the median over rounds of a call's mean time, after a round to warm up."""
     rounds = []
     for _ in range(ROUNDS + 1):
         started = time.perf_counter()

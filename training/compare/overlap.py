@@ -1,4 +1,4 @@
-"""Which test images several models get wrong together. Arithmetic on predictions; reads no data."""
+"""Test images that several models get wrong: arithmetic on predictions, which reads no data."""
 
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 MOST_EXAMPLES = 100
-"""How many images of a group are listed by their index."""
+"""The number of images of a group that are listed by their index."""
 
 Labels = NDArray[np.int64]
 Mask = NDArray[np.bool_]
@@ -15,7 +15,7 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class SharedMistake:
-    """A test image by its index, its class, and what most of the models that err take it for."""
+    """A test image: its index, its class, and the class that most erring models predict."""
 
     index: int
     true: str
@@ -24,7 +24,7 @@ class SharedMistake:
 
 @dataclass(frozen=True)
 class MistakeGroup:
-    """How many test images there are of a kind, and the first `MOST_EXAMPLES` of them."""
+    """The number of test images of a kind, and the first `MOST_EXAMPLES` of them."""
 
     images: int
     examples: tuple[SharedMistake, ...]
@@ -32,18 +32,18 @@ class MistakeGroup:
 
 @dataclass(frozen=True)
 class Overlap:
-    """How the errors of several models on the same test images lie on one another.
+    """The errors in common of several models on the same test images.
 
     Attributes:
         models: `name/version`, in the order of `errors` and `shared`.
-        images: how many test images there are.
-        errors: how many of them each model gets wrong.
-        histogram: how many of them 0, 1, ... all models get wrong.
-        shared: `[models][models]`, images that both get wrong as a part of those that either does;
-            1 where neither errs.
-        by_all: what every model gets wrong.
-        by_fully_connected: what the fully connected networks get wrong, each of them, and every
-            other model right; None unless there are models of both kinds.
+        images: the number of test images.
+        errors: the number of images that each model gets wrong.
+        histogram: the numbers of images that 0, 1, ... all models get wrong.
+        shared: `[models][models]`, the images that both get wrong as a part of the images that one
+            or both get wrong; 1 if neither errs.
+        by_all: the images that every model gets wrong.
+        by_fully_connected: the images that every fully connected network gets wrong and every other
+            model right; None unless there are models of both kinds.
     """
 
     models: tuple[str, ...]
@@ -61,13 +61,13 @@ def find_overlap(
     classes: tuple[str, ...],
     fully_connected: AbstractSet[str] = frozenset(),
 ) -> Overlap:
-    """Compare the errors of at least one model.
+    """Compare the errors of one model or more.
 
     Args:
         labels: the true classes, int64 `[N]`.
         predictions: by model, int64 `[N]`.
-        classes: the names of the classes, by label.
-        fully_connected: which of the models are fully connected networks.
+        classes: names by label.
+        fully_connected: the models that are fully connected networks.
     """
     predicted = np.stack(list(predictions.values()))
     wrong = predicted != labels
@@ -101,7 +101,7 @@ def _shared(wrong: Mask) -> NDArray[np.float64]:
 def _group(
     indices: Labels, labels: Labels, votes: Labels, classes: tuple[str, ...]
 ) -> MistakeGroup:
-    """Return a group with its examples; of predictions equally frequent, the first class's."""
+    """Return a group with its examples; of equally frequent predictions, the first class."""
     examples = tuple(
         SharedMistake(
             index=index,

@@ -1,9 +1,11 @@
-"""Plots of a comparison as PNG: learning curves, classes, what accuracy costs, shared errors.
+"""Plots of a comparison as PNG: learning curves, classes, the cost of accuracy, shared errors.
 
-Measures nothing; the tables are `training.compare.report`'s.
+Measures nothing. Tables are in `training.compare.report`.
 """
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,27 +15,42 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.transforms import Bbox
 from numpy.typing import NDArray
 
 from app.images import RgbImage
 from training.compare.compare import ModelFigures, Point, pareto_front
 from training.compare.overlap import MistakeGroup, Overlap
-from training.compare.point_labels import PointLabel, place_labels
 from training.report import label_axes, plot_accuracy
 
 DPI = 110
 PANELS_A_ROW = 4
 PICTURES = 16
-"""How many images a contact sheet shows."""
+"""The number of images on a contact sheet."""
 
 _SHEET = (4, 4)
 _HARDWARE_MARKERS = "os^Dv"
 _COLORS = [to_hex(colormaps["tab20"](i)) for i in (*range(0, 20, 2), *range(1, 20, 2))]
-"""Ten that are dark, then the same ones pale."""
+"""Ten dark colours, then the same ten pale."""
+
+_LABEL_FONT_SIZE = 8
+_DISTANCES = (9, 14, 20, 32, 46, 62)
+_ANGLES = tuple(math.radians(degrees) for degrees in range(0, 360, 30))
+_NEAR = 14
+"""A label further from its point than this many pixels is joined to it by a line."""
+
+_STEP = 4
+"""Pixels between the sampled places of a line."""
+
+_LABEL_COST, _LINE_COST, _OUTSIDE_COST = 1000.0, 15.0, 5000.0
+"""The cost of covering another label, a place of a line or the frame, in pixels of distance."""
+
+Pixels = NDArray[np.float64]
+Line = Sequence[tuple[float, float]]
 
 
 def draw_learning_curves(models: Sequence[ModelFigures], path: Path) -> None:
-    """Draw accuracy by epoch, a panel a model."""
+    """Draw accuracy by epoch, in a panel for each model."""
     columns = min(PANELS_A_ROW, len(models))
     rows = -(-len(models) // columns)
     figure = Figure(figsize=(4 * columns, 3.2 * rows), layout="constrained")
@@ -51,7 +68,7 @@ def draw_learning_curves(models: Sequence[ModelFigures], path: Path) -> None:
 
 
 def draw_accuracy_by_class(models: Sequence[ModelFigures], path: Path) -> None:
-    """Draw which part of each class is recognised, a row a model and a column a class."""
+    """Draw the recall of each class, in a row for each model and a column for each class."""
     labels = list(dict.fromkeys(label for model in models for label in model.recall_by_class))
     values = np.array(
         [[100 * model.recall_by_class.get(label, np.nan) for label in labels] for model in models]
@@ -70,7 +87,7 @@ def draw_accuracy_and_cost(models: Sequence[ModelFigures], path: Path) -> None:
 
 
 def accuracy_and_cost(models: Sequence[ModelFigures]) -> Figure:
-    """Return the figure that `draw_accuracy_and_cost` saves: first latency, then training time."""
+    """Return the figure of `draw_accuracy_and_cost`: latency, then training time."""
     figure = Figure(figsize=(15, 7.8), layout="constrained", dpi=DPI)
     latency, training = figure.subplots(1, 2, sharey=True)
     label_axes(latency, "latency of one image, one thread (ms)", "test accuracy (%)")
@@ -96,11 +113,11 @@ def accuracy_and_cost(models: Sequence[ModelFigures]) -> Figure:
 
 
 def draw_error_overlap(overlap: Overlap, pictures: dict[int, RgbImage], path: Path) -> None:
-    """Draw the part of errors that each pair of models shares, and images that are taken wrongly.
+    """Draw the part of errors that each pair of models shares, and images that all models miss.
 
     Args:
         overlap: of at least two models.
-        pictures: the images that it names, by index, uint8 `[H,W,3]`.
+        pictures: the images that `overlap` names, by index, uint8 `[H,W,3]`.
         path: of the PNG.
     """
     sheets = [(f"wrong by all {len(overlap.models)} models", overlap.by_all)]
@@ -120,7 +137,7 @@ def draw_error_overlap(overlap: Overlap, pictures: dict[int, RgbImage], path: Pa
 
 
 def _plot_latency(axes: Axes, models: Sequence[ModelFigures]) -> list[list[Point]]:
-    """Plot float32 filled and int8 hollow; return every line that was drawn."""
+    """Plot float32 filled and int8 hollow; return all lines drawn."""
     lines: list[list[Point]] = []
     for index, model in enumerate(models):
         color = _color(index)
@@ -138,7 +155,7 @@ def _plot_latency(axes: Axes, models: Sequence[ModelFigures]) -> list[list[Point
 
 
 def _plot_training_time(axes: Axes, models: Sequence[ModelFigures]) -> list[list[Point]]:
-    """Plot a marker and a front for each hardware, whose times do not compare with another's."""
+    """Plot markers and a front for each hardware: times of two machines do not compare."""
     lines: list[list[Point]] = []
     hardware = list(dict.fromkeys(model.training_hardware for model in models))
     for number, name in enumerate(hardware):
@@ -187,7 +204,7 @@ def _heat_map(
     columns: Sequence[str],
     spec: str,
 ) -> None:
-    """Draw percentages as colours with their numbers; no number is no colour."""
+    """Draw percentages as colours with their numbers; a missing number has no colour."""
     axes.imshow(values, cmap="Blues", vmin=0, vmax=100, aspect="auto")
     axes.set_xticks(range(len(columns)), columns, rotation=45, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(rows)), rows)
@@ -204,7 +221,7 @@ def _heat_map(
 def _draw_sheet(
     place: SubFigure, title: str, group: MistakeGroup, pictures: dict[int, RgbImage]
 ) -> None:
-    """Draw the first images of a group, with their class and what they are taken for."""
+    """Draw the first images of a group, with their class and the predicted class."""
     shown = group.examples[:PICTURES]
     part = f", the first {len(shown)}" if len(shown) < group.images else ""
     place.suptitle(f"{title}: {group.images:,} images{part}", fontsize=10)
@@ -221,3 +238,93 @@ def _draw_sheet(
 
 def _color(index: int) -> str:
     return _COLORS[index % len(_COLORS)]
+
+
+@dataclass(frozen=True)
+class PointLabel:
+    """A text for the point at `place`, in the plot's units."""
+
+    text: str
+    place: tuple[float, float]
+    color: str
+
+
+def place_labels(axes: Axes, labels: Sequence[PointLabel], lines: Sequence[Line]) -> None:
+    """Write every label at the free place nearest to its point.
+
+    Args:
+        axes: of a figure with its final size, layout and limits.
+        labels: the texts.
+        lines: lines in the plot's units that the labels should not cover; a line of one place is a
+            marker.
+    """
+    axes.get_figure(root=True).draw_without_rendering()  # type: ignore[union-attr]
+    obstacles = np.concatenate([_along(axes, line) for line in lines])
+    taken: list[Bbox] = []
+    for label in sorted(labels, key=lambda label: -label.place[1]):
+        text = axes.annotate(
+            label.text,
+            label.place,
+            (0, 0),
+            textcoords="offset pixels",
+            ha="center",
+            va="center",
+            fontsize=_LABEL_FONT_SIZE,
+            color=label.color,
+        )
+        text.set_in_layout(False)
+        point = axes.transData.transform(label.place)
+        box, distance = _best_box(text.get_window_extent(), point, axes.bbox, obstacles, taken)
+        centre = ((box.x0 + box.x1) / 2 - point[0], (box.y0 + box.y1) / 2 - point[1])
+        text.set_position(centre)
+        if distance > _NEAR:
+            _join(axes, label, point, box)
+        taken.append(box)
+
+
+def _best_box(
+    size: Bbox, point: Pixels, frame: Bbox, obstacles: Pixels, taken: Sequence[Bbox]
+) -> tuple[Bbox, float]:
+    """Return the place of least cost for a text, and its distance from the point, in pixels."""
+
+    def cost(candidate: tuple[Bbox, float]) -> float:
+        box, distance = candidate
+        inside = (obstacles > box.min).all(1) & (obstacles < box.max).all(1)
+        covered = sum(box.overlaps(other) for other in taken)
+        outside = not (frame.contains(*box.min) and frame.contains(*box.max))
+        return (
+            distance
+            + _LINE_COST * int(inside.sum())
+            + _LABEL_COST * covered
+            + _OUTSIDE_COST * outside
+        )
+
+    return min(_candidates(size, point), key=cost)
+
+
+def _candidates(size: Bbox, point: Pixels) -> list[tuple[Bbox, float]]:
+    found = []
+    for distance in _DISTANCES:
+        for angle in _ANGLES:
+            x = point[0] + math.cos(angle) * (size.width / 2 + distance)
+            y = point[1] + math.sin(angle) * (size.height / 2 + distance)
+            corner = (x - size.width / 2, y - size.height / 2)
+            found.append((Bbox.from_bounds(*corner, size.width, size.height), float(distance)))
+    return found
+
+
+def _along(axes: Axes, line: Line) -> Pixels:
+    """Return places on a line, in pixels and close together; the line is in the plot's units."""
+    corners = axes.transData.transform(np.array(line, dtype=np.float64))
+    parts = [corners[:1]]
+    for start, end in pairwise(corners):
+        count = max(2, int(np.hypot(*(end - start)) / _STEP))
+        parts.append(np.linspace(start, end, count))
+    return np.concatenate(parts)
+
+
+def _join(axes: Axes, label: PointLabel, point: Pixels, box: Bbox) -> None:
+    """Draw a thin line from a point to the nearest place of its label."""
+    nearest = np.clip(point, box.min, box.max)
+    line = axes.transData.inverted().transform([point, nearest])
+    axes.plot(*line.T, color=label.color, linewidth=0.5, alpha=0.6, scalex=False, scaley=False)

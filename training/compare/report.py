@@ -1,6 +1,6 @@
-"""What a comparison of models looks like in the terminal, as JSON and as Markdown.
+"""A comparison of models for the terminal, as JSON and as Markdown. Measures nothing.
 
-Measures nothing; the plots are `training.compare.plots`'.
+`training.compare.plots` draws the plots.
 """
 
 import json
@@ -34,13 +34,13 @@ _COST = {
     "images/s float32",
     "images/s int8",
 }
-"""The columns that have a table of their own in the terminal, which is narrower than a page."""
+"""Columns with a table of their own in the terminal, which is narrower than a page."""
 
 Grid = list[Row]
 
 
 def comparison_tables(comparison: Comparison) -> list[Table]:
-    """Return the comparison for the terminal, a row a model."""
+    """Return the comparison for the terminal, with a row for each model."""
     models = comparison.models
     figures = list(_figures(models[0]))
     grids = {
@@ -85,13 +85,13 @@ def write_comparison(comparison: Comparison, folder: Path) -> None:
 
 
 def left_out_note(comparison: Comparison) -> str:
-    """Return a sentence that names the models whose errors are not compared; empty without any."""
+    """Return a sentence with the models whose errors are not compared; empty without any."""
     names = ", ".join(comparison.errors.left_out)
     return f"Trained on other data, so their errors are not compared: {names}." if names else ""
 
 
 def _figures(model: ModelFigures) -> dict[str, str]:
-    """Return a model's cells by their headings."""
+    """Return a model's cells, by heading."""
     int8 = model.int8
     return {
         "test accuracy": f"{model.accuracy:.2%}",
@@ -113,7 +113,7 @@ def _figures(model: ModelFigures) -> dict[str, str]:
 
 
 def _grid(models: Sequence[ModelFigures], headings: Sequence[str]) -> Grid:
-    """Return a heading and a row a model, without columns that say nothing of any model."""
+    """Return a heading and a row for each model, without columns that are empty for all."""
     rows = [_figures(model) for model in models]
     empty = {"views": {"1"}}
     kept = [

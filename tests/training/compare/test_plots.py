@@ -5,7 +5,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Annotation
 from matplotlib.transforms import Bbox
 
-from training.compare.point_labels import PointLabel, place_labels
+from training.compare.plots import PointLabel, place_labels
 
 CROWD = [(1.0, 90.0), (1.05, 90.3), (1.1, 90.1), (1.02, 89.8), (9.0, 95.0), (0.2, 50.0)]
 
