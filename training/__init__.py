@@ -2,12 +2,12 @@
 
 
 def main() -> None:
-    """Run `convscope-train`, or say in one line what its install lacks."""
+    """Run `convscope-train`; report a missing package in one line."""
     try:
         from training.cli import main as run
     except ModuleNotFoundError as exc:
         raise SystemExit(
-            f"convscope-train: {exc.name} is not installed; `pip install '.[train]'` brings "
-            "all that training needs, and so does `make test`"
+            f"convscope-train: {exc.name} is not installed; `pip install '.[train]'` installs all "
+            "packages for training, and so does `make test`"
         ) from exc
     run()

@@ -1,6 +1,6 @@
 """`convscope-train`: data, train, evaluate, export, compare, describe.
 
-Only reads arguments and prints; every error of `training.errors` ends as one line and exit code 1.
+Reads arguments and prints. Every error of `training.errors` ends as one line and exit code 1.
 """
 
 import sys
@@ -33,12 +33,13 @@ from training.run.train import train as run_training
 
 Command = Callable[..., Any]
 
-# A pipe has no width of its own, and a name is no markup.
+# A pipe has no width, and names may look like markup.
 console = Console(width=None if sys.stdout.isatty() else 120, markup=False)
 data_dir_option = click.option(
     "--data-dir",
     type=click.Path(path_type=Path),
-    help=f"Where to look before ${dataset.DATA_DIR_VARIABLE} and ./{dataset.DEFAULT_DATA_DIR}.",
+    help=f"The first folder to look in, before ${dataset.DATA_DIR_VARIABLE} and "
+    f"./{dataset.DEFAULT_DATA_DIR}.",
 )
 device_option = click.option(
     "--device", type=click.Choice(get_args(DeviceName)), default="auto", show_default=True
@@ -56,14 +57,14 @@ views_option = click.option(
     default="1",
     show_default=True,
     callback=lambda _context, _option, views: int(views),
-    help="Views of each image whose logits are averaged: mirrored, and moved by a pixel.",
+    help="Views of each image to average the logits of: mirrored, and moved by a pixel.",
 )
 weights_option = click.option(
     "--weights",
     type=click.Choice(get_args(WeightFormat)),
     default="float32",
     show_default=True,
-    help="What kernels and matrices are rounded to and stored as.",
+    help="The type that kernels and matrices are rounded to and stored in.",
 )
 run_argument = click.argument("run", type=click.Path(path_type=Path))
 
@@ -89,7 +90,7 @@ def main() -> None:
 @main.command("data")
 @data_dir_option
 def data_command(data_dir: Path | None) -> None:
-    """Find the images and verify every file; download CIFAR-10 if there are none."""
+    """Find the images and verify every file. Without any, download CIFAR-10."""
     source = dataset.find(data_dir)
     images = source.load_train()
     console.print(f"{source.name} in {source.place}, sha256 {source.sha256}", soft_wrap=True)
@@ -114,7 +115,7 @@ def train(
     resume: bool,
     **overrides: Any,
 ) -> None:
-    """Train by the recipe NAME, any of whose fields an option overrides."""
+    """Train by the recipe NAME. An option overrides any of its fields."""
     given = {field: value for field, value in overrides.items() if value is not None}
     recipe = find_recipe(name).replace(**given)
     run = out or Path("runs") / f"{name}-seed{recipe.seed}"
@@ -198,7 +199,7 @@ def export(
     help="The folder for comparison.json, comparison.md and the plots.",
 )
 def compare_command(store: Path, data_dir: Path | None, out: Path) -> None:
-    """Put every artifact of the store side by side, and find which test images they get wrong."""
+    """Compare all artifacts of the store, and find the test images that they get wrong."""
     comparison = compare_models(
         store, partial(dataset.find, data_dir, download=False), console.print
     )
@@ -213,12 +214,12 @@ def compare_command(store: Path, data_dir: Path | None, out: Path) -> None:
 @main.command("describe")
 @click.argument("name", metavar="NAME")
 def describe_command(name: str) -> None:
-    """Print the layers of the architecture NAME with their arithmetic."""
+    """Print the layers of the architecture NAME, with their arithmetic."""
     console.print(report.description_table(describe_architecture(name)))
 
 
 def _data_of(run: Checkpoint, data_dir: Path | None) -> dataset.Source:
-    """Find the data that a run was trained on: where they lay then, unless a place is named."""
+    """Find a run's data: in `data_dir`, else where the run found them."""
     place = run.state.data_place
     return dataset.find(data_dir or (Path(place) if place else None), download=False)
 

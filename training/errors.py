@@ -1,16 +1,16 @@
-"""Everything that can go wrong offline, as one tree; the command line prints the message alone.
+"""All errors of training, as one tree. The command line prints the message alone.
 
 TrainingError
 ├── DataError          the images are missing, damaged or too few
-├── RecipeError        a number of the recipe is not allowed, or the name is unknown
-├── RunError           a run's directory is in the way, missing, or of another recipe
-├── Diverged           the loss is no longer a number
-└── ExportError        the exported graphs do not agree, or the place is taken
+├── RecipeError        a value of the recipe is not allowed, or a name is unknown
+├── RunError           a run's folder is in the way, missing, or of another recipe
+├── Diverged           the loss is infinite or not a number
+└── ExportError        the exported graphs do not agree, or the version exists
 """
 
 
 class TrainingError(Exception):
-    """Base of every error that training raises on purpose."""
+    """Base of all errors of training."""
 
 
 class DataError(TrainingError):
@@ -18,11 +18,11 @@ class DataError(TrainingError):
 
 
 class RecipeError(TrainingError):
-    """A number of the recipe is not allowed, or a name is unknown."""
+    """A value of the recipe is not allowed, or a name is unknown."""
 
 
 class RunError(TrainingError):
-    """A run's directory is in the way, missing, cannot be written, or is of another recipe."""
+    """A run's folder is in the way, missing, cannot be written, or is of another recipe."""
 
 
 class Diverged(TrainingError):
@@ -30,4 +30,4 @@ class Diverged(TrainingError):
 
 
 class ExportError(TrainingError):
-    """The exported graphs do not agree with the network, or the place is taken."""
+    """The exported graphs do not agree with the network, or the version exists."""

@@ -1,9 +1,8 @@
-"""torchvision, importable also where its wheel does not match the torch that is installed.
+"""The only import of torchvision, which also works beside a CPU build of torch.
 
-torchvision's wheels are CUDA builds. Beside a CPU build of torch their operator library does not
-load, and the import fails on the schemas of two operators that nothing here calls. Declaring the
-schemas first lets the rest (models, dataset downloads) work. This is the only module that
-imports torchvision.
+torchvision's wheels are CUDA builds. Beside a CPU build of torch, their operator library does not
+load, and the import fails on the schemas of two operators that nothing here calls. With these
+schemas declared first, the rest (models, downloads of data sets) works.
 """
 
 import sys

@@ -24,7 +24,6 @@ from training.data.foreign import foreign_images
 from training.evaluate import (
     SERVED_BATCH,
     check_source,
-    fit_temperature,
     load_heldout,
     load_network,
 )
@@ -34,6 +33,7 @@ from training.export.layer_outputs import outputs_of
 from training.export.ood import OodScore, layer_for_score, statistics_of
 from training.export.quantize import choose_training_images
 from training.run import checkpoint
+from training.tasks.classification import fit_temperature
 
 DOCUMENT = ROOT / "docs" / "confidence.md"
 _SCORES = {

@@ -34,7 +34,7 @@ from bench.training.runs import (
 from training.data import dataset
 from training.evaluate import answer_test, evaluate
 from training.recipes import Recipe
-from training.run.reporter import SilentReporter
+from training.run.progress import SilentReporter
 from training.run.train import train
 
 P = ParamSpec("P")

@@ -14,7 +14,7 @@ from tests.support.training_fixtures import TINY
 from training.data import dataset
 from training.recipes import Recipe, find_recipe
 from training.run import checkpoint
-from training.run.reporter import SilentReporter
+from training.run.progress import SilentReporter
 from training.run.train import train
 
 # The DataLoader forks, as in the tutorial; Python 3.12 and newer warn where there are threads.

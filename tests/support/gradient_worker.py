@@ -10,8 +10,9 @@ from training.architectures import find_architecture
 from training.data import dataset
 from training.recipes import find_recipe
 from training.run import distributed
-from training.run.learner import Learner, normalize
+from training.run.checkpoint import Learner
 from training.run.optimization import make_optimizer
+from training.run.train import Batch, learn
 
 
 def main(folder: Path, to: Path, micro_batch: int) -> None:
@@ -27,7 +28,8 @@ def main(folder: Path, to: Path, micro_batch: int) -> None:
         share = workers.share(batch)
         weight = workers.weight(len(share), len(batch))
         largest = workers.largest_share(len(batch))
-        learner.learn(normalize(share, mean, deviation), 0.0, weight, largest)
+        images = dataset.normalize(share.images, mean, deviation)
+        learn(learner, Batch(images, share.labels), 0.0, weight, largest)
         if workers.is_first:
             gradients = {
                 name: p.grad for name, p in network.named_parameters() if p.grad is not None

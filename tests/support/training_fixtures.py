@@ -20,7 +20,7 @@ from training.export.export import Export, export
 from training.recipes import Recipe, find_recipe
 from training.report import LEARNING_CURVE, draw_learning_curve
 from training.run.checkpoint import Checkpoint, open_run
-from training.run.reporter import Reporter, SilentReporter
+from training.run.progress import Reporter, SilentReporter
 from training.run.train import train
 
 THREADS = torch.get_num_threads()

@@ -12,6 +12,7 @@ from training import evaluate
 from training.data import dataset
 from training.errors import DataError, RunError
 from training.run.checkpoint import Checkpoint
+from training.tasks import classification
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +90,7 @@ def test_the_most_confident_mistakes_are_mistakes_by_their_test_index(
     found: Evaluation, probabilities: np.ndarray
 ) -> None:
     names, labels = sample.class_names(), sample.read("test")[1]
-    assert len(found.confident_mistakes) == evaluate.CONFIDENT_MISTAKES
+    assert len(found.confident_mistakes) == classification.CONFIDENT_MISTAKES
     confidences = [mistake.confidence for mistake in found.confident_mistakes]
     assert confidences == sorted(confidences, reverse=True)
     for mistake in found.confident_mistakes:
@@ -97,14 +98,6 @@ def test_the_most_confident_mistakes_are_mistakes_by_their_test_index(
         assert names[labels[mistake.index]] == mistake.true != mistake.predicted
         assert names[row.argmax()] == mistake.predicted
         assert row.max() == pytest.approx(mistake.confidence, abs=1e-5)
-
-
-def test_the_temperature_undoes_a_known_scale() -> None:
-    generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(20_000, 10, generator=generator) * 2
-    labels = torch.multinomial(logits.softmax(1), 1, generator=generator).squeeze(1)
-    assert evaluate.fit_temperature(logits, labels) == pytest.approx(1, abs=0.03)
-    assert evaluate.fit_temperature(logits * 3, labels) == pytest.approx(3, abs=0.1)
 
 
 def test_without_a_holdout_the_temperature_is_one(
@@ -147,13 +140,5 @@ def test_the_temperature_is_fitted_on_the_images_that_were_held_out(
     with torch.inference_mode():
         logits = network(dataset.normalize(heldout.images, state.mean, state.deviation))
     assert len(heldout) == 20
-    fitted = evaluate.fit_temperature(logits, heldout.labels)
+    fitted = classification.fit_temperature(logits, heldout.labels)
     assert found.temperature == pytest.approx(fitted, rel=1e-4)
-
-
-@pytest.mark.parametrize(("label", "temperature"), [(0, 0.05), (1, 20.0)])
-def test_a_few_images_do_not_drive_the_temperature_out_of_all_bounds(
-    label: int, temperature: float
-) -> None:
-    logits, labels = torch.tensor([[3.0, 0.0], [0.5, 0.0]]), torch.tensor([label, label])
-    assert evaluate.fit_temperature(logits, labels) == temperature

@@ -1,10 +1,15 @@
-"""Networks by name. Each takes float NCHW images and gives logits; none knows of export."""
+"""Networks by name: from float images `[N,3,H,W]` to logits `[N,classes]`.
+
+To add one, write its module and enter it into `ARCHITECTURES`. A network that takes initial weights
+from training images, as SpeedNet's whitening does, has a method `initialize_from`.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol, runtime_checkable
 
-from torch import nn
+from torch import Tensor, nn
 
 from training.architectures import imagenet
 from training.architectures.alexnet import AlexNet
@@ -19,17 +24,37 @@ from training.errors import RecipeError
 
 @dataclass(frozen=True)
 class Architecture:
-    """How a network is built, and the image that it is built for.
+    """How to build a network.
 
     Attributes:
-        build: from the number of classes and the dropout probability to the network.
-        image_size: height and width in pixels.
+        build: makes the network from the number of classes and the dropout probability.
+        image_size: height and width in pixels of the images that it takes.
         classes: the number of classes of the data set that it is known for.
     """
 
     build: Callable[[int, float], nn.Module]
     image_size: tuple[int, int] = (32, 32)
     classes: int = 10
+
+
+@runtime_checkable
+class StartsFromImages(Protocol):
+    """A network that takes initial weights from training images."""
+
+    def initialize_from(self, images: Tensor) -> None:
+        """Set these weights from normalised images, float `[N,3,H,W]`."""
+        ...
+
+
+def initialize_from(network: nn.Module, images: Tensor) -> None:
+    """Set the weights that a network takes from training images, if it takes any.
+
+    Args:
+        network: newly built.
+        images: normalised float `[N,3,H,W]`, on the network's device.
+    """
+    if isinstance(network, StartsFromImages):
+        network.initialize_from(images)
 
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -57,7 +82,7 @@ def find_architecture(name: str) -> Architecture:
     """Return the architecture of this name.
 
     Raises:
-        RecipeError: there is none; the message lists those that there are.
+        RecipeError: no architecture has this name; the message lists the names.
     """
     try:
         return ARCHITECTURES[name]

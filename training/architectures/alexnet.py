@@ -9,10 +9,10 @@ class AlexNet(nn.Sequential):
     """Five convolutions and three fully connected layers, ReLU, dropout before the last three.
 
     Float `[N,3,32,32]` to logits `[N,classes]`; 23,272,266 parameters with ten classes. The
-    channels are those of the one-tower form (Krizhevsky 2014). For images seven times smaller,
-    all kernels are 3×3, the first one's stride is 2 and poolings are 2×2, so that 2×2 places of
-    256 channels reach the first fully connected layer, which the original's 6×6 did. Local
-    response normalisation is left out, as it has been since.
+    channels are those of the one-tower form (Krizhevsky 2014). As the images are seven times
+    smaller, all kernels are 3×3, the first stride is 2 and poolings are 2×2; 2×2 places of 256
+    channels reach the first fully connected layer, and 6×6 in the original. There is no local
+    response normalisation, as is usual today.
     """
 
     def __init__(self, classes: int = 10, dropout: float = 0.0) -> None:

@@ -32,12 +32,11 @@ STAGES = (
 class EfficientNetB0(nn.Sequential):
     """Conv(3→32), sixteen inverted residual blocks, global average pooling, FC.
 
-    Float `[N,3,32,32]` to logits `[N,classes]`; 3,599,686 parameters with ten classes. For small
-    images the first convolution keeps the size, and the 1×1 convolution to 1,280 channels before
-    the pooling, which is sized for 1,000 classes, is left out. The first block has an
-    expanding 1×1 convolution as the others do, though it expands by one and the original's has
-    none. Compound scaling, which makes B1 to B7 of B0, and stochastic depth are not here. Dropout
-    acts before the FC layer.
+    Float `[N,3,32,32]` to logits `[N,classes]`; 3,599,686 parameters with ten classes. Unlike the
+    original, the first convolution keeps the size, for small images; there is no 1×1 convolution to
+    1,280 channels before the pooling, which suits 1,000 classes; and the first block has an
+    expanding 1×1 convolution (by one). Compound scaling, which makes B1 to B7 from B0, and
+    stochastic depth are not implemented. Dropout acts before the FC layer.
     """
 
     def __init__(self, classes: int = 10, dropout: float = 0.0) -> None:
@@ -62,7 +61,7 @@ class EfficientNetB0(nn.Sequential):
 class InvertedResidual(nn.Module):
     """1×1 expansion, depthwise convolution, squeeze and excitation, 1×1 projection (MBConv).
 
-    After MobileNetV2 (Sandler et al. 2018). The input is added where the shape stays.
+    After MobileNetV2 (Sandler et al. 2018). The input is added if the shape stays the same.
     """
 
     def __init__(self, inputs: int, stage: Stage, stride: int) -> None:
@@ -93,7 +92,7 @@ class InvertedResidual(nn.Module):
 
 
 class SqueezeExcitation(nn.Module):
-    """Each channel times a gate in 0..1 that hangs on the means of all (Hu et al. 2018)."""
+    """Each channel times a gate in 0..1, computed from the means of all (Hu et al. 2018)."""
 
     def __init__(self, channels: int, squeezed: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The exercise's fully connected network, which the convolutional one is compared with."""
+"""The exercise's fully connected network, a baseline for the convolutional one."""
 
 from collections import OrderedDict
 
@@ -8,8 +8,8 @@ from torch import nn
 class FullyConnected(nn.Sequential):
     """FC(3072→256) ReLU, FC(256→128) ReLU, FC(128→classes).
 
-    Float `[N,3,32,32]` to logits `[N,classes]`; 820,874 parameters with ten classes. Dropout,
-    which the exercise does not have, acts before the second and the third layer.
+    Float `[N,3,32,32]` to logits `[N,classes]`; 820,874 parameters with ten classes. Dropout acts
+    before the second and the third layer; the exercise has none.
     """
 
     def __init__(self, classes: int = 10, dropout: float = 0.0) -> None:

@@ -1,6 +1,6 @@
-"""Networks for ImageNet that the source article quotes: to be described, not trained here.
+"""Well-known networks for ImageNet, to describe and not to train.
 
-All are torchvision's own definitions, float `[N,3,224,224]` to logits `[N,classes]`.
+All are torchvision's definitions, from float `[N,3,224,224]` to logits `[N,classes]`.
 """
 
 from typing import cast

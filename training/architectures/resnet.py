@@ -14,16 +14,16 @@ class ResNet(nn.Sequential):
     """Conv BN ReLU at full size, stages of residual blocks, global average pooling, FC.
 
     Float `[N,3,32,32]` to logits `[N,classes]`. Every stage but the first halves height and width
-    in its first block. Dropout, which the paper does not have, acts before the FC layer.
+    in its first block. Dropout acts before the FC layer; the paper has none.
 
     Args:
         classes: the number of classes.
         dropout: its probability.
         widths: channels of each stage.
         blocks: residual blocks of each stage.
-        shortcut: what carries the input past a block that changes its shape: `padding` with
-            channels of zeros (option A of the paper), or a 1×1 `projection` (option B). With
-            `none`, nothing is carried past any block, which makes the paper's plain network.
+        shortcut: of a block that changes the shape: `padding` with channels of zeros (option A of
+            the paper) or a 1×1 `projection` (option B). With `none`, no block has a shortcut: the
+            paper's plain network.
     """
 
     def __init__(
@@ -56,20 +56,20 @@ class ResNet(nn.Sequential):
 def resnet18(classes: int = 10, dropout: float = 0.0) -> ResNet:
     """ResNet-18 with a 3×3 first convolution and no pooling after it; 11,173,962 parameters.
 
-    The paper's network for ImageNet starts with a 7×7 convolution of stride 2 and a pooling,
-    which would leave 8 of 32 pixels.
+    The paper's network for ImageNet starts with a 7×7 convolution of stride 2 and a pooling, which
+    would leave 8 of 32 pixels a side.
     """
     widths = (64, 128, 256, 512)
     return ResNet(classes, dropout, widths=widths, blocks=2, shortcut="projection")
 
 
 def resnet20(classes: int = 10, dropout: float = 0.0) -> ResNet:
-    """The paper's own network for CIFAR-10 with n = 3; 269,722 parameters."""
+    """The paper's network for CIFAR-10 with n = 3; 269,722 parameters."""
     return ResNet(classes, dropout, widths=(16, 32, 64), blocks=3, shortcut="padding")
 
 
 def plain20(classes: int = 10, dropout: float = 0.0) -> ResNet:
-    """ResNet-20 without its shortcuts, which have no parameters: the paper's plain network."""
+    """The paper's plain network: ResNet-20 without its shortcuts, which have no parameters."""
     return ResNet(classes, dropout, widths=(16, 32, 64), blocks=3, shortcut="none")
 
 
@@ -99,7 +99,7 @@ class ResidualBlock(nn.Module):
 
 
 class ZeroPadding(nn.Module):
-    """Every second pixel both ways, and channels of zeros after those of the input."""
+    """Every second pixel in both directions, with channels of zeros after the input's."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

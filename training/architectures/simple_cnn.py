@@ -10,10 +10,10 @@ from training.kernels.norm_pool import norm_pool_relu
 class SimpleCNN(nn.Sequential):
     """Conv(3→32) BN ReLU MaxPool, Conv(32→64) BN ReLU MaxPool, FC(4096→256) ReLU, FC(256→classes).
 
-    Convolutions are 3×3 and keep the size. Float `[N,3,32,32]` to logits `[N,classes]`;
-    1,070,986 parameters with ten classes. Dropout (Srivastava et al. 2014), which the exercise
-    does not have, acts before each fully connected layer. In training, what follows a convolution
-    is computed as one, and the modules `relu1`, `pool1`, `relu2` and `pool2` are not called.
+    Convolutions are 3×3 and keep the size. Float `[N,3,32,32]` to logits `[N,classes]`; 1,070,986
+    parameters with ten classes. Dropout (Srivastava et al. 2014) acts before each fully connected
+    layer; the exercise has none. In training, `norm_pool_relu` computes the three layers after a
+    convolution, and the modules `relu1`, `pool1`, `relu2` and `pool2` are not called.
     """
 
     conv1: nn.Conv2d

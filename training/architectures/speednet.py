@@ -1,11 +1,11 @@
-"""A small VGG that trains in minutes: frozen whitening first, identity-initialised convolutions.
+"""A small VGG that trains in minutes: frozen whitening, then convolutions that start as identity.
 
 After airbench (Jordan 2024, arXiv 2404.00498, and its later variant for the Muon optimizer), which
-grew out of hlb-CIFAR10 (Swan 2023) and Page's ResNet-9 (2019). What differs here: the whitening
-convolution has no bias, so the gradient never reaches the image and its share of the arithmetic
-falls away, and adds 0.01 to variances, as Page does, where airbench adds 0.0005: dividing by the
-smallest amplifies noise; batch normalisation keeps the usual epsilon; activations are SiLU, which a
-later speedrun (Hiverge 2025) found no worse than GELU and a processor computes faster.
+grew out of hlb-CIFAR10 (Swan 2023) and Page's ResNet-9 (2019). There are four differences. The
+whitening convolution has no bias, so no gradient is computed for its output. It adds 0.01 to
+variances, as Page does, and not airbench's 0.0005: dividing by the smallest amplifies noise. Batch
+normalisation keeps the usual epsilon. Activations are SiLU, which a later speedrun (Hiverge 2025)
+found no worse than GELU, and which a processor computes faster.
 """
 
 from collections import OrderedDict
@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 WHITENING_SIZE = 2
 WHITENING_EPSILON = 1e-2
-BATCH_NORM_MOMENTUM = 0.15  # a step of 1,536 in parts of 512 moves it by 0.39, as published
+BATCH_NORM_MOMENTUM = 0.15
+"""A step of 1,536 images in parts of 512 moves the statistics by 0.39, as published."""
 
 Activation = Callable[[], nn.Module]
 
@@ -63,8 +64,8 @@ class SpeedNet(nn.Sequential):
             )
         )
 
-    def whiten_from(self, images: Tensor) -> None:
-        """Set the first kernels so that what they give of these images is white.
+    def initialize_from(self, images: Tensor) -> None:
+        """Set the first kernels so that their outputs for these images are white.
 
         Args:
             images: normalised float `[N,3,H,W]`; 5,000 are plenty.
@@ -73,9 +74,9 @@ class SpeedNet(nn.Sequential):
 
 
 class Whitening(nn.Conv2d):
-    """A frozen 2×2 convolution without padding whose outputs are uncorrelated.
+    """A frozen 2×2 convolution without padding and with uncorrelated outputs.
 
-    Their variance is one, and less where the images hardly vary.
+    An output's variance is one, and less where the images hardly vary.
     """
 
     def __init__(self, outputs: int) -> None:
@@ -87,7 +88,7 @@ class Whitening(nn.Conv2d):
         """Make the kernels from the patches of normalised images, float `[N,3,H,W]`.
 
         Each kernel is an eigenvector of the patches' covariance, divided by the root of its
-        eigenvalue and epsilon; a second half of the kernels has the opposite signs, which an
+        eigenvalue plus epsilon. The second half of the kernels has the opposite signs, which an
         activation would lose (Page 2019).
         """
         size = WHITENING_SIZE
@@ -100,7 +101,7 @@ class Whitening(nn.Conv2d):
 
 
 class Block(nn.Module):
-    """Conv MaxPool BN act, then Conv BN act once or, with a shortcut around both, twice."""
+    """Conv MaxPool BN act, then Conv BN act: once, or twice with a shortcut around both."""
 
     def __init__(self, inputs: int, outputs: int, depth: int, activation: Activation) -> None:
         super().__init__()
@@ -131,9 +132,10 @@ class Block(nn.Module):
 
 
 class ScaledLinear(nn.Linear):
-    """A last layer without a bias, its weights of deviation one, its output divided by the inputs.
+    """A last layer without a bias, whose output is divided by the number of its inputs.
 
-    So its logits start small, and its weights move at a rate that does not hang on the width.
+    Its weights start with a deviation of one. So logits start small, and the learning rate of the
+    weights does not depend on the width.
     """
 
     def __init__(self, inputs: int, classes: int) -> None:
@@ -147,14 +149,14 @@ class ScaledLinear(nn.Linear):
 
 
 def identity_convolution(inputs: int, outputs: int) -> nn.Conv2d:
-    """Return a 3×3 convolution whose first kernels hand their input on unchanged."""
+    """Return a 3×3 convolution whose first kernels start as the identity."""
     convolution = nn.Conv2d(inputs, outputs, 3, padding="same", bias=False)
     nn.init.dirac_(convolution.weight.data[:inputs])
     return convolution
 
 
 def batch_norm(channels: int) -> nn.BatchNorm2d:
-    """Return a batch normalisation whose scale stays one, as its convolution's can serve for it."""
+    """Return a batch normalisation whose scale stays one: the convolution before it has a scale."""
     norm = nn.BatchNorm2d(channels, momentum=BATCH_NORM_MOMENTUM)
     norm.weight.requires_grad_(False)
     return norm

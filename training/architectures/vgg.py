@@ -10,10 +10,10 @@ STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
 class VGG16(nn.Sequential):
     """Thirteen 3×3 convolutions in five stages, each stage ended by a pooling; one FC layer.
 
-    Float `[N,3,32,32]` to logits `[N,classes]`; 14,728,266 parameters with ten classes. Unlike
-    the original, batch normalisation follows each convolution, and global average pooling stands
-    in place of the two FC layers of 4,096, which held nine tenths of its weights. After five
-    poolings one pixel is left, so the average is over one. Dropout acts before the FC layer.
+    Float `[N,3,32,32]` to logits `[N,classes]`; 14,728,266 parameters with ten classes. Unlike the
+    original, batch normalisation follows each convolution, and global average pooling replaces the
+    two FC layers of 4,096, which hold nine tenths of the original's weights. After five poolings
+    one pixel is left, so the average is over one. Dropout acts before the FC layer.
     """
 
     def __init__(self, classes: int = 10, dropout: float = 0.0) -> None:

@@ -1,6 +1,6 @@
-"""Batches of training images, cut and varied as whole tensors on the device that trains.
+"""Batches of training images, cut and augmented as whole tensors on the device that trains.
 
-Every random number comes from the epoch's seed. Nothing here knows of networks or of files.
+All random numbers come from the epoch's seed. Nothing here knows of networks or of files.
 """
 
 from collections.abc import Iterator
@@ -15,21 +15,20 @@ from training.recipes import Flip
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How training images are varied; all off by default.
+    """How training images are augmented; everything is off by default.
 
     Attributes:
         flip: mirror each image with probability one half (`random`), or a random half of them in
             odd epochs and the others in even ones (`alternating`).
         translate: shift by up to this many pixels in each direction, reflected at the border.
-        crop: keep a square of so many pixels a side, anywhere in the image; 0: all of it.
-        cutout: side in pixels of a square that is covered with the mean colour, its centre
+        crop: keep a random square of this many pixels a side; 0: the whole image.
+        cutout: cover a square of this many pixels a side with the mean colour; its centre is
             anywhere in the image.
-        brightness: most that an image becomes brighter or darker, in deviations of each channel.
-        contrast: most that its distance from the mean colour grows or shrinks, as a part.
-        noise: most deviation of normal noise, of 255; each image has a deviation of its own,
-            even from 0 to this.
+        brightness: make an image brighter or darker by up to this many deviations of each channel.
+        contrast: stretch or shrink the distance from the mean colour by up to this part.
+        noise: add normal noise; each image's standard deviation is uniform from 0 to this, of 255.
         mean: of each channel, 0 to 255.
-        deviation: likewise.
+        deviation: of each channel, 0 to 255.
     """
 
     flip: Flip = "off"
@@ -45,10 +44,10 @@ class Augmentation:
 
 @dataclass(frozen=True)
 class Epoch:
-    """Which pass over the images it is, and what its random numbers hang on.
+    """The number of a pass over the images, and the seed of its random numbers.
 
     Attributes:
-        number: the first is 1.
+        number: counts from 1.
         seed: of the run; it decides which images `alternating` mirrors first.
     """
 
@@ -63,7 +62,7 @@ class Epoch:
 
 @dataclass(frozen=True)
 class _Draws:
-    """What has been drawn for every image of an epoch, in the order in which they come."""
+    """The random numbers of every image of an epoch, in the order of the images."""
 
     order: Tensor
     rows: Tensor
@@ -86,15 +85,15 @@ def epoch_batches(
 ) -> Iterator[Split]:
     """Yield every image once, in random order, augmented, uint8 batches `[B,32,32,3]`.
 
-    Flip and translation are one gather: each image has its own row and column indices, mirrored
-    or shifted, and reflected back where they leave the image.
+    Flip and translation are one gather: each image has its own row and column indices, which are
+    mirrored or shifted, and reflected where they leave the image.
 
     Args:
-        split: the images, already on the device that trains.
-        batch_size: images a batch; the last may be smaller.
-        epoch: decides order and augmentation, on the processor, whatever the device; but for
-            noise, which is drawn where the images are.
-        augmentation: how the images are varied.
+        split: the images, on the device that trains.
+        batch_size: images in a batch; the last batch may be smaller.
+        epoch: decides order and augmentation. Random numbers are drawn on the processor on any
+            device, except for noise, which is drawn on the device.
+        augmentation: how the images are augmented.
     """
     draws = _draw(split, epoch, augmentation).to(split.images.device)
     noise = torch.Generator(split.images.device).manual_seed(epoch.own_seed)
@@ -136,7 +135,7 @@ def _gather(images: Tensor, draws: _Draws, augmentation: Augmentation) -> Tensor
 def _vary(
     images: Tensor, draws: _Draws, augmentation: Augmentation, noise: torch.Generator
 ) -> Tensor:
-    """Change brightness and contrast, add noise, and cover the squares; uint8 to uint8."""
+    """Change brightness and contrast, add noise and cover the squares; uint8 to uint8."""
     mean = torch.tensor(augmentation.mean, device=images.device)
     if augmentation.brightness or augmentation.contrast or augmentation.noise:
         deviation = torch.tensor(augmentation.deviation, device=images.device)
@@ -153,9 +152,9 @@ def _vary(
 
 
 def _shifted(size: int, count: int, crop: int, limit: int, generator: torch.Generator) -> Tensor:
-    """Return int64 `[count,crop or size]`: neighbours among 0..size-1, reflected at both borders.
+    """Return int64 `[count,crop or size]`: neighbouring indices, reflected at both borders.
 
-    The first is at random up to `limit` before the first place that would fit, or after the last.
+    The first index is random: up to `limit` before the first place that fits, or after the last.
     """
     kept = crop or size
     first = torch.randint(-limit, size - kept + limit + 1, (count, 1), generator=generator)
@@ -164,7 +163,7 @@ def _shifted(size: int, count: int, crop: int, limit: int, generator: torch.Gene
 
 
 def _mirrored(order: Tensor, epoch: Epoch, flip: Flip, generator: torch.Generator) -> Tensor:
-    """Return bool `[count]`: which images of the order are mirrored in this epoch."""
+    """Return bool `[count]`: whether each image of the order is mirrored in this epoch."""
     if flip == "random":
         return torch.rand(len(order), generator=generator) < 0.5
     first = torch.rand(len(order), generator=torch.Generator().manual_seed(epoch.seed)) < 0.5
@@ -172,7 +171,7 @@ def _mirrored(order: Tensor, epoch: Epoch, flip: Flip, generator: torch.Generato
 
 
 def _covered(size: int, count: int, side: int, generator: torch.Generator) -> Tensor:
-    """Return bool `[count,size]`: the rows or columns of a square with its centre anywhere."""
+    """Return bool `[count,size]`: the rows or columns of a square whose centre is anywhere."""
     if side == 0:
         return torch.zeros(count, size, dtype=torch.bool)
     start = torch.randint(0, size, (count, 1), generator=generator) - side // 2
@@ -181,7 +180,7 @@ def _covered(size: int, count: int, side: int, generator: torch.Generator) -> Te
 
 
 def _around(middle: float, most: float, count: int, generator: torch.Generator) -> Tensor:
-    """Return float32 `[count]`, even between `most` below and above the middle."""
+    """Return float32 `[count]`, uniform from `most` below to `most` above the middle."""
     if most == 0:
         return torch.full((count,), float(middle))
     return middle + most * (2 * torch.rand(count, generator=generator) - 1)

@@ -1,7 +1,7 @@
-"""The official CIFAR-10 files (Krizhevsky 2009): their hashes, and both layouts' bytes to arrays.
+"""The official CIFAR-10 files (Krizhevsky 2009): their hashes, and the parsers of both layouts.
 
-The python layout is pickled. Its files are read only after their hash has been checked, by an
-unpickler that can build plain containers and numpy arrays and nothing else.
+The python layout is pickled. Its files are read only after their hash was checked, by an unpickler
+that can build nothing but plain containers and numpy arrays.
 """
 
 import hashlib
@@ -41,15 +41,15 @@ Arrays = tuple[NDArray[np.uint8], NDArray[np.int64]]
 
 @dataclass(frozen=True)
 class Layout:
-    """One of the two forms that CIFAR-10 is published in.
+    """One of the two forms in which CIFAR-10 is published.
 
     Attributes:
         folder: the folder's official name.
         train: the files of the training split, in order.
         test: the file of the test split.
-        algorithm: the hash that the digests are of.
+        algorithm: the name of the hash.
         digests: the known hash of every file.
-        parse: one file's bytes to planes uint8 `[N,3072]` and labels int64 `[N]`.
+        parse: turns a file's bytes into planes, uint8 `[N,3072]`, and labels, int64 `[N]`.
     """
 
     folder: str
@@ -63,7 +63,7 @@ class Layout:
         """Check every file against its known hash and return the SHA-256 over all of them.
 
         Raises:
-            DataError: naming the first file that is missing or differs, with both hashes.
+            DataError: a file is missing or differs; the message names the first, with both hashes.
         """
         overall = hashlib.sha256()
         for name in self.train + self.test:
@@ -102,7 +102,7 @@ def download(place: Path) -> None:
     """Fetch the official binary archive into `place`, check it and unpack it.
 
     Raises:
-        DataError: the archive cannot be fetched, differs from its known hash, or there is no room.
+        DataError: the archive cannot be fetched or stored, or differs from its known hash.
     """
     utils = import_torchvision().datasets.utils
     archive = place / ARCHIVE_URL.rpartition("/")[2]
@@ -123,7 +123,7 @@ def download(place: Path) -> None:
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Builds what the official files hold, and refuses every other class."""
+    """Builds the classes of the official files, and refuses every other class."""
 
     ALLOWED: ClassVar = {
         ("numpy.core.multiarray", "_reconstruct"),

@@ -1,8 +1,8 @@
-"""Images in memory: find them, verify them, split them, normalise them.
+"""Images in memory: finding, verifying, splitting and normalising them.
 
-CIFAR-10 is read from either of its official layouts, every file checked against its known hash
-before its content is looked at; a folder in ImageFolder layout (`{train,test}/<class>/*`) serves
-as well. Only `training.evaluate` may call `Source.load_test`. Nothing here knows of networks.
+CIFAR-10 is read from either of its official layouts; every file is checked against its known hash
+before it is parsed. A folder in ImageFolder layout (`{train,test}/<class>/*`) serves as well. Only
+`training.evaluate` may call `Source.load_test`. Nothing here knows of networks.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ DEFAULT_DATA_DIR = Path("data")
 IMAGE_SIZE = (32, 32)
 MAX_PIXELS = 100_000_000
 LEAST_DEVIATION = 1 / 255
-"""Of a channel that is everywhere the same: it becomes zeros, and is not divided by zero."""
+"""The deviation of a constant channel, which becomes zeros instead of a division by zero."""
 
 
 @dataclass(frozen=True)
@@ -49,15 +49,15 @@ class Split:
 
 @dataclass(frozen=True)
 class Source:
-    """A data set that has been found and verified, its images not yet in memory.
+    """A data set that was found and verified; its images are not yet in memory.
 
     Attributes:
         name: `cifar-10`, or the folder's name.
-        place: the folder that it was found in.
-        classes: the names of the classes, by label.
+        place: the data set's folder.
+        classes: names by label.
         sha256: over the digests of all its files, in order.
         load_train: reads the training split.
-        load_test: reads the test split; for `training.evaluate` alone.
+        load_test: reads the test split; only `training.evaluate` may call it.
     """
 
     name: str
@@ -73,11 +73,11 @@ def find(data_dir: Path | None, *, download: bool = True) -> Source:
 
     Args:
         data_dir: the first place to look in.
-        download: fetch CIFAR-10 into the first place where none of them holds a data set.
+        download: fetch CIFAR-10 into the first place if none of them holds a data set.
 
     Raises:
-        DataError: a file differs from its known hash, `data_dir` holds other folders than a data
-            set's, or nothing is found and none is fetched; the message names every place.
+        DataError: a file differs from its known hash, `data_dir` holds folders that are not a data
+            set's, or there is no data set; the message names every place.
     """
     variable = os.environ.get(DATA_DIR_VARIABLE)
     named = [data_dir, Path(variable) if variable else None]
@@ -92,19 +92,19 @@ def find(data_dir: Path | None, *, download: bool = True) -> Source:
 
 
 def split_holdout(labels: Tensor, holdout: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Choose images to hold out, the same part of every class.
+    """Choose the images to hold out, the same part of every class.
 
     Args:
         labels: int64 `[N]`.
-        holdout: part of each class, 0 to below 1, rounded to whole images.
-        seed: of the choice.
+        holdout: the part of each class, 0 to below 1, rounded to whole images.
+        seed: decides the choice.
 
     Returns:
-        Indices of the images to train on and of those held out, int64, both ascending.
+        Indices of the images to train on and of the images held out, int64, both ascending.
 
     Raises:
-        DataError: a class is left with no image to train on, or nothing is held out although
-            `holdout` is above zero.
+        DataError: a class keeps no image to train on, or nothing is held out although `holdout` is
+            above zero.
     """
     generator = torch.Generator().manual_seed(seed)
     held = []
@@ -144,7 +144,7 @@ def normalize(images: Tensor, mean: list[float], deviation: list[float]) -> Tens
     """
     scale = 1 / (255 * torch.tensor(deviation))
     shift = torch.tensor(mean) / torch.tensor(deviation)
-    # An image as one row: arithmetic on rows of three channels is several times slower.
+    # Each image is one row: arithmetic on rows of three channels is several times slower.
     pixels = images.shape[1] * images.shape[2]
     scale, shift = (part.to(images.device).repeat(pixels) for part in (scale, shift))
     rows = images.flatten(1).float().mul_(scale).sub_(shift)
@@ -159,7 +159,7 @@ def _fetch(place: Path, *, allowed: bool) -> Source:
 
 
 def _refuse_other_folders(place: Path) -> None:
-    """Raise where classes lie in `place` itself, lest another data set be trained on instead."""
+    """Raise if `place` itself holds the classes: another data set might be trained on instead."""
     folders = _class_folders(place) if place.is_dir() else ()
     known = {"train", "test", cifar10.BINARY.folder, cifar10.PYTHON.folder}
     if folders and known.isdisjoint(folders):
@@ -233,7 +233,7 @@ def _picture_files(folder: Path) -> list[Path]:
 
 
 def _read_image_folder(place: Path, classes: tuple[str, ...]) -> Split:
-    """Decode every picture as the service would, so that training and serving see the same."""
+    """Decode every picture as the service does, so that training and serving see the same."""
     images, labels = [], []
     for label, name in enumerate(classes):
         paths = _picture_files(place / name)

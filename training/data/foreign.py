@@ -1,8 +1,8 @@
-"""Pictures of what a CIFAR-10 classifier does not know, by kind, from packages that ship them.
+"""Foreign images: pictures that show no class of CIFAR-10, by kind.
 
-Handwritten digits and two photographs are scikit-learn's; textures, printed pages, faces and the
-other photographs scikit-image's; noise, plain colours and drawn words are made here. All are 32×32
-and the same at every call. Photographs that show a class of CIFAR-10 are left out.
+Handwritten digits and two photographs come from scikit-learn; textures, printed pages, faces and
+the other photographs from scikit-image; noise, plain colours and words are drawn here. All are
+32×32 pixels and the same at every call.
 """
 
 from collections.abc import Callable, Iterator
@@ -56,7 +56,7 @@ def _digits(rng: np.random.Generator) -> Iterator[Image.Image]:
 
 
 def _noise(rng: np.random.Generator) -> Iterator[Image.Image]:
-    """Even and normal noise, of single pixels and of smooth blobs."""
+    """Draw uniform and normal noise, of single pixels and of smooth blobs."""
     for index in range(IMAGES):
         side = (4, 8, SIDE)[index % 3]
         even = rng.integers(0, 256, (side, side, 3))
@@ -65,7 +65,7 @@ def _noise(rng: np.random.Generator) -> Iterator[Image.Image]:
 
 
 def _colours(rng: np.random.Generator) -> Iterator[Image.Image]:
-    """One colour, or two with a blend between them."""
+    """Draw one colour, or a blend of several."""
     for index in range(IMAGES):
         corners = rng.integers(0, 256, (2, 2, 3), dtype=np.uint8)
         yield Image.fromarray(corners if index % 2 else corners[:1, :1])
@@ -85,7 +85,7 @@ def _words(rng: np.random.Generator) -> Iterator[Image.Image]:
 
 
 def _faces(_rng: np.random.Generator) -> Iterator[Image.Image]:
-    """The faces among 200 parts of photographs, 25×25 in grey (Labeled Faces in the Wild)."""
+    """Yield faces, 25×25 in grey: half of 200 parts of photographs (Labeled Faces in the Wild)."""
     for face in samples.lfw_subset()[:100]:
         yield Image.fromarray(np.rint(face * 255).astype(np.uint8))
 
@@ -120,7 +120,7 @@ def _photographs(rng: np.random.Generator) -> Iterator[Image.Image]:
 def _cut(
     rng: np.random.Generator, pictures: list[NDArray[np.uint8]], smallest: int, largest: int
 ) -> Iterator[Image.Image]:
-    """Cut squares of so many pixels a side out of pictures, from anywhere."""
+    """Cut random squares of `smallest` to `largest` pixels a side out of pictures."""
     for index in range(IMAGES):
         picture = pictures[index % len(pictures)]
         side = int(rng.integers(smallest, min(largest, *picture.shape[:2]) + 1))

@@ -1,1 +1,1 @@
-"""A finished run to an artifact."""
+"""Export: from a finished run to an artifact."""

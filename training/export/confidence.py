@@ -1,8 +1,7 @@
-"""What a model may be trusted in: thresholds from held-out images, measured on the test split.
+"""Thresholds of prediction sets and of foreign images: fitted on held-out images, then measured.
 
-Prediction sets and the threshold above which an image counts as foreign are fitted for each ONNX
-graph by the backend that serves it; TorchScript is held to the same scores. Nothing here writes a
-file or reads the test split by itself.
+The backend that serves an ONNX graph computes the answers to fit them on; TorchScript must give the
+same scores. Nothing here writes a file or reads the test split.
 """
 
 from collections.abc import Mapping
@@ -27,12 +26,12 @@ _METHODS: tuple[SetMethod, ...] = get_args(SetMethod)
 
 
 def fit_ood_score(served: ServedNetwork, train: Images, heldout: Images) -> OodScore:
-    """Return the score of a network that is served without one so far.
+    """Fit and calibrate the out-of-distribution score of a network.
 
     Args:
-        served: the network.
+        served: the network, without a score.
         train: images that it learned from, uint8 `[N,H,W,3]`; 5,000 are plenty.
-        heldout: images that it did not learn from.
+        heldout: images that it did not learn from, uint8 `[N,H,W,3]`.
     """
     layer = layer_for_score(served.layers)
     statistics, _ = _look(served, layer, train)
@@ -58,12 +57,12 @@ def measure_confidence(
     foreign: Mapping[str, Images],
     predict: Predict,
 ) -> Confidence:
-    """Fit the thresholds of one graph, and measure what they do.
+    """Fit the thresholds of one graph on held-out images; measure them on the test split.
 
     Args:
-        heldout: images that the network did not learn from; they decide the thresholds.
+        heldout: images that the network did not learn from.
         test: the test split, on which nothing is chosen.
-        foreign: images of what the model does not know, by kind.
+        foreign: images of no known class, by kind.
         predict: the graph, which gives out-of-distribution scores.
     """
     scores = {name: _scores(outputs_for(predict, images)) for name, images in foreign.items()}
@@ -83,7 +82,7 @@ def measure_confidence(
 
 
 def auroc(known: NDArray[np.float32], foreign: NDArray[np.float32]) -> float:
-    """Return how often a foreign image has the higher score of a pair; equal ones count half."""
+    """Return how often the foreign image of a pair scores higher; equal scores count half."""
     from sklearn.metrics import roc_auc_score  # a second to import, for exports alone
 
     is_foreign = np.repeat([False, True], [len(known), len(foreign)])

@@ -15,12 +15,12 @@ MOST_SHEET_BYTES = 1_900_000
 def examples(
     images: Images, labels: NDArray[np.int64], probabilities: Probabilities
 ) -> dict[str, NDArray[Any]]:
-    """Return the arrays of `examples.npz`: the surest predictions of each cell, as many as fit.
+    """Return the arrays of `examples.npz`: each cell's most confident predictions that fit.
 
     Args:
         images: the test split, uint8 `[N,H,W,3]`.
         labels: their true classes, int64 `[N]`.
-        probabilities: what is predicted, `[N,classes]`.
+        probabilities: the predictions, `[N,classes]`.
     """
     predicted, confidence = probabilities.argmax(1), probabilities.max(1)
     order = np.lexsort((-confidence, predicted, labels))

@@ -1,8 +1,8 @@
-"""Graphs whose kernels and matrices lie in 16 bits on disk and are computed with in 32.
+"""Graphs whose kernels and matrices are stored in 16 bits and computed with in 32.
 
-`rounded` changes a network's weights to what 16 bits can hold before anything is measured; packing
-a graph then loses nothing more, so the file is half as large and answers the same. A runtime
-widens the weights when it loads the graph. Biases and normalisation stay as they are.
+`rounded` rounds a network's weights to float16 values before anything is measured. Packing a graph
+then loses nothing: the file is half as large, and the answers stay the same. A runtime widens the
+weights when it loads the graph. Biases and normalisation stay in 32 bits.
 """
 
 import copy
@@ -25,10 +25,10 @@ _SUFFIX = "_float16"
 
 @torch.no_grad()
 def rounded(network: nn.Module) -> nn.Module:
-    """Round a network's weights to what a float16 can hold, for evaluation; return it.
+    """Round a network's weights to float16 values, for evaluation; return the network.
 
-    Normalisations that follow a convolution become part of it first, as an exporter would make
-    them after the rounding.
+    A normalisation that follows a convolution becomes part of it first; an exporter would do so
+    after the rounding.
 
     Raises:
         ExportError: a weight is too large; the message names it and the limit.
@@ -55,10 +55,10 @@ def _fold_normalisation(layers: nn.Sequential) -> None:
 def pack_onnx(graph: bytes) -> bytes:
     """Return an ONNX graph with its rounded weights as float16, each followed by a Cast.
 
-    What the logits do not come from, which is the out-of-distribution score, stays as it is.
+    Weights that the logits do not depend on (the out-of-distribution score's) stay unchanged.
 
     Raises:
-        ExportError: a weight is not one that `rounded` has left.
+        ExportError: a weight is not a float16 value, so `rounded` did not leave it.
     """
     model = onnx.load_from_string(graph)
     casts = []
@@ -77,7 +77,7 @@ def pack_onnx(graph: bytes) -> bytes:
 
 
 def unpack_onnx(graph: bytes) -> bytes:
-    """Return the graph that `pack_onnx` was given; another one as it is."""
+    """Undo `pack_onnx`; return any other graph unchanged."""
     model = onnx.load_from_string(graph)
     for tensor in model.graph.initializer:
         if tensor.data_type == TensorProto.FLOAT16 and tensor.name.endswith(_SUFFIX):
@@ -89,7 +89,7 @@ def unpack_onnx(graph: bytes) -> bytes:
 
 
 def packed(served: nn.Module) -> nn.Module:
-    """Return a copy of a network that holds its rounded weights in float16, for TorchScript."""
+    """Return a copy of a network with its rounded weights in float16, for TorchScript."""
     copied = copy.deepcopy(served)
     for module in copied.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
@@ -100,7 +100,7 @@ def packed(served: nn.Module) -> nn.Module:
 
 class _Widened(nn.Module):
     def forward(self, weight: Tensor) -> Tensor:
-        """Return what is computed with."""
+        """Return the weight in float32."""
         return weight.float()
 
 

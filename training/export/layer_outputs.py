@@ -1,4 +1,4 @@
-"""What layers of a network give while it runs."""
+"""The outputs of a network's layers while it runs."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,14 +14,14 @@ from app.artifact.files import PIXELS
 def outputs_of(
     network: nn.Module, layers: Sequence[str], images: int
 ) -> Iterator[dict[str, Tensor]]:
-    """Collect what layers give, by name, whenever the network runs.
+    """Collect the outputs of layers, by name, whenever the network runs within the context.
 
-    Meanwhile no activation overwrites the output that it is given.
+    Within it, no activation works in place, so no output is overwritten.
 
     Args:
-        network: whose layers.
-        layers: their names, or `pixels` for the network's input.
-        images: how many of a batch are kept, from the first: the others are further views.
+        network: has the layers.
+        layers: names of layers, or `pixels` for the network's input.
+        images: how many outputs of a batch to keep, from the first; the rest are further views.
     """
     found: dict[str, Tensor] = {}
 

@@ -1,10 +1,10 @@
-"""A score of how unlike a network's training images an image is, and how it is fitted.
+"""The out-of-distribution score: how unlike a network's training images an image is.
 
-Half of it is an odd look: the squared Mahalanobis distance (Lee et al. 2018) of the means and
+One half is an odd look: the squared Mahalanobis distance (Lee et al. 2018) of the means and
 deviations of a feature map's channels from those of training images, at a layer that still sees
 textures and colours. The other half is an unsure answer: one minus the highest probability
-(Hendrycks & Gimpel 2017). Foreign images that look like none are found by the first, photographs
-of other things by the second; `docs/confidence.md` has the measurements that chose it.
+(Hendrycks & Gimpel 2017). The first finds images that look like none of the training images, the
+second finds photographs of other things. `docs/confidence.md` has the measurements.
 """
 
 from collections.abc import Sequence
@@ -19,15 +19,15 @@ LEAST_SIDE = 14
 """In pixels: the layer is the last activation whose feature maps are not smaller."""
 
 _ACTIVATIONS = ("ReLU", "SiLU")
-_RIDGE = 1e-3  # of the mean variance, added to each: channels may be silent on all images
-_LEAST_SPREAD = 1e-3  # a network that answers all images alike has none, which divides
+_RIDGE = 1e-3  # part of the mean variance added to each: some channels are constant
+_LEAST_SPREAD = 1e-3  # a divisor, and 0 for a network that answers all images alike
 
 
 class OodScore(nn.Module):
-    """The mean of two halves, each 0 for the median image and 1 for one of twenty that is odder.
+    """The mean of two halves, each 0 for the median image and 1 at the 95th percentile.
 
     Attributes:
-        layer: whose output is looked at; `pixels` is the normalised image.
+        layer: the layer whose output is measured; `pixels` is the normalised image.
     """
 
     mean: Tensor
@@ -40,7 +40,7 @@ class OodScore(nn.Module):
 
         Args:
             layer: the layer's name.
-            statistics: `statistics_of` what it gives for training images, float `[N,2C]`.
+            statistics: `statistics_of` its outputs for training images, float `[N,2C]`.
         """
         super().__init__()
         self.layer = layer
@@ -54,11 +54,11 @@ class OodScore(nn.Module):
         self.register_buffer("spread", torch.ones(2))
 
     def calibrate(self, statistics: Tensor, probabilities: Tensor) -> None:
-        """Give both halves the same weight: from the median to 19 of 20 held-out images is one.
+        """Scale both halves: 0 at the median of held-out images, 1 at their 95th percentile.
 
         Args:
             statistics: of held-out images, float `[N,2C]`.
-            probabilities: what the network answers, `[N,classes]`.
+            probabilities: the network's answers, `[N,classes]`.
         """
         halves = self.halves(statistics, probabilities)
         usual = halves.median(0).values
@@ -70,8 +70,8 @@ class OodScore(nn.Module):
         """Return the scores, float `[N]`.
 
         Args:
-            maps: what the layer gives, float `[N,C,h,w]`.
-            probabilities: what the network answers, `[N,classes]`.
+            maps: the layer's outputs, float `[N,C,h,w]`.
+            probabilities: the network's answers, `[N,classes]`.
         """
         return self.combine(self.halves(statistics_of(maps), probabilities))
 
@@ -84,7 +84,7 @@ class OodScore(nn.Module):
 
         Args:
             statistics: `statistics_of` the layer's maps, float `[N,2C]`.
-            probabilities: what the network answers, `[N,classes]`.
+            probabilities: the network's answers, `[N,classes]`.
         """
         away = statistics - self.mean
         distance = ((away @ self.precision) * away).sum(1)
@@ -92,7 +92,7 @@ class OodScore(nn.Module):
 
 
 def layer_for_score(layers: Sequence[LayerRecord]) -> str:
-    """Return the last activation whose feature maps are large enough, or else `pixels`."""
+    """Return the last activation with large enough feature maps, else `pixels`."""
     large = [
         layer.name
         for layer in layers

@@ -1,9 +1,9 @@
 """An artifact's ONNX graph in int8: calibrated on training images, proven on held-out ones.
 
-Static quantisation of weights and activations. The normalisation, the last layer, the temperature
-and the softmax stay in float32; the temperature is fitted anew, since rounding makes a network
-surer or less sure. The only import of onnxruntime outside the service's backend;
-nothing here reads the test split, which is `evaluate`'s to do.
+Weights and activations are quantised statically. The normalisation, the last layer, the temperature
+and the softmax stay in float32. The temperature is fitted anew, because rounding makes a network
+surer or less sure. This is the only import of onnxruntime outside the service's backend. Only
+`training.evaluate` reads the test split.
 """
 
 import logging
@@ -30,30 +30,29 @@ from training.evaluate import (
     Answered,
     answer,
     answer_test,
-    fit_temperature,
     load_heldout,
     load_splits,
-    measure_served,
 )
 from training.export.graphs import nodes_of_logits
 from training.export.half_weights import unpack_onnx
 from training.run.checkpoint import Checkpoint
+from training.tasks.classification import fit_temperature, measure_served
 
 CALIBRATION_IMAGES = 1000
 CALIBRATION_SEED = 0
 CALIBRATION_BATCH = 100
 MOST_LOST = 0.003
-"""How much of the held-out accuracy, a part of one, int8 may cost."""
+"""The largest loss of held-out accuracy by int8, as a part of one."""
 
 LEAST_PROBABILITY = 1e-30
-"""What a probability counts as that float32 gives as 0."""
+"""Replaces a probability that is 0 in float32."""
 
 INT8_TOLERANCE = 0.01
-"""Largest difference of a golden probability from the int8 graph's own at export.
+"""Largest difference of a golden probability from the int8 graph's at export.
 
-The integers are exact on every processor (see `quantize`). This leaves room for a runtime that
-rounds one activation to the neighbouring step, which moved none of 5,000 images' probabilities by
-more; the float32 graph already differs by 0.016 to 0.045.
+The integers are exact on every processor (see `quantize`). The tolerance is for a runtime that
+rounds an activation to the neighbouring step, which moved no probability of 5,000 images by more.
+The float32 graph's probabilities differ by 0.016 to 0.045.
 """
 
 _LAYERS = {"Conv", "Gemm", "MatMul"}
@@ -71,7 +70,7 @@ def add_int8(
         source: the data set of the run.
 
     Returns:
-        The artifact, and what the graph gives for the test split.
+        The artifact, and the graph's answers for the test split.
 
     Raises:
         ExportError: the graph cannot be quantised, or loses more than `MOST_LOST` of its accuracy
@@ -89,7 +88,9 @@ def add_int8(
     artifact = _with_graph(artifact, _divided_by(change, graph))
     int8 = _backend(artifact, INT8_GRAPH)
     answered = answer_test(int8.predict, source)
-    test = measure_served(answered)
+    test = measure_served(
+        torch.from_numpy(answered.outputs.probabilities), torch.from_numpy(answered.labels)
+    )
     record = Int8Record(
         file=INT8_GRAPH,
         calibration_images=len(calibration),
@@ -109,14 +110,14 @@ def _backend(artifact: Artifact, graph: str) -> OnnxBackend:
 
 
 def _temperature_of(answered: Answered) -> float:
-    """Return the temperature that fits the probabilities best, whose logarithms are logits too."""
+    """Return the temperature that fits probabilities best: their logarithms are logits."""
     probabilities = torch.from_numpy(answered.outputs.probabilities).double()
     logits = probabilities.clamp_min(LEAST_PROBABILITY).log()
     return fit_temperature(logits, torch.from_numpy(answered.labels))
 
 
 def _divided_by(temperature: float, graph: bytes) -> bytes:
-    """Return the graph with its logits divided by so much more than they are."""
+    """Return the graph with its logits divided by a further temperature."""
     model = onnx.load_from_string(graph)
     logits = model.graph.output[0].name
     [division] = [n for n in model.graph.node if n.op_type == "Div" and logits in n.output]
@@ -132,10 +133,10 @@ def check_loss(float32: float, int8: float, images: int) -> None:
     Args:
         float32: the float32 graph's accuracy, a part of one.
         int8: the int8 graph's.
-        images: how many were held out; the accuracies are multiples of one such part.
+        images: the number of held-out images; an accuracy is a multiple of one such part.
 
     Raises:
-        ExportError: naming both accuracies and the limit.
+        ExportError: int8 loses more than `MOST_LOST`; the message has the accuracies and the limit.
     """
     lost = round((float32 - int8) * images) / images
     if lost > MOST_LOST:
@@ -148,7 +149,7 @@ def check_loss(float32: float, int8: float, images: int) -> None:
 def choose_training_images(
     checkpoint: Checkpoint, source: dataset.Source, count: int
 ) -> dataset.Split:
-    """Return a seeded choice of the images that the run was trained on."""
+    """Return a seeded random choice of the images that the run was trained on."""
     train, _ = load_splits(checkpoint, source)
     generator = torch.Generator().manual_seed(CALIBRATION_SEED)
     return train[torch.randperm(len(train), generator=generator)[:count]]
@@ -157,14 +158,13 @@ def choose_training_images(
 def quantize(graph: bytes, images: Images) -> bytes:
     """Return a float32 ONNX graph with its layers in int8.
 
-    Every activation's range is the least and the largest value that the images give it; weights
-    have a scale for each output channel. Their range is that of 7 bits, -64 to 64: processors
-    without VNNI add two products of a weight and an unsigned activation in 16 bits, and two of
-    8 bits overflow there without a word.
+    The range of an activation is from its least to its largest value for the images. Weights have a
+    scale for each output channel and a range of 7 bits, -64 to 64: processors without VNNI add two
+    products of a weight and an unsigned activation in 16 bits, and two of 8 bits overflow silently.
 
     Args:
         graph: takes `image`.
-        images: what calibrates it, uint8 `[N,H,W,3]`.
+        images: calibrate the ranges; uint8 `[N,H,W,3]`.
 
     Raises:
         ExportError: onnxruntime cannot quantise it.
@@ -173,7 +173,7 @@ def quantize(graph: bytes, images: Images) -> bytes:
     from onnxscript.rewriter import rewrite
 
     try:
-        model = rewrite(onnx.load_from_string(graph))  # normalisation becomes part of its layer
+        model = rewrite(onnx.load_from_string(graph))  # makes a normalisation part of its layer
         with tempfile.TemporaryDirectory() as folder, _quiet_quantizer():
             path = Path(folder) / INT8_GRAPH
             quantization.quantize_static(
@@ -194,7 +194,7 @@ def quantize(graph: bytes, images: Images) -> bytes:
 
 
 class _Batches:
-    """Images as `quantize_static` wants them: one batch a call, None at the end."""
+    """Images for `quantize_static`: one batch for each call, then None."""
 
     def __init__(self, images: Images) -> None:
         starts = range(0, len(images), CALIBRATION_BATCH)
@@ -206,12 +206,12 @@ class _Batches:
 
 
 def _float_nodes(model: onnx.ModelProto) -> list[str]:
-    """Name what stays in float32: all before the first layer, and the last layer with all after it.
+    """Return the names of the nodes that stay in float32.
 
-    The last layer is a small part of the arithmetic, and its int8 output would give the logits
-    only 256 values. So it is with what is made of an image's means alone, as the gates of squeeze
-    and excitation are. What the logits do not come from, which is the out-of-distribution score,
-    stays too.
+    These are all nodes before the first layer, the last layer with all nodes after it, and all
+    nodes that the logits do not depend on (the out-of-distribution score). The last layer is a
+    small part of the arithmetic, and int8 would leave its logits only 256 values. The same holds
+    for nodes that see only an image's means, such as the gates of squeeze and excitation.
     """
     before = nodes_of_logits(model)
     layers = [index for index, node in enumerate(before) if node.op_type in _LAYERS]
@@ -222,7 +222,7 @@ def _float_nodes(model: onnx.ModelProto) -> list[str]:
 
 
 def _nodes_of_means(model: onnx.ModelProto) -> set[str]:
-    """Name the nodes that see nothing of an image but its size and its channels' means."""
+    """Return the names of the nodes that see only an image's size and its channels' means."""
     known = {"", *(tensor.name for tensor in model.graph.initializer)}
     nodes = set()
     for node in model.graph.node:
@@ -241,7 +241,7 @@ def _with_golden(artifact: Artifact, int8: OnnxBackend) -> Artifact:
 
 
 def _with_record(artifact: Artifact, record: Int8Record) -> Artifact:
-    """Write the manifest anew, with the record."""
+    """Write the manifest with the record."""
     manifest = artifact.manifest.model_copy(update={"int8": record})
     return rewritten(Artifact(artifact.path, manifest))
 
@@ -253,7 +253,7 @@ def _with_graph(artifact: Artifact, graph: bytes) -> Artifact:
 
 
 def _with_files(artifact: Artifact, *names: str) -> Artifact:
-    """Return the artifact with the records of files as they are on disk now."""
+    """Return the artifact with new records of some files."""
     files = artifact.manifest.files | {name: record_file(artifact.path / name) for name in names}
     manifest = artifact.manifest.model_copy(update={"files": dict(sorted(files.items()))})
     return Artifact(artifact.path, manifest)
@@ -261,7 +261,7 @@ def _with_files(artifact: Artifact, *names: str) -> Artifact:
 
 @contextmanager
 def _quiet_quantizer() -> Iterator[None]:
-    """Keep the quantiser's advice, which it gives through the root logger, to itself."""
+    """Silence the quantiser's advice, which it writes to the root logger."""
     logger = logging.getLogger()
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,8 +1,8 @@
 """Logits averaged over several views of an image: test-time augmentation.
 
-The views are those of airbench (Jordan 2024, section 3.5): the image and its mirror image, and
-with six of them both also moved by one pixel down and right, and up and left, which together
-count as much as the unmoved ones.
+The views are airbench's (Jordan 2024, section 3.5): the image and its mirror image. With six views,
+both are also moved by one pixel down and right, and up and left; the moved views together count as
+much as the unmoved ones.
 """
 
 import torch
@@ -39,5 +39,5 @@ class AveragedViews(nn.Module):
 
 
 def with_views(network: nn.Module, views: Views) -> nn.Module:
-    """Return the network itself for one view, else one that averages."""
+    """Return the network itself for one view, else a network that averages its views."""
     return network if views == 1 else AveragedViews(network, views)

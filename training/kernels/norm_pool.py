@@ -1,10 +1,11 @@
-"""Batch normalisation, max pooling over 2×2 pixels and ReLU as one, for training on a processor.
+"""Batch normalisation, 2×2 max pooling and ReLU in one, for training on a processor.
 
-Each of torch's three goes over all pixels several times, forward and back. Here they are read twice
-forward and once back. Knows nothing of the layers before and after.
+torch's three layers each read all pixels several times, forward and backward. This one reads them
+twice forward and once backward. It knows nothing of the layers before and after it.
 """
 
 from functools import cache
+from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
@@ -14,19 +15,22 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F  # noqa: N812 - the name that the field uses
 
+from training import kernels
+
 Array = npt.NDArray[Any]
 
 
 def norm_pool_relu(images: Tensor, norm: nn.BatchNorm2d) -> Tensor:
     """Return `relu(max_pool2d(norm(images), 2))`, `[N,C,H/2,W/2]` in the images' type.
 
-    The running mean and variance move as in torch. As one on a processor, in training, for images
-    in float32 or bfloat16 of even height and width and a norm with float32 weights and running
-    statistics; else by torch's own three.
+    The running mean and variance move as in torch. One pass computes all three in training on a
+    processor, for images in float32 or bfloat16 with even height and width, and a norm with float32
+    weights and running statistics. torch's three layers compute anything else, and everything where
+    kernels are off or numba is not installed.
 
     Args:
         images: `[N,C,H,W]`.
-        norm: of their channels.
+        norm: normalises their channels.
     """
     if not _fits(images, norm):
         # After the pooling, a ReLU and its gradient are the same at a quarter of the work.
@@ -63,9 +67,15 @@ class _NormPoolRelu(torch.autograd.Function):
 def _fits(images: Tensor, norm: nn.BatchNorm2d) -> bool:
     if not (norm.training and norm.affine and norm.track_running_stats):
         return False
+    if not (kernels.enabled() and _has_numba()):
+        return False
     typed = images.dtype in (torch.float32, torch.bfloat16) and norm.weight.dtype == torch.float32
     even = images.numel() > 0 and images.shape[2] % 2 == images.shape[3] % 2 == 0
     return images.device.type == "cpu" and typed and even
+
+
+def _has_numba() -> bool:
+    return find_spec("numba") is not None
 
 
 def _kernels() -> ModuleType:
@@ -80,7 +90,7 @@ def _kernels() -> ModuleType:
 
 @cache
 def _start_numba() -> ModuleType:
-    """Import numba and have it start its threads: torch's own, whose number it then changes."""
+    """Import numba and start its threads. It shares torch's threads and changes their number."""
     import numba
 
     threads = torch.get_num_threads()
@@ -90,7 +100,7 @@ def _start_numba() -> ModuleType:
 
 
 def _pixels(images: Tensor) -> Array:
-    """Return `[N,H,W,C]` in that order of memory, bfloat16 as its bits; a view where it can be."""
+    """Return `[N,H,W,C]`, contiguous, bfloat16 as its bits; a view where possible."""
     pixels = images.detach().permute(0, 2, 3, 1).contiguous()
     return (pixels.view(torch.uint16) if pixels.dtype == torch.bfloat16 else pixels).numpy()
 
@@ -104,7 +114,7 @@ def _tensor(values: Array) -> Tensor:
 
 
 def _update_running(norm: nn.BatchNorm2d, mean: Array, variance: Array, count: int) -> None:
-    """Move the running statistics as torch does: the variance there divides by one less."""
+    """Move the running statistics as torch does, whose variance divides by one less."""
     running = dict(norm.named_buffers())
     batches = running["num_batches_tracked"].add_(1)
     part = norm.momentum if norm.momentum is not None else 1 / batches.item()

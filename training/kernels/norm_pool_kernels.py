@@ -1,8 +1,8 @@
-"""The loops of `norm_pool`, compiled by numba when they are first called.
+"""The loops of `norm_pool`, compiled by numba at their first call.
 
-Images are `[N,H,W,C]`, height and width even. bfloat16, which NumPy does not have, comes as the
-uint16 of its bits; float32 as itself. Arithmetic and an image's sums are float32, what is added up
-over images is float64, and the number of threads changes nothing. Knows nothing of torch.
+Images are `[N,H,W,C]` with even height and width, in float32 or in bfloat16, which NumPy does not
+have and which comes as the uint16 of its bits. Arithmetic and the sums over an image are float32;
+sums over images are float64. The number of threads changes no result. Knows nothing of torch.
 """
 
 from typing import Any
@@ -15,7 +15,7 @@ from numba.extending import overload
 Array = npt.NDArray[Any]
 
 NONE = np.uint8(4)
-"""The place in a window of 2×2 where nothing is positive; others are 0 to 3, row by row."""
+"""The place of a 2×2 window without a positive pixel; the others are 0 to 3, row by row."""
 
 
 def _widen(value: Any) -> Any:
@@ -31,7 +31,7 @@ def _widen_typed(value: Any) -> Any:
 
 
 def _narrow(value: Any, like: Any) -> Any:
-    """Return a float32 as a pixel such as `like`, rounded to the nearest, to even between two."""
+    """Return a float32 as a pixel of the type of `like`, rounded to nearest, ties to even."""
     raise NotImplementedError
 
 
@@ -52,19 +52,19 @@ def _narrow_typed(value: Any, like: Any) -> Any:  # noqa: ARG001 - overloads hav
 def normalize_and_pool(
     images: Array, weight: Array, bias: Array, epsilon: float, pooled: Array
 ) -> tuple[Array, Array, Array, Array]:
-    """Normalise, pool windows of 2×2 pixels, and write what is positive, else 0.
+    """Normalise, take the largest of each 2×2 pixels, and write it, or 0 where it is negative.
 
     Args:
-        images: as above.
+        images: see the module.
         weight: of the normalisation, float32 `[C]`.
-        bias: likewise.
+        bias: of the normalisation, float32 `[C]`.
         epsilon: is added to the variance.
-        pooled: is written, `[N,H/2,W/2,C]`.
+        pooled: the output, `[N,H/2,W/2,C]`.
 
     Returns:
-        Mean and variance (over N·H·W) of each channel, float64 `[C]`; of each window the pixel that
-        was largest once normalised, like `pooled`, and its place, uint8: 0 to 3 row by row, or
-        `NONE` where it is not positive.
+        Each channel's mean and variance (over N·H·W), float64 `[C]`. Each window's pixel with the
+        largest normalised value, shaped like `pooled`, and that pixel's place, uint8: 0 to 3 row by
+        row, or `NONE` where the value is not positive.
     """
     near = _first_pixel(images)
     sums = np.zeros((2, len(images), len(near)), np.float32)
@@ -88,17 +88,17 @@ def spread_gradient(
     epsilon: float,
     spread: Array,
 ) -> tuple[Array, Array]:
-    """Write the gradient of the images; return those of weight and bias, float64 `[C]`.
+    """Write the gradient of the images; return the gradients of weight and bias, float64 `[C]`.
 
-    Ioffe and Szegedy 2015, section 3, where all but one pixel of a window have no gradient.
+    Ioffe and Szegedy 2015, section 3, for windows in which only one pixel has a gradient.
 
     Args:
-        images: what was normalised.
+        images: the images that were normalised.
         gradient: of `pooled`.
-        kept: what `normalize_and_pool` returned.
-        weight: as there.
-        epsilon: as there.
-        spread: is written, like `images`.
+        kept: the results of `normalize_and_pool`.
+        weight: as in `normalize_and_pool`.
+        epsilon: as in `normalize_and_pool`.
+        spread: the output, shaped like `images`.
     """
     mean, variance, largest, places = kept
     deviation = np.sqrt(variance + epsilon)
@@ -125,7 +125,7 @@ def _first_pixel(images: Array) -> Array:
 
 @njit(parallel=True)
 def _add_pixels(images: Array, near: Array, sums: Array) -> None:
-    """Add an image's `pixel - near` and their squares; without `near` the squares would cancel."""
+    """Add up `pixel - near` and its squares; without `near`, large squares would cancel."""
     count, height, width, channels = images.shape
     for n in prange(count):
         total, square = sums[0, n], sums[1, n]
@@ -170,7 +170,7 @@ def _pool(
 def _add_gradients(
     gradient: Array, largest: Array, places: Array, mean: Array, sums: Array
 ) -> None:
-    """Add an image's gradients that pass, and their products with `pixel - mean`."""
+    """Add up the gradients that pass the ReLU, and their products with `pixel - mean`."""
     count, height, width, channels = gradient.shape
     for n in prange(count):
         total, product = sums[0, n], sums[1, n]
@@ -191,7 +191,7 @@ def _spread(
     factors: tuple[Array, Array, Array],
     spread: Array,
 ) -> None:
-    """Write `scale · gradient`, 0 where another pixel was chosen, less `offset + slope · pixel`."""
+    """Write `scale · gradient - offset - slope · pixel`, the gradient 0 at pixels not chosen."""
     count, height, width, channels = images.shape
     scale, offset, slope = factors
     for n in prange(count):
@@ -208,7 +208,7 @@ def _spread(
 
 @njit()
 def _add_up(sums: Array) -> Array:
-    """Return the sums over the images, float64 `[2,C]`, from those of each, float32 `[2,N,C]`."""
+    """Return the sums over all images, float64 `[2,C]`, from sums over each, float32 `[2,N,C]`."""
     totals = np.zeros((2, sums.shape[2]), np.float64)
     for part in range(2):
         for n in range(sums.shape[1]):

@@ -1,16 +1,16 @@
-"""A run's directory: its checkpoints, written whole or not at all.
+"""A run's folder and its checkpoints, which are written whole or not at all.
 
     runs/<run>/
         epoch-00007/          the newest finished epoch; older ones are removed
             network.safetensors
             optimizer.safetensors
             proxy_network.safetensors, proxy_optimizer.safetensors   where the recipe has a proxy
-            state.json        recipe, data, history: all that is not a tensor
-            evaluation.json   once it has been evaluated
-        history.json          the epochs so far, for who wants to plot them
+            state.json        recipe, data and history: everything but tensors
+            evaluation.json   once the checkpoint has been evaluated
+        history.json          the epochs so far, for plots
         learning_curve.png    when the run has ended
 
-A process that is killed at any moment leaves the last whole checkpoint. Nothing is pickled.
+A process that is killed at any moment leaves its last whole checkpoint. Nothing is pickled.
 """
 
 import json
@@ -27,7 +27,6 @@ from torch import Tensor, nn
 from training.errors import RecipeError, RunError
 from training.recipes import Recipe
 from training.run import durable
-from training.run.learner import Learner
 
 NETWORK = "network.safetensors"
 OPTIMIZER = "optimizer.safetensors"
@@ -39,7 +38,7 @@ EPOCHS = "epoch-" + 5 * "[0-9]"
 
 @dataclass(frozen=True)
 class EpochFigures:
-    """What one epoch gave; accuracies are 0 to 1, the held-out one is None without a holdout."""
+    """Figures of one epoch. Accuracies are 0 to 1; without a holdout, the held-out one is None."""
 
     epoch: int
     loss: float
@@ -51,19 +50,19 @@ class EpochFigures:
 
 @dataclass(frozen=True)
 class RunState:
-    """All of a run that is not a tensor.
+    """Everything of a run but its tensors.
 
     Attributes:
-        recipe: with `precision` resolved to what the hardware computed in.
+        recipe: with `precision` resolved to the hardware's.
         data_name: the data set's name.
-        data_sha256: its hash.
+        data_sha256: the data set's hash.
         classes: names by label.
-        mean: of each channel over the images trained on, scaled to 0..1.
-        deviation: likewise.
+        mean: of each channel over the images trained on, 0 to 1.
+        deviation: of each channel over the images trained on, 0 to 1.
         hardware: the processor or GPU.
-        libraries: versions of what computed the weights.
-        data_place: the folder that it was found in.
-        history: one record a finished epoch.
+        libraries: versions of Python and torch.
+        data_place: the data set's folder.
+        history: one record for each finished epoch.
     """
 
     recipe: Recipe
@@ -79,7 +78,7 @@ class RunState:
 
     @property
     def epoch(self) -> int:
-        """How many epochs have been finished."""
+        """The number of finished epochs."""
         return len(self.history)
 
     @property
@@ -88,10 +87,10 @@ class RunState:
         return sum(figures.seconds for figures in self.history)
 
     def resumed_on(self, now: "RunState") -> "RunState":
-        """Return the state of a run that goes on, which names all that has computed it in turn.
+        """Return the state of a run that goes on, with the names of all its hardware in turn.
 
         Args:
-            now: what the run would begin with here.
+            now: the state of a run that starts here.
         """
         libraries = {
             name: _in_turn(self.libraries.get(name, "unknown"), version)
@@ -106,20 +105,37 @@ class RunState:
 
 
 def _in_turn(before: str, now: str) -> str:
-    """Name what a run was on, and what it is on now unless that is where it was last."""
+    """Append the present name unless it is the last one already."""
     then = ", then "
     return before if before.rpartition(then)[2] == now else before + then + now
 
 
 @dataclass(frozen=True)
+class Learner:
+    """A network and the optimizer that moves its weights; a checkpoint holds both.
+
+    Attributes:
+        recipe: of the run.
+        network: holds the weights.
+        averaging: the network, or a wrapper that averages gradients with other processes.
+        optimizer: of the weights.
+    """
+
+    recipe: Recipe
+    network: nn.Module
+    averaging: nn.Module
+    optimizer: torch.optim.Optimizer
+
+
+@dataclass(frozen=True)
 class Checkpoint:
-    """A finished epoch as it is on disk."""
+    """A finished epoch on disk."""
 
     path: Path
     state: RunState
 
     def load(self, learner: Learner, proxy: Learner | None) -> None:
-        """Put the checkpoint's weights and optimizer state into what goes on learning.
+        """Load the weights and the optimizer's state of a run that goes on.
 
         Raises:
             RunError: a file is damaged or holds other tensors than the network.
@@ -131,7 +147,7 @@ class Checkpoint:
             self._load_optimizer(proxy.optimizer, PROXY)
 
     def load_network(self, network: nn.Module, prefix: str = "") -> None:
-        """Put the checkpoint's weights into a network of the same architecture.
+        """Load the weights into a network of the same architecture.
 
         Raises:
             RunError: the file is damaged or holds other tensors than the network.
@@ -160,7 +176,7 @@ class Checkpoint:
         for parameter, values in optimizer.state.items():
             for name, value in values.items():
                 if value.shape == parameter.shape:
-                    # A fused optimizer walks memory: its moments lie there as the weights do.
+                    # A fused optimizer needs its moments in the memory layout of the weights.
                     values[name] = torch.empty_like(parameter).copy_(value)
 
 
@@ -168,7 +184,7 @@ def save(run: Path, state: RunState, learner: Learner, proxy: Learner | None = N
     """Write a checkpoint of the finished epoch, then remove the older ones.
 
     Raises:
-        RunError: it could not be written; the older checkpoints stand as they were.
+        RunError: it cannot be written; the older checkpoints stand as they were.
     """
     final = run / f"epoch-{state.epoch:05d}"
     try:
@@ -208,10 +224,10 @@ def history_json(history: tuple[EpochFigures, ...]) -> str:
 
 
 def newest(run: Path) -> Checkpoint | None:
-    """Return a run's newest checkpoint, or None when it has none.
+    """Return a run's newest checkpoint, or None if it has none.
 
     Raises:
-        RunError: there is one, but its state cannot be read.
+        RunError: the state of the checkpoint cannot be read.
     """
     paths = sorted(run.glob(EPOCHS))
     if not paths:
@@ -228,10 +244,10 @@ def newest(run: Path) -> Checkpoint | None:
 
 
 def open_run(run: Path) -> Checkpoint:
-    """Return the newest checkpoint of a run that must have one.
+    """Return the newest checkpoint of a run.
 
     Raises:
-        RunError: it has none, or its state cannot be read.
+        RunError: the run has no checkpoint, or its state cannot be read.
     """
     checkpoint = newest(run)
     if checkpoint is None:
@@ -243,7 +259,7 @@ def parse_history(text: str) -> tuple[EpochFigures, ...]:
     """Read the content of a `history.json`.
 
     Raises:
-        RunError: it is not a history.
+        RunError: the text is not a history.
     """
     try:
         return tuple(EpochFigures(**figures) for figures in json.loads(text))

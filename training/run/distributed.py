@@ -2,10 +2,10 @@
 
     torchrun --nproc-per-node=2 -m training.cli train speednet
 
-Every process cuts the same global batches and learns from its share of each; gradients are
-averaged (DistributedDataParallel), through gloo between processors and NCCL between GPUs. Batch
-normalisation sees a process's own share. The first process alone writes; the others read the same
-run directory, so machines must share it.
+Every process cuts the same global batches and learns from its share of each. Gradients are averaged
+(DistributedDataParallel) by gloo between processors and by NCCL between GPUs. Batch normalisation
+sees a process's own share. Only the first process writes; the others read the same run folder, so
+machines must share it.
 """
 
 import os
@@ -27,7 +27,7 @@ GONE = "another process of the run is gone or does not answer; go on with --resu
 
 @dataclass(frozen=True)
 class Workers:
-    """The processes of a run, and which of them this one is."""
+    """The processes of a run, and the rank of this one."""
 
     rank: int = 0
     count: int = 1
@@ -44,19 +44,19 @@ class Workers:
         return batch[torch.arange(self.rank, len(batch), self.count, device=batch.labels.device)]
 
     def weight(self, share: int, batch: int) -> float:
-        """Return what a mean over a share counts for, so that the workers' average is global."""
+        """Return the weight of a share's mean: the weighted workers' average is the global mean."""
         return share * self.count / batch
 
     def largest_share(self, batch: int) -> int:
-        """Return how many images of a global batch the first process has."""
+        """Return the number of images in the first process's share, the largest."""
         return -(-batch // self.count)
 
     def own(self, seed: int) -> int:
-        """Return a seed that no other process and no other seed of a run gives."""
+        """Return a seed that differs for every process and every seed of the run."""
         return seed * self.count + self.rank
 
     def average_gradients_of(self, network: nn.Module) -> nn.Module:
-        """Return the network, wrapped where there are other processes to agree with."""
+        """Return the network, wrapped if there are other processes."""
         return network if self.count == 1 else DistributedDataParallel(network)
 
     def sum(self, figures: Tensor) -> Tensor:
@@ -83,27 +83,27 @@ class Workers:
             )
 
     def wait_for_all(self) -> None:
-        """Return when every process has come here."""
+        """Return when every process has called this."""
         if self.count > 1:
             distributed.barrier()
 
 
 def is_first_process() -> bool:
-    """Return whether this is the process that prints, of those that torchrun has started."""
+    """Return whether this is the first of torchrun's processes, which prints."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def local_index() -> int:
-    """Return which process of this machine this one is."""
+    """Return the number of this process on its machine."""
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 @contextmanager
 def join(device: torch.device) -> Iterator[Workers]:
-    """Meet the other processes that torchrun has started, if it has, for the time of a run.
+    """Connect the processes that torchrun has started, if it has, for one run.
 
     Raises:
-        RunError: another process has gone or does not answer, or nothing says where to meet it.
+        RunError: another process is gone or does not answer, or torchrun's variables are missing.
     """
     if "RANK" not in os.environ or os.environ.get("WORLD_SIZE") == "1":
         yield Workers()
@@ -128,11 +128,11 @@ def _meet(backend: str) -> None:
     try:
         distributed.init_process_group(backend)
     except ValueError as exc:
-        raise RunError(f"RANK is set, as torchrun does, but no place to meet: {exc}") from exc
+        raise RunError(f"RANK is set, as by torchrun, but another variable is not: {exc}") from exc
 
 
 def _end_with_a_word(_signal: int, _frame: FrameType | None) -> None:
-    """Torchrun ends the processes that are left when one has gone."""
+    """Raise RunError: torchrun terminates the other processes when one is gone."""
     raise RunError(GONE)
 
 

@@ -1,7 +1,7 @@
 """Files and directories that are written whole or not at all.
 
-Both are made under a hidden name beside their place and renamed when every byte is on disk, so
-that a process killed at any moment leaves what stood there before.
+They are made under a hidden name beside their place, and renamed when every byte is on disk. A
+process that is killed at any moment leaves the old content.
 """
 
 import os
@@ -13,7 +13,7 @@ from pathlib import Path
 
 @contextmanager
 def new_directory(final: Path) -> Iterator[Path]:
-    """Give a directory to fill; it becomes `final` when the block ends without an error.
+    """Give an empty directory; it becomes `final` when the block ends without an error.
 
     Raises:
         OSError: `final` exists and is not empty, or the disk refuses.

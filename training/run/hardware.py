@@ -1,4 +1,4 @@
-"""What computes: the device, what it is called, and in which precision it is faster."""
+"""The device that computes: its name, and the arithmetic in which it is faster."""
 
 import ctypes
 import platform
@@ -8,9 +8,10 @@ from typing import Literal
 import torch
 
 from training.errors import RecipeError
+from training.kernels.weight_gradients import has_amx
 from training.recipes import Arithmetic
 
-# From glibc's malloc.h: all threads share one heap, which never shrinks, and nothing lies outside.
+# From glibc's malloc.h: all threads share one heap, which holds everything and never shrinks.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 _KEEP = ((_M_ARENA_MAX, 1), (_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1))
 
@@ -24,10 +25,10 @@ def choose_device(name: DeviceName, index: int = 0) -> torch.device:
 
     Args:
         name: `auto` is CUDA where there is a GPU.
-        index: which of a machine's GPUs.
+        index: of the GPU on this machine.
 
     Raises:
-        RecipeError: CUDA is asked for and torch sees no GPU, or none of this index.
+        RecipeError: CUDA is asked for, and torch sees no GPU or none of this index.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -43,7 +44,7 @@ def choose_device(name: DeviceName, index: int = 0) -> torch.device:
 def resolve_precision(
     precision: Arithmetic, device: torch.device
 ) -> Literal["float32", "bfloat16"]:
-    """Return what `auto` means on a device; anything else is what it is."""
+    """Return the arithmetic that `auto` stands for on a device; others stand for themselves."""
     if precision != "auto":
         return precision
     if device.type == "cuda":
@@ -54,33 +55,22 @@ def resolve_precision(
 
 
 def _processor_is_faster_in_bfloat16() -> bool:
-    """Whether there is AMX, or AVX-512 for bfloat16 on a processor of AMD.
+    """Return whether the processor has AMX, or is AMD's with AVX-512 for bfloat16.
 
     With AVX-512 alone, two cores of an Intel Emerald Rapids (its AMX hidden from the virtual
     machine) compute a 3×3 convolution of 256 channels at 185 GFLOP/s in bfloat16 and at 344 in
     float32; two of an AMD Zen 4 at 430 to 500 in bfloat16.
     """
-    avx512 = _probe("_is_avx512_bf16_supported")
-    return has_amx() or (avx512 and about_processor("vendor_id") == "AuthenticAMD")
-
-
-def has_amx() -> bool:
-    """Whether the processor has units for products of bfloat16 matrices (Intel AMX)."""
-    return _probe("_is_amx_tile_supported")
-
-
-def _probe(name: str) -> bool:
-    """Ask torch about the processor; a version of torch without that private question: no."""
-    found: bool = getattr(torch.cpu, name, bool)()
-    return found
+    avx512 = getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()  # private: not in every torch
+    return has_amx() or bool(avx512 and about_processor("vendor_id") == "AuthenticAMD")
 
 
 def keep_freed_memory() -> None:
-    """Have this process keep the memory that it frees, for the next step's tensors.
+    """Make this process keep the memory that it frees, for the tensors of the next step.
 
-    Else glibc gives a large tensor's pages back when it is freed, and the next step's tensor of the
-    same size gets them anew, one page fault after the other: a fifth of a step of the exercise's
-    CNN. Another C library is left as it is.
+    By default, glibc returns the pages of a large tensor when it is freed, and the next tensor of
+    the same size causes a page fault for each: a fifth of a step of the exercise's CNN. Other C
+    libraries are left alone.
     """
     if platform.libc_ver()[0] != "glibc":
         return
@@ -98,12 +88,12 @@ def describe_device(device: torch.device) -> str:
 
 
 def name_processor() -> str:
-    """Return what the processor is called."""
+    """Return the processor's name."""
     return about_processor("model name") or platform.processor() or platform.machine()
 
 
 def about_processor(field: str) -> str:
-    """Return a field of the first processor in `/proc/cpuinfo`; empty if it is not there."""
+    """Return a field of the first processor in `/proc/cpuinfo`, or an empty string."""
     try:
         lines = CPUINFO.read_text().splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""Optimizers and learning rate schedules by recipe; knows nothing of data."""
+"""A recipe's optimizer and learning rate schedule. Nothing here knows of data."""
 
 import math
 from typing import Any
@@ -13,17 +13,17 @@ SGD_MOMENTUM = 0.85
 
 
 def schedule(recipe: Recipe, images: int, epoch: int, step: int) -> float:
-    """Return the part of the peak learning rate of a step; epochs and steps count from 1.
+    """Return a step's learning rate as a part of the peak; epochs and steps count from 1.
 
     `one-cycle` rises from 1/25 along a cosine in the first 30% of all steps and falls to zero
     along a cosine in the rest (Smith & Topin 2018, with the cosine of Loshchilov & Hutter 2017);
     `linear` falls along a line from one to zero.
 
     Args:
-        recipe: whose schedule it is.
-        images: how many an epoch looks at.
-        epoch: of the step.
-        step: within the epoch.
+        recipe: names the schedule.
+        images: the number of images in an epoch.
+        epoch: the step's epoch.
+        step: the step's number within the epoch.
     """
     if recipe.schedule == "constant":
         return 1.0
@@ -38,13 +38,13 @@ def schedule(recipe: Recipe, images: int, epoch: int, step: int) -> float:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, part: float) -> None:
-    """Set the rate of every parameter group to a part of its peak."""
+    """Set the learning rate of every parameter group to a part of its peak."""
     for group in optimizer.param_groups:
         group["lr"] = part * group["peak_lr"]
 
 
 def make_optimizer(recipe: Recipe, network: nn.Module) -> torch.optim.Optimizer:
-    """Return the recipe's optimizer of all weights that learn.
+    """Return the recipe's optimizer for all weights that learn.
 
     With Adam and AdamW, weight decay acts on matrices and kernels alone.
     """
@@ -66,10 +66,10 @@ def make_optimizer(recipe: Recipe, network: nn.Module) -> torch.optim.Optimizer:
 class Muon(torch.optim.Optimizer):
     """Muon for kernels and matrices (Jordan 2024), SGD with Nesterov's momentum for the rest.
 
-    A group with `orthogonal` set takes steps whose matrix (outputs × all else) has been made
-    nearly orthogonal, and keeps every weight tensor at the norm that an orthogonal one of its
-    number of outputs has, as airbench's recipe does. The other groups take SGD's steps, with
-    `weight_decay` the part that a step at the peak rate takes away.
+    In a group with `orthogonal` set, a step's matrix (outputs × all else) is made nearly
+    orthogonal, and every weight tensor keeps the norm of an orthogonal matrix with its number of
+    outputs, as in airbench's recipe. The other groups take SGD's steps; `weight_decay` is the part
+    that a step at the peak rate takes away.
     """
 
     def __init__(self, groups: list[dict[str, Any]]) -> None:
@@ -93,7 +93,7 @@ class Muon(torch.optim.Optimizer):
                     parameter.add_(gradient, alpha=-group["lr"])
 
     def _with_momentum(self, parameter: Tensor, gradient: Tensor, momentum: float) -> Tensor:
-        """Return Nesterov's look ahead of the gradient."""
+        """Return the gradient with Nesterov's momentum."""
         state = self.state[parameter]
         if "momentum" not in state:
             state["momentum"] = torch.zeros_like(gradient)
@@ -103,10 +103,10 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalize(matrix: Tensor, steps: int = 3) -> Tensor:
-    """Return float32 `[M,N]` near the closest matrix whose rows or columns are orthonormal.
+    """Return float32 `[M,N]` near the closest matrix with orthonormal rows or columns.
 
-    Newton-Schulz iteration of degree five with the coefficients of Jordan (2024): singular values
-    come to lie about one, not at it, which is all that Muon needs. Multiplied in bfloat16.
+    Newton-Schulz iteration of degree five with the coefficients of Jordan (2024). Singular values
+    end near one, not at one, which is enough for Muon. Multiplies in bfloat16.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     x: Tensor = matrix.bfloat16()
@@ -123,10 +123,10 @@ def orthogonalize(matrix: Tensor, steps: int = 3) -> Tensor:
 def _muon_groups(
     recipe: Recipe, network: nn.Module, learned: list[nn.Parameter]
 ) -> list[dict[str, Any]]:
-    """Part the weights: kernels and inner matrices, biases and scales, the last layer's matrix.
+    """Group the weights: kernels and inner matrices, biases and scales, the last layer's matrix.
 
-    The loss is a batch's mean; the rates of the last two are for its sum, so that they hold for
-    any batch size.
+    The loss is a batch's mean. The recipe's rates of the last two groups are for its sum, so that
+    one rate suits every batch size.
     """
     head = [module for module in network.modules() if isinstance(module, nn.Linear)][-1].weight
     inner = [p for p in learned if p.ndim > 1 and p is not head]

@@ -1,29 +1,58 @@
-"""How a run goes, for who watches: a bar on a terminal, one line an epoch elsewhere."""
+"""Reports of a run's progress: a bar on a terminal, a line for each epoch elsewhere."""
 
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from training.run.checkpoint import EpochFigures
-from training.run.reporter import Reporter
+
+
+class Reporter(Protocol):
+    """Is told how a run goes."""
+
+    def epoch_started(self, epoch: int, epochs: int, images: int) -> None:
+        """Note the start of an epoch of so many images; the first epoch is 1."""
+        ...
+
+    def progressed(self, images: int, loss: float, accuracy: float) -> None:
+        """Note that so many of the epoch's images are done, and their mean loss and accuracy."""
+        ...
+
+    def epoch_ended(self, figures: EpochFigures) -> None:
+        """Note the end of an epoch, whose checkpoint is on disk."""
+        ...
+
+
+class SilentReporter:
+    """Reports nothing. Of several processes, only the first reports."""
+
+    def epoch_started(self, epoch: int, epochs: int, images: int) -> None:
+        """Report nothing."""
+
+    def progressed(self, images: int, loss: float, accuracy: float) -> None:
+        """Report nothing."""
+
+    def epoch_ended(self, figures: EpochFigures) -> None:
+        """Report nothing."""
 
 
 class LineReporter:
-    """One line a finished epoch."""
+    """Prints a line for each finished epoch."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._epochs = 0
 
     def epoch_started(self, epoch: int, epochs: int, images: int) -> None:  # noqa: ARG002
-        """Remember how many epochs there will be."""
+        """Keep the number of epochs."""
         self._epochs = epochs
 
     def progressed(self, images: int, loss: float, accuracy: float) -> None:
-        """Say nothing within an epoch."""
+        """Print nothing within an epoch."""
 
     def epoch_ended(self, figures: EpochFigures) -> None:
         """Print the epoch's figures."""
@@ -39,7 +68,7 @@ class LineReporter:
 
 
 class BarReporter:
-    """A bar for the whole run, above it a line for each finished epoch."""
+    """Shows a bar for the whole run, and above it a line for each finished epoch."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
@@ -51,10 +80,11 @@ class BarReporter:
         self._started = 0.0
 
     def epoch_started(self, epoch: int, epochs: int, images: int) -> None:
-        """Move the bar to the epoch's start."""
+        """Move the bar to the start of the epoch."""
         self._lines.epoch_started(epoch, epochs, images)
         self._before, self._started = (epoch - 1) * images, time.perf_counter()
-        if epoch > 1 and self._progress.tasks[0].total is None:  # resumed: done is not speed
+        if epoch > 1 and self._progress.tasks[0].total is None:
+            # Resumed: images of an earlier process say nothing about the speed.
             self._progress.reset(self._task, total=epochs * images, completed=self._before)
         self._progress.update(
             self._task,
@@ -83,7 +113,7 @@ class BarReporter:
 
 @contextmanager
 def watch(console: Console) -> Iterator[Reporter]:
-    """Give a reporter that suits the console, for the time of one run."""
+    """Give a reporter that suits the console, for one run."""
     if not console.is_terminal:
         yield LineReporter(console)
         return

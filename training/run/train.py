@@ -1,16 +1,16 @@
-"""The loop: a recipe and images to checkpoints.
+"""The training loop: from a recipe and images to checkpoints.
 
     convscope-train train simple-cnn --seed 0
 
-Every epoch starts from seeds of its own, made of the recipe's seed and the epoch's number, so a
-run that is resumed after any epoch draws the same numbers as one that was never stopped. The test
+`train` prepares a run and trains its epochs, `_train_epoch` cuts the batches, `learn` takes a step
+on one. Every epoch has random seeds of its own, made from the recipe's seed and the epoch's number,
+so a run that is resumed after any epoch draws the same numbers as an undisturbed run. The test
 split is not read here.
 """
 
 import math
 import platform
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -18,15 +18,15 @@ from tempfile import TemporaryFile
 import torch
 from torch import Tensor, nn
 
-from training.architectures import find_architecture
+from training.architectures import find_architecture, initialize_from
 from training.architectures.describe import describe
-from training.architectures.speednet import SpeedNet
 from training.data import dataset
 from training.data.augmentation import Augmentation, Epoch, epoch_batches
 from training.errors import DataError, Diverged, RecipeError, RunError
+from training.kernels.weight_gradients import fast_weight_gradients
 from training.recipes import Recipe
 from training.run import checkpoint, distributed
-from training.run.checkpoint import Checkpoint, EpochFigures, RunState
+from training.run.checkpoint import Checkpoint, EpochFigures, Learner, RunState
 from training.run.distributed import Workers
 from training.run.hardware import (
     DeviceName,
@@ -35,18 +35,31 @@ from training.run.hardware import (
     keep_freed_memory,
     resolve_precision,
 )
-from training.run.learner import Batch, Learner, normalize
-from training.run.optimization import make_optimizer, schedule
-from training.run.reporter import Reporter, SilentReporter
+from training.run.optimization import make_optimizer, schedule, set_learning_rate
+from training.run.progress import Reporter, SilentReporter
+from training.tasks import classification
 
 EVALUATION_BATCH = 500
 INITIALIZATION_IMAGES = 5000
-PROGRESS_STEPS = 16  # how often the loss is looked at: seldom enough for a GPU not to wait
+PROGRESS_STEPS = 16
+"""Steps from one look at the loss to the next: enough that a GPU need not wait."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """What does not change from epoch to epoch."""
+    """Everything of a run that stays the same from epoch to epoch.
+
+    Attributes:
+        recipe: with `precision` resolved.
+        learner: the network and its optimizer.
+        proxy: the small network that chooses images, where the recipe has one.
+        train: the images to learn from, on the device.
+        heldout: the images held out, on the device.
+        mean: of each channel of `train`, 0 to 1.
+        deviation: of each channel of `train`, 0 to 1.
+        device: computes everything.
+        workers: the run's processes.
+    """
 
     recipe: Recipe
     learner: Learner
@@ -58,10 +71,20 @@ class Run:
     device: torch.device
     workers: Workers
 
-    @property
-    def network(self) -> nn.Module:
-        """What is trained."""
-        return self.learner.network
+
+@dataclass(frozen=True)
+class Batch:
+    """Normalised images, float32 `[N,3,H,W]`, and labels, int64 `[N]`."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: Tensor) -> "Batch":
+        images = self.images[index].contiguous(memory_format=torch.channels_last)
+        return Batch(images, self.labels[index])
 
 
 def train(
@@ -73,22 +96,22 @@ def train(
     device: DeviceName = "auto",
     resume: bool = False,
 ) -> Checkpoint:
-    """Train by a recipe, leaving a checkpoint an epoch in `run_dir`.
+    """Train by a recipe; write a checkpoint after every epoch.
 
     Args:
         recipe: every number of the run.
         source: the images.
-        run_dir: made if it does not exist.
-        reporter: is told how it goes.
+        run_dir: the run's folder; made if it does not exist.
+        reporter: is told how the run goes.
         device: `auto` is CUDA where there is a GPU.
-        resume: go on from the newest checkpoint, or start if there is none yet.
+        resume: go on from the newest checkpoint, or start if there is none.
 
     Returns:
         The checkpoint of the last epoch.
 
     Raises:
         RecipeError: the recipe does not fit the device or names no architecture.
-        RunError: `run_dir` holds a run and `resume` is off, holds one of another recipe or of
+        RunError: `run_dir` holds a run and `resume` is off, holds a run of another recipe or of
             other data, or cannot be written.
         Diverged: the loss became infinite or not a number; the last checkpoint stands.
         DataError: the images cannot be read or split.
@@ -102,7 +125,7 @@ def train(
     _make_directory(run_dir)
     keep_freed_memory()
     torch.use_deterministic_algorithms(torch_device.type == "cpu")
-    # Else every tensor is filled before it is written to, in case something reads it first.
+    # Deterministic algorithms would also fill every new tensor, in case it is read before written.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     with distributed.join(torch_device) as workers:
         if recipe.batch_size < workers.count:
@@ -116,18 +139,18 @@ def train(
         if last is not None:
             last.load(run.learner, run.proxy)
             state = last.state.resumed_on(state)
-        _go_on(run, state, run_dir, reporter if workers.is_first else SilentReporter())
+        _train_epochs(run, state, run_dir, reporter if workers.is_first else SilentReporter())
         workers.wait_for_all()
     return checkpoint.open_run(run_dir)
 
 
-def _go_on(run: Run, state: RunState, run_dir: Path, reporter: Reporter) -> None:
-    """Train the epochs that are left, with a checkpoint after each."""
+def _train_epochs(run: Run, state: RunState, run_dir: Path, reporter: Reporter) -> None:
+    """Train the remaining epochs, with a checkpoint after each."""
     if run.workers.is_first and state.epoch > 0:
         checkpoint.write_history(run_dir, state)
     while state.epoch < run.recipe.epochs:
         reporter.epoch_started(state.epoch + 1, run.recipe.epochs, len(run.train))
-        figures = _epoch(run, state.epoch + 1, reporter)
+        figures = _train_epoch(run, state.epoch + 1, reporter)
         for learner in filter(None, (run.learner, run.proxy)):
             check_finite(learner.network, figures.epoch)
         state = replace(state, history=(*state.history, figures))
@@ -136,86 +159,125 @@ def _go_on(run: Run, state: RunState, run_dir: Path, reporter: Reporter) -> None
         reporter.epoch_ended(figures)
 
 
-@torch.inference_mode()
-def compute_logits(
-    network: nn.Module,
-    images: Tensor,
-    mean: list[float],
-    deviation: list[float],
-    device: torch.device,
-) -> Tensor:
-    """Return float32 logits `[N,classes]` on the processor for uint8 images `[N,H,W,3]`.
-
-    In evaluation mode and float32, as the exported graphs compute them (on CUDA, convolutions
-    multiply in TF32).
-    """
-    network.eval()
-    return torch.cat(
-        [
-            network(dataset.normalize(batch.to(device), mean, deviation)).float().cpu()
-            for batch in images.split(EVALUATION_BATCH)
-        ]
-    )
-
-
-def _epoch(run: Run, number: int, reporter: Reporter) -> EpochFigures:
-    """Train on every image once, or on the chosen part, and measure the held-out ones."""
-    run.network.train()
+def _train_epoch(run: Run, number: int, reporter: Reporter) -> EpochFigures:
+    """Look at every image once and learn from it, or from the hard ones; measure the held-out."""
+    recipe, workers = run.recipe, run.workers
+    run.learner.network.train()
     started = time.perf_counter()
-    epoch = Epoch(number, run.recipe.seed)
-    torch.manual_seed(run.workers.own(epoch.own_seed))
+    epoch = Epoch(number, recipe.seed)
+    torch.manual_seed(workers.own(epoch.own_seed))
     totals = torch.zeros(3, device=run.device)  # loss, correct, images learned from
     seen = 0
-    for step, candidates in enumerate(_augmented(run, epoch), start=1):
-        if len(candidates) < run.workers.count:
-            break  # the last images of an epoch are too few for every process to have one
-        rate = schedule(run.recipe, len(run.train), number, step)
-        share = run.workers.share(candidates)
-        weight = run.workers.weight(len(share), len(candidates))
-        batch = _choose(run, normalize(share, run.mean, run.deviation), rate, weight)
-        largest = _part(run.recipe, run.workers.largest_share(len(candidates)))
-        loss, correct = run.learner.learn(batch, rate, weight, largest)
+    batches = epoch_batches(run.train, recipe.candidates, epoch, _augmentation(run, epoch))
+    for step, augmented in enumerate(batches, start=1):
+        if len(augmented) < workers.count:
+            break  # the last images are too few for every process to have one
+        rate = schedule(recipe, len(run.train), number, step)
+        share = workers.share(augmented)
+        weight = workers.weight(len(share), len(augmented))
+        batch = Batch(dataset.normalize(share.images, run.mean, run.deviation), share.labels)
+        if run.proxy is not None:
+            hardest = learn_hardest(run.proxy, batch, _selected(recipe, len(batch)), rate, weight)
+            batch = batch[hardest]
+        largest = _selected(recipe, workers.largest_share(len(augmented)))
+        loss, correct = learn(run.learner, batch, rate, weight, largest)
         totals += torch.stack([loss * len(batch), correct, torch.full_like(loss, len(batch))])
-        seen += len(candidates)
+        seen += len(augmented)
         if step % PROGRESS_STEPS == 0 or seen == len(run.train):
             mean_loss, accuracy = _means(totals)
             if not math.isfinite(mean_loss):
                 raise Diverged(f"the mean loss is {mean_loss} in epoch {number}, step {step}")
             reporter.progressed(seen, mean_loss, accuracy)
-    mean_loss, accuracy = _means(run.workers.sum(totals))
+    mean_loss, accuracy = _means(workers.sum(totals))
     seconds = time.perf_counter() - started
     return EpochFigures(
         epoch=number,
         loss=mean_loss,
         train_accuracy=accuracy,
-        heldout_accuracy=_heldout_accuracy(run) if run.workers.is_first else None,
+        heldout_accuracy=_heldout_accuracy(run) if workers.is_first else None,
         images_per_second=seen / seconds,
         seconds=seconds,
     )
 
 
+def learn(
+    learner: Learner, batch: Batch, rate: float, weight: float = 1.0, largest: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Take a step on a batch; return its mean loss and its number of correct answers, detached.
+
+    Args:
+        learner: the network and its optimizer.
+        batch: to learn from.
+        rate: part of the peak learning rate.
+        weight: of the batch's mean loss, where the batch is a process's share of a larger one.
+        largest: images in the largest share, where there are several: all processes must average
+            gradients equally often.
+    """
+    total = torch.zeros((), device=batch.images.device)
+    correct = torch.zeros((), dtype=torch.int64, device=batch.images.device)
+    set_learning_rate(learner.optimizer, rate)
+    learner.optimizer.zero_grad(set_to_none=True)
+    largest = max(largest, len(batch))
+    passes = math.ceil(largest / (learner.recipe.micro_batch or largest))
+    parts = batch.images.tensor_split(passes), batch.labels.tensor_split(passes)
+    for images, labels in zip(*parts, strict=True):
+        logits = _logits(learner, images)
+        losses = classification.losses(logits, labels, learner.recipe.label_smoothing)
+        loss = losses.sum() / len(batch)
+        (loss * weight).backward()
+        total += loss.detach()
+        correct += classification.count_correct(logits, labels)
+    learner.optimizer.step()
+    return total, correct
+
+
+def learn_hardest(
+    proxy: Learner, batch: Batch, count: int, rate: float, weight: float = 1.0
+) -> Tensor:
+    """Take a proxy's step on the images with the highest loss; return their places, `[count]`.
+
+    Args:
+        proxy: the small network and its optimizer.
+        batch: to choose from.
+        count: how many images to choose.
+        rate: part of the peak learning rate.
+        weight: as in `learn`.
+    """
+    logits = _logits(proxy, batch.images)
+    losses = classification.losses(logits, batch.labels, proxy.recipe.label_smoothing)
+    hardest = losses.detach().topk(min(count, len(batch)), sorted=False).indices
+    set_learning_rate(proxy.optimizer, rate)
+    proxy.optimizer.zero_grad(set_to_none=True)
+    (losses[hardest].mean() * weight).backward()
+    proxy.optimizer.step()
+    return hardest
+
+
+def _logits(learner: Learner, images: Tensor) -> Tensor:
+    """Return float32 logits; the network computes as the recipe's precision says."""
+    bfloat16 = learner.recipe.precision == "bfloat16"
+    with (
+        torch.autocast(images.device.type, torch.bfloat16, enabled=bfloat16),
+        fast_weight_gradients(images.device, bfloat16=bfloat16),
+    ):
+        logits: Tensor = learner.averaging(images)
+    return logits.float()
+
+
+def _selected(recipe: Recipe, candidates: int) -> int:
+    """Return the number of images to learn from among the candidates."""
+    return min(recipe.batch_size, math.ceil(candidates * recipe.selected - 1e-9))
+
+
 def _means(totals: Tensor) -> tuple[float, float]:
-    """Return loss and accuracy of one image from the sums over an epoch so far."""
+    """Return an image's mean loss and accuracy from the epoch's sums so far."""
     loss, correct, images = totals.tolist()
     return loss / images, correct / images
 
 
-def _choose(run: Run, candidates: Batch, rate: float, weight: float) -> Batch:
-    """Return what the network learns from: all, or what the proxy found hardest."""
-    if run.proxy is None:
-        return candidates
-    count = _part(run.recipe, len(candidates))
-    return candidates[run.proxy.learn_hardest(candidates, count, rate, weight)]
-
-
-def _part(recipe: Recipe, candidates: int) -> int:
-    """Return how many of the candidates are learned from."""
-    return min(recipe.batch_size, math.ceil(candidates * recipe.selected - 1e-9))
-
-
-def _augmented(run: Run, epoch: Epoch) -> Iterator[dataset.Split]:
+def _augmentation(run: Run, epoch: Epoch) -> Augmentation:
     recipe = run.recipe
-    augmentation = Augmentation(
+    return Augmentation(
         flip=recipe.flip,
         translate=recipe.translate,
         crop=recipe.crop if epoch.number <= recipe.cropped_epochs else 0,
@@ -226,17 +288,41 @@ def _augmented(run: Run, epoch: Epoch) -> Iterator[dataset.Split]:
         mean=tuple(255 * part for part in run.mean),
         deviation=tuple(255 * part for part in run.deviation),
     )
-    return epoch_batches(run.train, recipe.candidates, epoch, augmentation)
 
 
 def _heldout_accuracy(run: Run) -> float | None:
     if len(run.heldout) == 0:
         return None
-    logits = compute_logits(run.network, run.heldout.images, run.mean, run.deviation, run.device)
+    logits = compute_logits(
+        run.learner.network, run.heldout.images, run.mean, run.deviation, run.device
+    )
     return (logits.argmax(1) == run.heldout.labels.cpu()).float().mean().item()
 
 
+@torch.inference_mode()
+def compute_logits(
+    network: nn.Module,
+    images: Tensor,
+    mean: list[float],
+    deviation: list[float],
+    device: torch.device,
+) -> Tensor:
+    """Return float32 logits `[N,classes]`, on the processor, for uint8 images `[N,H,W,3]`.
+
+    The network runs in evaluation mode and float32, as the exported graphs do. (On CUDA,
+    convolutions multiply in TF32.)
+    """
+    network.eval()
+    return torch.cat(
+        [
+            network(dataset.normalize(batch.to(device), mean, deviation)).float().cpu()
+            for batch in images.split(EVALUATION_BATCH)
+        ]
+    )
+
+
 def _prepare(recipe: Recipe, source: dataset.Source, device: torch.device, workers: Workers) -> Run:
+    """Load and split the images, and build the networks."""
     images = source.load_train()
     chosen, held = dataset.split_holdout(images.labels, recipe.holdout, recipe.split_seed)
     if len(chosen) < workers.count:
@@ -269,17 +355,16 @@ def _prepare(recipe: Recipe, source: dataset.Source, device: torch.device, worke
 def _new_learner(
     recipe: Recipe, architecture: str, classes: int, images: Tensor, workers: Workers
 ) -> Learner:
-    """Build a network, on the device of the normalised images that it may start from."""
+    """Build a network and its optimizer on the device of the images, which are normalised."""
     network = find_architecture(architecture).build(classes, recipe.dropout).to(images.device)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if isinstance(network, SpeedNet):
-        network.whiten_from(images)
+    initialize_from(network, images)
     averaging = workers.average_gradients_of(network)
     return Learner(recipe, network, averaging, make_optimizer(recipe, network))
 
 
 def _make_directory(run_dir: Path) -> None:
-    """Find out before an epoch is spent whether the run can be written."""
+    """Raise before an epoch is spent if the run cannot be written."""
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=run_dir):
@@ -289,7 +374,7 @@ def _make_directory(run_dir: Path) -> None:
 
 
 def check_finite(network: nn.Module, epoch: int) -> None:
-    """Raise Diverged unless all weights are finite: the last step shows in no loss."""
+    """Raise Diverged unless all weights are finite: no loss shows the effect of the last step."""
     for name, tensor in network.state_dict().items():
         if not tensor.isfinite().all():
             raise Diverged(f"{name} holds values that are not finite after epoch {epoch}")

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from training.architectures import ARCHITECTURES, find_architecture
+from training.architectures import ARCHITECTURES, find_architecture, initialize_from
 from training.architectures.describe import describe
 from training.architectures.simple_cnn import SimpleCNN
 from training.architectures.speednet import SpeedNet, Whitening
@@ -92,7 +92,7 @@ def test_simple_cnn_learns_what_its_layers_one_by_one_would(
 
 def _whitened(images: Tensor) -> Tensor:
     network = SpeedNet()
-    network.whiten_from(images)
+    initialize_from(network, images)
     whiten = next(module for module in network if isinstance(module, Whitening))
     assert not whiten.weight.requires_grad
     return whiten(images).transpose(0, 1).flatten(1)  # type: ignore[no-any-return]

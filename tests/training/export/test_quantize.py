@@ -23,11 +23,12 @@ from training.architectures.efficientnet import SqueezeExcitation
 from training.cli import main
 from training.data import dataset
 from training.errors import ExportError
-from training.evaluate import answer, fit_temperature, load_heldout, load_network, read_evaluation
+from training.evaluate import answer, load_heldout, load_network, read_evaluation
 from training.export import quantize
 from training.export.export import Export, export
 from training.export.graphs import ServedNetwork, onnx_graph
 from training.run.checkpoint import Checkpoint
+from training.tasks.classification import fit_temperature
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ from torch.nn import functional as F  # noqa: N812 - the name that the field use
 from training.kernels import weight_gradients
 from training.kernels.weight_gradients import NineProducts, weight_gradient
 from training.recipes import Arithmetic, find_recipe
-from training.run import learner
-from training.run.learner import Batch, Learner
+from training.run.checkpoint import Learner
 from training.run.optimization import make_optimizer
+from training.run.train import Batch, learn
 
 
 @pytest.fixture(autouse=True)
@@ -135,11 +135,11 @@ def test_a_step_in_bfloat16_makes_them_where_there_is_amx(
     *,
     amx: bool,
 ) -> None:
-    monkeypatch.setattr(learner, "has_amx", lambda: amx)
+    monkeypatch.setattr(weight_gradients, "has_amx", lambda: amx)
     recipe = find_recipe("resnet20").replace(precision=precision)
     network = nn.Sequential(
         nn.Conv2d(3, 128, 1), nn.Conv2d(128, 128, 3, padding=1), nn.Flatten(), nn.Linear(3200, 10)
     )
-    learns = Learner(recipe, network, network, make_optimizer(recipe, network))
-    learns.learn(Batch(_images(3), torch.arange(6)), rate=1.0)
+    learner = Learner(recipe, network, network, make_optimizer(recipe, network))
+    learn(learner, Batch(_images(3), torch.arange(6)), rate=1.0)
     assert calls == made

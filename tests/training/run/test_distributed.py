@@ -119,7 +119,7 @@ def test_a_rank_without_a_place_to_meet_is_refused(monkeypatch: pytest.MonkeyPat
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("RANK", "0")
     with (
-        pytest.raises(RunError, match=r"RANK is set, as torchrun does, but .*WORLD_SIZE"),
+        pytest.raises(RunError, match=r"RANK is set, as by torchrun, but .*WORLD_SIZE"),
         distributed.join(torch.device("cpu")),
     ):
         pass

@@ -17,10 +17,10 @@ from training.data.augmentation import Augmentation, Epoch, epoch_batches
 from training.errors import Diverged, RecipeError, RunError
 from training.recipes import Arithmetic, Recipe, find_recipe
 from training.run import checkpoint
-from training.run.checkpoint import Checkpoint, EpochFigures
-from training.run.learner import Batch, Learner
-from training.run.reporter import SilentReporter
-from training.run.train import check_finite
+from training.run import train as loop
+from training.run.checkpoint import Checkpoint, EpochFigures, Learner
+from training.run.progress import SilentReporter
+from training.run.train import Batch, check_finite
 
 
 def _weights(last: Checkpoint) -> dict[str, Tensor]:
@@ -76,7 +76,7 @@ def test_a_proxy_leaves_the_network_the_selected_part_of_each_batch(
     source: dataset.Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     learned, chosen = [], []
-    learn, choose = Learner.learn, Learner.learn_hardest
+    learn, choose = loop.learn, loop.learn_hardest
 
     def recorded_learn(learner: Learner, batch: Batch, *more: Any) -> Any:
         learned.append(batch.labels)
@@ -87,8 +87,8 @@ def test_a_proxy_leaves_the_network_the_selected_part_of_each_batch(
         chosen.append(batch.labels[hardest])
         return hardest
 
-    monkeypatch.setattr(Learner, "learn", recorded_learn)
-    monkeypatch.setattr(Learner, "learn_hardest", recorded_choose)
+    monkeypatch.setattr(loop, "learn", recorded_learn)
+    monkeypatch.setattr(loop, "learn_hardest", recorded_choose)
     recipe = TINY.replace(architecture="fc", epochs=1, proxy="speednet-proxy", selected=0.3)
     last = train_quietly(recipe, source, tmp_path)
     assert [len(labels) for labels in learned] == [32, 32, 2]  # of 107, 107 and 6
@@ -135,7 +135,7 @@ def test_dropout_and_smoothed_labels_change_what_is_learned(
 def test_weights_that_an_epochs_last_step_spoils_stop_the_run(
     source: dataset.Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoiled: str
 ) -> None:
-    step = getattr(Learner, spoiled)
+    step = getattr(loop, spoiled)
 
     def spoil(learner: Learner, *arguments: Any) -> Any:
         result = step(learner, *arguments)
@@ -143,7 +143,7 @@ def test_weights_that_an_epochs_last_step_spoils_stop_the_run(
             next(learner.network.parameters()).fill_(float("inf"))
         return result
 
-    monkeypatch.setattr(Learner, spoiled, spoil)
+    monkeypatch.setattr(loop, spoiled, spoil)
     recipe = TINY.replace(batch_size=120, architecture="fc", proxy="fc", selected=0.5)
     with pytest.raises(Diverged, match=r"fc1.weight holds values .* after epoch 1"):
         train_quietly(recipe, source, tmp_path)
