@@ -41,7 +41,7 @@ def fast_weight_gradients(
         device: computes the passes.
         bfloat16: whether it computes them in bfloat16, else in float32.
     """
-    faster = bfloat16 and device.type == "cpu" and has_amx() and kernels.enabled()
+    faster = kernels.enabled() and bfloat16 and device.type == "cpu" and has_amx()
     return NineProducts() if faster else nullcontext()
 
 
