@@ -3,7 +3,6 @@
 import os
 import re
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ import httpx
 import pytest
 
 from app.settings import PREFIX, Settings
+from bench.harness.processes import free_port
 
 REPOSITORY = Path(__file__).parents[1]
 IMAGE = "localhost/convscope-test:local"
@@ -138,9 +138,7 @@ def wait_until_healthy(container: str) -> None:
 @contextmanager
 def composed() -> Iterator[str]:
     """Bring the compose project up under another name and port, and take it down afterwards."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    port = str(free_port())
     project = ("compose", "--project-name", "convscope-test")
     try:
         docker(*project, "up", "--build", "--detach", "--wait", PORT=port)

@@ -1,10 +1,6 @@
 """`CONVSCOPE_PRECISION` from the environment to the answer."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import httpx
@@ -17,6 +13,7 @@ from app.errors import SettingsError
 from app.settings import PREFIX, read_settings
 from tests.conftest import Connect, Picture
 from tests.support.artifacts import numpy_predict_int8, solid, write_artifact
+from tests.support.servers import CONVSCOPE, failed
 
 
 @pytest.fixture
@@ -75,25 +72,10 @@ def test_predict_with_a_model_without_int8_ends_with_one_line(
 
 
 def test_serve_with_a_model_without_int8_ends_with_one_line(store_path: Path) -> None:
-    environment = os.environ | {
-        "CONVSCOPE_STORE": str(store_path),
-        "CONVSCOPE_DEFAULT_MODEL": "colour",
-        "CONVSCOPE_PRECISION": "int8",
-        "CONVSCOPE_LOG_FORMAT": "text",
-    }
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    program = "from app.cli import main; main()"
-    command = [sys.executable, "-c", program, "serve", "--port", str(port), "--workers", "1"]
-    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as served:
-        try:
-            _, said = served.communicate(timeout=30)
-        except subprocess.TimeoutExpired:
-            served.terminate()
-            raise
-    assert served.returncode == 1
-    (line,) = said.splitlines()
+    changes = {"CONVSCOPE_PRECISION": "int8", "CONVSCOPE_LOG_FORMAT": "text"}
+    done = failed([*CONVSCOPE, "serve", "--workers", "1"], store_path, **changes)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
     assert line.startswith(f"Error: {store_path}/colour/1: holds no int8 graph")
 
 

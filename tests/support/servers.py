@@ -3,6 +3,7 @@
 import asyncio
 import os
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -83,7 +84,15 @@ def is_ready(port: int) -> bool:
 def started(
     command: list[str], store: Path, log: Path, port: int | None = None, /, **changes: str
 ) -> Iterator[Server]:
-    """Run a service during the block, ready when the block begins; changes are of variables."""
+    """Run a service during the block; it is ready when the block begins.
+
+    Args:
+        command: program and arguments; `--port` is added.
+        store: store of models.
+        log: file for its output; its folder is the working directory.
+        port: a free port, unless given.
+        changes: environment variables.
+    """
     port = port or free_port()
     with ServerProcess(
         [*command, "--port", str(port)],
@@ -93,6 +102,20 @@ def started(
     ) as process:
         process.wait_until(lambda: is_ready(port), START_SECONDS)
         yield Server(process, port, log)
+
+
+def failed(
+    command: list[str], store: Path, port: int | None = None, /, **changes: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a service that cannot start until it ends; return its status and output."""
+    return subprocess.run(
+        [*command, "--port", str(port or free_port())],
+        env=environment(store, **changes),
+        cwd=store,
+        capture_output=True,
+        text=True,
+        timeout=START_SECONDS,
+    )
 
 
 def runs(pid: int) -> bool:
@@ -112,7 +135,7 @@ def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
 
 @asynccontextmanager
 async def sockets(client: httpx.AsyncClient) -> AsyncIterator[tuple[int, Connections]]:
-    """Serve the client's application with the service's own protocol too; give the port."""
+    """Serve the client's application with the service's own protocol too; yield the port."""
     app = application_of(client)
     service, share = app.service, Share(Shares(1), 0)
     connections = Connections(service.settings, service.metrics, 100, share, app.fast_paths)

@@ -5,7 +5,6 @@ import os
 import re
 import signal
 import socket
-import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,17 +14,15 @@ from typing import Any
 import httpx
 import pytest
 
-from bench.harness.processes import free_port
 from bench.harness.requests import head
 from tests.conftest import Picture
 from tests.support.artifacts import CLASSES, copy_store
 from tests.support.servers import (
     CONVSCOPE,
-    START_SECONDS,
     UVICORN,
     Server,
     client,
-    environment,
+    failed,
     get,
     post,
     started,
@@ -207,27 +204,14 @@ def test_damaged_model_ends_serve_with_one_line(
     store = copy_store(store_path, tmp_path / "store")
     graph = store / "flat" / "1" / "model.onnx"
     graph.write_bytes(graph.read_bytes() + b"x")
-    done = subprocess.run(
-        [*CONVSCOPE, "serve", "--port", str(free_port()), "--workers", workers],
-        env=environment(store),
-        capture_output=True,
-        text=True,
-        timeout=START_SECONDS,
-    )
+    done = failed([*CONVSCOPE, "serve", "--workers", workers], store)
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert re.fullmatch(r"Error: .*/model\.onnx: holds \d+ bytes; manifest\.json says \d+", line)
 
 
 def _uvicorn_fails(store: Path, **changes: str) -> str:
-    done = subprocess.run(
-        [*UVICORN, "app.main:create_app", "--port", str(free_port())],
-        env=environment(store, **changes),
-        cwd=store,
-        capture_output=True,
-        text=True,
-        timeout=START_SECONDS,
-    )
+    done = failed([*UVICORN, "app.main:create_app"], store, **changes)
     assert done.returncode != 0
     assert "Traceback" not in done.stderr
     return done.stderr
@@ -249,13 +233,7 @@ def test_wrong_setting_ends_uvicorn_with_one_line(store_path: Path) -> None:
 
 
 def test_port_in_use_ends_serve_with_one_line(server: Server, store_path: Path) -> None:
-    done = subprocess.run(
-        [*CONVSCOPE, "serve", "--port", str(server.port)],
-        env=environment(store_path),
-        capture_output=True,
-        text=True,
-        timeout=START_SECONDS,
-    )
+    done = failed([*CONVSCOPE, "serve"], store_path, server.port)
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert line == f"Error: cannot listen on 127.0.0.1:{server.port}: Address already in use"
