@@ -90,7 +90,7 @@ class Settings(BaseSettings):
                 name for name, found in PRECISIONS.items() if self.precision in found
             )
             raise ValueError(
-                f"{PREFIX}PRECISION={self.precision}: needs {PREFIX}BACKEND={' or '.join(able)}; "
+                f"{PREFIX}PRECISION={self.precision}: needs {PREFIX}BACKEND={able}; "
                 f"it is {self.backend}"
             )
         return self
