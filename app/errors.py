@@ -1,34 +1,34 @@
-"""Everything that can go wrong in the service, as one tree.
+"""The service's errors, as one tree.
 
     ConvscopeError
     ├── ArtifactError             a model directory is missing, damaged or answers differently
     ├── SettingsError             an environment variable holds a value that is not allowed
-    ├── RequestError              the request's head, or its connection, cannot be taken
+    ├── RequestError              the request's head or connection is refused
     │   ├── MalformedRequest
     │   ├── HeadTooLarge
     │   ├── HeadTimeout
     │   └── TooManyConnections
-    ├── UploadError               the request's body cannot be taken
+    ├── UploadError               the request's body is refused
     │   ├── EmptyUpload
     │   ├── UploadTooLarge
     │   ├── UploadTimeout
     │   ├── TooManyImages
     │   ├── UnsupportedMediaType
     │   └── MalformedUpload
-    ├── ImageError                the bytes are not a picture that can be classified
+    ├── ImageError                the bytes are not an image that can be classified
     │   ├── NotAnImage
     │   ├── DamagedImage
     │   ├── UnsupportedImage
     │   └── TooManyPixels
-    ├── NotFound                  a name in the request stands for nothing here
+    ├── NotFound                  the request names something that does not exist
     │   ├── UnknownModel
     │   ├── UnknownLayer
     │   ├── UnknownFilter
     │   ├── UnknownClass
     │   └── NothingToSee
     ├── InvalidParameter          a query parameter holds a value that is not allowed
-    ├── NotAcceptable             no representation that the client accepts
-    ├── NotReady                  the process cannot serve all its models at this moment
+    ├── NotAcceptable             the client accepts none of the available formats
+    ├── NotReady                  the process cannot serve all its models at the moment
     └── PredictionError           the model could not answer
         ├── QueueFull
         ├── DeadlineExceeded
@@ -52,27 +52,27 @@ class SettingsError(ConvscopeError):
 
 
 class RequestError(ConvscopeError):
-    """The request's head, or its connection, cannot be taken."""
+    """The request's head or connection is refused."""
 
 
 class MalformedRequest(RequestError):
-    """What was sent is not HTTP, or not a form of it that is read."""
+    """The client did not send a valid HTTP/1.1 request."""
 
 
 class HeadTooLarge(RequestError):
-    """The request line and headers are over the limit."""
+    """The request line and headers are larger than the limit."""
 
 
 class HeadTimeout(RequestError):
-    """The request line and headers did not arrive in the time that they are given."""
+    """The request line and headers did not arrive in time."""
 
 
 class TooManyConnections(RequestError):
-    """As many connections are open, and at work, as may be."""
+    """The limit of connections is reached, and none of them is idle."""
 
 
 class UploadError(ConvscopeError):
-    """The request's body cannot be taken."""
+    """The request's body is refused."""
 
 
 class EmptyUpload(UploadError):
@@ -80,19 +80,19 @@ class EmptyUpload(UploadError):
 
 
 class UploadTooLarge(UploadError):
-    """The body, announced or received, is over the limit."""
+    """The body, as announced or as received, is larger than the limit."""
 
 
 class UploadTimeout(UploadError):
-    """The body did not arrive in the time that it is given."""
+    """The body did not arrive in time."""
 
 
 class TooManyImages(UploadError):
-    """One request carries more images than it may."""
+    """The request carries more images than the limit."""
 
 
 class UnsupportedMediaType(UploadError):
-    """The Content-Type or Content-Encoding is not one that is read."""
+    """The Content-Type or Content-Encoding is not supported."""
 
 
 class MalformedUpload(UploadError):
@@ -100,11 +100,11 @@ class MalformedUpload(UploadError):
 
 
 class ImageError(ConvscopeError):
-    """The bytes are not a picture that can be classified."""
+    """The bytes are not an image that can be classified."""
 
 
 class NotAnImage(ImageError):
-    """No known image format starts like this."""
+    """The data do not start like any known image format."""
 
 
 class DamagedImage(ImageError):
@@ -112,19 +112,19 @@ class DamagedImage(ImageError):
 
 
 class UnsupportedImage(ImageError):
-    """A sound image in a form that is not read."""
+    """A valid image in a form that is not supported."""
 
 
 class TooManyPixels(ImageError):
-    """The header announces more pixels than may be decoded."""
+    """The header announces more pixels than the limit."""
 
 
 class NotFound(ConvscopeError):
-    """A name in the request stands for nothing here."""
+    """The request names something that does not exist."""
 
 
 class UnknownModel(NotFound):
-    """No such model, or no such version of it."""
+    """There is no such model, or no such version of it."""
 
 
 class UnknownLayer(NotFound):
@@ -140,7 +140,7 @@ class UnknownClass(NotFound):
 
 
 class NothingToSee(NotFound):
-    """The model's files do not hold what would be shown."""
+    """The model was exported without the data to show."""
 
 
 class InvalidParameter(ConvscopeError):
@@ -148,11 +148,11 @@ class InvalidParameter(ConvscopeError):
 
 
 class NotAcceptable(ConvscopeError):
-    """None of the media types that the client accepts can be given."""
+    """The client accepts none of the available media types."""
 
 
 class NotReady(ConvscopeError):
-    """The process cannot serve all its models at this moment."""
+    """The process cannot serve all its models at the moment."""
 
 
 class PredictionError(ConvscopeError):
@@ -160,15 +160,15 @@ class PredictionError(ConvscopeError):
 
 
 class QueueFull(PredictionError):
-    """More images wait than may wait."""
+    """The queue has no room for the request."""
 
 
 class DeadlineExceeded(PredictionError):
-    """The answer was not there in the time that the request is given."""
+    """The request was not answered in time."""
 
 
 class ShuttingDown(PredictionError):
-    """The process takes no new work because it is about to stop."""
+    """The process accepts no new work because it is about to stop."""
 
 
 class BackendFailed(PredictionError):

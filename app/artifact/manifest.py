@@ -30,10 +30,10 @@ Views = Literal[1, 2, 6]
 MAX_FILE_BYTES = 1 << 30
 
 OOD_SCORE = "ood_score"
-"""The graph's output that says how unlike the training images an image is, float32 `[N]`."""
+"""The graph's output that measures how much an image differs from training images, `[N]`."""
 
 FEATURES = "features"
-"""The graph's output before global average pooling, float32 `[N,C,h,w]`, where it ends in that."""
+"""The graph's output before global average pooling, float32 `[N,C,h,w]`, if the network has it."""
 
 
 def _check_distinct(labels: tuple[str, ...]) -> tuple[str, ...]:
@@ -86,7 +86,7 @@ class FileRecord(Frozen):
 
 
 class DataRecord(Frozen):
-    """What a model was trained on: the data set, its hash and the sizes of its splits in images."""
+    """The training data: the data set, its hash and the sizes of its splits in images."""
 
     name: str
     sha256: Digest
@@ -96,10 +96,10 @@ class DataRecord(Frozen):
 
 
 class Int8Record(Frozen):
-    """The model's second ONNX graph, in int8: how it was made and what was measured with it.
+    """The model's second ONNX graph, in int8: its calibration and its measured figures.
 
-    Accuracies are parts of one; cross-entropy is in nats; ECE has 15 bins. The test figures are of
-    the probabilities as they are served. A graph that names no temperature has the float32 one's.
+    Accuracies are fractions; cross-entropy is in nats; ECE has 15 bins. The test figures are of the
+    served probabilities. Without a temperature of its own, the graph has that of float32.
     """
 
     file: str
@@ -114,10 +114,10 @@ class Int8Record(Frozen):
 
 
 class Coverage(Frozen):
-    """What prediction sets of one kind were measured to be on the test split, parts of one.
+    """The measured coverage of one kind of prediction sets on the test split.
 
-    `wanted` is the probability that was asked for, `found` how many sets held the true class;
-    `classes` is the mean number in a set, `empty` how many sets held none.
+    `wanted` is the coverage that was asked for, `found` the fraction of sets that held the true
+    class. `classes` is the mean number of classes in a set, `empty` the fraction of empty sets.
     """
 
     method: SetMethod
@@ -136,11 +136,11 @@ class Conformal(Frozen):
 
 
 class OutOfDistribution(Frozen):
-    """How images are told that are of nothing the model knows: those above a score's threshold.
+    """The detection of foreign images, which show no class of the model: a score over a threshold.
 
-    False alarms are parts of one, on held-out and on test images; `auroc` is of test images
-    against each kind of foreign ones (0.5 is chance), `detected` the part of these above the
-    threshold.
+    False alarms are fractions of the held-out and of the test images. `auroc` compares test images
+    with each kind of foreign images (0.5 is chance); `detected` is the fraction of foreign images
+    above the threshold.
     """
 
     threshold: float
@@ -151,7 +151,7 @@ class OutOfDistribution(Frozen):
 
 
 class Confidence(Frozen):
-    """What one of the model's graphs may be trusted in, fitted on so many held-out images."""
+    """The thresholds of one of the model's graphs, fitted on held-out images."""
 
     heldout_images: Annotated[int, Field(ge=1)]
     conformal: Conformal
@@ -159,9 +159,10 @@ class Confidence(Frozen):
 
 
 class Window(Frozen):
-    """How a convolution or pooling moves over its input; sides and steps are in pixels.
+    """The window of a convolution or pooling; sides and steps are in pixels of its input.
 
-    Each of `groups` parts of a convolution's outputs sees that part of its input channels alone.
+    A convolution's channels are divided into `groups`: each group of outputs sees one group of
+    inputs.
     """
 
     kernel: Annotated[int, Field(ge=1)]
@@ -173,12 +174,12 @@ class Window(Frozen):
 class LayerRecord(Frozen):
     """One layer of the network, as it works on one image.
 
-    `source` is the layer whose output it takes, `pixels` for the normalised image; None where
-    several outputs are joined before it, which `addends` names if they are added. `shape` is its
-    output's without the batch: channels, height and width, or units. `receptive_field` is the side
-    in pixels of what one of its values sees; None where that is the whole image. What the first
-    value sees begins `effective_padding` pixels outside of the image, and each further one's
-    `effective_stride` pixels on.
+    `source` is the layer whose output it takes, `pixels` for the normalised image. It is None if
+    several outputs are joined before the layer; `addends` names them if they are added. `shape` is
+    the output's shape without the batch: channels, height and width, or units. `receptive_field` is
+    the side in pixels of the part of the image that one value depends on; None is the whole image.
+    The first value's part begins `effective_padding` pixels outside the image, and each further
+    part `effective_stride` pixels later.
     """
 
     name: str
@@ -195,14 +196,15 @@ class LayerRecord(Frozen):
 
     @property
     def is_convolution(self) -> bool:
-        """Whether it has filters that move over its input."""
+        """Whether the layer has filters that move over its input."""
         return self.window is not None and self.parameters > 0
 
 
 class TestFigures(Frozen):
     """Figures on the test split. Cross-entropy is in nats; ECE has 15 bins (Guo et al. 2017).
 
-    `calibrated` is with the fitted temperature, as the served probabilities are; `raw` is without.
+    `calibrated` figures have the fitted temperature, as the served probabilities do; `raw` ones do
+    not.
     """
 
     accuracy: float
@@ -213,12 +215,12 @@ class TestFigures(Frozen):
 
 
 class Manifest(Frozen):
-    """Everything that a server or a reader must know of a model before using it.
+    """`manifest.json`: a model's tensors, files, training and measured figures.
 
     The graph's first two outputs are logits and probabilities. `layers` are in the order in which
-    they run; those that only pass numbers on are left out. `views` is how many views of an image
-    the graph averages (mirrored, moved by a pixel); `macs` counts them all. `weights` is what its
-    kernels and matrices are stored as; they are computed with in float32.
+    they run; layers that only pass numbers on are left out. `views` is the number of views of an
+    image that the graph averages (mirrored, shifted by a pixel); `macs` counts all of them.
+    `weights` is the format in which kernels and matrices are stored.
     """
 
     schema_version: Literal[1]
@@ -280,27 +282,27 @@ class Manifest(Frozen):
 
     @property
     def precisions(self) -> tuple[Precision, ...]:
-        """What the model can be served in."""
+        """The precisions in which the model can be served."""
         return ("float32",) if self.int8 is None else ("float32", "int8")
 
     def images_within(self, macs: int) -> int:
-        """Return how many images take no more multiply-accumulates; one at least."""
+        """Return how many images take at most `macs` multiply-accumulates; at least one."""
         return max(1, macs // max(1, self.macs))
 
     @property
     def predicted(self) -> list[str]:
-        """The names of the graph's outputs that make a prediction: probabilities first."""
+        """The outputs of a prediction by name: probabilities, then the score if there is one."""
         scores = [output.name for output in self.outputs[2:] if output.name == OOD_SCORE]
         return [self.outputs[1].name, *scores]
 
     @property
     def averages_features(self) -> bool:
-        """Whether only global average pooling is between the last feature map and layer."""
+        """Whether the last layer follows global average pooling of the last feature map."""
         return any(output.name == FEATURES for output in self.outputs)
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """Height and width in pixels of the images that the graph takes."""
+        """Height and width of the graph's input in pixels."""
         _, height, width, _ = self.input.shape
         return int(height), int(width)
 
@@ -316,7 +318,7 @@ class ClassFigures(Frozen):
 
 
 class Confusion(Frozen):
-    """How many test images of the class `true` were predicted as `predicted`."""
+    """The number of test images of the class `true` that were predicted as `predicted`."""
 
     true: str
     predicted: str
@@ -335,8 +337,8 @@ class Mistake(Frozen):
 class Evaluation(Frozen):
     """`evaluation.json`: the figures measured on the test split.
 
-    `confusion_matrix` is `[classes][classes]` counts, rows true, columns predicted. `views` is how
-    many views of each image were averaged, `weights` what the kernels and matrices are stored as.
+    `confusion_matrix` holds counts `[classes][classes]`, rows true, columns predicted. `views` and
+    `weights` are as in the manifest.
     """
 
     classes: Classes

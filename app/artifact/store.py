@@ -1,6 +1,6 @@
-"""The models on disk: which are served, which is the default, and which a request means.
+"""The models on disk: the served ones, the default, and the one that a request names.
 
-Only manifests are read here. This module does not know HTTP, queues or images.
+Only manifests are read here.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,14 +11,14 @@ from app.errors import ArtifactError, UnknownModel
 
 
 class Store:
-    """The artifacts that are served, by name and version."""
+    """The served artifacts, by name and version."""
 
     def __init__(self, artifacts: Sequence[Artifact], default: str) -> None:
         """Order the artifacts.
 
         Args:
-            artifacts: those to serve.
-            default: the model of a request that names none, as `name` or `name/version`.
+            artifacts: the ones to serve.
+            default: the model for requests that name none, as `name` or `name/version`.
 
         Raises:
             ArtifactError: the default is not among them.
@@ -40,13 +40,13 @@ class Store:
             yield from versions.values()
 
     def find(self, name: str | None = None, version: str | None = None) -> Artifact:
-        """Return the artifact that a request means.
+        """Return the artifact that a request names.
 
-        No name means the default model; no version means the default's version for the default
-        model and the highest one for any other. An empty one is none.
+        Without a name, it is the default model. Without a version, it is the default's version for
+        the default model, and the highest version of any other. An empty string counts as none.
 
         Raises:
-            UnknownModel: naming what was asked for and what there is.
+            UnknownModel: names the wanted model and the ones that exist.
         """
         default = self.default.manifest
         name = name or default.name
@@ -69,11 +69,11 @@ def read_store(path: Path, models: Sequence[str], default: str) -> Store:
 
     Args:
         path: the directory that holds `<name>/<version>/`.
-        models: what to serve, as `name` (all its versions) or `name/version`; none means all.
+        models: the ones to serve, as `name` (all its versions) or `name/version`; none means all.
         default: the default model, as `name` or `name/version`.
 
     Raises:
-        ArtifactError: the store, or a model that is asked for, is missing or damaged.
+        ArtifactError: the store, or a wanted model, is missing or damaged.
     """
     if not path.is_dir():
         raise ArtifactError(f"{path}: no such directory; CONVSCOPE_STORE names the models' store")

@@ -17,7 +17,7 @@ from app.explore.pictures import GREY, enlarged, png, tile_grid
 Normalization = Literal["true", "pred", "all"]
 
 MAX_LABEL = 24
-"""Characters of a class name that are written out."""
+"""The most characters of a class name in the picture."""
 
 _IMAGES_ACROSS = 6
 _INK = (38, 38, 38)
@@ -70,12 +70,12 @@ def draw_matrix(
     Args:
         counts: `[C,C]`, rows true, columns predicted.
         labels: the C class names, in the order of the rows.
-        normalize: as for `normalized`. Colours follow the square root of the count's part of
-            the largest count, or of the fraction, so that rare mistakes can be seen at all.
+        normalize: as for `normalized`. A cell's colour follows the square root of its count,
+            relative to the largest count, or of its fraction, so that rare mistakes are visible.
 
     Returns:
-        A PNG with accuracy and the number of images in its title. Fractions are given in percent;
-        cells without any image are blank.
+        A PNG with accuracy and number of images in its title. Fractions are in percent; cells
+        without images are blank.
 
     Raises:
         ValueError: `counts` is not square or does not have a row for each label.
@@ -132,7 +132,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
 
 
 def _measure(labels: Sequence[str], texts: list[list[str]]) -> _Geometry:
-    """Cells hold their longest number; names that are wider than a cell are turned upright."""
+    """Fit cells to the longest number. Names that are wider than a cell run upwards."""
     size = len(labels)
     names = _font(20 if size <= 20 else 14)
     numbers = _font(20 if size <= 20 else 11)
@@ -187,7 +187,7 @@ def _draw_cells(
     texts: list[list[str]],
 ) -> None:
     colours = _blues(shades)
-    # The luminance of Rec. 709 decides which ink stands out.
+    # The luminance of Rec. 709 decides between light and dark ink.
     dark = colours @ np.array([0.2126, 0.7152, 0.0722]) < 140
     for row, line in enumerate(texts):
         for column, text in enumerate(line):
@@ -236,7 +236,7 @@ def _draw_upright(
     *,
     centred: bool = False,
 ) -> None:
-    """Write from bottom to top, centred across `place` and ending, or centred, at it."""
+    """Write upwards. The text is centred on `place` horizontally, and ends there or is centred."""
     ascent, descent = font.getmetrics()
     mask = Image.new("L", (round(font.getlength(text)) + 2, ascent + descent))
     ImageDraw.Draw(mask).text((1, 0), text, 255, font)

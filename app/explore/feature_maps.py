@@ -1,7 +1,4 @@
-"""Pictures of what a layer gives for one image.
-
-Knows nothing of HTTP or of models.
-"""
+"""Pictures of feature maps: a layer's output for one image."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,19 +6,19 @@ from numpy.typing import NDArray
 from app.explore.filters import filter_tiles
 from app.explore.heat_maps import signed_colours
 
-_BRIGHTEST = 99.5  # percentile of a layer's values that has the full colour
+_BRIGHTEST = 99.5  # percentile of a layer's absolute values that has the full colour
 
 
 def map_tiles(maps: NDArray[np.float32], filters: NDArray[np.float32] | None) -> NDArray[np.uint8]:
     """Return a picture of each channel: orange above zero, purple below, white at zero.
 
-    All channels have the same scale of colours, so that they compare and a channel that is silent
-    stays white.
+    All channels share one scale of colours, so that they can be compared. A channel of zeros is
+    white.
 
     Args:
         maps: float32 `[channels,h,w]`.
-        filters: drawn to the left of each map if given, enlarged to its height as far as whole
-            pixels go: float32 `[channels,in,kh,kw]`.
+        filters: float32 `[channels,in,kh,kw]`, drawn to the left of each map if given. A filter is
+            enlarged by a whole factor, up to the height of the map.
 
     Returns:
         uint8 `[channels,height,width,3]`.
@@ -34,7 +31,7 @@ def map_tiles(maps: NDArray[np.float32], filters: NDArray[np.float32] | None) ->
 
 
 def _filters_beside(filters: NDArray[np.float32], height: int) -> NDArray[np.uint8]:
-    """Return pictures of filters, so many pixels high, and a line of grey at their right."""
+    """Return pictures of filters, `height` pixels high, with a grey line at their right."""
     tiles = filter_tiles(filters)
     factor = max(height // tiles.shape[1], 1)
     tiles = tiles.repeat(factor, axis=1).repeat(factor, axis=2)[:, :height]

@@ -18,12 +18,11 @@ def filter_grid(weights: NDArray[np.float32], scale: int, columns: int) -> bytes
         columns: filters in a row; fewer filters than that make a narrower picture.
 
     Returns:
-        A PNG. Three input channels are drawn as red, green and blue; any other number as the grey
-        mean of the absolute weights over the input channels, which shows where a filter looks and
-        not what it looks for. Each filter is scaled from its own smallest to its own largest
-        value, all channels together: colours compare within a filter, not between filters, and
-        the grey level of a zero weight differs from filter to filter. A filter of one value
-        throughout is mid-grey.
+        A PNG. Three input channels are drawn as red, green and blue. For any other number, grey
+        shows the mean of the absolute weights over the input channels: where a filter looks, not
+        the pattern that it looks for. Each filter is scaled from its smallest to its largest value
+        over all channels, so colours compare within a filter and not between filters, and a zero
+        weight has another grey in each filter. A filter with one value throughout is mid-grey.
 
     Raises:
         ValueError: no filters, or `scale` or `columns` below one.

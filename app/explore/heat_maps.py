@@ -1,7 +1,4 @@
-"""Pictures of how much each pixel speaks for a class, as PNG bytes.
-
-Knows nothing of HTTP or of models.
-"""
+"""Pictures of saliency maps, which show how much each pixel speaks for a class."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +8,7 @@ from app.explore.pictures import enlarged, png
 from app.explore.saliency import Heat
 from app.images import RgbImage
 
-# ColorBrewer's diverging "PuOr", which colour-blind people can tell apart: against is purple.
+# ColorBrewer's diverging "PuOr", which colour-blind people can tell apart. Purple is negative.
 _PURPLE_ORANGE = np.array(
     [
         (45, 0, 75),
@@ -29,17 +26,17 @@ _PURPLE_ORANGE = np.array(
     dtype=np.float64,
 )
 _FOR, _AGAINST = (230, 97, 1), (94, 60, 153)
-_STRONGEST = 0.8  # of a colour laid over a picture
+_STRONGEST = 0.8  # opacity of the largest value over a picture
 
 
 def draw_heat(heat: Heat, scale: int) -> bytes:
-    """Draw a map: orange where pixels speak for the class, purple against it, white in between.
+    """Draw a map: orange pixels speak for the class, purple ones against it, white ones neither.
 
-    Colours reach from the largest absolute value on one side to that on the other.
+    The largest absolute value has the full colour.
 
     Args:
         heat: float32 `[H,W]`.
-        scale: side in pixels of a value's square.
+        scale: side in pixels of the square for each value.
     """
     return enlarged(signed_colours(_unit(heat)), scale)
 
@@ -52,16 +49,16 @@ def signed_colours(values: NDArray[np.float32]) -> NDArray[np.uint8]:
 
 
 def draw_overlay(picture: RgbImage, box: tuple[float, float, float, float], heat: Heat) -> bytes:
-    """Lay a map over the picture that it is of, in orange and purple on grey.
+    """Lay a map in orange and purple over its picture in grey.
 
     Args:
         picture: uint8 `[height,width,3]`, of any size.
-        box: the part of it that the model sees: left, upper, right, lower. The rest is darkened.
+        box: the part that the model sees: left, upper, right, lower. The rest is darkened.
         heat: float32 `[H,W]`.
     """
     height, width = picture.shape[:2]
     left, upper, right, lower = (round(side) for side in box)
-    # One pixel at least: of a picture that is a line, both sides may be rounded to the same.
+    # At least one pixel: in a very narrow picture, both sides can round to the same number.
     right, lower = max(right, left + 1), max(lower, upper + 1)
     grey = Image.fromarray(picture).convert("L").convert("RGB")
     unit = Image.fromarray(_unit(heat)).resize(
@@ -77,6 +74,6 @@ def draw_overlay(picture: RgbImage, box: tuple[float, float, float, float], heat
 
 
 def _unit(heat: Heat) -> Heat:
-    """Return the values as parts of the largest absolute one; all zeros stay zeros."""
+    """Divide the values by the largest absolute one; a map of zeros stays as it is."""
     largest = float(np.abs(heat).max())
     return heat / np.float32(largest or 1.0)

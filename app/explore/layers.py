@@ -1,7 +1,7 @@
-"""What can be looked at inside the served models, opened when somebody first looks.
+"""The layers of the served models, opened at the first request that shows them.
 
-A graph that gives every layer's output is a second one in memory, so a model that nobody looks
-into has none. Its answers are held to the golden ones, as those of the graph that predicts are.
+The graph with the outputs of every layer is a second one in memory, so it is loaded only for models
+that are looked into. It must give the golden answers, as the graph that predicts must.
 """
 
 import threading
@@ -22,10 +22,10 @@ class Inside:
     """One model's layers.
 
     Attributes:
-        artifact: whose they are.
-        layers: computes what they give.
-        classifier: the last layer's weights `[classes,channels]`, float32, where nothing but
-            global average pooling lies between it and the last feature map.
+        artifact: the model directory.
+        layers: computes the layers' outputs.
+        classifier: the last layer's weights `[classes,channels]`, float32, if only global average
+            pooling lies between it and the last feature map.
     """
 
     artifact: Artifact
@@ -34,7 +34,7 @@ class Inside:
 
     @property
     def first_convolution(self) -> str | None:
-        """The name of the first layer if it is a convolution, whose filters see the colours."""
+        """The name of the first layer if it is a convolution, whose inputs are colours."""
         first = self.artifact.manifest.layers[0]
         return first.name if first.window is not None else None
 
@@ -42,7 +42,7 @@ class Inside:
         """Return the last layer's weights for a class, float32 `[channels]`.
 
         Raises:
-            ArtifactError: the model has no such layer, which its outputs say it has.
+            ArtifactError: the file lacks the weights, although the model's outputs require them.
         """
         if self.classifier is None:
             raise ArtifactError(f"{self.artifact.path / LAYERS}: holds no {CLASSIFIER}")
@@ -51,14 +51,14 @@ class Inside:
 
 
 class Insides:
-    """The models that somebody has looked into. Safe to use from several threads."""
+    """The opened layers of all models. Safe to use from several threads."""
 
     def __init__(self) -> None:
         self._opened: dict[str, Inside] = {}
         self._locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
 
     def open(self, artifact: Artifact) -> Inside:
-        """Return a model's layers.
+        """Return a model's layers; open them at the first call.
 
         Raises:
             NothingToSee: the model was exported without them.
@@ -75,18 +75,20 @@ class Insides:
 
 @dataclass(frozen=True)
 class Shown:
-    """A layer that can be shown: its name, and the shape of what it gives for one image."""
+    """A layer that can be shown: its name, and the shape of its output for one image."""
 
     name: str
     shape: tuple[int, ...]
 
 
 def find_layer(artifact: Artifact, name: str | None) -> Shown:
-    """Return a layer, the first one if none is named; `pixels`, the normalised image, is one too.
+    """Return a layer by name, or the first layer.
+
+    The name `pixels` stands for the normalised image.
 
     Raises:
         NothingToSee: the model was exported without its layers.
-        UnknownLayer: there is none of this name; the message lists those that there are.
+        UnknownLayer: no layer has this name; the message lists the layers.
     """
     _check_layers_kept(artifact)
     layers = [Shown(layer.name, layer.shape) for layer in artifact.manifest.layers]
@@ -109,7 +111,7 @@ def _check_layers_kept(artifact: Artifact) -> None:
 
 
 def biases_of(artifact: Artifact, layer: str) -> NDArray[np.float32] | None:
-    """Return what a layer adds to each of its channels, float32 `[channels]`, if it does."""
+    """Return a layer's biases, float32 `[channels]`, or None if it has none."""
     if LAYERS not in artifact.manifest.files:
         return None
     return recent_arrays(artifact, LAYERS).get(BIAS.format(layer))

@@ -1,9 +1,9 @@
-"""Where in an image a class is seen, without gradients: what occlusion costs, and activation maps.
+"""Which pixels of an image speak for a class, without gradients: occlusion and activation maps.
 
-Occlusion (Zeiler & Fergus 2014) asks the model again with a part of the image covered, and works
-for any network. A class activation map (Zhou et al. 2016) is a sum of the last feature map's
-channels, weighted as the last layer weights them; it is there only where nothing but global
-average pooling lies between the two. Nothing here runs a model or draws.
+Occlusion (Zeiler & Fergus 2014) asks the model again with parts of the image covered, and works
+for any network. A class activation map (Zhou et al. 2016) is the sum of the last feature map's
+channels, weighted by the last layer; it needs a network with only global average pooling between
+the two. Nothing here runs a model or draws.
 """
 
 from typing import Literal
@@ -25,10 +25,10 @@ Heat = NDArray[np.float32]
 
 
 def occlude(image: RgbImage) -> Images:
-    """Return the image with a square of its mean colour on it, at every place of a grid.
+    """Return copies of the image, each with one square of its mean colour.
 
-    Squares of 8×8 pixels every 4, those at the border partly outside, so that every pixel is
-    covered equally often.
+    The squares have 8×8 pixels and stand 4 pixels apart. Those at the border lie partly outside, so
+    that every pixel is covered equally often.
 
     Args:
         image: uint8 `[H,W,3]`.
@@ -47,15 +47,15 @@ def occlude(image: RgbImage) -> Images:
 def occlusion_map(
     size: tuple[int, int], class_id: int, before: Probabilities, after: Probabilities
 ) -> Heat:
-    """Return how much of the class's log-probability is lost, in nats, when a pixel is covered.
+    """Return for each pixel the loss of the class's log-probability, in nats, when it is covered.
 
-    The mean over the squares that cover it.
+    The loss is the mean over the squares that cover the pixel.
 
     Args:
         size: height and width of the image.
         class_id: the class.
-        before: float32 `[classes]`, for the image as it is.
-        after: float32 `[places,classes]`, for what `occlude` made of it.
+        before: the probabilities for the image, float32 `[classes]`.
+        after: the probabilities for the copies of `occlude`, float32 `[places,classes]`.
     """
     tiny = np.finfo(np.float32).tiny
     lost = np.log(np.maximum(before[class_id], tiny)) - np.log(np.maximum(after[:, class_id], tiny))
@@ -69,13 +69,13 @@ def occlusion_map(
 def class_activation_map(
     features: NDArray[np.float32], weights: NDArray[np.float32], size: tuple[int, int]
 ) -> Heat:
-    """Return what each pixel of the last feature map says of the class, at the image's size.
+    """Return how much each place of the last feature map speaks for the class, at the image's size.
 
-    The map's mean is the class's logit before bias and temperature.
+    The mean of the map before it is enlarged is the class's logit without bias and temperature.
 
     Args:
         features: the map before global average pooling, float32 `[C,h,w]`.
-        weights: the last layer's for the class, float32 `[C]`.
+        weights: the last layer's weights for the class, float32 `[C]`.
         size: height and width of the image.
     """
     activation = np.tensordot(weights, features, axes=1)

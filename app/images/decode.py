@@ -1,12 +1,12 @@
 """Bytes of an image file to the pixels that a model takes: uint8 `[H,W,3]`, RGB.
 
-PNG, JPEG (MPO included), WebP, GIF and other animations (first frame), BMP, TIFF and, where
-Pillow was built with it, AVIF. The bytes come from strangers: everything that Pillow raises is
-translated here, sizes are checked from the header before anything is decoded, metadata that can
-cost more than the pixels never reaches Pillow, and nothing is decoded by Python.
+It reads PNG, JPEG (including MPO), WebP, GIF, BMP, TIFF and, if Pillow was built with it, AVIF; of
+an animation it reads the first frame. The bytes come from strangers. All of Pillow's errors are
+translated here, sizes are checked in the header before anything is decoded, metadata that can cost
+more than the pixels never reaches Pillow, and no decoder in Python is used.
 
-This module knows nothing of HTTP. It does not manage colour: samples are taken as sRGB, as they
-are in training, and embedded profiles are not applied.
+Colour is not managed: samples count as sRGB, as they do in training, and embedded profiles are not
+applied. Resource limits are the constants of this module and of `stripping`.
 """
 
 import io
@@ -17,7 +17,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 from PIL.AvifImagePlugin import SUPPORTED as AVIF_SUPPORTED
 from PIL.AvifImagePlugin import AvifImageFile
@@ -31,16 +30,29 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from app.errors import DamagedImage, ImageError, NotAnImage, TooManyPixels, UnsupportedImage
+from app.images import RgbImage
 from app.images.samples import eight_bit
 from app.images.stripping import MAX_PIECES, without_jpeg_metadata, without_png_metadata
 
-LIGHT_PIXELS = 2_100_000  # decoded however few the bytes: a screen of 1920x1080
-# Of a larger image: flat screenshots and blurred skies have up to 300, bombs 1000 and more.
+LIGHT_PIXELS = 2_100_000
+"""Images up to this size, a screen of 1920x1080, are decoded however few bytes they have."""
+
 MAX_PIXELS_A_BYTE = 400
-MAX_TIFF_VALUES = 10_000  # strips or tiles: Pillow makes a Python object of each
-MAX_TIFF_TAGS = 1_000  # some tens are usual
-MAX_JPEG_SCANS = 50  # about ten are usual; each goes over all pixels again, whatever its length
-MAX_EXIF_BYTES = 65_536  # what fits into the one segment that JPEG has for EXIF
+"""The most pixels for each byte of a larger image. Flat screenshots and blurred skies have up to
+300; decompression bombs have 1000 and more."""
+
+MAX_TIFF_VALUES = 10_000
+"""The most strips or tiles of a TIFF. Pillow makes a Python object of each one."""
+
+MAX_TIFF_TAGS = 1_000
+"""The most tags of a TIFF; most files have fewer than fifty."""
+
+MAX_JPEG_SCANS = 50
+"""The most scans of a JPEG; about ten are usual. Even a short scan makes the decoder visit all
+pixels."""
+
+MAX_EXIF_BYTES = 65_536
+"""The most bytes of EXIF that are read: the size of a JPEG segment."""
 
 _SIGNATURE = re.compile(
     rb"(?P<PNG>\x89PNG\r\n\x1a\n)|(?P<JPEG>\xff\xd8\xff)|(?P<WebP>RIFF.{4}WEBP)"
@@ -62,12 +74,13 @@ _TRANSPOSES = {
 }
 
 
-# What Pillow thinks of metadata that is not used here; as `warnings` keeps the filter.
+# Hides Pillow's warnings about metadata that is not used here. This is the filter as `warnings`
+# stores it.
 _PILLOW_WARNINGS = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 
 
 class _Source(io.BytesIO):
-    """Ends a decoder that asks too often: Pillow walks headers in Python, a record at a time."""
+    """A file that limits the number of reads, because Pillow reads headers record by record."""
 
     reads = 0
 
@@ -79,14 +92,14 @@ class _Source(io.BytesIO):
 
 
 class _JpegReader(JpegImageFile):
-    """Leaves out the resolution, for which Pillow reads all of the EXIF, however long."""
+    """Skips the resolution, for which Pillow would read all of the EXIF, however long."""
 
     def _read_dpi_from_exif(self) -> None:
         pass
 
 
-# Opened by class and not through Image.open: that one applies limits of its own, process-wide,
-# and raises before it says how large the image is.
+# Files are opened by class, because `Image.open` applies limits of its own, for the whole process,
+# and raises before it reports the image's size.
 _READERS: dict[str, type[ImageFile]] = {
     "PNG": PngImageFile,
     "JPEG": _JpegReader,
@@ -99,36 +112,36 @@ _READERS: dict[str, type[ImageFile]] = {
 
 def decode(
     data: bytes, size: tuple[int, int], max_pixels: int, *, max_pixels_whole: int | None = None
-) -> NDArray[np.uint8]:
+) -> RgbImage:
     """Decode an image file to the size that a model takes.
 
-    The image is turned as its EXIF orientation says, the largest centred part with the model's
-    aspect ratio is kept, and that part is resampled with an antialiased bicubic filter (as
+    The image is rotated by its EXIF orientation and cropped to the largest centred part with the
+    model's aspect ratio. That part is resampled with an antialiased bicubic filter (as
     torchvision's presets crop and timm's resample). Transparency is composited over white; 16-bit
-    samples keep their upper 8 bits. An image of the model's size keeps its pixels exactly. One of
-    more than `LIGHT_PIXELS` has to bring a byte for every `MAX_PIXELS_A_BYTE` of them: what its
-    sender spends bounds what is spent on it.
+    samples keep their upper 8 bits. An image of the model's size keeps its pixels exactly. An image
+    of more than `LIGHT_PIXELS` needs a byte for every `MAX_PIXELS_A_BYTE` pixels, so that the bytes
+    a sender spends bound the work spent on them.
 
     Args:
         data: the file's bytes.
         size: height and width in pixels of the result.
-        max_pixels: how many pixels the header may announce.
-        max_pixels_whole: the same for what cannot be reduced while it is decoded, so that every
-            pixel has to be held: anything but a sequential JPEG. `max_pixels` unless given.
+        max_pixels: the most pixels that the header may announce.
+        max_pixels_whole: the same limit for images that must be held whole because they cannot be
+            reduced while they are decoded: all but sequential JPEGs. Defaults to `max_pixels`.
 
     Returns:
         Read-only uint8 `[H,W,3]`, RGB.
 
     Raises:
-        NotAnImage: no known format starts like this.
-        DamagedImage: the data are cut short, broken, or made of absurdly many pieces.
-        UnsupportedImage: HEIC, run-length encoded BMP, or samples without a meaning in 8 bits,
+        NotAnImage: the data do not start like any known format.
+        DamagedImage: the data are cut short, broken, or made of too many pieces.
+        UnsupportedImage: HEIC, a run-length encoded BMP, or samples without a meaning in 8 bits,
             such as floats.
         TooManyPixels: the header announces more than the limits; nothing was decoded.
     """
     whole = max_pixels_whole or max_pixels
 
-    def fit(kind: str) -> NDArray[np.uint8]:
+    def fit(kind: str) -> RgbImage:
         return _fit(_load(kind, data, max(size), max_pixels, whole), size)
 
     return _translated(data, whole, fit)
@@ -136,21 +149,24 @@ def decode(
 
 def decode_whole(
     data: bytes, longest: int, max_pixels: int, *, max_pixels_whole: int | None = None
-) -> NDArray[np.uint8]:
-    """Decode all of an image file, not only the part that a model sees, to show it.
+) -> RgbImage:
+    """Decode a whole image file for display, not only the part that a model sees.
 
     Args:
         data: the file's bytes.
-        longest: what its longer side is reduced to, in pixels; a smaller image stays as it is.
-        max_pixels: as for `decode`, which also says what is raised.
+        longest: the longer side in pixels to which a larger image is reduced.
+        max_pixels: as for `decode`.
         max_pixels_whole: likewise.
 
     Returns:
-        Read-only uint8 `[height,width,3]`, RGB, turned as its EXIF orientation says.
+        Read-only uint8 `[height,width,3]`, RGB, rotated by its EXIF orientation.
+
+    Raises:
+        ImageError: as `decode` does.
     """
     whole = max_pixels_whole or max_pixels
 
-    def fit(kind: str) -> NDArray[np.uint8]:
+    def fit(kind: str) -> RgbImage:
         loaded = _load(kind, data, longest, max_pixels, whole)
         width, height = loaded.extent
         scale = min(1.0, longest / max(width, height))
@@ -161,9 +177,9 @@ def decode_whole(
 
 
 class _Loaded(NamedTuple):
-    """A decoded image before it is turned.
+    """A decoded image before it is rotated.
 
-    `extent` is its width and height, in fractions where it was reduced on the way.
+    `extent` is its width and height, fractional if it was reduced while it was decoded.
     """
 
     image: Image.Image
@@ -171,14 +187,12 @@ class _Loaded(NamedTuple):
     orientation: int
 
 
-def _translated(
-    data: bytes, max_pixels: int, read: Callable[[str], NDArray[np.uint8]]
-) -> NDArray[np.uint8]:
-    """Read a file of a known format; whatever Pillow raises becomes an error of ours."""
+def _translated(data: bytes, max_pixels: int, read: Callable[[str], RgbImage]) -> RgbImage:
+    """Call `read` with the file's format, and translate Pillow's errors."""
     match = _SIGNATURE.match(data)
     kind = match.lastgroup if match else None
     if kind is None:
-        raise NotAnImage(f"not an image in a format that is read: {', '.join(_READERS)}")
+        raise NotAnImage(f"not an image in a known format: {', '.join(_READERS)}")
     if kind not in _READERS:
         raise UnsupportedImage(f"{kind} is not read; send {', '.join(_READERS)}")
     try:
@@ -193,8 +207,8 @@ def _translated(
 
 
 def _load(kind: str, data: bytes, side: int, max_pixels: int, max_pixels_whole: int) -> _Loaded:
-    """Decode what is to be resampled to `side` pixels on its longer side."""
-    # A filter that stays, because `warnings.catch_warnings` is not safe between threads.
+    """Decode an image that will be resampled to `side` pixels on its longer side."""
+    # The filter stays, because `warnings.catch_warnings` is not safe between threads.
     if _PILLOW_WARNINGS not in warnings.filters:
         warnings.filterwarnings("ignore", module=r"PIL\.")
     if kind == "PNG":
@@ -213,17 +227,17 @@ def _load(kind: str, data: bytes, side: int, max_pixels: int, max_pixels_whole: 
         what = what if max_pixels_whole < max_pixels else ""
         _check_pixels(image, len(data), max_pixels_whole, what)
         _check_passes(image, data, max_pixels_whole)
-    # Twice the target leaves the filter enough to work on: libjpeg reduces with a box.
+    # libjpeg reduces with a box filter. Twice the target leaves enough for the bicubic one.
     image.draft(None, (2 * side, 2 * side))
     image.load()
     picture, factor = eight_bit(image, data, 3 * side)
-    # Pillow turns a TIFF when it loads it, and leaves no EXIF in `info`.
+    # Pillow rotates a TIFF when it loads it, and leaves no EXIF in `info`.
     orientation = _orientation(image.info["exif"]) if "exif" in image.info else 1
     return _Loaded(picture, (image.width / factor, image.height / factor), orientation)
 
 
 def _is_sequential(image: JpegImageFile, before_scan: bytes) -> bool:
-    """Whether one scan holds all of the image, so that libjpeg need not keep its coefficients."""
+    """Whether one scan holds the whole image, so that libjpeg does not keep the coefficients."""
     header = struct.pack(">HB", 6 + 2 * image.layers, image.layers)
     return "progressive" not in image.info and before_scan[-6 - 2 * image.layers :][:3] == header
 
@@ -246,7 +260,7 @@ def _megapixels(pixels: int) -> str:
 
 
 def _check_decoder(image: ImageFile) -> None:
-    """Refuse what Pillow decodes in Python, pixel by pixel: of what is read, run lengths in BMP."""
+    """Refuse run-length encoded BMPs, which Pillow decodes in Python, pixel by pixel."""
     if any(tile.codec_name in Image.DECODERS for tile in image.tile):
         raise UnsupportedImage(
             f"{image.format} image is run-length encoded, which is not read; send it uncompressed"
@@ -254,7 +268,7 @@ def _check_decoder(image: ImageFile) -> None:
 
 
 def _check_passes(image: ImageFile, data: bytes, max_pixels: int) -> None:
-    """Refuse what makes a decoder go over far more pixels than the image has."""
+    """Refuse files that make a decoder visit far more pixels than the image has."""
     if isinstance(image, JpegImageFile):
         scans = data.count(b"\xff\xda")
         if scans > MAX_JPEG_SCANS:
@@ -272,7 +286,7 @@ def _check_passes(image: ImageFile, data: bytes, max_pixels: int) -> None:
 
 
 def _check_tiff_tags(data: bytes) -> None:
-    """Refuse a first directory with more tags or values than Pillow can list in short time."""
+    """Refuse a first directory with more tags or values than Pillow can list quickly."""
     order, big = "<" if data[:1] == b"I" else ">", b"+" in data[2:4]
     (start,) = struct.unpack_from(order + ("Q" if big else "I"), data, 8 if big else 4)
     (tags,) = struct.unpack_from(order + ("Q" if big else "H"), data, start)
@@ -294,13 +308,13 @@ def _orientation(exif: bytes) -> int:
     try:
         tags.load(exif[:MAX_EXIF_BYTES])
         orientation = tags.get(ExifTag.Orientation)
-    except Exception:  # noqa: BLE001 - one connection must not end the worker
+    except Exception:  # noqa: BLE001 - damaged EXIF means no orientation
         return 1
     return orientation if orientation in _TRANSPOSES else 1
 
 
-def _fit(loaded: _Loaded, size: tuple[int, int], *, crop: bool = True) -> NDArray[np.uint8]:
-    """Crop, resample, composite over white and turn: uint8 `[H,W,3]`."""
+def _fit(loaded: _Loaded, size: tuple[int, int], *, crop: bool = True) -> RgbImage:
+    """Crop, resample, composite over white and rotate: uint8 `[H,W,3]`."""
     image, extent, orientation = loaded
     height, width = size
     stored = (height, width) if orientation >= 5 else (width, height)
@@ -321,11 +335,11 @@ def _fit(loaded: _Loaded, size: tuple[int, int], *, crop: bool = True) -> NDArra
 def central_box(
     size: tuple[float, float], target: tuple[int, int]
 ) -> tuple[float, float, float, float]:
-    """Return the part of an image that a model sees, as `decode` crops it.
+    """Return the part of an image that `decode` keeps.
 
     Args:
         size: width and height of the image.
-        target: width and height of what the model takes.
+        target: width and height of the model's input.
 
     Returns:
         The largest centred box of the target's aspect ratio: left, upper, right, lower.

@@ -1,7 +1,7 @@
-"""A decoded image's samples as 8 bits of grey or RGB, with its transparency.
+"""The samples of a decoded image, converted to 8 bits of grey or RGB with transparency.
 
-Pillow gives samples as the file has them: of 1, 8, 12 or 16 bits, in palettes, in CMYK. Sizes and
-orientation are not touched here, but that a large image is reduced where it has to be copied.
+Pillow keeps the samples of the file: 1, 8, 12 or 16 bits, palettes, CMYK. Size and orientation stay
+as they are, except that a large image is reduced if it has to be copied.
 """
 
 import numpy as np
@@ -24,22 +24,30 @@ _CONVERSIONS = {
     "CMYK": "RGB",
     "YCbCr": "RGB",
 }
-# Everything else has no meaning in 8 bits that all writers agree on ("F", "I", "LAB").
+# Other modes ("F", "I", "LAB") have no meaning in 8 bits that all writers agree on.
 _SIXTEEN = {"I;16", "I;16B", "I;16L", "I;16N"}
 _READ_MODES = {"L", "LA", "RGB", "RGBA", *_SIXTEEN, *_CONVERSIONS}
 
 
 def eight_bit(image: ImageFile, data: bytes, enough: int) -> tuple[Image.Image, int]:
-    """Return the image as "L", "LA", "RGB" or "RGBA", alpha included, and what reduced it.
+    """Return the image in mode "L", "LA", "RGB" or "RGBA", and the factor that reduced it.
 
-    What has to be converted is reduced on the way, strip by strip, as long as its shorter side
-    keeps `enough` pixels: a second copy of all pixels would cost as much memory as the first.
+    An image that needs conversion is reduced at the same time, strip by strip, because a second
+    copy of all pixels would need as much memory as the first.
+
+    Args:
+        image: the opened and loaded file.
+        data: the file's bytes.
+        enough: pixels that the shorter side keeps at least, if it has them.
+
+    Raises:
+        UnsupportedImage: the samples have no meaning in 8 bits.
     """
     if image.mode not in _READ_MODES:
         raise UnsupportedImage(f"{image.format} image of mode {image.mode} is not read")
     if isinstance(image, PngImageFile) and image.mode in {"L", "RGB"}:
         _scale_png_transparency(image, depth=data[24])
-    # Pillow leaves 12-bit samples as they are, in the lower bits.
+    # Pillow leaves 12-bit samples in the lower bits.
     bits = image.tag_v2.get(ExifTag.BitsPerSample) if isinstance(image, TiffImageFile) else None
     shift = 4 if bits in {12, (12,)} else 8
     factor = min(image.size) // enough
@@ -66,7 +74,7 @@ def _convert(image: Image.Image, shift: int) -> Image.Image:
 
 
 def _scale_png_transparency(image: PngImageFile, depth: int) -> None:
-    """Bring the transparent colour of a tRNS chunk to the 8 bits that Pillow gives the samples."""
+    """Scale the transparent colour of a tRNS chunk to 8 bits, as Pillow scales the samples."""
     colour = image.info.get("transparency")
     if isinstance(colour, int):
         image.info["transparency"] = {2: colour * 85, 4: colour * 17}.get(depth, colour) & 255

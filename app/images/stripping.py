@@ -1,7 +1,7 @@
-"""Image files without what holds no pixels: Pillow copies, inflates and parses it at once.
+"""Removing the parts of PNG and JPEG files that hold no pixels, before Pillow reads the file.
 
-PNG and JPEG, the formats for which that can cost far more than the pixels. EXIF stays, because it
-says how a picture is turned. This module decodes nothing.
+Pillow copies, inflates and parses these parts at once, which can cost far more than the pixels.
+EXIF stays, because it holds the orientation. Nothing is decoded here.
 """
 
 import struct
@@ -10,25 +10,25 @@ from collections.abc import Iterator
 from app.errors import DamagedImage
 
 MAX_PIECES = 20_000
-"""How many chunks, segments or other pieces a file may be made of: Python walks them one by one."""
+"""The most chunks, segments or other pieces of a file. Python visits them one by one."""
 
 MAX_JPEG_TABLE_BYTES = 16_384
-"""Of all segments before a JPEG's first scan that decoding needs; about a thousand are usual."""
+"""The most bytes of the tables before a JPEG's first scan; about a thousand are usual."""
 
 _PNG_CHUNKS = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"eXIf", b"IEND"})
 
 _SCAN, _FILL, _COMMENT = 0xDA, 0xFF, 0xFE
 _APPLICATIONS = range(0xE0, 0xF0)
-# JFIF and Adobe say in which colour space the samples are.
+# JFIF and Adobe name the colour space of the samples.
 _KEPT_APPLICATIONS = {0xE0: b"JFIF\0", 0xE1: b"Exif\0\0", 0xEE: b"Adobe"}
-# Markers, or what is none, that no length follows.
+# Markers without a length, and bytes that are not markers.
 _BARE = frozenset({*range(0xC0), 0xC8, *range(0xD0, 0xDA), *range(0xF0, 0xFE)})
 
 
 def without_png_metadata(data: bytes) -> bytes:
-    """Return a PNG of the chunks that decoding needs, and EXIF.
+    """Return a PNG with only the chunks that decoding needs, and EXIF.
 
-    Animation chunks go too, which leaves the default image.
+    Animation chunks are removed too, which leaves the default image.
 
     Raises:
         DamagedImage: it has more than `MAX_PIECES` chunks.
@@ -52,11 +52,11 @@ def without_png_metadata(data: bytes) -> bytes:
 
 
 def without_jpeg_metadata(data: bytes) -> bytes:
-    """Return a JPEG of the segments that decoding needs, and the first EXIF.
+    """Return a JPEG with only the segments that decoding needs, and the first EXIF.
 
     Raises:
         DamagedImage: it has no scan, more than `MAX_PIECES` segments, or more than
-            `MAX_JPEG_TABLE_BYTES` of those that decoding needs.
+            `MAX_JPEG_TABLE_BYTES` of tables.
     """
     view, wanted = memoryview(data), dict(_KEPT_APPLICATIONS)
     kept, tables = [view[:2]], 0
@@ -79,7 +79,7 @@ def without_jpeg_metadata(data: bytes) -> bytes:
 
 
 def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """Give marker, start and end of every segment up to the first scan; what is between is junk."""
+    """Yield marker, start and end of each segment up to the first scan; bytes between are junk."""
     position, last = 2, len(data) - 4
     for _ in range(MAX_PIECES):
         position = data.find(b"\xff", position)
@@ -87,7 +87,7 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
             raise DamagedImage("JPEG image is damaged: it ends before its first scan")
         marker, length = struct.unpack_from(">xBH", data, position)
         bare = marker == _FILL or marker in _BARE
-        if length < 2 and not bare:  # Pillow and we would find the next segment at other places
+        if length < 2 and not bare:  # Pillow would find the next segment elsewhere
             raise DamagedImage(
                 f"JPEG image is damaged: a segment's length is {length}, not 2 or more"
             )

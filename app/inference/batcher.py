@@ -1,8 +1,8 @@
-"""Many requests, one backend call at a time.
+"""The images of many requests, computed by one backend in batches.
 
-The batch is whatever waits when the backend comes free, up to a limit. There is no timer: an idle
-server adds no delay, and a busy one fills its batches by being busy. This module knows only the
-`Backend` protocol: nothing of HTTP, of files or of which model it serves.
+A batch is all that waits when the backend becomes free, up to a limit. There is no timer: an idle
+service adds no delay, and under load batches fill by themselves. This module knows the `Backend`
+protocol, and nothing of HTTP, files or models.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model gave for a request's images, and the seconds spent waiting and computing."""
+    """The outputs for a request's images, and the seconds that they waited and were computed."""
 
     outputs: Outputs
     queue_seconds: float
@@ -34,20 +34,21 @@ class Answer:
 
 
 class Observer(Protocol):
-    """Is told of what the batcher does, for metrics."""
+    """Receives the batcher's events, for metrics."""
 
     def waiting(self, images: int) -> None:
-        """The queue now holds so many images."""
+        """Record that `images` images wait in the queue."""
 
     def computed(self, images: int, seconds: float) -> None:
-        """A batch of so many images took the backend so many seconds."""
+        """Record a batch's size and the seconds that it took the backend."""
 
 
 @dataclass(slots=True, eq=False)
 class _Item:
-    """Part of a request, no larger than a batch. `arrived` is `perf_counter`'s time.
+    """A part of a request, no larger than a batch.
 
-    `deadline` is in the event loop's time, which uvloop tells in whole milliseconds.
+    `arrived` is `perf_counter`'s time. `deadline` is the event loop's time, which uvloop rounds to
+    milliseconds. `patience` is the time in seconds between the two.
     """
 
     images: Images
@@ -59,7 +60,7 @@ class _Item:
 
 @dataclass(slots=True, eq=False)
 class _Batch:
-    """What the backend is given at a time, and what became of it."""
+    """One call of the backend, and its result."""
 
     items: Sequence[_Item]
     images: Images
@@ -69,10 +70,10 @@ class _Batch:
 
 
 class Batcher:
-    """A queue before one backend, and the thread that empties it.
+    """A queue in front of one backend, and the thread that calls the backend.
 
-    Everything but the backend's call happens in the event loop; the thread takes a batch from one
-    side and hands it back on the other.
+    The thread only takes a batch, calls the backend and hands the result back. All other work
+    happens in the event loop.
     """
 
     def __init__(
@@ -81,10 +82,10 @@ class Batcher:
         """Prepare; nothing runs before `start`.
 
         Args:
-            backend: is called from one thread, one batch at a time.
+            backend: called from one thread, one batch at a time.
             max_batch: the most images in a batch.
             capacity: the most images that may wait.
-            observer: is told of queue lengths and batches.
+            observer: receives queue lengths and batches.
         """
         self._backend = backend
         self._max_batch = max_batch
@@ -99,52 +100,52 @@ class Batcher:
 
     @property
     def alive(self) -> bool:
-        """Whether the worker runs and new work is taken."""
+        """Whether the thread runs and new work is accepted."""
         return self._running and not self._stopping
 
     @property
     def busy_seconds(self) -> float:
-        """For how long the backend has been computing the batch at hand; 0 if there is none."""
+        """The seconds since the current batch was started; 0 if there is none."""
         return time.perf_counter() - self._batch.started if self._batch else 0.0
 
     def start(self) -> None:
-        """Start the worker for the running event loop."""
+        """Start the thread, for the running event loop."""
         self._loop = asyncio.get_running_loop()
         self._running = True
         self._idle.set()
-        # A process does not wait for a daemon thread, and so not for a call that hangs.
+        # A process does not wait for a daemon thread, so a call that hangs cannot keep it alive.
         threading.Thread(target=self._work, name="inference", daemon=True).start()
 
     async def stop(self, patience: float = 5.0) -> None:
-        """Refuse new work, finish what waits, then stop.
+        """Refuse new work, finish the queue, then stop.
 
         Args:
-            patience: seconds after which what is not finished is given up: a runtime that hangs
-                must not keep the process. The server has let the requests finish before, so that
-                nobody waits for more than a last batch.
+            patience: seconds after which unfinished work is given up, so that a runtime that hangs
+                does not keep the process. The server has waited for its requests before, so at
+                most a last batch is left.
         """
         self._stopping = True
         try:
             async with asyncio.timeout(patience):
                 await self._idle.wait()
         except TimeoutError:
-            _log.error("the work of a model was given up before it was finished")
+            _log.error("a model's unfinished work was given up")
             self._fail_everything(ShuttingDown, "the service stopped before the model answered")
         self._running = False
         self._batches.put(None)
 
     async def submit(self, images: Images, deadline: float) -> Answer:
-        """Wait for what the model makes of one request's images.
+        """Return the model's outputs for one request's images.
 
         Args:
-            images: uint8 `[N,H,W,3]`; more than a batch are computed in several.
+            images: uint8 `[N,H,W,3]`; more than a batch are computed in several batches.
             deadline: when to give up, in the event loop's time.
 
         Raises:
-            QueueFull: so many images do not fit in the queue.
-            DeadlineExceeded: the answer was not there in time.
+            QueueFull: the queue has no room for the images.
+            DeadlineExceeded: there was no answer by the deadline.
             ShuttingDown: the process is about to stop.
-            BackendFailed: the backend raised, or the worker is dead.
+            BackendFailed: the backend raised, or the thread is dead.
         """
         items = self._enqueue(images, deadline)
         expiry = self._loop.call_at(deadline, self._expire, items)
@@ -176,7 +177,7 @@ class Batcher:
         self._queue.extend(items)
         self._count(len(images))
         self._idle.clear()
-        # Not at once: what else arrives in this turn of the event loop joins the batch.
+        # Later in this turn of the event loop, so that other requests can join the batch.
         if self._batch is None and not self._scheduled:
             self._scheduled = True
             self._loop.call_soon(self._feed)
@@ -186,7 +187,7 @@ class Batcher:
         _fail(items, DeadlineExceeded, _too_late(items[0]))
 
     def _forget(self, items: Sequence[_Item]) -> None:
-        """Take back what its caller waits for no more: cancelled, late, or failed in part."""
+        """Remove the items of a request that was cancelled, late, or failed in part."""
         for item in items:
             item.answer.cancel()
             if item in self._queue:
@@ -198,7 +199,7 @@ class Batcher:
         self._observer.waiting(self._waiting)
 
     def _feed(self) -> None:
-        """Give the thread its next batch, if there is one."""
+        """Hand the next batch to the thread, if images wait."""
         self._scheduled = False
         while self._queue and self._batch is None and self._running:
             items = self._take()
@@ -213,7 +214,7 @@ class Batcher:
             self._idle.set()
 
     def _take(self) -> list[_Item]:
-        """Take what waits, up to a batch, leaving out what nobody waits for or is too late."""
+        """Take items from the queue up to a batch; drop those that are cancelled or too late."""
         items: list[_Item] = []
         room = self._max_batch
         now = self._loop.time()
@@ -230,7 +231,7 @@ class Batcher:
         return items
 
     def _work(self) -> None:
-        """Compute one batch after the other, in the thread."""
+        """Compute one batch after another; the thread's main function."""
         while (batch := self._batches.get()) is not None:
             try:
                 batch.outputs = self._backend.predict(batch.images)
@@ -238,12 +239,12 @@ class Batcher:
                 batch.error = exc
             try:
                 self._loop.call_soon_threadsafe(self._finish, batch, time.perf_counter())
-            except RuntimeError:  # the event loop is closed: nobody waits any more
+            except RuntimeError:  # the event loop is closed, and with it every request
                 return
-            del batch  # and the images that it holds
+            del batch  # frees the images while the thread waits
 
     def _finish(self, batch: _Batch, now: float) -> None:
-        """Hand out a batch's rows in the event loop, and go on with the next."""
+        """Answer a batch's requests and start the next batch, in the event loop."""
         self._batch = None
         try:
             self._answer(batch, now)
@@ -261,7 +262,7 @@ class Batcher:
         if outputs is None or found != len(images):
             raise BackendFailed(f"{found} answers for {len(images)} images")
         if not np.isfinite(outputs.probabilities).all():
-            raise BackendFailed("probabilities that are no numbers")
+            raise BackendFailed("the backend gave probabilities that are no numbers")
         seconds = now - batch.started
         self._observer.computed(len(images), seconds)
         at = 0
@@ -272,7 +273,7 @@ class Batcher:
                 item.answer.set_result(Answer(part, batch.started - item.arrived, seconds))
 
     def _die(self, exc: BaseException) -> None:
-        """Stop taking work: whoever still waits would wait until the deadline."""
+        """Refuse new work, and fail what would otherwise wait until its deadline."""
         self._running = False
         self._batches.put(None)
         self._fail_everything(BackendFailed, "the worker of this model died", exc)
@@ -301,7 +302,7 @@ def _fail(
 ) -> None:
     for item in items:
         if not item.answer.done():
-            # An exception of its own for each: they are raised in different requests.
+            # One exception each, because they are raised in different requests.
             failure = error(message)
             failure.__cause__ = cause
             item.answer.set_exception(failure)
