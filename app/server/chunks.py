@@ -1,12 +1,14 @@
 """The end of a chunked body (RFC 9112, 7.1), found while its bytes arrive in pieces of any size."""
 
+_SIZE_BYTES = 64  # of a line; extensions and trailers behind them need not be kept
+
 
 class ChunkedBody:
     """Walks from chunk to chunk; the parser checks the syntax and gives out the content."""
 
     def __init__(self) -> None:
         self._left = 0  # bytes of the chunk that are still to come, with its line end
-        self._line = b""  # the part of a line that has arrived
+        self._line = b""  # the start of a line whose end has not arrived
         self._in_trailer = False
 
     def end_in(self, data: bytes) -> int:
@@ -20,7 +22,7 @@ class ChunkedBody:
                 continue
             end = data.find(b"\n", place) + 1
             if not end:
-                self._line += data[place:]
+                self._line = (self._line + data[place : place + _SIZE_BYTES])[:_SIZE_BYTES]
                 break
             line = (self._line + data[place:end]).strip()
             place, self._line = end, b""

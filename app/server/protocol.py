@@ -326,7 +326,7 @@ class HttpProtocol(asyncio.Protocol):
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
             if self._fault is None:
-                # The parser skips the body, so the head is parsed again, as if it offered nothing.
+                # The parser would skip the body; it parses the head again, without the offer.
                 self._parser = httptools.HttpRequestParser(self)
                 self._head = _UPGRADE.sub(b"", self._head)
                 self._feed_parser(self._head)
@@ -380,7 +380,7 @@ class HttpProtocol(asyncio.Protocol):
             self._fault = exc
             return
         if self._parser.should_upgrade():
-            return  # and come back, when the offer is removed
+            return  # `_feed_parser` parses the head again, without the offer
         self._body_left = length
         if self._method == "POST" and self._connections.full:
             self._move(Event.SHED)

@@ -1,5 +1,7 @@
 """app.server.chunks: where a chunked body ends, and the work of finding it."""
 
+import tracemalloc
+
 import pytest
 
 from app.server.chunks import ChunkedBody
@@ -21,6 +23,18 @@ def test_body_ends_where_its_last_chunk_does(size: int) -> None:
         if end < len(piece) or taken == len(BODY):
             break
     assert taken == len(BODY)
+
+
+def test_line_without_an_end_is_not_kept() -> None:
+    body = ChunkedBody()
+    tracemalloc.start()
+    try:
+        for _ in range(100):
+            assert body.end_in(b"1;" + bytes(100_000)) == 100_002
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
+    assert body.end_in(b"\r\nx\r\n0\r\n\r\nGET") == 10
 
 
 @pytest.mark.parametrize("damage", [b"x\r\n", b"-1\r\n", b"\r\n"])
