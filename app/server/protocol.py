@@ -413,6 +413,7 @@ class HttpProtocol(asyncio.Protocol):
     def _check_head(self, hosts: int) -> None:
         """Raise RequestError if the head is not taken."""
         if self._bytes > MAX_HEAD_BYTES:
+            self._method = OTHER  # as if the rest of the head were still to come
             raise head_too_large(self._bytes)
         if self._method == "CONNECT":
             raise errors.MalformedRequest("CONNECT is not taken")

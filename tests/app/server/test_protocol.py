@@ -75,6 +75,9 @@ def test_large_head_is_refused(server: Server, head: bytes) -> None:
         connection.sendall(head)
         problem = _problem(_read_all(connection), 431)
     assert problem.detail.endswith(f"the limit is {MAX_HEAD_BYTES} bytes")
+    counted = get(f"{server.url}/metrics").text
+    assert 'requests_total{method="other",route="other",status="431"}' in counted
+    assert 'method="GET",route="other",status="431"' not in counted
 
 
 def test_usual_head_is_taken(server: Server) -> None:
