@@ -26,7 +26,6 @@ from app.api.routes import (
     predict,
 )
 from app.api.routes import metrics as metrics_route
-from app.api.schemas import Activations, Filters
 from app.api.state import Service, run_service
 from app.artifact.store import Store, read_store
 from app.errors import ConvscopeError, SettingsError
@@ -149,14 +148,13 @@ def _settings_or_exit() -> Settings:
         raise SystemExit(f"convscope: {exc}") from exc
 
 
-def _document(app: FastAPI) -> None:
-    """Add the schemas that only answers made by hand have."""
-    generate = app.openapi
+def _document(framework: FastAPI) -> None:
+    """Add the schema of errors, which no route returns."""
+    generate = framework.openapi
 
     def openapi() -> dict[str, Any]:
         schema = generate()
-        for model in (Activations, Filters, Problem):
-            schema["components"]["schemas"][model.__name__] = model.model_json_schema()
+        schema["components"]["schemas"]["Problem"] = Problem.model_json_schema()
         return schema
 
-    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's own way to extend it
+    framework.openapi = openapi  # type: ignore[method-assign]  # FastAPI's own way to extend it

@@ -11,6 +11,7 @@ from app.api.openapi import document_body, document_problems
 from app.api.pictures import one_picture
 from app.api.queries import ActivationsQuery
 from app.api.routes import artifact_of, refuse_repeated, service_of
+from app.api.schemas import Activations
 from app.artifact.directory import Artifact, recent_filters
 from app.artifact.files import PIXELS
 from app.errors import InvalidParameter, UnknownFilter
@@ -32,11 +33,9 @@ _OFFERS = {"png": PNG, "json": JSON}
     responses=document_problems(400, 404, 406, 408, 413, 415, 422, 500, 503, 504)
     | {
         200: {
+            "model": Activations,
             "description": "A picture of all channels, or their values.",
-            "content": {
-                PNG: {"schema": {"type": "string", "format": "binary"}},
-                JSON: {"schema": {"$ref": "#/components/schemas/Activations"}},
-            },
+            "content": {PNG: {"schema": {"type": "string", "format": "binary"}}},
         }
     },
     openapi_extra=document_body(several=False),

@@ -15,6 +15,7 @@ from app.api.negotiation import JSON, PNG, as_json, choose, respond_unless_known
 from app.api.openapi import document_problems
 from app.api.queries import FilterQuery, FiltersQuery
 from app.api.routes import artifact_of, refuse_repeated, service_of
+from app.api.schemas import Filters
 from app.artifact.directory import Artifact, recent_filters
 from app.artifact.files import FILTERS, LAYERS, ONNX_GRAPH, RESPONSES, TORCHSCRIPT_GRAPH
 from app.artifact.strongest import read_strongest
@@ -33,11 +34,9 @@ _SOURCES = (FILTERS, ONNX_GRAPH, TORCHSCRIPT_GRAPH, LAYERS, RESPONSES)
 
 _RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {
+        "model": Filters,
         "description": "A picture, or the weights with their shape.",
-        "content": {
-            PNG: {"schema": {"type": "string", "format": "binary"}},
-            JSON: {"schema": {"$ref": "#/components/schemas/Filters"}},
-        },
+        "content": {PNG: {"schema": {"type": "string", "format": "binary"}}},
     },
     304: {"description": "The client's copy is current (If-None-Match)."},
     **document_problems(404, 406, 422),

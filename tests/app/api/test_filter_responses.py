@@ -149,7 +149,7 @@ async def test_filter_whose_responses_were_not_kept_shows_its_weights(
         problem = check(await client.get("/filters/4?layer=conv2&show=responses"), 404)
         assert problem.type == "urn:convscope:problem:nothing-to-see"
         assert problem.detail == (
-            "of conv2, only what filters 0 to 3 respond to was kept; show=weights draws filter 4"
+            "only the responses of filters 0 to 3 of conv2 were kept; show=weights draws filter 4"
         )
         assert (await client.get("/filters/3?layer=conv2")).status_code == 200
         for query in ("", "&show=weights"):
