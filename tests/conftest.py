@@ -1,6 +1,7 @@
 """Fixtures: a store of small artifacts, and clients of real applications."""
 
 import io
+import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from importlib.util import find_spec
@@ -17,6 +18,10 @@ from app.main import create_app
 from app.settings import Settings
 from tests.support.artifacts import COLOURS, write_artifact
 from tests.support.made_once import made_once
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # There is a process for each processor; more threads would wait for one another in loops.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # `make test-lowest` tests the service alone, without what trains and without a browser.
 pytest_plugins = []

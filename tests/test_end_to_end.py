@@ -26,6 +26,9 @@ def _training(*arguments: str | Path) -> str:
     return done.stdout
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def artifact(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     place = tmp_path_factory.mktemp("line")

@@ -56,6 +56,7 @@ def artifact(request: pytest.FixtureRequest) -> Artifact:
     return read_artifact(STORE / request.param)
 
 
+@pytest.mark.slow
 def test_every_file_has_its_hash_and_both_graphs_give_the_golden_answers(
     artifact: Artifact,
 ) -> None:
@@ -105,6 +106,7 @@ def int8(artifact: Artifact) -> Int8Record:
     return artifact.manifest.int8
 
 
+@pytest.mark.slow
 def test_the_int8_graph_gives_its_golden_answers(artifact: Artifact, int8: Int8Record) -> None:
     assert int8.golden_tolerance <= 0.01
     open_backend(artifact, "onnx-cpu", precision="int8")
@@ -115,6 +117,7 @@ def test_int8_lost_no_more_than_it_may(artifact: Artifact, int8: Int8Record) -> 
     assert int8.test_accuracy >= LEAST_ACCURACY[artifact.ref]
 
 
+@pytest.mark.slow
 def test_the_pictures_behind_the_confusion_matrix_are_answered_as_it_says(
     artifact: Artifact, real_cifar10: dataset.Source
 ) -> None:
@@ -143,6 +146,7 @@ def _confusion_matrix(
     return found
 
 
+@pytest.mark.slow
 def test_the_whole_test_split_gives_the_accuracy_and_the_matrix_that_are_written(
     artifact: Artifact, real_cifar10: dataset.Source
 ) -> None:
@@ -153,6 +157,7 @@ def test_the_whole_test_split_gives_the_accuracy_and_the_matrix_that_are_written
     assert artifact.manifest.data.sha256 == real_cifar10.sha256
 
 
+@pytest.mark.slow
 def test_the_whole_test_split_gives_the_int8_accuracy_that_is_written(
     artifact: Artifact, int8: Int8Record, real_cifar10: dataset.Source
 ) -> None:

@@ -119,6 +119,7 @@ def test_the_first_of_equal_pixels_has_the_gradient(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_number_of_threads_changes_no_bit(dtype: torch.dtype) -> None:
     images, norm = _images(64, 8, 16, 16).to(dtype), _norm(8)
+    torch.set_num_threads(2)
     several = _found(norm_pool_relu, images, norm)
     torch.set_num_threads(1)
     alone = _found(norm_pool_relu, images, norm)
