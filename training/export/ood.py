@@ -16,7 +16,7 @@ from app.artifact.files import PIXELS
 from app.artifact.manifest import LayerRecord
 
 LEAST_SIDE = 14
-"""In pixels: the layer is the last activation whose feature maps are not smaller."""
+"""Least side in pixels of the feature maps of the layer, the last activation that has it."""
 
 _ACTIVATIONS = ("ReLU", "SiLU")
 _RIDGE = 1e-3  # part of the mean variance added to each: some channels are constant

@@ -15,11 +15,11 @@ class Reporter(Protocol):
     """Is told how a run goes."""
 
     def epoch_started(self, epoch: int, epochs: int, images: int) -> None:
-        """Note the start of an epoch of so many images; the first epoch is 1."""
+        """Note the start of an epoch with this number of images; epochs count from 1."""
         ...
 
     def progressed(self, images: int, loss: float, accuracy: float) -> None:
-        """Note that so many of the epoch's images are done, and their mean loss and accuracy."""
+        """Note the number of the epoch's images done so far, with their mean loss and accuracy."""
         ...
 
     def epoch_ended(self, figures: EpochFigures) -> None:
