@@ -5,6 +5,7 @@ import logging
 import re
 from collections.abc import Iterable
 from enum import Enum, auto
+from functools import lru_cache
 from typing import Protocol
 
 from starlette.types import ASGIApp, Message, Scope
@@ -190,9 +191,9 @@ class Exchange:
         announced = False  # that the connection ends
         lines = [status_line(status), self._wire.date_header]
         for given, value in headers:
-            name = given.lower()
-            if _BAD_NAME.search(name) or _BAD_VALUE.search(value):
-                raise RuntimeError(f"HTTP does not allow the header {name!r}: {value!r}")
+            name = _checked_name(given)
+            if _BAD_VALUE.search(value):
+                raise RuntimeError(f"HTTP does not allow the header value {value!r} of {name!r}")
             if name == b"content-length":
                 length = int(value)
             elif name == b"connection" and b"close" in value.lower():
@@ -233,6 +234,14 @@ class Exchange:
         self.complete = True
         self._news.set()
         self._wire.answered(keep=self.keep)
+
+
+@lru_cache(256)
+def _checked_name(name: bytes) -> bytes:
+    """Return a header's name in lower case; raise RuntimeError if HTTP does not allow it."""
+    if _BAD_NAME.search(name):
+        raise RuntimeError(f"HTTP does not allow the header name {name!r}")
+    return name.lower()
 
 
 def _expect(kind: str, message: Message) -> None:
