@@ -27,6 +27,8 @@ from training.export import quantize
 from training.export.export import Export, export
 from training.run.checkpoint import Checkpoint
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module", autouse=True)
 def _few_rounds() -> Iterator[None]:

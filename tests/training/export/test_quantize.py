@@ -30,6 +30,8 @@ from training.export.graphs import ServedNetwork, onnx_graph
 from training.run.checkpoint import Checkpoint
 from training.tasks.classification import fit_temperature
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def what(trained: Checkpoint, source: dataset.Source) -> Export:
