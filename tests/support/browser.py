@@ -17,7 +17,7 @@ STORE = ROOT / "models_store"
 CNN, FC = "simple-cnn/2", "fc/1"
 SERVED = {"CONVSCOPE_MODELS": f"{CNN},{FC}", "CONVSCOPE_DEFAULT_MODEL": CNN}
 
-# It talks to nobody else, and has a camera that shows a moving picture.
+# No requests to other hosts; a camera with a moving picture.
 ARGUMENTS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -35,7 +35,7 @@ OpenPage = Callable[..., AbstractContextManager[Page]]
 
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
-    """Of a module, because no other event loop can run while it does."""
+    """A browser per module, because no other event loop can run meanwhile."""
     path = os.environ.get("CONVSCOPE_CHROMIUM") or shutil.which("chromium")
     if path is None:
         pytest.skip("there is no chromium")
@@ -54,7 +54,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture
 def open_page(chromium: Browser, server: Server) -> OpenPage:
-    """Open an address of the page; nothing may go wrong there that the test does not allow."""
+    """Open an address of the page; errors fail the test, unless it allows `troubles`."""
 
     @contextmanager
     def run(

@@ -1,4 +1,4 @@
-"""Backends that misbehave, as real classes: no mocks."""
+"""Backends that misbehave, as real classes."""
 
 import threading
 import time
@@ -34,7 +34,7 @@ class SlowBackend(RecordingBackend):
 
 
 class HeldBackend(RecordingBackend):
-    """Holds every batch until it is let go; `entered` says that one is inside."""
+    """Holds every batch until it is released; `entered` is set while a batch is held."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class HeldBackend(RecordingBackend):
     def predict(self, images: Images) -> Outputs:
         self.entered.set()
         if not self.release.wait(10):
-            raise TimeoutError("nobody let the batch go")
+            raise TimeoutError("the batch was not released within 10 s")
         return super().predict(images)
 
 
@@ -58,7 +58,7 @@ class LaterHeldBackend(HeldBackend):
 
 
 class PatchBackend(RecordingBackend):
-    """The more red a patch of 4×4 pixels is, the likelier is the second class."""
+    """Gives the second class a probability that grows with the red of a patch of 4×4 pixels."""
 
     def __init__(self, top: int, left: int) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ class PatchBackend(RecordingBackend):
 
 
 class BrightnessBackend(RecordingBackend):
-    """Takes an image for the more foreign the brighter it is: 0 to 1."""
+    """Gives each image its brightness, 0 to 1, as the score of foreign images."""
 
     def predict(self, images: Images) -> Outputs:
         scores = images.astype(np.float32).mean(axis=(1, 2, 3)) / 255
@@ -81,7 +81,7 @@ class BrightnessBackend(RecordingBackend):
 
 
 class HangingBackend(RecordingBackend):
-    """Never answers, as a runtime that has lost its device."""
+    """Never answers, like a runtime that has lost its device."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -104,25 +104,25 @@ class FailingBackend(RecordingBackend):
 
 
 class ShortBackend(RecordingBackend):
-    """Loses a row."""
+    """Loses a row of its answer."""
 
     def predict(self, images: Images) -> Outputs:
         return super().predict(images).part(1, len(images))
 
 
 class NumberlessBackend(RecordingBackend):
-    """Answers with what is no number, as a graph that divides by zero."""
+    """Answers with NaN, like a graph that divides by zero."""
 
     def predict(self, images: Images) -> Outputs:
         return Outputs(super().predict(images).probabilities * np.float32("nan"))
 
 
 class Crash(BaseException):
-    """Not an Exception: what a worker does not survive."""
+    """An error that a worker does not survive: no subclass of Exception."""
 
 
 class DyingBackend(RecordingBackend):
-    """Takes the worker with it."""
+    """Ends the worker."""
 
     def predict(self, images: Images) -> Outputs:
         raise Crash(f"the end, at {len(images)} images")

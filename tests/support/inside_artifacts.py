@@ -4,7 +4,6 @@ Training's own functions export it, without the slow parts of an export.
 """
 
 import json
-from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from app.artifact.manifest import FEATURES
 from app.artifact.tensors import Images, Probabilities
 from tests.support import sample
 from tests.support.artifacts import CLASSES, amend, write_artifact
+from tests.support.tiny_networks import DEVIATION, MEAN, convolutional
 from training.export.examples import examples
 from training.export.graphs import ServedNetwork, onnx_graph
 from training.export.inside import (
@@ -35,34 +35,21 @@ from training.export.inside import (
     strongest_responses,
 )
 
-MEAN, DEVIATION = [0.5, 0.45, 0.4], [0.25, 0.24, 0.26]
 TEMPERATURE = 2.0
 CELLS = {("red", "red"): 40, ("red", "green"): 3, ("blue", "blue"): 10}
-"""How many test images there are of a true and a predicted class."""
+"""Number of test images by true and predicted class."""
 
 
 def averaging_network() -> nn.Sequential:
-    """Two convolutions, then global average pooling; the weights are always the same."""
+    """Return a network that is the same at every call."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        network = nn.Sequential(
-            OrderedDict(
-                conv1=nn.Conv2d(3, 8, 3, padding=1),
-                relu1=nn.ReLU(inplace=True),
-                pool1=nn.MaxPool2d(2),
-                conv2=nn.Conv2d(8, 12, 3, padding=1, bias=False),
-                bn2=nn.BatchNorm2d(12),
-                relu2=nn.ReLU(inplace=True),
-                average=nn.AdaptiveAvgPool2d(1),
-                flatten=nn.Flatten(),
-                fc=nn.Linear(12, len(CLASSES)),
-            )
-        )
+        network = convolutional(8, 12)
     return network.eval()
 
 
 def measured_images() -> tuple[Images, NDArray[np.int64], Probabilities]:
-    """Return the images, their true classes and what was predicted, no two equally surely."""
+    """Return images, their classes and their probabilities; no two have the same confidence."""
     pairs = [pair for pair, count in CELLS.items() for _ in range(count)]
     random = np.random.default_rng(0)
     pairs = [pairs[place] for place in random.permutation(len(pairs))]
@@ -75,7 +62,7 @@ def measured_images() -> tuple[Images, NDArray[np.int64], Probabilities]:
 
 
 def write_averaging(store: Path) -> Artifact:
-    """Write `averaging/1`, which has everything that can be looked at."""
+    """Write `averaging/1`, which has all files to look into."""
     path = write_artifact(store, "averaging", "1").path
     network = averaging_network()
     served = ServedNetwork(network, MEAN, DEVIATION, TEMPERATURE).eval()

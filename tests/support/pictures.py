@@ -21,7 +21,7 @@ def as_file(image: NDArray[np.uint8], kind: str, **options: Any) -> bytes:
 
 
 def turned(orientation: int) -> Image.Exif:
-    """Return the EXIF of a picture that is to be turned before it is shown."""
+    """Return EXIF with an orientation."""
     exif = Image.Exif()
     exif[0x0112] = orientation
     return exif

@@ -6,7 +6,7 @@ from app.problems import Problem
 
 
 def check(response: httpx.Response, status: int) -> Problem:
-    """Check an answer against it, and return it."""
+    """Check that an answer is a problem with this status, and return it."""
     assert response.status_code == status
     assert response.headers["content-type"] == "application/problem+json"
     problem = Problem.model_validate_json(response.content)

@@ -1,4 +1,4 @@
-"""A small real part of CIFAR-10, in each form that training reads: 24 + 8 images a class."""
+"""A small part of CIFAR-10, 24 + 8 images per class, in each layout that training reads."""
 
 import pickle
 from pathlib import Path

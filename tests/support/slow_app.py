@@ -1,4 +1,4 @@
-"""An application whose model takes its time, for `uvicorn --factory`."""
+"""An application with a slow model, for `uvicorn --factory`."""
 
 from app import main
 from app.artifact.store import read_store

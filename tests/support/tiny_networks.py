@@ -1,4 +1,4 @@
-"""A small untrained network as it is served, and artifacts of such networks' graphs."""
+"""Small untrained networks, and artifacts of their graphs."""
 
 import json
 from collections import OrderedDict
@@ -28,27 +28,32 @@ TEMPERATURE = 1.5
 CONVOLUTIONS = ("conv1", "conv2")
 
 
-def tiny_network() -> nn.Sequential:
-    """Two convolutions and global average pooling; the weights are always the same.
+def convolutional(first: int, second: int) -> nn.Sequential:
+    """Return two convolutions with so many filters, then global average pooling."""
+    return nn.Sequential(
+        OrderedDict(
+            conv1=nn.Conv2d(3, first, 3, padding=1),
+            relu1=nn.ReLU(inplace=True),
+            pool1=nn.MaxPool2d(2),
+            conv2=nn.Conv2d(first, second, 3, padding="same", bias=False),
+            bn2=nn.BatchNorm2d(second),
+            relu2=nn.ReLU(inplace=True),
+            average=nn.AdaptiveAvgPool2d(1),
+            flatten=nn.Flatten(),
+            fc=nn.Linear(second, len(CLASSES)),
+        )
+    )
 
-    The first filter of the first convolution is below zero for every image, and an activation
-    that overwrites its input comes next.
+
+def tiny_network() -> nn.Sequential:
+    """Return a network that is the same at every call.
+
+    The first filter of the first convolution is below zero for every image, and the activation
+    after it overwrites its input.
     """
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        network = nn.Sequential(
-            OrderedDict(
-                conv1=nn.Conv2d(3, 6, 3, padding=1),
-                relu1=nn.ReLU(inplace=True),
-                pool1=nn.MaxPool2d(2),
-                conv2=nn.Conv2d(6, 8, 3, padding="same", bias=False),
-                bn2=nn.BatchNorm2d(8),
-                relu2=nn.ReLU(inplace=True),
-                average=nn.AdaptiveAvgPool2d(1),
-                flatten=nn.Flatten(),
-                fc=nn.Linear(8, len(CLASSES)),
-            )
-        )
+        network = convolutional(6, 8)
         for name in ("bn2.weight", "bn2.bias"):
             nn.init.uniform_(network.get_parameter(name), 0.5, 1.5)
     bias = network.get_parameter("conv1.bias")

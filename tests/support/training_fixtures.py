@@ -1,4 +1,4 @@
-"""What several tests of training share: the sample on disk, and a run and an artifact of it."""
+"""Fixtures of training: the sample on disk, and a run and an artifact of it."""
 
 import os
 import resource

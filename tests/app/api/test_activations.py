@@ -22,9 +22,10 @@ from app.explore.pictures import tile_grid
 from tests.conftest import Connect, Picture
 from tests.support import sample
 from tests.support.applications import application_of
-from tests.support.inside_artifacts import DEVIATION, MEAN, averaging_network
+from tests.support.inside_artifacts import averaging_network
 from tests.support.pictures import as_png, shown
 from tests.support.problems import check
+from tests.support.tiny_networks import DEVIATION, MEAN
 from training.data import dataset
 from training.evaluate import load_network
 from training.export.layer_outputs import outputs_of

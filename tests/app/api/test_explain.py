@@ -25,10 +25,11 @@ from tests.support.fakes import (
     RecordingBackend,
     SlowBackend,
 )
-from tests.support.inside_artifacts import DEVIATION, MEAN, averaging_network
+from tests.support.inside_artifacts import averaging_network
 from tests.support.pictures import as_png
 from tests.support.problems import check
 from tests.support.servers import sockets
+from tests.support.tiny_networks import DEVIATION, MEAN
 from training.data import dataset
 
 pytestmark = pytest.mark.anyio

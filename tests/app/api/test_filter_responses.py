@@ -14,13 +14,12 @@ from app.explore.pictures import enlarged
 from tests.conftest import Connect
 from tests.support.artifacts import amend, copy_store
 from tests.support.inside_artifacts import (
-    DEVIATION,
-    MEAN,
     averaging_network,
     measured_images,
 )
 from tests.support.pictures import shown
 from tests.support.problems import check
+from tests.support.tiny_networks import DEVIATION, MEAN
 from training.data import dataset
 
 pytestmark = pytest.mark.anyio
