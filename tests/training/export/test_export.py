@@ -189,6 +189,7 @@ def test_a_graph_that_refers_to_a_file_that_is_not_listed_is_not_read(
         amend(path).read_graph(ONNX_GRAPH)
 
 
+@pytest.mark.slow
 def test_other_weights_in_the_graph_than_in_the_network_are_not_exported(
     what: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -219,6 +220,7 @@ def test_the_next_version_follows_the_highest(exported: Artifact, tmp_path: Path
     assert export.next_version(tmp_path, "tiny") == "1"
 
 
+@pytest.mark.slow
 def test_graphs_that_disagree_with_the_network_are_not_exported(
     what: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -240,6 +242,7 @@ def test_an_unfinished_run_is_not_exported(what: Export, tmp_path: Path) -> None
         export.export(replace(what, checkpoint=early), tmp_path)
 
 
+@pytest.mark.slow
 def test_too_many_other_predictions_on_the_test_images_are_not_exported(
     what: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -323,6 +326,7 @@ def test_confidence_is_fitted_on_the_held_out_images(
     assert threshold == pytest.approx(np.quantile(outputs.ood_scores, 0.95), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_without_held_out_images_nothing_is_said_of_confidence(
     what: Export, tmp_path: Path
 ) -> None:

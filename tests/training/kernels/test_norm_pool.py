@@ -184,6 +184,7 @@ def test_one_pixel_far_from_equal_ones_makes_no_variance_below_zero() -> None:
     torch.testing.assert_close(found["running_var"], expected["running_var"], rtol=0.02, atol=0)
 
 
+@pytest.mark.slow
 def test_torch_keeps_its_number_of_threads() -> None:
     script = """
 import torch

@@ -242,6 +242,7 @@ def _command(image_folder: Path, run: Path, *more: str) -> list[str]:
     return [sys.executable, "-m", "training.cli", "train", "simple-cnn", *options, *places, *more]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["before the first checkpoint", "after it"])
 def test_a_killed_run_ends_with_the_weights_of_an_undisturbed_one(
     image_folder: Path, tmp_path: Path, moment: str
