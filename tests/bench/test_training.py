@@ -19,6 +19,7 @@ from training.run.train import train
 
 # The DataLoader forks, as in the tutorial; Python 3.12 and newer warn where there are threads.
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning"),
     pytest.mark.usefixtures("as_deterministic_as_before"),
 ]
@@ -227,7 +228,6 @@ def test_exercise_prints_and_fills_the_documents_that_have_its_markers(
     assert text.endswith("<!-- /bench:exercise -->\nafter\n")
 
 
-@pytest.mark.slow
 def test_speednet_command_trains_every_seed_it_is_given(
     image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -37,6 +37,7 @@ def test_data_says_what_was_found(image_folder: Path) -> None:
     assert "240 training images in 10 classes: airplane" in output.replace("\n", " ")
 
 
+@pytest.mark.slow
 def test_a_training_that_is_interrupted_says_how_to_go_on(
     image_folder: Path, tmp_path: Path
 ) -> None:
@@ -118,10 +119,12 @@ def test_a_run_leaves_its_history_and_its_learning_curve(trained: Checkpoint) ->
         (["compare", "--store", "nowhere"], "Error: nowhere: holds no artifact"),
     ],
 )
+@pytest.mark.slow
 def test_an_error_is_one_line(arguments: list[str], message: str) -> None:
     assert _fail(*arguments).startswith(message)
 
 
+@pytest.mark.slow
 def test_a_crop_that_does_not_fit_the_network_is_refused(
     image_folder: Path, tmp_path: Path
 ) -> None:

@@ -16,6 +16,8 @@ from training.run import distributed
 from training.run.checkpoint import newest, open_run
 from training.run.distributed import Workers
 
+pytestmark = pytest.mark.slow  # each starts two processes that import torch
+
 IMPORTABLE = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 
@@ -46,7 +48,6 @@ def _training(image_folder: Path, run: Path, epochs: int) -> list[str]:
     return [*TORCHRUN, "-m", "training.cli", "train", "fc", *places, *options]
 
 
-@pytest.mark.slow
 def test_a_killed_worker_ends_the_run_with_a_word_and_resume_goes_on(
     image_folder: Path, tmp_path: Path
 ) -> None:
