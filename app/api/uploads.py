@@ -13,9 +13,10 @@ import asyncio
 import base64
 import re
 import reprlib
+import sys
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -41,6 +42,7 @@ MAX_FILENAME_CHARACTERS = 255
 MAX_BOUNDARY_BYTES = 256
 MAX_PART_HEADERS = 16
 MAX_PART_HEADER_BYTES = 4096
+MAX_PART_HEAD_BYTES = 64 << 10
 
 MAX_JSON_VALUES = 10_000
 """Limits the Python objects that a body of small values turns into; checked before parsing."""
@@ -58,6 +60,10 @@ _PARSER_LIMITS = {
     "bytes",
     "Maximum segment header count exceeded": f"a part has more than {MAX_PART_HEADERS} headers",
 }
+_MALFORMED = "multipart body is malformed"
+_UNFINISHED = "multipart body ends before its closing boundary"
+_HEAD_END = re.compile(rb"\A\r\n|\r\n\r\n")
+_FOLDED = re.compile(rb"(?:\A|\n)[ \t]")
 _DATA_URL = re.compile(r"data:image/[\w.+-]+;base64,")
 
 
@@ -286,81 +292,93 @@ def _boundary(content_type: bytes) -> bytes:
 
 
 async def _read_form(chunks: _Chunks, boundary: bytes, limits: UploadLimits) -> list[Upload]:
-    form = _Form(boundary, limits.max_images)
-    try:
-        while chunks.more:
-            form.feed(await chunks.read())
-        return form.finish()
-    except MultipartError as exc:
-        message = _PARSER_LIMITS.get(str(exc), str(exc))
-        raise MalformedUpload(f"multipart body is malformed: {message}") from exc
+    """Read a multipart body whose parts are all files.
+
+    The body is cut at its boundaries here, and the library reads the headers of each part. It must
+    not see a file: after a line that only begins like a boundary, it can take the next boundary for
+    data.
+    """
+    body = _Marked(chunks, len(b"\r\n--" + boundary + b"--"))
+    delimiter = re.compile(rb"\r\n--" + re.escape(boundary) + rb"(?:--|\r\n)")
+    files: list[Upload] = []
+    before, mark = await body.read_until(delimiter)
+    if b"--" + boundary in before:
+        raise MalformedUpload(f"{_MALFORMED}: its first boundary is not a line of its own")
+    while mark.endswith(b"\r\n"):
+        part = _parse_head(boundary, *await body.read_until(_HEAD_END, MAX_PART_HEAD_BYTES))
+        if (name := _text(part.name)) != "file":
+            raise MalformedUpload(
+                f"part {len(files)} is named {_quoting.repr(name)}; every part must be named 'file'"
+            )
+        if len(files) == limits.max_images:
+            raise _too_many(f"more than {limits.max_images}", limits.max_images)
+        data, mark = await body.read_until(delimiter)
+        if mark and not data:
+            raise EmptyUpload(f"part {len(files)} is empty")
+        files.append(Upload(data, _clean_filename(_text(part.filename or ""))))
+    if not mark:
+        raise MalformedUpload(_UNFINISHED)
+    while chunks.more:
+        await chunks.read()
+    if not files:
+        raise EmptyUpload("multipart body has no parts")
+    return files
 
 
-class _Form:
-    """A multipart body whose parts are all files."""
+class _Marked:
+    """A body that is cut at marks of up to `longest` bytes, which may stand across its pieces."""
 
-    def __init__(self, boundary: bytes, max_images: int) -> None:
-        self._parser = PushMultipartParser(
-            boundary,
-            max_header_size=MAX_PART_HEADER_BYTES,
-            max_header_count=MAX_PART_HEADERS,
-            header_charset="latin-1",  # which decodes anything; `_text` looks for UTF-8
-        )
-        self._delimiter = b"\r\n--" + boundary
-        self._max_images = max_images
-        self._files: list[Upload] = []
-        self._data: list[bytearray] = []
-        self._filename: str | None = None
+    def __init__(self, chunks: _Chunks, longest: int) -> None:
+        self._chunks = chunks
+        self._longest = longest
+        self._rest = bytearray(b"\r\n")  # the first boundary may lack its line end
 
-    def feed(self, chunk: bytes) -> None:
-        """Take the next piece of the body."""
-        for piece in self._pieces(chunk):
-            for event in self._parser.parse(piece):
-                if isinstance(event, MultipartSegment):
-                    self._begin(event)
-                elif event is None:
-                    self._end()
-                else:
-                    self._data.append(event)
+    async def read_until(
+        self, mark: re.Pattern[bytes], limit: int = sys.maxsize
+    ) -> tuple[bytes, bytes]:
+        """Return the bytes before the next mark, and the mark.
 
-    def finish(self) -> list[Upload]:
-        """Return the files."""
-        try:
-            self._parser.close()
-        except MultipartError as exc:
-            raise MalformedUpload("multipart body ends before its closing boundary") from exc
-        if not self._files:
-            raise EmptyUpload("multipart body has no parts")
-        return self._files
-
-    def _pieces(self, chunk: bytes) -> Iterator[bytes]:
-        """Cut before each boundary.
-
-        After a line that only begins like a boundary, the parser takes all of the piece for data.
+        Without a mark in the body, or in its next `limit` bytes, the mark returned is empty.
         """
         start = 0
-        while start < len(chunk):
-            end = chunk.find(self._delimiter, start + 1)
-            end = len(chunk) if end < 0 else end
-            yield chunk[start:end]
-            start = end
+        while not (found := mark.search(self._rest, start, limit)):
+            if len(self._rest) >= limit or not self._chunks.more:
+                return self._cut(limit), b""
+            start = max(0, len(self._rest) - self._longest)
+            self._rest += await self._chunks.read()
+        start, end = found.span()
+        return self._cut(start), self._cut(end - start)
 
-    def _begin(self, part: MultipartSegment) -> None:
-        name = _text(part.name)
-        if name != "file":
-            raise MalformedUpload(
-                f"part {len(self._files)} is named {_quoting.repr(name)}; every part must be "
-                "named 'file'"
-            )
-        if len(self._files) == self._max_images:
-            raise _too_many(f"more than {self._max_images}", self._max_images)
-        self._filename = _clean_filename(_text(part.filename or ""))
-        self._data = []
+    def _cut(self, size: int) -> bytes:
+        with memoryview(self._rest) as rest:  # a slice of the array itself would be one more copy
+            cut = bytes(rest[:size])
+        del self._rest[:size]
+        return cut
 
-    def _end(self) -> None:
-        if not self._data:
-            raise EmptyUpload(f"part {len(self._files)} is empty")
-        self._files.append(Upload(b"".join(self._data), self._filename))
+
+def _parse_head(boundary: bytes, headers: bytes, end: bytes) -> MultipartSegment:
+    """Return a part without its data, out of its headers and the line ends behind them."""
+    if not end and len(headers) == MAX_PART_HEAD_BYTES:
+        raise MalformedUpload(
+            f"{_MALFORMED}: the headers of a part have more than {MAX_PART_HEAD_BYTES} bytes"
+        )
+    # Nobody sends these, and the library's time for them grows with the square of their number.
+    if _FOLDED.search(headers):
+        raise MalformedUpload(f"{_MALFORMED}: a header continues on a second line")
+    parser = PushMultipartParser(
+        boundary,
+        max_header_size=MAX_PART_HEADER_BYTES,
+        max_header_count=MAX_PART_HEADERS,
+        header_charset="latin-1",  # which decodes anything; `_text` looks for UTF-8
+    )
+    try:
+        for event in parser.parse(b"--" + boundary + b"\r\n" + headers + end):
+            if isinstance(event, MultipartSegment):
+                return event
+    except MultipartError as exc:
+        message = _PARSER_LIMITS.get(str(exc), str(exc))
+        raise MalformedUpload(f"{_MALFORMED}: {message}") from exc
+    raise MalformedUpload(_UNFINISHED)
 
 
 def _text(latin_1: str) -> str:

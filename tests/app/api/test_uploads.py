@@ -2,9 +2,11 @@
 
 import asyncio
 import base64
+import contextlib
 import json
 import threading
 import time
+import tracemalloc
 from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
@@ -73,6 +75,27 @@ async def slowly(chunks: Iterable[bytes], pause: float = 0.0) -> AsyncIterator[b
 
 def part(disposition: str, data: bytes = b"x") -> bytes:
     return requests.part(disposition, data, boundary="b")
+
+
+async def read_form(body: bytes, step: int = 64 << 10) -> list[Upload]:
+    """Read a form with the boundary `a` from pieces that nobody else holds."""
+    at = 0
+
+    async def receive() -> Message:
+        nonlocal at
+        at += step
+        return {
+            "type": "http.request",
+            "body": body[at - step : at],
+            "more_body": at < len(body),
+        }
+
+    headers = {b"content-type": requests.form_type("a").encode()}
+    limits = UploadLimits(len(body), 32)
+    return await read(headers, receive, limits, Bodies(1 << 30).hold())
+
+
+HEAD = requests.part('name="file"', b"", boundary="a")[:-2]
 
 
 async def post_json(document: object) -> list[Upload]:
@@ -206,6 +229,11 @@ async def test_truncated_multipart_is_never_accepted() -> None:
         (MULTIPART, b"--b\r\nbad header\r\n\r\nx\r\n--b--", "malformed: Malformed segment"),
         (MULTIPART, b"--b\r\nA: " + b"x" * 5000 + b"\r\n\r\nx\r\n--b--", "more than 4096 bytes"),
         (MULTIPART, b"--b\r\n" + b"A: x\r\n" * 50 + b"\r\nx\r\n--b--", "more than 16 headers"),
+        (MULTIPART, b"--b\r\n" + b"A: x\r\n" * 50, "more than 16 headers"),
+        (MULTIPART, b"--b\r\nA: x\r\n" + b" \r\n" * 6000, "continues on a second line"),
+        (MULTIPART, b"--b\nA: x\n\nx\n--b--", "first boundary is not a line of its own"),
+        (MULTIPART, b"--bc\r\n" + part('name="file"') + b"--b--", "first boundary is not a line"),
+        (MULTIPART, b"x" + part('name="file"') * 2 + b"--b--", "first boundary is not a line"),
         (MULTIPART, b"--b\r\n\r\nx\r\n--b--", "malformed: Missing Content-Disposition"),
         (MULTIPART, part("x") + b"--b--", "part 0 is named ''; every part must be named 'file'"),
         (MULTIPART, part('name="other"') + b"--b--", "part 0 is named 'other'; every part must be"),
@@ -232,6 +260,72 @@ async def test_line_that_begins_like_a_boundary_is_data_in_chunks_of_any_size() 
     for step in (1, 5, 100, len(body)):
         chunks = [body[at : at + step] for at in range(0, len(body), step)]
         assert await post(slowly(chunks), MULTIPART) == [Upload(item) for item in data]
+
+
+@pytest.mark.parametrize("tail", [b"X", b"\r", b"-", b"-\r", b"XY", b"\rX", b"-X-", b"XYZ"])
+async def test_file_that_ends_like_a_boundary_does_not_swallow_the_next(tail: bytes) -> None:
+    line = b"\r\n--a" + tail
+    data = [b"x" + line, line * 2, line[2:], b"y"]
+    body = b"".join(HEAD + item + b"\r\n" for item in data) + b"--a--\r\nepilogue"
+    for step in range(1, len(body) + 1):
+        assert await read_form(body, step) == [Upload(item) for item in data], step
+
+
+async def test_file_that_ends_in_a_whole_boundary_is_refused_in_chunks_of_any_size() -> None:
+    body = HEAD + b"x\r\n--a\r\n" + HEAD + b"y\r\n--a--"
+    for step in range(1, len(body) + 1):
+        with pytest.raises(MalformedUpload, match="Malformed segment header"):
+            await read_form(body, step)
+
+
+async def test_content_length_of_a_part_is_ignored() -> None:  # RFC 7578 (4.8)
+    body = HEAD[:-2] + b"Content-Length: 7\r\n\r\nx\r\n--a--"
+    assert await read_form(body) == [Upload(b"x")]
+
+
+async def test_headers_of_a_part_are_limited_together() -> None:
+    line = b"A: " + b"x" * 4093 + b"\r\n"
+    body = b"--b\r\n" + line * 16 + b"\r\nx\r\n--b--"
+    for step in (1000, len(body)):
+        chunks = [body[at : at + step] for at in range(0, len(body), step)]
+        with pytest.raises(MalformedUpload, match="a part have more than 65536 bytes"):
+            await post(slowly(chunks), MULTIPART, limits=UploadLimits(100_000, 3))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        HEAD + b"\r\n--ax" * 349_525 + b"\r\n--a--",
+        HEAD + b"\r\n--a\r" * 299_593 + b"\r\n--a--",
+        b"\r\n--ax" * 349_525,
+        HEAD[:-2] + b"A: x\r\n" * 349_525,
+        HEAD[:-2] + b"A: " + b"x" * 4000 + b"\r\n \r\n" * 400_000,
+    ],
+    ids=["data", "data with line ends", "before the first part", "headers", "folded header"],
+)
+async def test_hostile_form_takes_little_time_and_memory(body: bytes) -> None:
+    async def read_it() -> None:
+        with contextlib.suppress(MalformedUpload):
+            await read_form(body)
+
+    started = time.process_time()
+    await read_it()
+    assert time.process_time() - started < 0.3
+    tracemalloc.start()
+    try:
+        await read_it()
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 2.3 * len(body)
+
+
+@pytest.mark.parametrize("tail", [";" * 4000, '; a="\\' * 660, ';a="' * 1000, "; " + " " * 4000])
+async def test_long_content_dispositions_take_no_long_time(tail: str) -> None:
+    body = requests.part('name="file"' + tail, b"x", boundary="a") * 32 + b"--a--"
+    started = time.process_time()
+    assert await read_form(body) == [Upload(b"x")] * 32
+    assert time.process_time() - started < 0.5
 
 
 async def test_semicolons_of_a_file_name_belong_to_it() -> None:
@@ -331,6 +425,7 @@ async def test_malformed_json_document_is_refused(document: object, message: str
         (b'{"images": NaN}', "body is not JSON"),
         (b'{"images": [-Infinity]}', "body is not JSON"),
         (b'{"images": ' + b"1" * 100 + b"}", "'images' is not a list"),
+        (b'{"images": [' + b"1" * 9000 + b"]}", "body is not JSON: number is infinity"),
         (b'{"images": [' + b"1" * 15_000 + b"]}", "body is not JSON: number is infinity"),
         (b"[" * 9000, "body is not JSON: depth limit exceeded"),
         (b'{"a":' * 2500, "body is not JSON: depth limit exceeded"),
