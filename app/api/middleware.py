@@ -69,7 +69,8 @@ class RequestMiddleware:
             ended_with = state_of(scope).ended_with
             if ended_with is None:
                 raise
-            answer.status = ended_with
+            if not answer.started:
+                answer.status = ended_with
         except Exception as exc:
             if answer.complete:
                 return  # Starlette has answered it with our handler, and raises it again
@@ -80,7 +81,16 @@ class RequestMiddleware:
 
 
 class _Answer:
-    """Adds the request id to an answer, records its status and drops the body for HEAD."""
+    """Adds the request id to an answer, records its status and drops the body for HEAD.
+
+    The start waits for the first part of the body, so an application that fails between the two
+    can still be answered for.
+
+    Attributes:
+        started: whether a part of the answer has been sent.
+        complete: whether all of it has.
+        status: of the answer.
+    """
 
     def __init__(self, send: Send, request_id: str, *, head: bool) -> None:
         self._send = send
@@ -88,17 +98,21 @@ class _Answer:
         self._head = head
         self.started = self.complete = False
         self.status = problems.STATUSES[ConvscopeError][0]
+        self._start: Message | None = None  # until it is sent
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            self.started = True
             self.status = message["status"]
             request_id = (REQUEST_ID, self._request_id.encode())
-            message = {**message, "headers": [*message["headers"], request_id]}
-        else:
-            self.complete = not message.get("more_body", False)
-            if self._head:
-                message = {**message, "body": b""}
+            self._start = {**message, "headers": [*message["headers"], request_id]}
+            return
+        if self._start is not None:
+            start, self._start = self._start, None
+            await self._send(start)
+        self.started = True
+        self.complete = not message.get("more_body", False)
+        if self._head:
+            message = {**message, "body": b""}
         await self._send(message)
 
 

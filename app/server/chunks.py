@@ -1,6 +1,6 @@
 """The end of a chunked body (RFC 9112, 7.1), found while its bytes arrive in pieces of any size."""
 
-_SIZE_BYTES = 64  # of a line; extensions and trailers behind them need not be kept
+_LINE_BYTES = 64  # kept of a line without its leading zeros; a size has at most 16 digits
 
 
 class ChunkedBody:
@@ -22,7 +22,7 @@ class ChunkedBody:
                 continue
             end = data.find(b"\n", place) + 1
             if not end:
-                self._line = (self._line + data[place : place + _SIZE_BYTES])[:_SIZE_BYTES]
+                self._line = (self._line + data[place:]).lstrip(b"0")[:_LINE_BYTES] or b"0"
                 break
             line = (self._line + data[place:end]).strip()
             place, self._line = end, b""

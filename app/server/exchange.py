@@ -185,8 +185,10 @@ class Exchange:
             self._complete()
 
     def _start(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        # Whether a client that waits for `100 Continue` will still send its body is unknown.
+        waits = self._expects_continue and not self.whole
         self._expects_continue = False
-        self.keep = self.keep and self._wire.may_stay_open
+        self.keep = self.keep and self._wire.may_stay_open and not waits
         length: int | None = None
         announced = False  # that the connection ends
         lines = [status_line(status), self._wire.date_header]

@@ -46,9 +46,9 @@ def head_too_large(size: int) -> HeadTooLarge:
 
 
 def framing_too_large(size: int) -> MalformedRequest:
-    """Return the error of a chunked body with `size` bytes of framing and no content."""
+    """Return the error of a chunked body with `size` bytes more of framing than of content."""
     return MalformedRequest(
-        f"{size} bytes of the body's framing hold no byte of the body; "
+        f"the body's chunks have {size} bytes more of framing than of content; "
         f"the limit is {MAX_HEAD_BYTES} bytes"
     )
 
@@ -60,7 +60,10 @@ def queue_full(limit: int) -> QueueFull:
 
 def refusal(error: Exception, request: RequestState) -> bytes:
     """Return the whole answer that refuses a request and announces the connection's end."""
-    return _answer(error, request.path, request.request_id, keep=False)
+    answer = _answer(error, request.path, request.request_id, keep=False)
+    if request.method == "HEAD":
+        answer = answer[: answer.index(b"\r\n\r\n") + 4]
+    return answer
 
 
 def shed_answer(limit: int, path: str, *, keep: bool) -> bytes:
@@ -80,7 +83,8 @@ def shed_answer(limit: int, path: str, *, keep: bool) -> bytes:
 def _shed_parts(limit: int, path: str, keep: bool) -> tuple[bytes, bytes, bytes]:
     """Return the parts of the answer around the two places of the request id."""
     answer = _answer(queue_full(limit), path, _PLACEHOLDER, keep=keep)
-    before, between, after = answer.split(_PLACEHOLDER.encode())
+    before, rest = answer.split(_PLACEHOLDER.encode(), 1)
+    between, after = rest.rsplit(_PLACEHOLDER.encode(), 1)  # a path may hold the same zeros
     return before, between, after
 
 

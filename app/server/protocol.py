@@ -38,6 +38,7 @@ DRAIN_BYTES = 64 << 20
 """How long and how much of an unwanted body is read away, so that its sender sees the answer."""
 
 _QUOTED_BYTES = 100  # of a target that an error repeats
+_LENGTH_DIGITS = 20  # of Content-Length: those of 2**64
 _EMPTY_LINE = b"\r\n\r\n"  # ends a head
 _UPGRADE = re.compile(rb"(?<=\r\n)upgrade:[^\r]*\r\n", re.IGNORECASE)
 
@@ -136,7 +137,7 @@ class HttpProtocol(asyncio.Protocol):
         self._parser = httptools.HttpRequestParser(self)
         self._state = State.IDLE
         self._since = 0.0  # when the state was entered
-        self._bytes = 0  # received in this state and, of a body, since its last content
+        self._bytes = 0  # received in this state; of a body, its framing less its content
         self._reading = True
         self._writable = asyncio.Event()
         self._writable.set()
@@ -191,7 +192,7 @@ class HttpProtocol(asyncio.Protocol):
     def abort(self) -> None:
         """Close at once, to make room or because the client does not read."""
         status, _ = problems.STATUSES[errors.TooManyConnections]
-        self._end_exchange(status)
+        self._end_exchange(problems.CLIENT_GONE if self in self._connections.blocked else status)
         self._close()
         self._connections.remove(self)
         self._transport.abort()
@@ -230,7 +231,7 @@ class HttpProtocol(asyncio.Protocol):
     def _move(self, event: Event) -> None:
         """Enter the state to which an event leads."""
         self._state = state = TRANSITIONS[self._state][event]
-        self._since, self._bytes = time.monotonic(), 0
+        self._since, self._bytes, self._head = time.monotonic(), 0, b""
         if state in _WAITING:
             self._connections.wait(self)
         elif state is State.ANSWERING:
@@ -270,7 +271,7 @@ class HttpProtocol(asyncio.Protocol):
                     return
                 if data:
                     self._move(Event.STARTED)
-                    self._head = self._tail = b""
+                    self._tail = b""
                     self._chunks = None
             if self._state not in _PARSING:
                 break
@@ -289,7 +290,7 @@ class HttpProtocol(asyncio.Protocol):
         if self._body_left:
             return min(self._body_left, len(data))
         if self._chunks is not None:
-            return self._chunks.end_in(data)
+            return self._chunks.end_in(data[:MAX_HEAD_BYTES])  # too much framing is noticed soon
         end = (self._tail + data[:3]).find(_EMPTY_LINE)
         if end >= 0:
             return end + len(_EMPTY_LINE) - len(self._tail)
@@ -311,10 +312,11 @@ class HttpProtocol(asyncio.Protocol):
         except httptools.HttpParserCallbackError:
             raise
         except httptools.HttpParserError as exc:
-            self._fault = errors.MalformedRequest(f"malformed HTTP/1.1 request: {exc}")
+            malformed = errors.MalformedRequest(f"malformed HTTP/1.1 request: {exc}")
+            self._fault = self._fault or malformed
         if self._state is State.DRAINING:
             self._discard(0)
-        elif self._fault is not None:
+        elif self._fault is not None and self._state is not State.CLOSED:
             self._refuse(self._fault)
         elif self._state is State.HEAD and self._bytes > MAX_HEAD_BYTES:
             self._refuse(head_too_large(self._bytes))
@@ -343,11 +345,15 @@ class HttpProtocol(asyncio.Protocol):
 
     def on_message_begin(self) -> None:
         """Forget the request before."""
+        if self._state is not State.HEAD:  # a body has ended before the bytes that were its own
+            self._fault = errors.MalformedRequest("the end of the request's body is ambiguous")
+            return
         self._method, self._target, self._headers = OTHER, b"", []
 
     def on_url(self, url: bytes) -> None:
         """Keep a part of the target."""
-        self._target += url
+        if self._state is State.HEAD:
+            self._target += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Keep a header; trailers behind a body are dropped."""
@@ -357,18 +363,19 @@ class HttpProtocol(asyncio.Protocol):
     def on_headers_complete(self) -> None:
         """Start the request, unless its head has a fault or the worker is full."""
         self._method = self._parser.get_method().decode()
-        length, hosts, expects_continue = 0, 0, False
+        version = self._parser.get_http_version()
+        length, hosts, expects_continue = b"0", 0, False
         for name, value in self._headers:
             if name == b"content-length":
-                length = int(value)
+                length = value.rstrip()
             elif name == b"transfer-encoding":
                 self._chunks = ChunkedBody()
             elif name == b"host":
                 hosts += 1
             elif name == b"expect":
-                expects_continue = value.lower() == b"100-continue"
+                expects_continue = version == "1.1" and value.lower() == b"100-continue"
         try:
-            self._check_head(hosts)
+            self._check_head(hosts, len(length))
             url = httptools.parse_url(self._target)  # a path or a whole URL: RFC 9112, 3.2.2
         except httptools.HttpParserInvalidURLError:
             shown = self._target[:_QUOTED_BYTES].decode("latin-1")
@@ -381,12 +388,11 @@ class HttpProtocol(asyncio.Protocol):
             return
         if self._parser.should_upgrade():
             return  # `_feed_parser` parses the head again, without the offer
-        self._body_left = length
+        self._body_left = int(length)
         if self._method == "POST" and self._connections.full:
             self._move(Event.SHED)
             return
         self._move(Event.TAKEN)
-        version = self._parser.get_http_version()
         raw_path = url.path or b"/"
         path = raw_path.decode()
         scope = {
@@ -404,17 +410,35 @@ class HttpProtocol(asyncio.Protocol):
             "headers": self._headers,
             "state": dict(self._lifespan_state),
         }
-        keep = version != "1.0" and self._parser.should_keep_alive()
-        self._exchange = Exchange(self, scope, keep=keep, expects_continue=expects_continue)
+        self._exchange = Exchange(
+            self, scope, keep=self._keeps_open, expects_continue=expects_continue
+        )
         self._task = self._loop.create_task(self._exchange.run(self._app))
         self._connections.tasks.add(self._task)
         self._task.add_done_callback(self._connections.tasks.discard)
 
-    def _check_head(self, hosts: int) -> None:
-        """Raise RequestError if the head is not taken."""
+    def _check_head(self, hosts: int, digits: int) -> None:
+        """Raise RequestError if the head is not taken.
+
+        Args:
+            hosts: the number of Host headers.
+            digits: the length of Content-Length.
+        """
+        if self._fault is not None:
+            raise self._fault
         if self._bytes > MAX_HEAD_BYTES:
             self._method = OTHER  # as if the rest of the head were still to come
             raise head_too_large(self._bytes)
+        line = self._head.partition(b"\r\n")[0]
+        if not line.endswith((b" HTTP/1.1", b" HTTP/1.0")):  # the parser also takes RTSP and others
+            shown = line.rpartition(b" ")[2][:_QUOTED_BYTES].decode("latin-1")
+            raise errors.MalformedRequest(
+                f"the request's first line ends in {shown!r}; it must end in HTTP/1.1 or HTTP/1.0"
+            )
+        if digits > _LENGTH_DIGITS:
+            raise errors.MalformedRequest(
+                f"Content-Length has {digits} digits; the limit is {_LENGTH_DIGITS}"
+            )
         if self._method == "CONNECT":
             raise errors.MalformedRequest("CONNECT is not taken")
         if hosts != 1 and (hosts or self._parser.get_http_version() == "1.1"):  # RFC 9112, 3.2
@@ -425,18 +449,24 @@ class HttpProtocol(asyncio.Protocol):
     def on_body(self, body: bytes) -> None:
         """Give the application a part of the body."""
         if self._state is State.BODY and self._exchange is not None:
-            self._bytes = 0
+            self._bytes -= 2 * len(body)  # counted once as received
             self._exchange.feed(body)
 
     def on_message_complete(self) -> None:
         """Wait for the answer, or for the next request if this one has its answer."""
+        if self._fault is not None:
+            return
         if self._state is State.SHEDDING:
-            keep = self._parser.should_keep_alive() and not self._connections.closing
-            self._answer_shed(keep=keep)
+            self._answer_shed(keep=self._keeps_open and not self._connections.closing)
         elif self._state is not State.HEAD:
             self._move(Event.WHOLE)
             if self._exchange is not None:
                 self._exchange.end_request()
+
+    @property
+    def _keeps_open(self) -> bool:
+        """Whether the client lets the connection stay open; after HTTP/1.0 it never does."""
+        return self._parser.get_http_version() == "1.1" and self._parser.should_keep_alive()
 
     # What is answered; `Wire`
 

@@ -42,6 +42,13 @@ def test_damaged_size_leaves_all_bytes_to_the_parser(damage: bytes) -> None:
     assert ChunkedBody().end_in(damage + b"hello") == len(damage) + 5
 
 
+@pytest.mark.parametrize("cut", [1, 63, 64, 65, 80, 81, 82, 83])
+def test_zeros_before_a_size_are_counted_in_any_packets(cut: int) -> None:
+    body, sent = ChunkedBody(), b"0" * 80 + b"10\r\n" + b"\r\n" * 8 + b"\r\n0\r\n\r\nGET"
+    assert body.end_in(sent[:cut]) == cut
+    assert body.end_in(sent[cut:]) == len(sent) - cut - 3
+
+
 def test_content_that_looks_like_an_end_is_passed_over_at_once() -> None:
     """A cut at each of them would cost a call of the parser for four bytes of content."""
     content = BODY[: BODY.index(b"trailer")]

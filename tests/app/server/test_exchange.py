@@ -2,13 +2,16 @@
 
 import asyncio
 import logging
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.api.middleware import RequestMiddleware
 from app.problems import Problem
+from app.server.chunks import ChunkedBody
 from app.server.connections import Connections, Share, Shares
 from app.server.exchange import BUFFERED_BYTES
 from app.server.protocol import HttpProtocol
@@ -240,10 +243,33 @@ async def test_leave_is_not_given_if_the_body_is_not_wanted_or_has_come(
     app = _sends(START, _body(b"no"))
     async with _connected(app, connections) as (reader, writer):
         writer.write(POST + b"Expect: 100-continue\r\n\r\n")
-        assert (await reader.readuntil(b"0\r\n\r\n")).startswith(b"HTTP/1.1 200 OK\r\n")
+        received = await reader.read()  # the client may send the body or not: nothing can follow
+        assert received.startswith(b"HTTP/1.1 200 OK\r\n")
+        assert b"connection: close" in _headers(received)
     async with _connected(_echo, connections) as (reader, writer):
         writer.write(POST + b"Expect: 100-continue\r\n\r\nfour")
         assert (await reader.readuntil(b"four")).startswith(b"HTTP/1.1 200 OK\r\n")
+
+
+async def test_old_client_is_not_told_to_continue(connections: Connections) -> None:
+    async with _connected(_echo, connections) as (reader, writer):
+        writer.write(POST.replace(b"1.1", b"1.0") + b"Expect: 100-continue\r\n\r\n")
+        await asyncio.sleep(0.05)
+        writer.write(b"four")
+        assert (await reader.read()).startswith(b"HTTP/1.1 200 OK\r\n")
+
+
+async def test_body_whose_end_is_ambiguous_is_refused(
+    connections: Connections, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The parser finds the end of a body where `ChunkedBody` does not."""
+    monkeypatch.setattr(ChunkedBody, "end_in", lambda _, data: len(data))
+    sent = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
+    received = await _ask(_echo, connections, sent + _get() + b"garbage")
+    assert received.startswith(b"HTTP/1.1 400 ")
+    assert received.count(b"HTTP/1.1 ") == 1
+    assert b"the end of the request's body is ambiguous" in received
+    assert not connections.working
 
 
 async def test_body_is_taken_no_faster_than_the_application_reads(
@@ -363,3 +389,48 @@ async def test_requests_sent_ahead_are_answered_at_shutdown_too(connections: Con
         received = await reader.read()
     assert received.count(b"done") == 3
     assert received.count(b"connection: close") == 1
+
+
+def _statuses(connections: Connections) -> list[str]:
+    """Return the statuses of the requests that the middleware has counted."""
+    text = connections.metrics.render("")[0].decode()
+    return re.findall(r'convscope_http_requests_total\{[^}]*status="(\d+)"', text)
+
+
+async def test_failure_between_start_and_body_is_counted_as_it_is_answered(
+    connections: Connections,
+) -> None:
+    async def fails(scope: Scope, receive: Receive, send: Send) -> None:
+        await _sends(_start(200))(scope, receive, send)
+        raise ValueError("between start and body")
+
+    received = await _ask(RequestMiddleware(fails, connections.metrics), connections, _get())
+    assert received.startswith(b"HTTP/1.1 500 ")
+    assert Problem.model_validate_json(received.partition(b"\r\n\r\n")[2]).status == 500
+    assert _statuses(connections) == ["500"]
+
+
+@pytest.mark.parametrize("started", [True, False])
+async def test_client_that_does_not_read_is_counted_by_the_answer_it_got(
+    connections: Connections, started: bool
+) -> None:
+    """It is closed while its answer, or one before, waits to be read."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] == "/":
+            await _sends(START, _body(bytes(64 << 20)))(scope, receive, send)
+        elif started:
+            await _sends(START, *[_body(bytes(1 << 20), more=True)] * 64)(scope, receive, send)
+        else:
+            await asyncio.sleep(60)
+
+    first = b"" if started else b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+    async with _connected(RequestMiddleware(app, connections.metrics), connections) as streams:
+        streams[1].write(first + _get())
+        while not connections.blocked or len(connections.tasks) != 1:
+            await asyncio.sleep(0.01)
+        (connection,) = connections.blocked
+        connection.abort()
+        while connections.tasks:
+            await asyncio.sleep(0.01)
+    assert _statuses(connections) == (["200"] if started else ["200", "499"])

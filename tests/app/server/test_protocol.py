@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from app.problems import Problem
-from app.server.overload import MAX_HEAD_BYTES, is_plain_post
+from app.server.overload import MAX_HEAD_BYTES, is_plain_post, shed_answer
 from bench.harness.requests import head, message
 from tests.conftest import Connect, Picture
 from tests.support.fakes import HeldBackend
@@ -151,6 +151,50 @@ def test_request_says_once_which_host_it_asks(
         assert _problem(received, 400).detail == detail
 
 
+@pytest.mark.parametrize(
+    ("line", "end"),
+    [
+        ("GET / HTTP/2.0", "HTTP/2.0"),
+        ("GET / HTTP/0.9", "HTTP/0.9"),
+        ("GET /", "/"),
+        ("DESCRIBE / RTSP/1.0", "RTSP/1.0"),
+        ("SOURCE / ICE/1.0", "ICE/1.0"),
+    ],
+)
+def test_other_versions_and_protocols_are_refused(server: Server, line: str, end: str) -> None:
+    with server.connect() as connection:
+        connection.sendall(f"{line}\r\nHost: x\r\n\r\n".encode())
+        problem = _problem(_read_all(connection), 400)
+    expected = f"the request's first line ends in '{end}'; it must end in HTTP/1.1 or HTTP/1.0"
+    assert problem.detail == expected
+
+
+@pytest.mark.parametrize(("zeros", "status"), [(15, 200), (16, 400), (5000, 400)])
+def test_length_has_a_limit_of_digits(
+    server: Server, picture: Picture, zeros: int, status: int
+) -> None:
+    body = picture("red").ljust(10_000, b"\0")
+    length = f"Content-Length: {'0' * zeros}{len(body)}"
+    with server.connect() as connection:
+        connection.sendall(
+            head("POST /predict", "Content-Type: image/png", "Connection: close", length) + body
+        )
+        received = _read_all(connection)
+    assert received.startswith(b"HTTP/1.1 %d " % status)
+    if status == 400:
+        detail = f"Content-Length has {zeros + 5} digits; the limit is 20"
+        assert _problem(received, 400).detail == detail
+
+
+def test_refusal_of_head_has_no_body(server: Server) -> None:
+    with server.connect() as connection:
+        connection.sendall(head("HEAD /", "Host: y"))
+        received = _read_all(connection)
+    assert received.startswith(b"HTTP/1.1 400 ")
+    assert re.search(rb"\r\ncontent-length: [1-9]", received)
+    assert received.index(b"\r\n\r\n") == len(received) - 4
+
+
 def test_slow_head_is_refused_in_time(server: Server) -> None:
     with server.connect() as connection:
         connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n")
@@ -280,6 +324,26 @@ async def test_worker_with_enough_to_do_refuses_posts_at_once_and_takes_gets(
         assert f"{line} 2.0" in metrics
     assert 'convscope_rejections_total{reason="queue-full"} 2.0' in metrics
     assert sum(map(len, backend.batches)) == 2
+
+
+@pytest.mark.parametrize("path", ["/predict", f"/{'0' * 32}", f"/{'0' * 64}"])
+def test_refusal_by_a_full_worker_repeats_any_path(path: str) -> None:
+    assert _problem(shed_answer(2, path, keep=True), 503).instance == path
+
+
+async def test_full_worker_closes_the_connection_of_an_old_client(
+    connect: Connect, picture: Picture
+) -> None:
+    async with connect(HeldBackend()) as client, sockets(client) as (port, connections):
+        connections.working = connections.settings.max_requests
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        post = _post(picture("red"), "Connection: keep-alive")
+        writer.write(post.replace(b"HTTP/1.1", b"HTTP/1.0", 1))
+        async with asyncio.timeout(10):
+            received = await reader.read()
+        writer.close()
+    _problem(received, 503)
+    assert b"connection: close\r\n" in received
 
 
 async def test_body_of_a_refused_request_need_not_arrive(
@@ -511,15 +575,22 @@ def test_what_has_been_answered_is_not_answered_again(server: Server) -> None:
 
 @pytest.mark.parametrize(
     "framing",
-    [b"0\r\nx: %b" % (b"a" * 500_000), b"1;%b" % (b"a" * 500_000)],
-    ids=["trailer", "chunk"],
+    [
+        b"0\r\nx: %b" % (b"a" * 500_000),
+        b"1;%b" % (b"a" * 500_000),
+        b"1\r\nx\r\n" * 50_000,
+        b"64\r\n%b\r\n" % bytes(100) + b"1;abc\r\nx\r\n" * 50_000,
+    ],
+    ids=["trailer", "chunk", "small chunks", "small chunks behind a large one"],
 )
 def test_endless_framing_of_a_body_is_refused(server: Server, framing: bytes) -> None:
     with server.connect() as connection:
         connection.sendall(head("POST /predict", "Transfer-Encoding: chunked"))
         connection.sendall(framing)
         problem = _problem(_read_all(connection), 400)
-    assert problem.detail.endswith("hold no byte of the body; the limit is 32768 bytes")
+    assert problem.detail.endswith(
+        " bytes more of framing than of content; the limit is 32768 bytes"
+    )
 
 
 async def test_requests_sent_ahead_count_as_work_one_after_the_other(

@@ -1,7 +1,18 @@
-import re
+"""The states of a connection: their drawing, and walks through them."""
 
-from app.server.protocol import TRANSITIONS, State
+import asyncio
+import re
+from random import Random
+
+import pytest
+from starlette.types import Receive, Scope, Send
+
+from app.server.connections import Connections, Share, Shares
+from app.server.protocol import TRANSITIONS, HttpProtocol, State
+from app.telemetry import logs
+from app.telemetry.metrics import Metrics
 from bench import ROOT
+from tests.conftest import MakeSettings
 
 
 def test_drawing_of_the_states_is_the_code() -> None:
@@ -27,3 +38,114 @@ def test_every_state_can_be_reached_and_left() -> None:
     reached = {target for moves in TRANSITIONS.values() for target in moves.values()}
     assert reached == set(State)
     assert {state for state, moves in TRANSITIONS.items() if not moves} == {State.CLOSED}
+
+
+class _Transport(asyncio.Transport):
+    """Takes everything that is written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._closing = False
+        self.written = bytearray()
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self.written += data
+
+    def write_eof(self) -> None: ...
+
+    def pause_reading(self) -> None: ...
+
+    def resume_reading(self) -> None: ...
+
+    def is_closing(self) -> bool:
+        return self._closing
+
+    def close(self) -> None:
+        self._closing = True
+
+    abort = close
+
+
+class _Protocol(HttpProtocol):
+    """Remembers what the parsing raises, wherever it is called from."""
+
+    raised: Exception | None = None
+
+    def _parse(self, data: bytes) -> None:
+        try:
+            super()._parse(data)
+        except Exception as exc:
+            self.raised = exc
+            raise
+
+
+async def _app(scope: Scope, receive: Receive, send: Send) -> None:
+    """Read the body if the path says so, then answer or fail."""
+    while "r" in scope["path"] and (await receive()).get("more_body"):
+        pass
+    if "s" in scope["path"]:
+        await asyncio.sleep(0)
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    if "f" in scope["path"]:
+        raise ValueError("as the path says")
+    await send({"type": "http.response.body", "body": b"x"})
+
+
+_LINES = [b"GET /%s HTTP/1.1", b"POST /%s HTTP/1.1", b"HEAD /%s HTTP/1.1", b"POST /%s HTTP/1.0"]
+_ODD_LINES = [b"GET /%s HTTP/2.0", b"SETUP /%s RTSP/1.0", b"CONNECT %s:1 HTTP/1.1", b"%s"]
+_PATHS = [b"", b"r", b"s", b"rs", b"f", b"rf", b"0" * 32]
+_HEADERS = [b"Expect: 100-continue", b"Connection: close", b"X: " + b"a" * 9000]
+_OFFER = b"Connection: Upgrade\r\nUpgrade: h2c"
+_BODIES = [
+    (b"X: y", b""),
+    (b"Content-Length: 5", b"hello"),
+    (b"Content-Length: 0005", b"hello"),
+    (b"Content-Length: " + b"0" * 5000 + b"5", b"hello"),
+    (b"Transfer-Encoding: chunked", b"0\r\n\r\n"),
+    (b"Transfer-Encoding: chunked", b"0" * 80 + b"5;a=b\r\nhello\r\n0\r\nX: y\r\n\r\n"),
+    (b"Transfer-Encoding: chunked", b"1\r\nx\r\n" * 9000 + b"0\r\n\r\n"),
+    (b"Transfer-Encoding: chunked", b"zz\r\n\r\n"),
+]
+
+
+def _request(random: Random) -> bytes:
+    """Return a request; one in five has a fault."""
+    line = random.choice(_LINES if random.random() < 0.9 else _ODD_LINES) % random.choice(_PATHS)
+    framing, body = random.choice(_BODIES)
+    headers = [b"Host: x", framing, *random.choices([*_HEADERS, _OFFER], k=random.randrange(3))]
+    request = b"\r\n".join([line, *headers, b"", body])
+    if random.random() < 0.1:
+        place = random.randrange(len(request))
+        request = request[:place] + random.randbytes(random.randrange(3)) + request[place + 1 :]
+    return request
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("seed", range(400))
+async def test_no_bytes_in_any_packets_raise_an_error(
+    make_settings: MakeSettings, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A walk through the states: requests and faults, cut anywhere, on a worker at times full."""
+    random = Random(seed)
+    monkeypatch.setattr(logs, "write_request", lambda *_: None)
+    connections = Connections(make_settings(), Metrics(), 10, Share(Shares(1), 0), paths=())
+    connection, transport = _Protocol(_app, connections, {}), _Transport()
+    connection.connection_made(transport)
+    sent = b"".join(_request(random) for _ in range(6))
+    while sent and not transport.is_closing():
+        size = random.choice([1, 10, 64, 1000, 40_000])
+        busy = connections.settings.max_requests * (random.random() < 0.1)
+        connections.working += busy
+        connection.data_received(sent[:size])
+        connections.working -= busy
+        sent = sent[size:]
+        for _ in range(random.randrange(4)):
+            await asyncio.sleep(0)
+    for _ in range(20):
+        await asyncio.sleep(0)
+    connection.connection_lost(None)
+    await asyncio.sleep(0)
+    assert connection.raised is None
+    assert transport.written.startswith(b"HTTP/1.1 ")
+    assert not connections.working
+    assert not connections.count
