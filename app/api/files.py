@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from starlette.responses import FileResponse, Response
+from starlette.responses import Response
 from starlette.staticfiles import PathLike, StaticFiles
 from starlette.types import Scope
 
@@ -25,10 +25,8 @@ class WholeFiles(StaticFiles):
         self, full_path: PathLike, stat_result: os.stat_result, scope: Scope, status_code: int = 200
     ) -> Response:
         """Return the file, or a 304 if the client's copy is current."""
+        scope["headers"] = [(name, value) for name, value in scope["headers"] if name != b"range"]
         response = super().file_response(full_path, stat_result, scope, status_code)
-        if isinstance(response, FileResponse):
-            del response.headers["accept-ranges"]
-            content = Path(full_path).read_bytes()
-            response = Response(content, status_code, dict(response.headers))
+        del response.headers["accept-ranges"]
         response.headers.update(self._headers)
         return response

@@ -1,6 +1,10 @@
+import builtins
+import io
 import re
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -107,6 +111,25 @@ async def test_who_asks_for_a_part_of_a_file_gets_all_of_it(
         response = await client.get(path, headers={"Range": part})
         assert (response.status_code, "accept-ranges" in response.headers) == (200, False)
         assert response.content == (await client.get(path)).content
+
+
+async def test_files_are_read_outside_the_event_loop(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[int] = []
+    open_file = builtins.open
+
+    def spy(*args: Any, **kwargs: Any) -> Any:
+        threads.append(threading.get_ident())
+        return open_file(*args, **kwargs)
+
+    monkeypatch.setattr(builtins, "open", spy)
+    monkeypatch.setattr(io, "open", spy)
+    for path in ("/", "/web/main.js", "/static-offline-docs/swagger-ui.css"):
+        threads.clear()
+        assert (await client.get(path)).status_code == 200
+        assert threads
+        assert threading.get_ident() not in threads
 
 
 @pytest.mark.parametrize(
