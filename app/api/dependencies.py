@@ -1,4 +1,4 @@
-"""The HTTP resources, one module each, and the dependencies that they share."""
+"""The service, the model and the class that a request asks for, for all routes."""
 
 from typing import cast
 
@@ -7,7 +7,7 @@ from fastapi import Request
 from app.api.queries import ModelQuery
 from app.api.state import Service
 from app.artifact.directory import Artifact
-from app.errors import InvalidParameter
+from app.errors import ConvscopeError, InvalidParameter
 from app.telemetry.requests import state_of
 
 
@@ -25,6 +25,14 @@ def artifact_of(request: Request, query: ModelQuery) -> Artifact:
     artifact = service_of(request).store.find(query.model, query.version)
     state_of(request.scope).model = artifact.ref
     return artifact
+
+
+def class_id_of(artifact: Artifact, name: str, error: type[ConvscopeError]) -> int:
+    """Return the index of a class of the model; raise `error` if there is none of this name."""
+    classes = artifact.manifest.classes
+    if name not in classes:
+        raise error(f"no class {name[:64]!r}; there are: {', '.join(classes)}")
+    return classes.index(name)
 
 
 def refuse_repeated(request: Request) -> None:

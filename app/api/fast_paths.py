@@ -16,8 +16,9 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from starlette.types import Receive, Scope, Send
 
+from app.api.dependencies import refuse_repeated
 from app.api.queries import PredictQuery, Query
-from app.api.routes import predict, refuse_repeated
+from app.api.routes import predict
 from app.telemetry.requests import state_of
 
 Endpoint = Callable[[Request], Awaitable[Response]]

@@ -9,8 +9,8 @@ import numpy as np
 from fastapi import Request
 
 from app.api import uploads
+from app.api.dependencies import service_of
 from app.api.openapi import TIMEOUT_HEADER
-from app.api.routes import service_of
 from app.api.state import Service
 from app.api.uploads import Upload
 from app.artifact.directory import Artifact

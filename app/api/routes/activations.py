@@ -6,11 +6,11 @@ import numpy as np
 from fastapi import APIRouter, Depends, Query, Request, Response
 from numpy.typing import NDArray
 
+from app.api.dependencies import artifact_of, refuse_repeated, service_of
 from app.api.negotiation import JSON, PNG, as_json, choose
 from app.api.openapi import document_body, document_problems
 from app.api.pictures import one_picture
 from app.api.queries import ActivationsQuery
-from app.api.routes import artifact_of, refuse_repeated, service_of
 from app.api.schemas import Activations
 from app.artifact.directory import Artifact, recent_filters
 from app.artifact.files import PIXELS

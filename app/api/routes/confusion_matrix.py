@@ -9,10 +9,10 @@ from typing import Annotated
 import numpy as np
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 
+from app.api.dependencies import artifact_of, class_id_of, refuse_repeated, service_of
 from app.api.negotiation import CSV, JSON, PNG, choose, respond_unless_known
 from app.api.openapi import document_problems
 from app.api.queries import ConfusionCellQuery, ConfusionMatrixQuery
-from app.api.routes import artifact_of, refuse_repeated, service_of
 from app.api.schemas import CellImage, ConfusionCell, ConfusionMatrix
 from app.artifact.directory import Artifact
 from app.artifact.examples import check_examples, read_examples
@@ -121,7 +121,10 @@ async def confusion_cell(
     """The test images of one cell of the confusion matrix, most confident predictions first."""
     artifact = artifact_of(request, query)
     media_type = choose(request, _CELL_OFFERS, query.format)
-    cell = _class_id(artifact, true), _class_id(artifact, predicted)
+    cell = (
+        class_id_of(artifact, true, UnknownClass),
+        class_id_of(artifact, predicted, UnknownClass),
+    )
     files = artifact.manifest.files
     check_examples(artifact)
     hashes = [files[name].sha256 for name in (EVALUATION, EXAMPLES)]
@@ -129,13 +132,6 @@ async def confusion_cell(
     draw: Callable[..., bytes | str] = _cell_as_png if media_type == PNG else _cell_as_json
     render = partial(service_of(request).explore, draw, artifact, cell, query)
     return await respond_unless_known(request, media_type, basis, render)
-
-
-def _class_id(artifact: Artifact, name: str) -> int:
-    classes = artifact.manifest.classes
-    if name not in classes:
-        raise UnknownClass(f"no class {name[:64]!r}; there are: {', '.join(classes)}")
-    return classes.index(name)
 
 
 def _cell_as_png(artifact: Artifact, cell: tuple[int, int], query: ConfusionCellQuery) -> bytes:

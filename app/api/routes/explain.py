@@ -5,11 +5,11 @@ from typing import Annotated
 import numpy as np
 from fastapi import APIRouter, Depends, Query, Request, Response
 
+from app.api.dependencies import artifact_of, class_id_of, refuse_repeated, service_of
 from app.api.negotiation import JSON, PNG, as_json, choose
 from app.api.openapi import document_body, document_problems
 from app.api.pictures import Picture, one_picture
 from app.api.queries import ExplainQuery
-from app.api.routes import artifact_of, refuse_repeated, service_of
 from app.api.schemas import Explanation
 from app.api.state import Service
 from app.artifact.directory import Artifact
@@ -53,7 +53,7 @@ async def explain(request: Request, query: Annotated[ExplainQuery, Query()]) -> 
     artifact = artifact_of(request, query)
     method = _method(artifact, query)
     media_type = choose(request, _OFFERS, query.format)
-    wanted = _class_id(artifact, query)
+    wanted = None if query.class_ is None else class_id_of(artifact, query.class_, InvalidParameter)
     gate = service.explain_gates[artifact.ref]
     async with one_picture(request, artifact) as picture, gate.enter():
         answer = await service.batchers[artifact.ref].submit(
@@ -85,15 +85,6 @@ def _method(artifact: Artifact, query: ExplainQuery) -> SaliencyMethod:
             "average pooling; method=occlusion works for every model"
         )
     return query.method
-
-
-def _class_id(artifact: Artifact, query: ExplainQuery) -> int | None:
-    if query.class_ is None:
-        return None
-    classes = artifact.manifest.classes
-    if query.class_ not in classes:
-        raise InvalidParameter(f"class={query.class_!r}: there are: {', '.join(classes)}")
-    return classes.index(query.class_)
 
 
 async def _ask_again(service: Service, artifact: Artifact, picture: Picture) -> Probabilities:

@@ -11,10 +11,10 @@ import numpy as np
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from numpy.typing import NDArray
 
+from app.api.dependencies import artifact_of, refuse_repeated, service_of
 from app.api.negotiation import JSON, PNG, as_json, choose, respond_unless_known
 from app.api.openapi import document_problems
 from app.api.queries import FilterQuery, FiltersQuery
-from app.api.routes import artifact_of, refuse_repeated, service_of
 from app.api.schemas import Filters
 from app.artifact.directory import Artifact, recent_filters
 from app.artifact.files import FILTERS, LAYERS, ONNX_GRAPH, RESPONSES, TORCHSCRIPT_GRAPH
@@ -101,7 +101,7 @@ def _tiles(
 ) -> NDArray[np.uint8]:
     """Return the pictures of all filters, or of one, uint8 `[filters,height,width,3]`."""
     chosen = slice(None) if index is None else slice(index, index + 1)
-    if not _shows_responses(artifact, layer, query):
+    if not _shows_strongest(artifact, layer, query):
         return filter_tiles(weights[chosen])
     patches = read_strongest(artifact, layer).patches
     kept = len(patches)
@@ -115,8 +115,8 @@ def _tiles(
     )
 
 
-def _shows_responses(artifact: Artifact, layer: str, query: FilterQuery) -> bool:
-    """Whether a picture shows responses: by default for every layer but the first."""
+def _shows_strongest(artifact: Artifact, layer: str, query: FilterQuery) -> bool:
+    """Whether a picture shows the strongest patches: by default for every layer but the first."""
     if query.show is not None:
         return query.show == "responses"
     layers = [record.name for record in artifact.manifest.layers if record.is_convolution]
@@ -159,25 +159,25 @@ def _as_json(
         more = {
             "index": index,
             "bias": None if biases is None else biases[index],
-            "responses": _responses(artifact, layer, index),
+            "responses": _strongest(artifact, layer, index),
         }
         content |= {name: value for name, value in more.items() if value is not None}
     return as_json(content)
 
 
-def _responses(artifact: Artifact, layer: str, index: int) -> list[dict[str, Any]] | None:
+def _strongest(artifact: Artifact, layer: str, index: int) -> list[dict[str, Any]] | None:
     try:
-        found = read_strongest(artifact, layer)
+        strongest = read_strongest(artifact, layer)
     except NothingToSee:
         return None
-    if index >= len(found.images):
+    if index >= len(strongest.images):
         return None
     return [
         {"image": image, "row": row, "column": column, "value": value}
         for image, (row, column), value in zip(
-            found.images[index].tolist(),
-            found.corners[index].tolist(),
-            found.values[index],
+            strongest.images[index].tolist(),
+            strongest.corners[index].tolist(),
+            strongest.values[index],
             strict=True,
         )
     ]

@@ -5,8 +5,8 @@ Live means that the event loop answers. Ready means that every model takes work 
 
 from fastapi import APIRouter, Request
 
+from app.api.dependencies import service_of
 from app.api.openapi import document_problems
-from app.api.routes import service_of
 from app.api.schemas import Health
 from app.errors import NotReady
 

@@ -4,7 +4,7 @@ import asyncio
 
 from fastapi import APIRouter, Request, Response
 
-from app.api.routes import service_of
+from app.api.dependencies import service_of
 
 router = APIRouter(tags=["operation"])
 

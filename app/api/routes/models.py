@@ -5,8 +5,8 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 
 from app.api import queries
+from app.api.dependencies import service_of
 from app.api.openapi import document_problems
-from app.api.routes import service_of
 from app.api.schemas import ModelVersion, ModelVersions
 from app.artifact.directory import Artifact
 from app.artifact.manifest import Manifest

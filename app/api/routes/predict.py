@@ -10,10 +10,10 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Query, Request, Response
 
 from app.api import uploads
+from app.api.dependencies import artifact_of, refuse_repeated, service_of
 from app.api.openapi import document_body, document_problems
 from app.api.pictures import decode_images, timeout_of
 from app.api.queries import PredictQuery
-from app.api.routes import artifact_of, refuse_repeated, service_of
 from app.api.schemas import Predictions
 from app.errors import DeadlineExceeded
 from app.inference.batcher import Answer

@@ -92,7 +92,7 @@ async def test_class_is_the_predicted_one_unless_it_is_named(
 @pytest.mark.parametrize(
     ("query", "detail"),
     [
-        ("class=violet", f"class='violet': there are: {', '.join(CLASSES)}"),
+        ("class=violet", f"no class 'violet'; there are: {', '.join(CLASSES)}"),
         ("method=gradcam", "method=gradcam: Input should be 'occlusion' or 'cam'"),
         ("format=csv", "format=csv: Input should be 'json', 'png' or 'overlay'"),
         (
