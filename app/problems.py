@@ -13,14 +13,13 @@ from pydantic import BaseModel, Field
 
 from app import errors
 from app.errors import ConvscopeError
+from app.telemetry.requests import MAX_PATH
 
 PROBLEM_JSON = "application/problem+json"
 INTERNAL = "the service failed; its log has more under this request_id"
 
 CLIENT_GONE = 499
 """nginx's status for a client that closed the connection before the answer; never sent."""
-
-_MAX_PATH = 256  # characters of a request's path that an answer repeats
 
 _log = structlog.get_logger(__name__)
 
@@ -117,7 +116,7 @@ def _render(
 
 def shorten(path: str) -> str:
     """Return as much of a request's path as an answer repeats."""
-    return path[:_MAX_PATH]
+    return path[:MAX_PATH]
 
 
 def reason(error: type[Exception]) -> str:

@@ -86,8 +86,9 @@ def check_by_script(script: str) -> None:
     )
     print(run.stdout)
     if run.returncode != 0:
-        log = Path(os.environ.get("CTR_DIR", "/tmp/ctr/work"), "log", "run-container.log")
-        pytest.fail(log.read_text() if log.exists() else run.stderr)
+        folder = os.environ.get("CTR_DIR")
+        log = Path(folder, "log", "run-container.log") if folder else None
+        pytest.fail(log.read_text() if log and log.exists() else run.stderr)
     passed = set(re.findall(r"^ok +(\S+)", run.stdout, re.MULTILINE))
     assert {"build", "run-http", "run-not-root", "run-health", "run-stop"} <= passed
     assert {"compose-up", "compose-ask", "compose-down"} <= passed

@@ -78,3 +78,24 @@ def test_paths_of_code_exist(document: Path) -> None:
     for path in set(paths) - examples:
         bases = (ROOT, ROOT / "app", ROOT / "training")
         assert any((base / path).exists() for base in bases), path
+
+
+GONE = {"app.contract", "app.backends", "app.drawing", "training.train"}
+"""Modules that the changelog calls by their former names."""
+
+
+@document
+def test_dotted_names_of_code_exist(document: Path) -> None:
+    names = set(re.findall(r"(?<![\w./])(?:app|training)(?:\.\w+)+", document.read_text()))
+    for name in names - {"training.md"} - (GONE if document.name == "CHANGELOG.md" else set()):
+        assert _names_code(name), name
+
+
+def _names_code(name: str) -> bool:
+    """Tell whether a dotted name is a module or a name in one, such as `app.main.create_app`."""
+    path = ROOT.joinpath(*name.split("."))
+    if path.is_dir() or path.with_suffix(".py").exists():
+        return True
+    module = path.parent if path.parent.is_dir() else path.parent.with_suffix(".py")
+    source = module / "__init__.py" if module.is_dir() else module
+    return source.exists() and re.search(rf"\b{path.name}\b", source.read_text()) is not None

@@ -126,7 +126,9 @@ def train(
         with watch(console) as reporter:
             last = run_training(recipe, source, run, reporter, device=device, resume=resume)
     except KeyboardInterrupt:
-        raise RunError(f"interrupted; {run} keeps what is finished: go on with --resume") from None
+        raise RunError(
+            f"interrupted; {run} has all finished epochs: continue with --resume"
+        ) from None
     if not is_first_process():
         return
     report.draw_learning_curve(last.state.history, run / report.LEARNING_CURVE)

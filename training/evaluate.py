@@ -17,10 +17,10 @@ from app.artifact.files import EVALUATION
 from app.artifact.manifest import Evaluation, Views, WeightFormat
 from app.artifact.tensors import Images, Outputs
 from training.architectures import find_architecture
+from training.architectures.rounding import rounded
+from training.architectures.views import with_views
 from training.data import dataset
 from training.errors import DataError, RunError
-from training.export.half_weights import rounded
-from training.export.views import with_views
 from training.run import durable
 from training.run.checkpoint import Checkpoint
 from training.run.train import compute_logits

@@ -59,7 +59,7 @@ def read_strongest(artifact: Artifact, layer: str) -> Strongest:
     """
     arrays = recent_arrays(artifact, RESPONSES) if RESPONSES in artifact.manifest.files else {}
     if _SHEET.format(layer) not in arrays:
-        raise NothingToSee(f"there is nothing to see of what {layer} responds to")
+        raise NothingToSee(f"the model has no strongest patches of the layer {layer}")
     sheet = arrays[_SHEET.format(layer)]
     return Strongest(
         unpack_sheet(artifact, RESPONSES, sheet, PATCHES, height=None),

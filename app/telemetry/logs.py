@@ -14,14 +14,13 @@ from typing import Any, Literal, TextIO
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
-from app.telemetry.requests import RequestState, current
+from app.telemetry.requests import MAX_PATH, RequestState, current
 
 LogFormat = Literal["auto", "text", "json"]
 
 _OURS = ("app", "convscope")
 _TALK_OF_INPUT = ("PIL",)  # they warn about what clients send
 _PROBES = frozenset({"/health/live", "/health/ready", "/metrics"})
-_MAX_PATH = 256
 _UVICORN = ("uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi")
 
 _requests = logging.getLogger("convscope.access")
@@ -38,7 +37,7 @@ def write_request(state: RequestState, status: int, seconds: float) -> None:
 
     JSON is written without the logging module, which would take longer than decoding the image.
     """
-    path, model = state.path[:_MAX_PATH], state.model
+    path, model = state.path[:MAX_PATH], state.model
     # Probes arrive every few seconds.
     level = logging.DEBUG if path in _PROBES else logging.INFO
     if not _requests.isEnabledFor(level):

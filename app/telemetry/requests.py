@@ -9,6 +9,9 @@ from typing import Any, cast
 SCOPE_KEY = "convscope.request"
 """Where the ASGI scope of a request holds its `RequestState`."""
 
+MAX_PATH = 256
+"""Characters of a request's path that an answer or a log line repeats."""
+
 
 def new_request_id() -> str:
     """Return an id for a request whose client gave none: 32 hexadecimal digits."""
@@ -17,7 +20,7 @@ def new_request_id() -> str:
 
 @dataclass(slots=True)
 class RequestState:
-    """What is known of one request.
+    """The facts about one request.
 
     Attributes:
         method: the client's, so HEAD stays HEAD.

@@ -242,7 +242,7 @@ def _kill(found: Findings, seconds: float) -> None:
         took = _until_replaced(service, set(before))
         result = load.result
     found.loads["SIGKILL"] = result
-    found.note("half of what is saturated, rate", f"{rate:,.0f}/s")
+    found.note("rate, half of the saturated throughput", f"{rate:,.0f}/s")
     found.at_most("until another worker serves", took, 3, " s")
     inside = rate * (result.latency[200].p50 / 1000) + USUAL
     found.at_most("requests lost (limit: what the connections can hold)", result.resets, inside)

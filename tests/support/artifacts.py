@@ -48,7 +48,7 @@ def directions() -> NDArray[np.float32]:
 
 
 def numpy_predict(images: Images) -> Probabilities:
-    """What the graph computes, without onnxruntime."""
+    """Return the graph's probabilities, computed without onnxruntime."""
     mean = images.astype(np.float32).mean(axis=(1, 2)) / 255 * 2 - 1
     logits = mean @ (directions() * SHARPNESS)
     exp = np.exp(logits - logits.max(axis=1, keepdims=True))
@@ -63,7 +63,7 @@ def _int8_weights() -> NDArray[np.int8]:
 
 
 def numpy_predict_int8(images: Images) -> Probabilities:
-    """What the int8 graph computes, without onnxruntime."""
+    """Return the int8 graph's probabilities, computed without onnxruntime."""
     mean = images.astype(np.float32).mean(axis=(1, 2)) / 255 * 2 - 1
     logits = np.rint(mean / INT8_STEP) * INT8_STEP @ (_int8_weights() * INT8_WEIGHT_STEP)
     exp = np.exp(logits - logits.max(axis=1, keepdims=True))

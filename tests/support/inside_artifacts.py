@@ -32,7 +32,7 @@ from training.export.examples import examples
 from training.export.graphs import ServedNetwork, onnx_graph
 from training.export.inside import (
     biases_and_classifier,
-    strongest_responses,
+    strongest_patches,
 )
 
 TEMPERATURE = 2.0
@@ -74,7 +74,7 @@ def write_averaging(store: Path) -> Artifact:
         "probabilities": served.predict(images[:4]).probabilities,
     }
     weights = biases_and_classifier(network, served.layers)
-    responses = strongest_responses(network, served.layers, images, MEAN, DEVIATION)
+    responses = strongest_patches(network, served.layers, images, MEAN, DEVIATION)
     files: dict[str, dict[str, NDArray[Any]]] = {
         GOLDEN: golden,
         LAYERS: {LAYER_OUTPUTS: np.frombuffer(layer_outputs, np.uint8), **weights},

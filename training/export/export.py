@@ -63,7 +63,7 @@ from training.export.half_weights import pack_onnx, packed
 from training.export.inside import (
     biases_and_classifier,
     first_filters_and_kernels,
-    strongest_responses,
+    strongest_patches,
 )
 from training.export.quantize import add_int8, choose_training_images
 from training.export.shared_weights import share_weights
@@ -214,10 +214,10 @@ def _write_inside(what: Export, served: ServedNetwork, answered: Answered, folde
     first = next(iter(first_filters_and_kernels(served.plain, dataset.IMAGE_SIZE).values()))
     (folder / FILTERS_PLOT).write_bytes(_filters_plot(first))
     state = what.checkpoint.state
-    responses = strongest_responses(
+    strongest = strongest_patches(
         served.plain, served.layers, answered.images, state.mean, state.deviation
     )
-    np.savez_compressed(folder / RESPONSES, allow_pickle=False, **responses)
+    np.savez_compressed(folder / RESPONSES, allow_pickle=False, **strongest)
 
 
 def _filters_plot(weights: NDArray[np.float32]) -> bytes:

@@ -17,11 +17,11 @@ from app.artifact.files import LAYER_OUTPUT, PIXELS
 from app.artifact.manifest import FEATURES, OOD_SCORE, Views
 from app.artifact.tensors import Images, Outputs
 from training.architectures.describe import averaged_layer, changing_layers, layers_of
+from training.architectures.views import with_views
 from training.data import dataset
 from training.errors import ExportError
 from training.export.layer_outputs import outputs_of
 from training.export.ood import OodScore
-from training.export.views import with_views
 
 OPSET = 20
 

@@ -1,55 +1,22 @@
 """Graphs whose kernels and matrices are stored in 16 bits and computed with in 32.
 
-`rounded` rounds a network's weights to float16 values before anything is measured. Packing a graph
-then loses nothing: the file is half as large, and the answers stay the same. A runtime widens the
-weights when it loads the graph. Biases and normalisation stay in 32 bits.
+The network's weights were rounded to float16 values before anything was measured
+(`training.architectures.rounding`). Packing a graph therefore loses nothing: the file is half as
+large, and the answers stay the same. A runtime widens the weights when it loads the graph.
 """
 
 import copy
-from itertools import pairwise
 
 import numpy as np
 import onnx
-import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from training.errors import ExportError
 from training.export.graphs import nodes_of_logits
 
-LARGEST = torch.finfo(torch.float16).max
 _SUFFIX = "_float16"
-
-
-@torch.no_grad()
-def rounded(network: nn.Module) -> nn.Module:
-    """Round a network's weights to float16 values, for evaluation; return the network.
-
-    A normalisation that follows a convolution becomes part of it first; an exporter would do so
-    after the rounding.
-
-    Raises:
-        ExportError: a weight is too large; the message names it and the limit.
-    """
-    for module in network.eval().modules():
-        if isinstance(module, nn.Sequential):
-            _fold_normalisation(module)
-    for name, parameter in network.named_parameters():
-        if parameter.ndim > 1:
-            largest = parameter.abs().max().item()
-            if not largest <= LARGEST:  # nor is NaN
-                raise ExportError(f"{name} holds {largest}; the limit of a float16 is {LARGEST}")
-            parameter.copy_(parameter.half().float())
-    return network
-
-
-def _fold_normalisation(layers: nn.Sequential) -> None:
-    for (name, layer), (next_name, following) in pairwise(layers.named_children()):
-        if isinstance(layer, nn.Conv2d) and isinstance(following, nn.BatchNorm2d):
-            setattr(layers, name, fuse_conv_bn_eval(layer, following))
-            setattr(layers, next_name, nn.Identity())
 
 
 def pack_onnx(graph: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""What an artifact keeps of the inside of a network, so that it can be looked at without torch.
+"""The inside of a network, for an artifact: a service without torch can show it.
 
 Kernels, biases, and the parts of test images to which each filter responds most. Nothing here
 writes a file or reads a data set.
@@ -22,7 +22,7 @@ from training.data import dataset
 from training.export.layer_outputs import outputs_of
 
 MOST_FILTERS = 1000
-"""Whose responses are kept, of all layers together: of each layer as many, its first ones."""
+"""Filters with strongest patches, over all layers: each layer has the same number, its first."""
 
 LARGEST_PART = 16
 """Side in pixels to which larger parts of an image are reduced."""
@@ -74,7 +74,7 @@ def biases_and_classifier(
     return arrays
 
 
-def strongest_responses(
+def strongest_patches(
     network: nn.Module,
     layers: Sequence[LayerRecord],
     images: Images,

@@ -1,1 +1,1 @@
-"""What a network can learn: a task's loss and metrics, a module each."""
+"""The loss and the metrics of each task, one module a task."""

@@ -35,7 +35,7 @@ def _weights(layer: str) -> Any:
     return averaging_network().get_parameter(f"{layer}.weight").detach().numpy()
 
 
-async def test_json_has_the_nine_strongest_responses_of_a_filter(
+async def test_json_has_the_nine_strongest_patches_of_a_filter(
     inside: httpx.AsyncClient,
 ) -> None:
     images, _, _ = measured_images()
@@ -115,7 +115,7 @@ async def test_older_model_is_drawn_as_weights_and_has_no_responses(
     )
     problem = check(response, 404)
     assert problem.type == "urn:convscope:problem:nothing-to-see"
-    assert problem.detail == "there is nothing to see of what conv2 responds to"
+    assert problem.detail == "the model has no strongest patches of the layer conv2"
 
 
 @pytest.mark.parametrize("query", ["", "&show=responses", "&show=weights", "&format=json"])

@@ -359,7 +359,7 @@ async def test_client_that_sends_its_next_request_early_has_not_gone(
 
 @pytest.fixture
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
-    """What has been decoded in a thread."""
+    """The files that were decoded in a thread."""
     found: list[bytes] = []
 
     def spy(data: bytes, *args: Any, **kwargs: Any) -> RgbImage:

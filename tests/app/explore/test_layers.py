@@ -112,12 +112,12 @@ def test_model_without_the_files_says_which_it_is(older: Artifact) -> None:
         Insides().open(older)
     with pytest.raises(NothingToSee, match="colour/1 was exported without the pictures"):
         read_examples(older, 0, 0)
-    with pytest.raises(NothingToSee, match="nothing to see of what conv1 responds to"):
+    with pytest.raises(NothingToSee, match="no strongest patches of the layer conv1"):
         read_strongest(older, "conv1")
 
 
 def test_layer_that_is_no_convolution_has_no_responses(artifact: Artifact) -> None:
-    with pytest.raises(NothingToSee, match="nothing to see of what relu1 responds to"):
+    with pytest.raises(NothingToSee, match="no strongest patches of the layer relu1"):
         read_strongest(artifact, "relu1")
 
 

@@ -1,4 +1,4 @@
-"""What an ASGI application is given by the server, and what becomes of its answers."""
+"""The server as an ASGI application sees it: its scope, its events and its answers."""
 
 import asyncio
 import logging

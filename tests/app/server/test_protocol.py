@@ -1,4 +1,4 @@
-"""What a client can hold of the service, on real sockets."""
+"""The limits of a connection, tested on real sockets."""
 
 import asyncio
 import json

@@ -22,7 +22,7 @@ SERVE = [*CONVSCOPE, "serve"]
 
 @dataclass
 class Load:
-    """What became of the requests of some clients that ask without a pause."""
+    """The answered and the lost requests of some clients that ask without a pause."""
 
     url: str
     body: bytes

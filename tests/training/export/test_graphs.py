@@ -20,10 +20,10 @@ from tests.support.tiny_networks import (
     tiny_network,
     write_graphs,
 )
+from training.architectures.rounding import rounded
 from training.data import dataset
 from training.export.confidence import fit_ood_score
 from training.export.graphs import ServedNetwork, nodes_of_logits
-from training.export.half_weights import rounded
 from training.export.layer_outputs import outputs_of
 
 Pair = tuple[ServedNetwork, Artifact]

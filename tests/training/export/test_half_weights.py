@@ -12,12 +12,13 @@ from app.artifact.files import ONNX_GRAPH, TORCHSCRIPT_GRAPH
 from app.inference.backends import open_backend
 from tests.support.training_fixtures import TINY, train_quietly
 from training.architectures import find_architecture
+from training.architectures.rounding import rounded
 from training.data import dataset
 from training.errors import ExportError
 from training.evaluate import evaluate
 from training.export.export import Export, export
 from training.export.graphs import ServedNetwork, onnx_graph
-from training.export.half_weights import pack_onnx, rounded, unpack_onnx
+from training.export.half_weights import pack_onnx, unpack_onnx
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +63,13 @@ def test_an_artifact_with_float16_weights_says_so_and_both_graphs_hold_them(half
         warnings.simplefilter("ignore", DeprecationWarning)
         script = torch.jit.load(half.path / TORCHSCRIPT_GRAPH)
     assert {p.dtype for p in script.parameters() if p.ndim > 1} == {torch.float16}
+
+
+def test_its_torchscript_is_little_more_than_half_as_large(
+    half: Artifact, exported: Artifact
+) -> None:
+    sizes = [(artifact.path / TORCHSCRIPT_GRAPH).stat().st_size for artifact in (half, exported)]
+    assert sizes[0] < 0.6 * sizes[1]
 
 
 def test_its_backends_agree_with_each_other_and_in_int8(half: Artifact) -> None:

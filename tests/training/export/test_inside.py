@@ -1,4 +1,4 @@
-"""What an artifact keeps of a network's inside, held against the network itself."""
+"""An artifact's record of a network's inside, compared with the network itself."""
 
 import io
 from typing import Any
@@ -26,13 +26,13 @@ def _records(network: nn.Module) -> tuple[LayerRecord, ...]:
     return changing_layers(layers_of(network, torch.empty(1, 3, 32, 32)))
 
 
-def _responses(network: nn.Module, images: Images) -> Arrays:
-    return inside.strongest_responses(network, _records(network), images, MEAN, DEVIATION)
+def _strongest(network: nn.Module, images: Images) -> Arrays:
+    return inside.strongest_patches(network, _records(network), images, MEAN, DEVIATION)
 
 
 @torch.no_grad()
 def _maps(network: nn.Sequential, layer: str, images: Images) -> NDArray[np.float32]:
-    """What a layer gives, `[N,C,h,w]`: the layers up to it, one after the other."""
+    """Return a layer's output, `[N,C,h,w]`, computed layer by layer."""
     values = dataset.normalize(torch.from_numpy(images), MEAN, DEVIATION)
     for name, module in network.named_children():
         values = module(values.clone())
@@ -54,7 +54,7 @@ def images() -> Images:
 
 @pytest.fixture(scope="module")
 def found(network: nn.Sequential, images: Images) -> Arrays:
-    return _responses(network, images)
+    return _strongest(network, images)
 
 
 def test_the_kernels_of_every_convolution_are_kept_in_order(network: nn.Sequential) -> None:
@@ -162,7 +162,7 @@ def test_who_sees_the_whole_image_is_shown_with_the_whole_image(images: Images) 
     network.conv = nn.Conv2d(3, 2, 3, padding=1)
     network.average = nn.AdaptiveAvgPool2d(1)
     network.mix = nn.Conv2d(2, 5, 1)
-    found = _responses(network.eval(), images)
+    found = _strongest(network.eval(), images)
     parts = _parts(found, "mix")
     assert parts.shape == (5, 9, 16, 16, 3)
     assert not found["mix.corners"].any()
@@ -174,7 +174,7 @@ def test_batches_change_nothing(
     network: nn.Sequential, images: Images, found: Arrays, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(inside, "_BATCH", 7)
-    batched = _responses(network, images)
+    batched = _strongest(network, images)
     assert batched.keys() == found.keys()
     for name, array in batched.items():
         np.testing.assert_allclose(array, found[name], rtol=1e-5, atol=1e-5, err_msg=name)
@@ -184,7 +184,7 @@ def test_every_layer_keeps_as_many_of_its_first_filters(
     network: nn.Sequential, images: Images, found: Arrays, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(inside, "MOST_FILTERS", 7)
-    few = _responses(network, images)
+    few = _strongest(network, images)
     for layer in CONVOLUTIONS:
         assert np.array_equal(few[f"{layer}.images"], found[f"{layer}.images"][:3])
         assert _parts(few, layer).shape[0] == 3
@@ -193,6 +193,6 @@ def test_every_layer_keeps_as_many_of_its_first_filters(
 def test_there_are_no_responses_without_convolutions_or_without_nine_images(
     network: nn.Sequential, images: Images
 ) -> None:
-    assert _responses(flat_network(), images) == {}
-    assert _responses(network, images[:8]) == {}
-    assert _responses(network, images[:9])
+    assert _strongest(flat_network(), images) == {}
+    assert _strongest(network, images[:8]) == {}
+    assert _strongest(network, images[:9])

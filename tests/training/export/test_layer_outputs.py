@@ -4,8 +4,8 @@ from torch import Tensor, nn
 
 from app.artifact.files import PIXELS
 from tests.support.tiny_networks import tiny_network
+from training.architectures.views import with_views
 from training.export.layer_outputs import outputs_of
-from training.export.views import with_views
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def image() -> Tensor:
 
 @torch.no_grad()
 def _step_by_step(network: nn.Sequential, image: Tensor) -> dict[str, Tensor]:
-    """What every layer gives, computed one after the other on copies."""
+    """Return every layer's output, computed one after the other on copies."""
     found = {PIXELS: image}
     for name, layer in network.named_children():
         image = layer(image.clone())

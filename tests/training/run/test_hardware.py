@@ -1,4 +1,4 @@
-"""What training asks of the machine."""
+"""The processor, the memory and the arithmetic that training finds on a machine."""
 
 import platform
 import subprocess

@@ -2,7 +2,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name that the field uses
 
-from training.export.views import with_views
+from training.architectures.views import with_views
 
 
 class _Pixels(nn.Module):
