@@ -188,11 +188,14 @@ class HttpProtocol(asyncio.Protocol):
         self._connections.blocked.pop(self, None)
         if self._state is State.CLOSED:
             self._connections.blocked[self] = time.monotonic()
+        elif self._state is State.IDLE:
+            self.resume_reading()
+            self.data_received(b"")
 
     def abort(self) -> None:
         """Close at once, to make room or because the client does not read."""
         status, _ = problems.STATUSES[errors.TooManyConnections]
-        self._end_exchange(problems.CLIENT_GONE if self in self._connections.blocked else status)
+        self._end_exchange(status)
         self._close()
         self._connections.remove(self)
         self._transport.abort()
@@ -248,9 +251,10 @@ class HttpProtocol(asyncio.Protocol):
     # What arrives
 
     def data_received(self, data: bytes) -> None:
-        """Parse, unless a request is being answered; keep what has been sent ahead."""
+        """Parse, unless a request is being answered; keep bytes that were sent ahead."""
+        data, self._ahead = self._ahead + data, b""
         if self._state is State.ANSWERING:
-            self._keep(self._ahead + data)
+            self._keep(data)
         else:
             self._parse(data)
 
@@ -263,6 +267,9 @@ class HttpProtocol(asyncio.Protocol):
         """Parse request after request, until one of them has to be answered."""
         while data:
             if self._state is State.IDLE:
+                if not self._writable.is_set():  # the client has answers to read first
+                    self._keep(data)
+                    return
                 data = data.lstrip(b"\r\n")  # RFC 9112, 2.2
                 if self._connections.full and is_plain_post(data):
                     self._target = data[5 : data.index(b" ", 5)]
@@ -504,10 +511,14 @@ class HttpProtocol(asyncio.Protocol):
         """Go on to the next request, or to the end of this one's body, or close."""
         self._exchange = self._task = None
         self._end_work()
-        self._move(Event.ANSWERED if keep else Event.ANSWERED_LAST)
+        if keep:
+            self._move(Event.ANSWERED)
+        elif self._ahead:  # unread bytes would reset the connection, and the answer with it
+            self._move(Event.REFUSED)
+        else:
+            self._move(Event.ANSWERED_LAST)
         if self._state is State.IDLE:
-            data, self._ahead = self._ahead, b""
-            self._parse(data)
+            self.data_received(b"")
 
     def _answer_shed(self, *, keep: bool) -> None:
         """Refuse a request that has arrived whole because the worker is full."""

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
+import psutil
 import pytest
 
 from app.problems import Problem
@@ -497,6 +498,29 @@ async def test_bytes_sent_ahead_are_not_taken_without_a_limit(
         for _ in range(1000):
             await reader.readuntil(b'{"status":"live"}')
         writer.transport.abort()
+
+
+def test_client_that_reads_no_answer_gets_no_further_one(server: Server) -> None:
+    """Else the answers to requests sent ahead pile up in the worker's memory."""
+    (worker,) = server.workers
+    bundle = head("GET /static-offline-docs/swagger-ui-bundle.js")
+    before = psutil.Process(worker).memory_info().rss
+    with server.connect() as connection:
+        connection.sendall(bundle * 300)
+        time.sleep(2)
+        grown = psutil.Process(worker).memory_info().rss - before
+        received = len(connection.recv(1 << 20))
+        while received < 5_000_000:  # some of the answers; all of them would be 450 MB
+            received += len(connection.recv(1 << 20))
+    assert grown < 30 << 20
+
+
+def test_last_answer_is_not_lost_by_bytes_behind_its_request(server: Server) -> None:
+    """Closing with unread bytes resets the connection, which discards what the client has."""
+    with server.connect() as connection:
+        connection.sendall(head("GET /metrics", "Connection: close") + b"x" * 400_000)
+        received = _read_all(connection)
+    assert received.startswith(b"HTTP/1.1 200 ")
 
 
 def test_slow_body_behind_another_request_is_refused_in_time(server: Server) -> None:
