@@ -10,6 +10,9 @@ from app.artifact.directory import Artifact
 from app.errors import ConvscopeError, InvalidParameter
 from app.telemetry.requests import state_of
 
+MAX_PARAMETERS = 64
+"""Of a query; no resource has more than eight."""
+
 
 def service_of(request: Request) -> Service:
     """Return the process's service."""
@@ -36,8 +39,15 @@ def class_id_of(artifact: Artifact, name: str, error: type[ConvscopeError]) -> i
 
 
 def refuse_repeated(request: Request) -> None:
-    """Raise InvalidParameter if a query parameter is given twice: either could be meant."""
-    names = [name for name, _ in request.query_params.multi_items()]
-    if len(set(names)) < len(names):
-        repeated = next(name for name in names if names.count(name) > 1)
-        raise InvalidParameter(f"query parameter {repeated[:64]!r} stands more than once")
+    """Raise InvalidParameter if a query parameter is given twice: either could be meant.
+
+    A query of very many parameters is refused before it is parsed.
+    """
+    count = request.scope["query_string"].count(b"&") + 1
+    if count > MAX_PARAMETERS:
+        raise InvalidParameter(f"the query has {count} parameters; the limit is {MAX_PARAMETERS}")
+    seen: set[str] = set()
+    for name, _ in request.query_params.multi_items():
+        if name in seen:
+            raise InvalidParameter(f"query parameter {name[:64]!r} stands more than once")
+        seen.add(name)

@@ -317,6 +317,18 @@ async def test_parameter_that_stands_twice_is_refused(
     assert check(response, 422).detail == "query parameter 'top_k' stands more than once"
 
 
+@pytest.mark.parametrize("path", ["/predict", "/explain", "/filters"])
+async def test_query_of_very_many_parameters_is_refused_unparsed(
+    client: httpx.AsyncClient, path: str
+) -> None:
+    """To look for a name that stands twice would take a time that grows with their square."""
+    query = "&".join([*(f"{index:x}" for index in range(9000)), "0"])
+    method = "GET" if path == "/filters" else "POST"
+    response = await client.request(method, f"{path}?{query}")
+    expected = "the query has 9001 parameters; the limit is 64"
+    assert check(response, 422).detail == expected
+
+
 async def test_image_of_a_client_that_has_gone_is_never_computed(
     connect: Connect, picture: Picture
 ) -> None:
