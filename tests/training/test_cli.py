@@ -59,7 +59,7 @@ def test_a_training_that_is_interrupted_says_how_to_go_on(
         process.kill()
     assert process.returncode == 1
     [line] = said.splitlines()
-    assert line == f"Error: interrupted; {run} keeps what is finished: go on with --resume"
+    assert line == f"Error: interrupted; {run} has all finished epochs: continue with --resume"
 
 
 def test_every_field_of_a_recipe_is_an_option(image_folder: Path, tmp_path: Path) -> None:
