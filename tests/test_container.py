@@ -23,7 +23,7 @@ RUN_ARGUMENTS = [
     "--tmpfs=/tmp",
     "--cap-drop=ALL",
     "--security-opt=no-new-privileges",
-    f"--volume={REPOSITORY / 'tests'}:/probe:ro",
+    f"--volume={REPOSITORY / 'tests' / 'support'}:/probe:ro",
 ]
 
 
