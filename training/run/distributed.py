@@ -10,6 +10,7 @@ machines must share it.
 
 import os
 import signal
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -102,6 +103,10 @@ def local_index() -> int:
 def join(device: torch.device) -> Iterator[Workers]:
     """Connect the processes that torchrun has started, if it has, for one run.
 
+    Wrapped networks must be gone when the body ends: the last reference to the group of processes
+    would be theirs, and giving it up waits for gloo's threads, which wait for the interpreter's
+    lock (pytorch/pytorch#56297). An error's frames are cleared, so that they keep none.
+
     Raises:
         RunError: another process is gone or does not answer, or torchrun's variables are missing.
     """
@@ -114,8 +119,9 @@ def join(device: torch.device) -> Iterator[Workers]:
     try:
         _meet("nccl" if device.type == "cuda" else "gloo")
         yield Workers(distributed.get_rank(), distributed.get_world_size())
-    except RuntimeError as exc:
-        if not _is_communication(exc):
+    except Exception as exc:
+        traceback.clear_frames(exc.__traceback__)
+        if not (isinstance(exc, RuntimeError) and _is_communication(exc)):
             raise
         raise RunError(f"{GONE} ({exc})") from exc
     finally:

@@ -128,20 +128,31 @@ def train(
     # Deterministic algorithms would also fill every new tensor, in case it is read before written.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     with distributed.join(torch_device) as workers:
-        if recipe.batch_size < workers.count:
-            raise RecipeError(
-                f"batch_size is {recipe.batch_size}; {workers.count} processes need at least "
-                f"{workers.count}"
-            )
         workers.check_same((last.state.epoch if last else 0, recipe.model_dump(), source.sha256))
-        run = _prepare(recipe, source, torch_device, workers)
-        state = _new_state(run, source)
-        if last is not None:
-            last.load(run.learner, run.proxy)
-            state = last.state.resumed_on(state)
-        _train_epochs(run, state, run_dir, reporter if workers.is_first else SilentReporter())
-        workers.wait_for_all()
+        _train_together(recipe, source, torch_device, workers, run_dir, last, reporter)
     return checkpoint.open_run(run_dir)
+
+
+def _train_together(
+    recipe: Recipe,
+    source: dataset.Source,
+    device: torch.device,
+    workers: Workers,
+    run_dir: Path,
+    last: Checkpoint | None,
+    reporter: Reporter,
+) -> None:
+    """Train as one of the processes, from the last checkpoint; return when all have ended.
+
+    A function of its own, because networks must be gone when the processes part (`join`).
+    """
+    run = _prepare(recipe, source, device, workers)
+    state = _new_state(run, source)
+    if last is not None:
+        last.load(run.learner, run.proxy)
+        state = last.state.resumed_on(state)
+    _train_epochs(run, state, run_dir, reporter if workers.is_first else SilentReporter())
+    workers.wait_for_all()
 
 
 def _train_epochs(run: Run, state: RunState, run_dir: Path, reporter: Reporter) -> None:
@@ -323,6 +334,11 @@ def compute_logits(
 
 def _prepare(recipe: Recipe, source: dataset.Source, device: torch.device, workers: Workers) -> Run:
     """Load and split the images, and build the networks."""
+    if recipe.batch_size < workers.count:
+        raise RecipeError(
+            f"batch_size is {recipe.batch_size}; {workers.count} processes need at least "
+            f"{workers.count}"
+        )
     images = source.load_train()
     chosen, held = dataset.split_holdout(images.labels, recipe.holdout, recipe.split_seed)
     if len(chosen) < workers.count:

@@ -3,15 +3,21 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
+from contextlib import nullcontext
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from tests.support import gradient_worker
-from training.errors import RunError
+from tests.support.training_fixtures import TINY, train_quietly
+from training.data.dataset import Source
+from training.errors import Diverged, RunError
 from training.run import distributed
 from training.run.checkpoint import newest, open_run
 from training.run.distributed import Workers
@@ -206,3 +212,45 @@ def test_shares_hold_every_image_once_and_their_weights_make_the_global_mean(ima
         for worker, share in zip(workers, shares, strict=True)
     ]
     assert float(sum(means)) / 3 == pytest.approx((images - 1) / 2)
+
+
+class _Wrapped(nn.Module):
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        return cast(Tensor, self.network(images))
+
+
+@pytest.mark.parametrize("error", [None, Diverged("the loss is nan")])
+def test_wrapped_networks_are_gone_when_the_processes_part(
+    source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception | None
+) -> None:
+    """Else the last reference to the group of processes would be theirs, and block."""
+    wrapped: list[weakref.ref[nn.Module]] = []
+    left: list[bool] = []
+
+    def wrap(_: Workers, network: nn.Module) -> nn.Module:
+        wrapper = _Wrapped(network)
+        wrapped.append(weakref.ref(wrapper))
+        return wrapper
+
+    def check(*_: object) -> None:
+        if error is not None:
+            raise error
+
+    monkeypatch.setenv("RANK", "0")
+    for name, result in {"init_process_group": None, "get_rank": 0, "get_world_size": 1}.items():
+        monkeypatch.setattr(torch.distributed, name, lambda *_, result=result: result)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(
+        torch.distributed,
+        "destroy_process_group",
+        lambda: left.extend(one() is not None for one in wrapped),
+    )
+    monkeypatch.setattr(Workers, "average_gradients_of", wrap)
+    monkeypatch.setattr("training.run.train.check_finite", check)
+    with pytest.raises(Diverged) if error else nullcontext():
+        train_quietly(TINY.replace(architecture="fc", epochs=1), source, tmp_path)
+    assert left == [False]
