@@ -1,10 +1,11 @@
-"""The loops of `norm_pool`, compiled by numba at their first call.
+"""The loops of `norm_pool`, compiled by numba at their first call and kept for later processes.
 
 Images are `[N,H,W,C]` with even height and width, in float32 or in bfloat16, which NumPy does not
 have and which comes as the uint16 of its bits. Arithmetic and the sums over an image are float32;
 sums over images are float64. The number of threads changes no result. Knows nothing of torch.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,18 @@ Array = npt.NDArray[Any]
 
 NONE = np.uint8(4)
 """The place of a 2×2 window without a positive pixel; the others are 0 to 3, row by row."""
+
+
+def _compiled(*, parallel: bool = False) -> Callable[[Callable[..., Any]], Any]:
+    """Compile at the first call, and keep the code if numba finds a folder to write it to."""
+
+    def compile_(function: Callable[..., Any]) -> Any:
+        try:
+            return njit(cache=True, parallel=parallel)(function)
+        except RuntimeError:  # neither beside this file nor in the user's cache
+            return njit(parallel=parallel)(function)
+
+    return compile_
 
 
 def _widen(value: Any) -> Any:
@@ -48,7 +61,7 @@ def _narrow_typed(value: Any, like: Any) -> Any:  # noqa: ARG001 - overloads hav
     return rounded
 
 
-@njit()
+@_compiled()
 def normalize_and_pool(
     images: Array, weight: Array, bias: Array, epsilon: float, pooled: Array
 ) -> tuple[Array, Array, Array, Array]:
@@ -79,7 +92,7 @@ def normalize_and_pool(
     return mean, variance, largest, places
 
 
-@njit()
+@_compiled()
 def spread_gradient(
     images: Array,
     gradient: Array,
@@ -115,7 +128,7 @@ def spread_gradient(
     return to_weight, to_bias
 
 
-@njit()
+@_compiled()
 def _first_pixel(images: Array) -> Array:
     pixel = np.empty(images.shape[3], np.float32)
     for c in range(len(pixel)):
@@ -123,7 +136,7 @@ def _first_pixel(images: Array) -> Array:
     return pixel
 
 
-@njit(parallel=True)
+@_compiled(parallel=True)
 def _add_pixels(images: Array, near: Array, sums: Array) -> None:
     """Add up `pixel - near` and its squares; without `near`, large squares would cancel."""
     count, height, width, channels = images.shape
@@ -137,7 +150,7 @@ def _add_pixels(images: Array, near: Array, sums: Array) -> None:
                     square[c] += value * value
 
 
-@njit(parallel=True)
+@_compiled(parallel=True)
 def _pool(
     images: Array, scale: Array, shift: Array, pooled: Array, largest: Array, places: Array
 ) -> None:
@@ -166,7 +179,7 @@ def _pool(
                     places[n, row, column, c] = place
 
 
-@njit(parallel=True)
+@_compiled(parallel=True)
 def _add_gradients(
     gradient: Array, largest: Array, places: Array, mean: Array, sums: Array
 ) -> None:
@@ -183,7 +196,7 @@ def _add_gradients(
                     product[c] += value * (_widen(largest[n, row, column, c]) - mean[c])
 
 
-@njit(parallel=True)
+@_compiled(parallel=True)
 def _spread(
     images: Array,
     gradient: Array,
@@ -206,7 +219,7 @@ def _spread(
                     spread[n, row, column, c] = _narrow(value, images[0, 0, 0, 0])
 
 
-@njit()
+@_compiled()
 def _add_up(sums: Array) -> Array:
     """Return the sums over all images, float64 `[2,C]`, from sums over each, float32 `[2,N,C]`."""
     totals = np.zeros((2, sums.shape[2]), np.float64)

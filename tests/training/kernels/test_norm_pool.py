@@ -203,6 +203,24 @@ print(before, torch.get_num_threads())
     assert run.stdout.split() == ["1", "1"]
 
 
+def test_loops_are_compiled_where_no_folder_can_be_written_to() -> None:
+    script = """
+import tempfile
+import numpy as np
+
+def refuse(*arguments, **options):
+    raise OSError("read-only")
+
+tempfile.TemporaryFile = refuse
+from training.kernels.norm_pool_kernels import _add_up
+
+print(_add_up(np.ones((2, 3, 4), np.float32)).sum())
+"""
+    command = [sys.executable, "-c", script]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert float(run.stdout) == 24
+
+
 def test_frozen_weights_get_no_gradient_and_images_the_same() -> None:
     images, norm = _images(), _norm()
     expected = _found(_by_torch, images, norm)["gradient"]
