@@ -12,7 +12,7 @@ ARGS ?=
 VENV := .venv
 PIP := $(VENV)/bin/python -m pip install --disable-pip-version-check
 LOWEST := build/lowest
-SIDE_BY_SIDE := --numprocesses=auto --dist=loadfile
+SIDE_BY_SIDE := --numprocesses=auto --dist=loadfile --no-loadscope-reorder
 
 .PHONY: help install serve test test-fast test-lowest lint bench bench-training soak
 

@@ -20,8 +20,23 @@ from tests.support.artifacts import COLOURS, write_artifact
 from tests.support.made_once import made_once
 
 if "PYTEST_XDIST_WORKER" in os.environ:
-    # There is a process for each processor; more threads would wait for one another in loops.
+    # There is a process for each processor and more; threads would wait for one another in loops.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Return one more than there are processors: tests wait a third of their time."""
+    return (os.cpu_count() or 1) + 1
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start the files first that may take longest, so that none of them is alone at the end."""
+    limits = dict[Path, float]()
+    for item in items:
+        marker = item.get_closest_marker("timeout")
+        limits[item.path] = max(limits.get(item.path, 0), marker.args[0] if marker else 0)
+    items.sort(key=lambda item: -limits[item.path])
+
 
 # `make test-lowest` tests the service alone, without what trains and without a browser.
 pytest_plugins: list[str] = []

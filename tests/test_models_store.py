@@ -11,7 +11,7 @@ from app.artifact.files import EXAMPLES, FILTERS
 from app.artifact.manifest import Int8Record, Precision
 from app.inference.backends import open_backend
 from training.data import dataset
-from training.evaluate import answer_test
+from training.evaluate import answer_test, outputs_for
 from training.recipes import Recipe, find_recipe
 
 STORE = Path(__file__).parents[1] / "models_store"
@@ -126,7 +126,8 @@ def test_the_pictures_behind_the_confusion_matrix_are_answered_as_it_says(
     test = real_cifar10.load_test()
     index = examples["index"][chosen]
     assert (test.labels.numpy()[index] == examples["true"][chosen]).all()
-    found = open_backend(artifact, "onnx-cpu").predict(test.images.numpy()[index]).probabilities
+    backend = open_backend(artifact, "onnx-cpu")
+    found = outputs_for(backend.predict, test.images.numpy()[index]).probabilities
     assert (found.argmax(1) == examples["predicted"][chosen]).all()
     assert np.abs(found.max(1) - examples["confidence"][chosen]).max() < 1e-3
 

@@ -23,13 +23,12 @@ def _run(*arguments: str | Path) -> str:
 
 
 def _fail(*arguments: str | Path) -> str:
-    """Run a command that must fail as a user would see it; return its one line."""
-    command = [sys.executable, "-m", "training.cli", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
-    assert done.returncode == 1
-    lines = done.stderr.splitlines()
-    assert len(lines) == 1, done.stderr
-    return lines[0]
+    """Run a command that must fail; return its one line."""
+    result = CliRunner().invoke(main, list(map(str, arguments)))
+    assert result.exit_code == 1
+    assert isinstance(result.exception, SystemExit)  # no other error left the command
+    [line] = result.stderr.splitlines()
+    return line
 
 
 def test_data_says_what_was_found(image_folder: Path) -> None:
@@ -119,12 +118,17 @@ def test_a_run_leaves_its_history_and_its_learning_curve(trained: Checkpoint) ->
         (["compare", "--store", "nowhere"], "Error: nowhere: holds no artifact"),
     ],
 )
-@pytest.mark.slow
 def test_an_error_is_one_line(arguments: list[str], message: str) -> None:
     assert _fail(*arguments).startswith(message)
 
 
-@pytest.mark.slow
+def test_a_process_ends_with_one_line_and_status_1() -> None:
+    command = [sys.executable, "-m", "training.cli", "evaluate", "nowhere"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "Error: nowhere: holds no checkpoint\n"
+
+
 def test_a_crop_that_does_not_fit_the_network_is_refused(
     image_folder: Path, tmp_path: Path
 ) -> None:

@@ -63,7 +63,8 @@ async def running(
     yield batcher
     if isinstance(backend, HeldBackend):
         backend.release.set()
-    await batcher.stop()
+    if batcher.alive:
+        await batcher.stop()
 
 
 def soon(seconds: float = 60.0) -> float:
