@@ -59,6 +59,7 @@ class Settings(BaseSettings):
     backend: BackendName = "onnx-cpu"
     precision: Precision = "float32"
     threads: Annotated[int, Field(ge=1, le=256)] = 1
+    inference: Literal["auto", "loop", "thread"] = "auto"
 
     max_body_bytes: Annotated[int, Field(ge=1024, le=1 << 30)] = 32 << 20
     max_held_bytes: Annotated[int, Field(ge=1024, le=1 << 40)] = 256 << 20

@@ -110,6 +110,8 @@ def connect(make_settings: MakeSettings) -> Connect:
 
     @asynccontextmanager
     async def run(backend: Backend | None = None, **changes: Any) -> AsyncIterator[Any]:
+        if backend is not None:  # which may hold its batches
+            changes.setdefault("inference", "thread")
         settings = make_settings(**changes)
         backends: dict[str, Backend] | None = None
         if backend is not None:

@@ -46,16 +46,13 @@ class RequestMiddleware:
         inner = {**scope, "method": "GET"} if state.method == "HEAD" else scope
         answer = _Answer(send, state.request_id, head=state.method == "HEAD")
         token = requests.current.set(state)
-        self._metrics.in_flight.inc()
+        self._metrics.begin_request()
         try:
             await self._guard(inner, receive, answer)
         finally:
-            self._metrics.in_flight.dec()
             seconds = time.perf_counter() - started
             state.route = state.route or getattr(inner.get("route"), "path_format", None)
-            self._metrics.observe_request(
-                state.method, state.route or OTHER, answer.status, seconds
-            )
+            self._metrics.end_request(state.method, state.route or OTHER, answer.status, seconds)
             if state.rejection is not None:
                 self._metrics.count_rejection(state.rejection)
             logs.write_request(state, answer.status, seconds)

@@ -17,9 +17,10 @@ from app.artifact.directory import Artifact
 from app.artifact.store import Store
 from app.errors import DeadlineExceeded
 from app.explore.layers import Inside, Insides
-from app.inference.backends import Backend, batch_limit
+from app.inference.backends import Backend, batch_limit, is_quick
 from app.inference.batcher import Batcher
 from app.settings import Settings
+from app.telemetry import logs
 from app.telemetry.metrics import Metrics, ModelMetrics
 
 MAX_WAITING_DRAWINGS = 64
@@ -27,6 +28,9 @@ MAX_WAITING_DRAWINGS = 64
 
 MAX_WAITING_EXPLANATIONS = 8
 """How many explanations of one model may wait; each costs as much as 81 predictions."""
+
+FLUSH_SECONDS = 0.1
+"""How long log lines and what metrics count may wait in memory."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -117,7 +121,7 @@ class Service:
 async def run_service(
     settings: Settings, store: Store, backends: Mapping[str, Backend], metrics: Metrics
 ) -> AsyncIterator[Service]:
-    """Start a queue before each backend, and finish the waiting work at the end."""
+    """Start a queue before each backend; at the end, finish and count the waiting work."""
     for artifact in store:
         metrics.describe_model(
             artifact.manifest.name,
@@ -132,11 +136,8 @@ async def run_service(
         for artifact in store
     }
     batchers = {
-        artifact.ref: Batcher(
-            backends[artifact.ref],
-            max_batch=batch_limit(artifact, settings.backend, settings.max_batch),
-            capacity=settings.queue_capacity,
-            observer=model_metrics[artifact.ref],
+        artifact.ref: _batcher(
+            settings, artifact, backends[artifact.ref], model_metrics[artifact.ref]
         )
         for artifact in store
     }
@@ -146,6 +147,7 @@ async def run_service(
     ):
         for batcher in batchers.values():
             batcher.start()
+        flushing = asyncio.create_task(_flush_regularly(metrics))
         try:
             yield Service(
                 settings=settings,
@@ -167,3 +169,32 @@ async def run_service(
             )
         finally:
             await asyncio.gather(*(batcher.stop() for batcher in batchers.values()))
+            flushing.cancel()
+            _flush(metrics)
+
+
+def _batcher(
+    settings: Settings, artifact: Artifact, backend: Backend, observer: ModelMetrics
+) -> Batcher:
+    most = batch_limit(artifact, settings.backend, settings.max_batch)
+    in_loop = settings.inference == "loop" or (
+        settings.inference == "auto" and is_quick(artifact, backend, most)
+    )
+    return Batcher(
+        backend,
+        max_batch=most,
+        capacity=settings.queue_capacity,
+        observer=observer,
+        in_loop=in_loop,
+    )
+
+
+async def _flush_regularly(metrics: Metrics) -> None:
+    while True:
+        await asyncio.sleep(FLUSH_SECONDS)
+        _flush(metrics)
+
+
+def _flush(metrics: Metrics) -> None:
+    metrics.flush()
+    logs.flush()

@@ -1,8 +1,9 @@
 """The images of many requests, computed by one backend in batches.
 
 A batch is all that waits when the backend becomes free, up to a limit. There is no timer: an idle
-service adds no delay, and under load batches fill by themselves. This module knows the `Backend`
-protocol, and nothing of HTTP, files or models.
+service adds no delay, and under load batches fill by themselves. A backend is called in a thread,
+or in the event loop if that takes less time than the hand-over to a thread costs under load. This
+module knows the `Backend` protocol, and nothing of HTTP, files or models.
 """
 
 import asyncio
@@ -36,8 +37,8 @@ class Answer:
 class Observer(Protocol):
     """Receives the batcher's events, for metrics."""
 
-    def waiting(self, images: int) -> None:
-        """Record that `images` images wait in the queue."""
+    def waiting(self, change: int) -> None:
+        """Record that so many images more, or fewer, wait in the queue."""
 
     def computed(self, images: int, seconds: float) -> None:
         """Record a batch's size and the seconds that it took the backend."""
@@ -70,14 +71,20 @@ class _Batch:
 
 
 class Batcher:
-    """A queue in front of one backend, and the thread that calls the backend.
+    """A queue in front of one backend, and the thread that calls the backend if there is one.
 
     The thread only takes a batch, calls the backend and hands the result back. All other work
-    happens in the event loop.
+    happens in the event loop. Without a thread, the loop computes one batch a turn.
     """
 
     def __init__(
-        self, backend: Backend, *, max_batch: int, capacity: int, observer: Observer
+        self,
+        backend: Backend,
+        *,
+        max_batch: int,
+        capacity: int,
+        observer: Observer,
+        in_loop: bool = False,
     ) -> None:
         """Prepare; nothing runs before `start`.
 
@@ -86,11 +93,13 @@ class Batcher:
             max_batch: the most images in a batch.
             capacity: the most images that may wait.
             observer: receives queue lengths and batches.
+            in_loop: whether the event loop calls the backend.
         """
         self._backend = backend
         self._max_batch = max_batch
         self._capacity = capacity
         self._observer = observer
+        self._in_loop = in_loop
         self._queue: deque[_Item] = deque()
         self._waiting = 0
         self._batch: _Batch | None = None
@@ -113,6 +122,8 @@ class Batcher:
         self._loop = asyncio.get_running_loop()
         self._running = True
         self._idle.set()
+        if self._in_loop:
+            return
         # A process does not wait for a daemon thread, so a call that hangs cannot keep it alive.
         threading.Thread(target=self._work, name="inference", daemon=True).start()
 
@@ -177,11 +188,14 @@ class Batcher:
         self._queue.extend(items)
         self._count(len(images))
         self._idle.clear()
-        # Later in this turn of the event loop, so that other requests can join the batch.
+        self._feed_soon()
+        return items
+
+    def _feed_soon(self) -> None:
+        """Feed later in this turn of the event loop, so that other requests can join the batch."""
         if self._batch is None and not self._scheduled:
             self._scheduled = True
             self._loop.call_soon(self._feed)
-        return items
 
     def _expire(self, items: Sequence[_Item]) -> None:
         _fail(items, DeadlineExceeded, _too_late(items[0]))
@@ -196,22 +210,30 @@ class Batcher:
 
     def _count(self, change: int) -> None:
         self._waiting += change
-        self._observer.waiting(self._waiting)
+        self._observer.waiting(change)
 
     def _feed(self) -> None:
-        """Hand the next batch to the thread, if images wait."""
+        """Compute the next batch or hand it to the thread, if images wait."""
         self._scheduled = False
-        while self._queue and self._batch is None and self._running:
-            items = self._take()
-            if items:
+        if self._batch is not None:
+            return
+        self._batch = batch = self._next_batch() if self._running else None
+        if batch is None:
+            self._idle.set()
+        elif self._in_loop:
+            self._compute(batch)
+            self._finish(batch, time.perf_counter())
+        else:
+            self._batches.put(batch)
+
+    def _next_batch(self) -> _Batch | None:
+        while self._queue:
+            if items := self._take():
                 try:
-                    self._batch = _gather(items)
+                    return _gather(items)
                 except ValueError as exc:
                     _fail(items, BackendFailed, str(exc), exc)
-                else:
-                    self._batches.put(self._batch)
-        if self._batch is None:
-            self._idle.set()
+        return None
 
     def _take(self) -> list[_Item]:
         """Take items from the queue up to a batch; drop those that are cancelled or too late."""
@@ -233,15 +255,18 @@ class Batcher:
     def _work(self) -> None:
         """Compute one batch after another; the thread's main function."""
         while (batch := self._batches.get()) is not None:
-            try:
-                batch.outputs = self._backend.predict(batch.images)
-            except BaseException as exc:  # noqa: BLE001 - the callers raise it
-                batch.error = exc
+            self._compute(batch)
             try:
                 self._loop.call_soon_threadsafe(self._finish, batch, time.perf_counter())
             except RuntimeError:  # the event loop is closed, and with it every request
                 return
             del batch  # frees the images while the thread waits
+
+    def _compute(self, batch: _Batch) -> None:
+        try:
+            batch.outputs = self._backend.predict(batch.images)
+        except BaseException as exc:  # noqa: BLE001 - the callers raise it
+            batch.error = exc
 
     def _finish(self, batch: _Batch, now: float) -> None:
         """Answer a batch's requests and start the next batch, in the event loop."""
@@ -252,7 +277,10 @@ class Batcher:
             _fail(batch.items, BackendFailed, str(exc), exc)
             if not isinstance(exc, Exception):
                 self._die(exc)
-        self._feed()
+        if self._in_loop and self._queue:
+            self._feed_soon()  # in the next turn: others have theirs first
+        else:
+            self._feed()
 
     def _answer(self, batch: _Batch, now: float) -> None:
         if batch.error is not None:

@@ -7,7 +7,7 @@ import asyncio
 import logging
 import mmap
 import time
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Collection
 from email.utils import formatdate
 from http import HTTPStatus
@@ -116,7 +116,6 @@ class Connections:
         self._limit = limit
         self._waiting: OrderedDict[Connection, None] = OrderedDict()
         self._all: set[Connection] = set()
-        self._shed: Counter[str] = Counter()
         self._shed_since = 0
         self._warn_at = 0.0
 
@@ -198,16 +197,11 @@ class Connections:
             logs.write_request(request, status, seconds)
 
     def count_shed(self, path: str) -> None:
-        """Count a POST that was refused by a full worker; `flush` tells the metrics."""
-        self._shed[path if path in self._paths else OTHER] += 1
-
-    def flush(self) -> None:
-        """Tell the metrics about the refused POSTs; call it several times a second."""
-        for route, count in self._shed.items():
-            self.metrics.count_refused("POST", route, HTTPStatus.SERVICE_UNAVAILABLE, count)
-            self.metrics.count_rejection(_SHED, count)
-            self._shed_since += count
-        self._shed.clear()
+        """Count a POST that was refused by a full worker."""
+        route = path if path in self._paths else OTHER
+        self.metrics.count_refused("POST", route, HTTPStatus.SERVICE_UNAVAILABLE)
+        self.metrics.count_rejection(_SHED)
+        self._shed_since += 1
 
 
 def _date_header() -> bytes:

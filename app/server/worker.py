@@ -91,18 +91,16 @@ class Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Called by uvicorn ten times a second, first when it listens."""
-        self._mind(counter)
         if counter % 10 == 0:
+            self._mind()
             self._metrics.workers.set(1)
             self._beat()
         return await super().on_tick(counter)
 
-    def _mind(self, counter: int) -> None:
-        """Hold the clients to their limits; to be called ten times a second."""
-        self._connections.flush()
-        if counter % 10 == 0:
-            self._connections.sweep()
-            self._metrics.connections.set(self._connections.count)
+    def _mind(self) -> None:
+        """Hold the clients to their limits; to be called every second."""
+        self._connections.sweep()
+        self._metrics.connections.set(self._connections.count)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002
         """Answer the requests that have been sent or are on their way, take no more, and stop."""
@@ -115,7 +113,6 @@ class Server(uvicorn.Server):
         if not await self._finish():
             _log.error("requests were not answered in %d s", self._settings.shutdown_seconds)
             self._connections.give_up()
-        self._connections.flush()
         await super().shutdown()
 
     async def _finish(self) -> bool:
@@ -127,7 +124,8 @@ class Server(uvicorn.Server):
             if self.force_exit:
                 break
             await asyncio.sleep(0.1)
-            self._mind(counter)
+            if counter % 10 == 0:
+                self._mind()
             if counter >= 10 * _LINGER_SECONDS:
                 self._connections.close_idle()
         return False

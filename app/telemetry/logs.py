@@ -7,7 +7,7 @@ them, and a path is logged percent-encoded, as it was received.
 import json
 import logging
 import sys
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from datetime import UTC, datetime
 from typing import Any, Literal, TextIO
 
@@ -23,19 +23,50 @@ _TALK_OF_INPUT = ("PIL",)  # they warn about what clients send
 _PROBES = frozenset({"/health/live", "/health/ready", "/metrics"})
 _UVICORN = ("uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi")
 
+_BLOCK_LINES = 128  # of about 250 bytes
+
 _requests = logging.getLogger("convscope.access")
 
 
 class _Handler(logging.StreamHandler[TextIO]):
-    """The handler of this module. Configuring again replaces it."""
+    """The handler of this module. Configuring again replaces it.
 
-    as_json: bool
+    Lines of requests wait until there is a block of them, or for `flush`, because writing each one
+    takes longer than formatting it. Every other line is written at once, after those that wait.
+    """
+
+    def __init__(self, stream: TextIO, *, as_json: bool) -> None:
+        super().__init__(stream)
+        self.as_json = as_json
+        self._waiting: list[str] = []
+
+    def write_soon(self, line: str) -> None:
+        self._waiting.append(line)
+        if len(self._waiting) >= _BLOCK_LINES:
+            self.write_waiting()
+
+    def write_waiting(self) -> None:
+        # Any thread may write, and the event loop may add lines meanwhile.
+        with (
+            self.lock or nullcontext(),
+            suppress(OSError, ValueError),
+        ):  # a full disk, a closed pipe
+            count = len(self._waiting)
+            lines = "".join(self._waiting[:count])
+            del self._waiting[:count]
+            self.stream.write(lines)
+            self.stream.flush()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.write_waiting()
+        super().emit(record)
 
 
 def write_request(state: RequestState, status: int, seconds: float) -> None:
     """Log one answered request; a probe is logged at level debug.
 
-    JSON is written without the logging module, which would take longer than decoding the image.
+    JSON is formatted without the logging module, which would take longer than decoding the image,
+    and written at the next `flush`.
     """
     path, model = state.path[:MAX_PATH], state.model
     # Probes arrive every few seconds.
@@ -52,14 +83,20 @@ def write_request(state: RequestState, status: int, seconds: float) -> None:
             f'"request_id":{json.dumps(state.request_id)},"method":{json.dumps(state.method)},'
             f'"path":{json.dumps(path)},"status":{status},"duration_ms":{duration}{ending}'
         )
-        with suppress(OSError, ValueError):  # a full disk or closed pipe fails no request
-            handler.stream.write(line)
+        handler.write_soon(line)
         return
     fields: dict[str, Any] = {"method": state.method, "path": path, "status": status}
     named = {"model": model} if model is not None else {}
     structlog.get_logger(_requests.name).log(
         level, "request", request_id=state.request_id, **fields, duration_ms=duration, **named
     )
+
+
+def flush() -> None:
+    """Write the lines of requests that wait; call it several times a second and at the end."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, _Handler):
+            handler.write_waiting()
 
 
 def configure(log_format: LogFormat, level: str, stream: TextIO | None = None) -> None:
@@ -88,8 +125,7 @@ def configure(log_format: LogFormat, level: str, stream: TextIO | None = None) -
         logger_factory=structlog.stdlib.LoggerFactory(),
         wrapper_class=structlog.stdlib.BoundLogger,
     )
-    handler = _Handler(stream)
-    handler.as_json = as_json
+    handler = _Handler(stream, as_json=as_json)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[*shared, structlog.stdlib.ExtraAdder(allow=())],
@@ -99,6 +135,7 @@ def configure(log_format: LogFormat, level: str, stream: TextIO | None = None) -
             ],
         )
     )
+    flush()
     root = logging.getLogger()
     root.handlers = [old for old in root.handlers if not isinstance(old, _Handler)]
     root.addHandler(handler)

@@ -3,9 +3,14 @@
 Label values are bounded: routes are templates, methods are the known ones, models are those in the
 store. If `PROMETHEUS_MULTIPROC_DIR` is set, each process keeps its values in files there, and any
 process renders the values of all.
+
+What every request counts is added up in memory, because writing to a file would take ten times as
+long, and `flush` writes it. The service does so several times a second and when it stops; SIGKILL
+loses what was counted since.
 """
 
 import os
+from bisect import bisect_left
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
@@ -25,10 +30,55 @@ _IMAGES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _MODEL = ("model", "version")
 
 
+class _Count:
+    """What a counter or gauge will grow by at the next flush."""
+
+    __slots__ = ("_metric", "_new")
+
+    def __init__(self, metric: Counter | Gauge) -> None:
+        self._metric = metric
+        self._new = 0
+
+    def add(self, number: int) -> None:
+        self._new += number
+
+    def flush(self) -> None:
+        if self._new:
+            self._metric.inc(self._new)
+            self._new = 0
+
+
+class _Observed:
+    """What a histogram has observed since the last flush."""
+
+    __slots__ = ("_bounds", "_histogram", "_new", "_sum")
+
+    def __init__(self, histogram: Histogram) -> None:
+        self._histogram = histogram
+        self._bounds = histogram._upper_bounds
+        self._new = [0] * len(self._bounds)
+        self._sum = 0.0
+
+    def observe(self, value: float) -> None:
+        self._new[bisect_left(self._bounds, value)] += 1
+        self._sum += value
+
+    def flush(self) -> None:
+        """Do what `Histogram.observe` does, for all values at once."""
+        for index, number in enumerate(self._new):
+            if number:
+                self._histogram._buckets[index].inc(number)
+                self._new[index] = 0
+        if self._sum:
+            self._histogram._sum.inc(self._sum)
+            self._sum = 0.0
+
+
 class Metrics:
     """The metrics of one application, in a registry of their own."""
 
     def __init__(self) -> None:
+        self._kept: list[_Count | _Observed] = []
         self._registry = registry = CollectorRegistry()
         self._requests = Counter(
             "convscope_http_requests",
@@ -43,30 +93,33 @@ class Metrics:
             buckets=_SECONDS,
             registry=registry,
         )
-        self.in_flight = Gauge(
+        in_flight = Gauge(
             "convscope_http_requests_in_flight",
             "Requests being answered.",
             multiprocess_mode="livesum",
             registry=registry,
         )
+        self._in_flight = self.count(in_flight)
         self.predictions = Counter(
             "convscope_predictions",
             "Images classified.",
             (*_MODEL, "label"),
             registry=registry,
         )
-        self._read_seconds = Histogram(
+        read_seconds = Histogram(
             "convscope_read_seconds",
             "Time to read the body of a prediction.",
             buckets=_SECONDS,
             registry=registry,
         )
-        self._decode_seconds = Histogram(
+        decode_seconds = Histogram(
             "convscope_decode_seconds",
             "Time to decode all images of a request.",
             buckets=_SECONDS,
             registry=registry,
         )
+        self._read_seconds = self.observed(read_seconds)
+        self._decode_seconds = self.observed(decode_seconds)
         self.queue_seconds = Histogram(
             "convscope_queue_seconds",
             "Time that a request's images waited for the backend.",
@@ -126,24 +179,48 @@ class Metrics:
             registry=registry,
         )
         # The library's own lookup of labels takes longer than counting.
-        self._requests_labelled = cache(self._requests.labels)
-        self._seconds_labelled = cache(self._request_seconds.labels)
-        self._rejections_labelled = cache(self._rejections.labels)
+        self._requests_counted = cache(lambda *labels: self.count(self._requests.labels(*labels)))
+        self._seconds_observed = cache(
+            lambda *labels: self.observed(self._request_seconds.labels(*labels))
+        )
+        self._rejections_counted = cache(lambda reason: self.count(self._rejections.labels(reason)))
 
-    def observe_request(self, method: str, route: str, status: int, seconds: float) -> None:
-        """Count one answered request. `route` is a template or `OTHER`."""
+    def count(self, metric: Counter | Gauge) -> _Count:
+        """Return what adds to a counter or gauge at every flush."""
+        kept = _Count(metric)
+        self._kept.append(kept)
+        return kept
+
+    def observed(self, histogram: Histogram) -> _Observed:
+        """Return what adds to a histogram at every flush."""
+        kept = _Observed(histogram)
+        self._kept.append(kept)
+        return kept
+
+    def flush(self) -> None:
+        """Write what was counted since the last time, in the thread that counts."""
+        for kept in self._kept:
+            kept.flush()
+
+    def begin_request(self) -> None:
+        """Count a request that is being answered."""
+        self._in_flight.add(1)
+
+    def end_request(self, method: str, route: str, status: int, seconds: float) -> None:
+        """Count a request that has been answered. `route` is a template or `OTHER`."""
+        self._in_flight.add(-1)
         method = method if method in _METHODS else OTHER
-        self._requests_labelled(method, route, status).inc()
-        self._seconds_labelled(method, route).observe(seconds)
+        self._requests_counted(method, route, status).add(1)
+        self._seconds_observed(method, route).observe(seconds)
 
-    def count_rejection(self, reason: str, count: int = 1) -> None:
-        """Count requests that were refused or given up. `reason` is the error's name."""
-        self._rejections_labelled(reason).inc(count)
+    def count_rejection(self, reason: str) -> None:
+        """Count a request that was refused or given up. `reason` is the error's name."""
+        self._rejections_counted(reason).add(1)
 
-    def count_refused(self, method: str, route: str, status: int, count: int = 1) -> None:
-        """Count requests that were refused before they reached the application."""
+    def count_refused(self, method: str, route: str, status: int) -> None:
+        """Count a request that was refused before it reached the application."""
         method = method if method in _METHODS else OTHER
-        self._requests_labelled(method, route, status).inc(count)
+        self._requests_counted(method, route, status).add(1)
 
     def observe_stages(self, read: float, decode: float) -> None:
         """Count the seconds that reading and decoding one prediction's images took."""
@@ -155,7 +232,7 @@ class Metrics:
         self._model_info.labels(*labels).set(1)
 
     def render(self, accept: str) -> tuple[bytes, str]:
-        """Return all values and their content type, in the format that Accept asks for."""
+        """Return all values that were flushed, and their content type, as Accept asks for it."""
         try:
             encode, content_type = choose_encoder(accept)
         except (TypeError, ValueError):  # Accept holds a version that is not a number
@@ -176,17 +253,17 @@ class ModelMetrics:
     """The metrics of one model; a `batcher.Observer`."""
 
     def __init__(self, metrics: Metrics, name: str, version: str) -> None:
-        self._labels = (name, version)
+        labels = (name, version)
         predictions = metrics.predictions
-        self._labelled = cache(lambda label: predictions.labels(*self._labels, label))
-        self._waiting = metrics.queue_images.labels(*self._labels)
-        self._images = metrics.batch_images.labels(*self._labels)
-        self._inference = metrics.inference_seconds.labels(*self._labels)
-        self._queue = metrics.queue_seconds.labels(*self._labels)
+        self._predicted = cache(lambda label: metrics.count(predictions.labels(*labels, label)))
+        self._waiting = metrics.count(metrics.queue_images.labels(*labels))
+        self._images = metrics.observed(metrics.batch_images.labels(*labels))
+        self._inference = metrics.observed(metrics.inference_seconds.labels(*labels))
+        self._queue = metrics.observed(metrics.queue_seconds.labels(*labels))
 
-    def waiting(self, images: int) -> None:
-        """Record that `images` images wait in the queue."""
-        self._waiting.set(images)
+    def waiting(self, change: int) -> None:
+        """Record that so many images more, or fewer, wait in the queue."""
+        self._waiting.add(change)
 
     def computed(self, images: int, seconds: float) -> None:
         """Record a batch's size and the seconds that it took the backend."""
@@ -197,7 +274,7 @@ class ModelMetrics:
         """Record the labels given to a request's images, and the seconds that these waited."""
         self._queue.observe(queue_seconds)
         for label in labels:
-            self._labelled(label).inc()
+            self._predicted(label).add(1)
 
 
 def _forget_dead_processes(directory: Path) -> None:

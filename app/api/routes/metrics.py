@@ -20,6 +20,7 @@ async def metrics(request: Request) -> Response:
     """Every metric, summed over the worker processes."""
     service = service_of(request)
     accept = request.headers.get("accept", "")
+    service.metrics.flush()
     # Not in the service's own threads: metrics are read when those are busy decoding.
     content, content_type = await asyncio.to_thread(service.metrics.render, accept)
     return Response(content, headers={"Content-Type": content_type})

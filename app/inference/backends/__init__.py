@@ -4,6 +4,7 @@
 """
 
 import ctypes
+import timeit
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -21,6 +22,11 @@ from app.images import RgbImage
 BATCH_MACS = 6_000_000_000
 """Multiply-accumulates of a batch on a processor at most: a seventh of a second of one core. Larger
 batches of a heavy model are no faster, take more memory, and would be mistaken for a stall."""
+
+
+LOOP_SECONDS = 0.005
+"""A full batch that takes no longer may be computed in the event loop. Others wait for it, but no
+longer than for the images that are decoded there."""
 
 
 class Backend(Protocol):
@@ -60,6 +66,16 @@ def batch_limit(artifact: Artifact, name: BackendName, most: int) -> int:
     if name == "torch-cuda":
         return most
     return min(most, artifact.manifest.images_within(BATCH_MACS))
+
+
+def is_quick(artifact: Artifact, backend: Backend, most: int) -> bool:
+    """Measure whether a batch of `most` images takes at most `LOOP_SECONDS`."""
+
+    def best_of_three(images: int) -> float:
+        zeros = np.zeros((images, *artifact.manifest.image_size, 3), np.uint8)
+        return min(timeit.repeat(lambda: backend.predict(zeros), number=1, repeat=3))
+
+    return best_of_three(1) <= LOOP_SECONDS and best_of_three(most) <= LOOP_SECONDS
 
 
 def open_backend(

@@ -34,11 +34,11 @@ class Notes:
     """An observer that writes down what it is told."""
 
     def __init__(self) -> None:
-        self.lengths: list[int] = []
+        self.length = 0
         self.batches: list[int] = []
 
-    def waiting(self, images: int) -> None:
-        self.lengths.append(images)
+    def waiting(self, change: int) -> None:
+        self.length += change
 
     def computed(self, images: int, seconds: float) -> None:
         assert seconds >= 0
@@ -56,15 +56,30 @@ class BrokenNotes(Notes):
 
 @asynccontextmanager
 async def running(
-    backend: Backend, max_batch: int = 8, capacity: int = 100, notes: Notes | None = None
+    backend: Backend,
+    max_batch: int = 8,
+    capacity: int = 100,
+    notes: Notes | None = None,
+    in_loop: bool = False,
 ) -> AsyncIterator[Batcher]:
-    batcher = Batcher(backend, max_batch=max_batch, capacity=capacity, observer=notes or Notes())
+    batcher = Batcher(
+        backend,
+        max_batch=max_batch,
+        capacity=capacity,
+        observer=notes or Notes(),
+        in_loop=in_loop,
+    )
     batcher.start()
     yield batcher
     if isinstance(backend, HeldBackend):
         backend.release.set()
     if batcher.alive:
         await batcher.stop()
+
+
+@pytest.fixture(params=[False, True], ids=["thread", "loop"])
+def in_loop(request: pytest.FixtureRequest) -> bool:
+    return bool(request.param)
 
 
 def soon(seconds: float = 60.0) -> float:
@@ -79,8 +94,8 @@ async def entered(backend: HeldBackend | HangingBackend) -> None:
     assert await asyncio.to_thread(backend.entered.wait, 60)
 
 
-async def test_each_caller_gets_the_rows_of_its_own_images() -> None:
-    async with running(SlowBackend(0.01)) as batcher:
+async def test_each_caller_gets_the_rows_of_its_own_images(in_loop: bool) -> None:
+    async with running(SlowBackend(0.01), in_loop=in_loop) as batcher:
         tasks = [ask(batcher, solid(label)) for label in CLASSES * 5]
         for label, task in zip(CLASSES * 5, tasks, strict=True):
             answer = await task
@@ -100,9 +115,9 @@ async def test_batch_is_what_waited_while_the_backend_was_busy_up_to_the_limit()
     assert [len(batch) for batch in backend.batches] == [1, 4, 2]
 
 
-async def test_idle_backend_is_called_at_once() -> None:
+async def test_idle_backend_is_called_at_once(in_loop: bool) -> None:
     backend = RecordingBackend()
-    async with running(backend) as batcher:
+    async with running(backend, in_loop=in_loop) as batcher:
         for count in (1, 2, 3):
             # No second request is needed to send the first on its way.
             assert (await ask(batcher, solid("red"))).queue_seconds >= 0
@@ -161,15 +176,15 @@ async def test_cancelled_request_gives_its_place_in_the_queue_back() -> None:
         await asyncio.sleep(0)
         leaves.cancel()
         await asyncio.wait([leaves])
-        assert notes.lengths[-1] == 0
+        assert notes.length == 0
         stays = ask(batcher, np.repeat(solid("blue"), 2, axis=0))
         await asyncio.sleep(0)
         backend.release.set()
         assert len((await stays).outputs.probabilities) == 2
 
 
-async def test_error_fails_its_batch_only_and_the_worker_goes_on() -> None:
-    async with running(FailingBackend()) as batcher:
+async def test_error_fails_its_batch_only_and_the_worker_goes_on(in_loop: bool) -> None:
+    async with running(FailingBackend(), in_loop=in_loop) as batcher:
         bad = [ask(batcher, black()), ask(batcher, solid("red"))]
         for task in bad:
             with pytest.raises(BackendFailed, match="secret of the inside"):
@@ -178,21 +193,23 @@ async def test_error_fails_its_batch_only_and_the_worker_goes_on() -> None:
         assert batcher.alive
 
 
-async def test_batch_mates_get_exceptions_of_their_own() -> None:
-    async with running(FailingBackend()) as batcher:
+async def test_batch_mates_get_exceptions_of_their_own(in_loop: bool) -> None:
+    async with running(FailingBackend(), in_loop=in_loop) as batcher:
         tasks = [ask(batcher, black()), ask(batcher, black())]
         await asyncio.wait(tasks)
         assert tasks[0].exception() is not tasks[1].exception()
 
 
-async def test_backend_that_loses_a_row_fails_instead_of_answering_the_wrong_caller() -> None:
-    async with running(ShortBackend()) as batcher:
+async def test_backend_that_loses_a_row_fails_instead_of_answering_the_wrong_caller(
+    in_loop: bool,
+) -> None:
+    async with running(ShortBackend(), in_loop=in_loop) as batcher:
         with pytest.raises(BackendFailed, match="1 answers for 2 images"):
             await ask(batcher, np.repeat(solid("red"), 2, axis=0))
 
 
-async def test_backend_that_gives_no_numbers_fails() -> None:
-    async with running(NumberlessBackend()) as batcher:
+async def test_backend_that_gives_no_numbers_fails(in_loop: bool) -> None:
+    async with running(NumberlessBackend(), in_loop=in_loop) as batcher:
         with pytest.raises(BackendFailed, match="no numbers"):
             await ask(batcher, black())
 
@@ -224,9 +241,11 @@ async def test_item_past_its_deadline_is_dropped_before_inference() -> None:
     assert [len(batch) for batch in backend.batches] == [1, 1]
 
 
-async def test_item_that_expires_while_the_loop_is_busy_is_dropped_before_inference() -> None:
+async def test_item_that_expires_while_the_loop_is_busy_is_dropped_before_inference(
+    in_loop: bool,
+) -> None:
     backend = RecordingBackend()
-    async with running(backend) as batcher:
+    async with running(backend, in_loop=in_loop) as batcher:
         with pytest.raises(DeadlineExceeded):
             await batcher.submit(solid("red"), soon(-1))
     assert not backend.batches
@@ -299,8 +318,10 @@ asyncio.run(main())
     assert (done.returncode, done.stdout) == (0, "stopped ShuttingDown\n"), done.stderr
 
 
-async def test_observer_that_raises_fails_its_batch_only_and_the_worker_goes_on() -> None:
-    async with running(RecordingBackend(), notes=BrokenNotes()) as batcher:
+async def test_observer_that_raises_fails_its_batch_only_and_the_worker_goes_on(
+    in_loop: bool,
+) -> None:
+    async with running(RecordingBackend(), notes=BrokenNotes(), in_loop=in_loop) as batcher:
         with pytest.raises(BackendFailed, match="no space left for metrics"):
             await ask(batcher, solid("red"))
         assert batcher.alive
@@ -336,30 +357,32 @@ async def test_dead_worker_is_not_alive_and_nobody_waits_for_it(
         assert "worker of a model died" in caplog.text
 
 
-async def test_group_larger_than_a_batch_is_computed_in_several_and_joined() -> None:
+async def test_group_larger_than_a_batch_is_computed_in_several_and_joined(in_loop: bool) -> None:
     notes = Notes()
     backend = SlowBackend(0.01)
     images = np.concatenate([solid(label) for label in CLASSES])
-    async with running(backend, max_batch=4, notes=notes) as batcher:
+    async with running(backend, max_batch=4, notes=notes, in_loop=in_loop) as batcher:
         answer = await ask(batcher, images)
     np.testing.assert_allclose(answer.outputs.probabilities, numpy_predict(images), atol=1e-6)
     assert notes.batches == [4, 2]
     assert answer.inference_seconds >= 0.02
 
 
-async def test_group_that_fails_in_part_fails_whole_and_leaves_nothing_behind() -> None:
+async def test_group_that_fails_in_part_fails_whole_and_leaves_nothing_behind(
+    in_loop: bool,
+) -> None:
     backend = FailingBackend()
     notes = Notes()
     images = np.concatenate([black(), np.repeat(solid("red"), 3, axis=0)])
-    async with running(backend, max_batch=1, notes=notes) as batcher:
+    async with running(backend, max_batch=1, notes=notes, in_loop=in_loop) as batcher:
         with pytest.raises(BackendFailed):
             await ask(batcher, images)
         await ask(batcher, solid("blue"))
-    assert notes.lengths[-1] == 0
+    assert notes.length == 0
 
 
-async def test_times_of_waiting_and_computing_are_told_apart() -> None:
-    async with running(SlowBackend(0.1), max_batch=1) as batcher:
+async def test_times_of_waiting_and_computing_are_told_apart(in_loop: bool) -> None:
+    async with running(SlowBackend(0.1), max_batch=1, in_loop=in_loop) as batcher:
         first, second = ask(batcher, solid("red")), ask(batcher, solid("red"))
         a, b = await first, await second
     assert min(a.inference_seconds, b.inference_seconds) >= 0.1
@@ -385,3 +408,41 @@ def _wait_in_the_loop(condition: Callable[[], bool]) -> None:
         assert time.monotonic() < deadline
         time.sleep(0.01)
     time.sleep(0.1)
+
+
+async def test_loop_computes_what_came_in_one_turn_together_and_one_batch_a_turn() -> None:
+    backend = RecordingBackend()
+    async with running(backend, max_batch=4, in_loop=True) as batcher:
+        tasks = [ask(batcher, solid("red")) for _ in range(6)]
+        turns = 0
+        while not all(task.done() for task in tasks):
+            await asyncio.sleep(0)
+            turns += 1
+            if len(backend.batches) == 1:
+                assert sum(task.done() for task in tasks) in {0, 4}
+    assert [len(batch) for batch in backend.batches] == [4, 2]
+    assert turns >= 3
+
+
+async def test_loop_drops_a_request_that_is_cancelled_before_its_turn() -> None:
+    backend = RecordingBackend()
+    notes = Notes()
+    async with running(backend, max_batch=1, notes=notes, in_loop=True) as batcher:
+        tasks = [ask(batcher, solid(label)) for label in ("red", "green", "blue")]
+        await asyncio.sleep(0)
+        tasks[1].cancel()
+        await asyncio.wait(tasks)
+    np.testing.assert_array_equal(
+        np.concatenate(backend.batches), np.concatenate([solid("red"), solid("blue")])
+    )
+    assert notes.length == 0
+
+
+async def test_loop_finishes_what_waits_before_it_stops() -> None:
+    async with running(RecordingBackend(), max_batch=1, in_loop=True) as batcher:
+        tasks = [ask(batcher, solid("red")) for _ in range(4)]
+        await asyncio.sleep(0)
+        await batcher.stop()
+        assert [len((await task).outputs.probabilities) for task in tasks] == [1] * 4
+        with pytest.raises(ShuttingDown):
+            await batcher.submit(solid("red"), soon())

@@ -36,7 +36,7 @@ async def _logged(
     async with connect() as client:
         logs.configure(log_format, "info", stream)
         response = await client.request(method, path, **options)
-    return response, stream.getvalue()
+    return response, stream.getvalue()  # the application has ended, and written what waited
 
 
 async def test_request_is_one_line_with_id_method_path_status_duration_and_model(

@@ -105,6 +105,7 @@ metrics = Metrics()
 model = ModelMetrics(metrics, "m", "1")
 model.answered(["cat"], 0.1)
 model.waiting(5)
+metrics.flush()
 if sys.argv[1] == "render":
     print(metrics.render("")[0].decode())
 """
