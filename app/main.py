@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
-from app.api.fast_paths import ENDPOINTS, FastPaths
+from app.api.fast_paths import MAX_BYTES, PATHS, FastPaths, Headers, Prediction, Reply
 from app.api.handlers import respond
 from app.api.middleware import RequestMiddleware
 from app.api.routes import (
@@ -41,7 +41,7 @@ Every error is `application/problem+json` (RFC 9457) and every answer carries `X
 
 
 class Application:
-    """The service as an ASGI application: the middleware around the fast paths and FastAPI.
+    """The service: an ASGI application, the middleware around FastAPI; and `answer` beside it.
 
     Attributes:
         framework: FastAPI with all routes; OpenAPI is generated from it.
@@ -51,7 +51,7 @@ class Application:
     def __init__(self, framework: FastAPI, metrics: Metrics) -> None:
         self.framework = framework
         self.metrics = metrics
-        self._handle = RequestMiddleware(FastPaths(framework), metrics)
+        self._handle = RequestMiddleware(framework, metrics)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, or run the lifespan."""
@@ -69,8 +69,20 @@ class Application:
 
     @property
     def fast_paths(self) -> Collection[str]:
-        """The paths that may come in such numbers that the server refuses them by itself."""
-        return {path for _, path in ENDPOINTS}
+        """The paths whose POSTs the server offers to `answer`, or refuses by itself."""
+        return PATHS
+
+    @property
+    def most_bytes(self) -> int:
+        """The size of the largest body that `answer` takes."""
+        return MAX_BYTES
+
+    def answer(
+        self, target: bytes, headers: Headers, body: bytes, started: float, reply: Reply
+    ) -> Prediction | None:
+        """As `FastPaths.answer`."""
+        fast: FastPaths = self.framework.state.fast_paths
+        return fast.answer(target, headers, body, started, reply)
 
 
 def create_app(
@@ -99,7 +111,9 @@ def create_app(
         proven = backends or open_backends(
             served, settings.backend, settings.threads, settings.precision
         )
-        async with run_service(settings, served, proven, metrics) as framework.state.service:
+        async with run_service(settings, served, proven, metrics) as service:
+            framework.state.service = service
+            framework.state.fast_paths = FastPaths(service)
             yield
 
     framework = FastAPI(

@@ -5,7 +5,6 @@ that has GET. It does not know the resources.
 """
 
 import asyncio
-import re
 import sys
 import time
 
@@ -17,10 +16,15 @@ from app.api import handlers
 from app.errors import ConvscopeError
 from app.telemetry import logs, requests
 from app.telemetry.metrics import OTHER, Metrics
-from app.telemetry.requests import SCOPE_KEY, RequestState, state_of
+from app.telemetry.requests import REQUEST_ID, SCOPE_KEY, RequestState, request_id_of, state_of
 
-REQUEST_ID = b"x-request-id"
-_SANE_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+
+def end_request(metrics: Metrics, state: RequestState, status: int, seconds: float) -> None:
+    """Count and log a request that has been answered or given up."""
+    metrics.end_request(state.method, state.route or OTHER, status, seconds)
+    if state.rejection is not None:
+        metrics.count_rejection(state.rejection)
+    logs.write_request(state, status, seconds)
 
 
 class RequestMiddleware:
@@ -50,12 +54,8 @@ class RequestMiddleware:
         try:
             await self._guard(inner, receive, answer)
         finally:
-            seconds = time.perf_counter() - started
             state.route = state.route or getattr(inner.get("route"), "path_format", None)
-            self._metrics.end_request(state.method, state.route or OTHER, answer.status, seconds)
-            if state.rejection is not None:
-                self._metrics.count_rejection(state.rejection)
-            logs.write_request(state, answer.status, seconds)
+            end_request(self._metrics, state, answer.status, time.perf_counter() - started)
             requests.current.reset(token)
 
     async def _guard(self, scope: Scope, receive: Receive, answer: "_Answer") -> None:
@@ -116,10 +116,8 @@ class _Answer:
 def _state(scope: Scope) -> RequestState:
     raw_path = scope.get("raw_path") or scope["path"].encode()
     path = raw_path.partition(b"?")[0].decode("ascii", "backslashreplace")
-    for name, value in scope["headers"]:
-        if name == REQUEST_ID and _SANE_ID.fullmatch(value):
-            return RequestState(scope["method"], path, str(value, "ascii"))
-    return RequestState(scope["method"], path)
+    given = next((value for name, value in scope["headers"] if name == REQUEST_ID), None)
+    return RequestState(scope["method"], path, request_id_of(given))
 
 
 def _in_one_line(send: Send) -> Send:

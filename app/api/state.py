@@ -177,9 +177,9 @@ def _batcher(
     settings: Settings, artifact: Artifact, backend: Backend, observer: ModelMetrics
 ) -> Batcher:
     most = batch_limit(artifact, settings.backend, settings.max_batch)
-    in_loop = settings.inference == "loop" or (
-        settings.inference == "auto" and is_quick(artifact, backend, most)
-    )
+    in_loop = settings.inference == "loop"
+    if settings.inference == "auto" and settings.backend == "onnx-cpu":
+        in_loop = is_quick(artifact, backend, most)
     return Batcher(
         backend,
         max_batch=most,

@@ -16,10 +16,11 @@ import reprlib
 import sys
 import time
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self, TypeVar, cast
 
 import orjson
 from multipart import MultipartError, MultipartSegment, PushMultipartParser, parse_options_header
@@ -52,6 +53,8 @@ INLINE_JSON_BYTES = 256 << 10
 """
 
 READ_TYPES = "image/*, application/octet-stream, multipart/form-data, application/json"
+
+T = TypeVar("T")
 
 _quoting = reprlib.Repr()
 _quoting.maxstring = 100
@@ -221,6 +224,35 @@ async def read(
     return await asyncio.to_thread(_read_json, body, limits)
 
 
+def read_whole(headers: Mapping[bytes, bytes], body: bytes, limits: UploadLimits) -> list[Upload]:
+    """Read the files out of a body that has arrived whole, of at most `INLINE_JSON_BYTES`.
+
+    Raises:
+        UploadError: as `read` does.
+    """
+    content_type = headers.get(b"content-type", b"")
+    kind = _kind(content_type, headers.get(b"content-encoding", b""))
+    if len(body) > limits.max_body_bytes:
+        raise UploadTooLarge(
+            f"body is {len(body)} bytes; the limit is {limits.max_body_bytes} bytes"
+        )
+    if kind == "form":
+        return _finished(_read_form(_Whole(body), _boundary(content_type), limits))
+    if not body:
+        raise EmptyUpload("body is empty")
+    return [Upload(body)] if kind == "file" else _read_json(body, limits)
+
+
+def _finished(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Return the result of a coroutine that waits for nothing."""
+    try:
+        coroutine.send(None)
+    except StopIteration as end:
+        return cast(T, end.value)
+    raise RuntimeError("the coroutine waits")
+
+
+@lru_cache(64)  # bounded: they are the client's
 def _kind(content_type: bytes, encoding: bytes) -> str:
     if encoding.strip().lower() not in {b"", b"identity"}:
         raise UnsupportedMediaType(
@@ -248,6 +280,27 @@ def _check_length(content_length: bytes, limits: UploadLimits) -> None:
     size = int(content_length[:20]) if content_length.isdigit() else 0
     if size > limits.max_body_bytes:
         raise UploadTooLarge(f"body is {size} bytes; the limit is {limits.max_body_bytes} bytes")
+
+
+class _Body(Protocol):
+    """A body, piece by piece; `more` is false once all of it has been read."""
+
+    more: bool
+
+    async def read(self) -> bytes:
+        """Return the next piece, which may be empty."""
+
+
+class _Whole:
+    """A body that has arrived."""
+
+    def __init__(self, body: bytes) -> None:
+        self.more = True
+        self._body = body
+
+    async def read(self) -> bytes:
+        self.more = False
+        return self._body
 
 
 class _Chunks:
@@ -291,7 +344,7 @@ def _boundary(content_type: bytes) -> bytes:
     return bytes(boundary)
 
 
-async def _read_form(chunks: _Chunks, boundary: bytes, limits: UploadLimits) -> list[Upload]:
+async def _read_form(chunks: _Body, boundary: bytes, limits: UploadLimits) -> list[Upload]:
     """Read a multipart body whose parts are all files.
 
     The body is cut at its boundaries here, and the library reads the headers of each part. It must
@@ -328,7 +381,7 @@ async def _read_form(chunks: _Chunks, boundary: bytes, limits: UploadLimits) -> 
 class _Marked:
     """A body that is cut at marks of up to `longest` bytes, which may stand across its pieces."""
 
-    def __init__(self, chunks: _Chunks, longest: int) -> None:
+    def __init__(self, chunks: _Body, longest: int) -> None:
         self._chunks = chunks
         self._longest = longest
         self._rest = bytearray(b"\r\n")  # the first boundary may lack its line end

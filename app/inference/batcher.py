@@ -170,6 +170,23 @@ class Batcher:
         finally:
             expiry.cancel()
 
+    def begin(self, images: Images, deadline: float) -> "asyncio.Future[Answer]":
+        """As `submit`, for images of one batch; cancel the future to take them back.
+
+        In the event loop no batch waits for long, so the deadline is looked at when its turn comes.
+        """
+        items = self._enqueue(images, deadline)
+        (item,) = items
+        if not self._in_loop:
+            expiry = self._loop.call_at(deadline, self._expire, items)
+
+            def forget(_: object) -> None:
+                expiry.cancel()
+                self._forget(items)
+
+            item.answer.add_done_callback(forget)
+        return item.answer
+
     def _enqueue(self, images: Images, deadline: float) -> list[_Item]:
         if self._stopping:
             raise ShuttingDown("the service is about to stop")

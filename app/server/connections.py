@@ -84,6 +84,7 @@ class Connections:
         working: POSTs that have arrived whole and are being answered.
         blocked: connections with unread answers, and since when they are unread.
         tasks: of the application, one a request.
+        paths: those that the metrics name when the server answers by itself.
         date_header: the line of the header `date`, as bytes.
     """
 
@@ -102,7 +103,7 @@ class Connections:
             metrics: count refusals.
             limit: the most connections that may be open.
             share: is told the number of connections.
-            paths: the paths that the metrics name when a full worker refuses a POST.
+            paths: those that the metrics name when the server answers by itself.
         """
         self.share = share
         self.settings = settings
@@ -112,7 +113,7 @@ class Connections:
         self.blocked: dict[Connection, float] = {}
         self.tasks: set[asyncio.Task[None]] = set()
         self.date_header = _date_header()
-        self._paths = paths
+        self.paths = paths
         self._limit = limit
         self._waiting: OrderedDict[Connection, None] = OrderedDict()
         self._all: set[Connection] = set()
@@ -192,16 +193,24 @@ class Connections:
         """Count and log a request that was refused before the application saw it."""
         status, _ = STATUSES[type(error)]
         self.metrics.count_rejection(reason(type(error)))
-        self.metrics.count_refused(request.method, OTHER, status)
-        if not isinstance(error, TooManyConnections):  # of which there may be thousands
-            logs.write_request(request, status, seconds)
+        if isinstance(error, TooManyConnections):  # of which there may be thousands
+            self.metrics.count_refused(request.method, OTHER, status)
+        else:
+            self.count_given_up(request, status, seconds)
+
+    def count_given_up(self, request: RequestState, status: int, seconds: float) -> None:
+        """Count and log a request that ended before the application saw it."""
+        self.metrics.count_refused(request.method, self._route(request.path), status)
+        logs.write_request(request, status, seconds)
 
     def count_shed(self, path: str) -> None:
         """Count a POST that was refused by a full worker."""
-        route = path if path in self._paths else OTHER
-        self.metrics.count_refused("POST", route, HTTPStatus.SERVICE_UNAVAILABLE)
+        self.metrics.count_refused("POST", self._route(path), HTTPStatus.SERVICE_UNAVAILABLE)
         self.metrics.count_rejection(_SHED)
         self._shed_since += 1
+
+    def _route(self, path: str) -> str:
+        return path if path in self.paths else OTHER
 
 
 def _date_header() -> bytes:

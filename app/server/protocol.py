@@ -15,9 +15,9 @@ from typing import Any, cast
 from urllib.parse import unquote
 
 import httptools
-from starlette.types import ASGIApp
 
 from app import errors, problems
+from app.server.application import Application, Pending
 from app.server.chunks import ChunkedBody
 from app.server.connections import Connections
 from app.server.exchange import Exchange
@@ -29,9 +29,10 @@ from app.server.overload import (
     queue_full,
     refusal,
     shed_answer,
+    status_line,
 )
 from app.telemetry.metrics import OTHER
-from app.telemetry.requests import SCOPE_KEY, RequestState
+from app.telemetry.requests import REQUEST_ID, SCOPE_KEY, RequestState, request_id_of
 
 DRAIN_SECONDS = 10
 DRAIN_BYTES = 64 << 20
@@ -45,6 +46,8 @@ _UPGRADE = re.compile(rb"(?<=\r\n)upgrade:[^\r]*\r\n", re.IGNORECASE)
 
 class State(StrEnum):
     """A connection's state; `docs/architecture.md` draws it."""
+
+    __hash__ = str.__hash__  # Enum's own is not in C
 
     IDLE = "Idle"
     """Between two requests."""
@@ -66,6 +69,8 @@ class State(StrEnum):
 
 class Event(StrEnum):
     """A reason to leave a state."""
+
+    __hash__ = str.__hash__
 
     STARTED = "first byte"
     TAKEN = "head accepted"
@@ -120,7 +125,10 @@ class HttpProtocol(asyncio.Protocol):
     """One connection; it is in one `State`, and `TRANSITIONS` lead to the others."""
 
     def __init__(
-        self, app: ASGIApp, connections: Connections, lifespan_state: Mapping[str, Any]
+        self,
+        app: Application,
+        connections: Connections,
+        lifespan_state: Mapping[str, Any],
     ) -> None:
         """Prepare.
 
@@ -153,6 +161,11 @@ class HttpProtocol(asyncio.Protocol):
         self._fault: errors.RequestError | None = None
         self._exchange: Exchange | None = None
         self._task: asyncio.Task[None] | None = None
+        self._parts: list[bytes] | None = None  # of the body, if the request is offered when whole
+        self._head_at = 0.0  # when the head of such a request had arrived, by `perf_counter`
+        self._pending: Pending | None = None  # the application has taken it
+        self._expects_continue = False
+        self._stays_open = False  # whether the connection stays open after it
         self._at_work = False  # whether the request counts as work
 
     # The connection
@@ -171,6 +184,9 @@ class HttpProtocol(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         """End the request whose client has gone."""
+        if self._parts is not None and self._state is State.BODY:
+            seconds = time.monotonic() - self._since
+            self._connections.count_given_up(self._request(), problems.CLIENT_GONE, seconds)
         self._close()
         self._end_exchange(problems.CLIENT_GONE)
         self._connections.remove(self)
@@ -211,7 +227,7 @@ class HttpProtocol(asyncio.Protocol):
 
     def give_up(self) -> None:
         """Refuse the request under way, because the server has waited long enough for it."""
-        if self._exchange is None:
+        if self._exchange is None and self._pending is None and self._parts is None:
             self.abort()
             return
         limit = f"{self._settings.shutdown_seconds} seconds"
@@ -356,6 +372,7 @@ class HttpProtocol(asyncio.Protocol):
             self._fault = errors.MalformedRequest("the end of the request's body is ambiguous")
             return
         self._method, self._target, self._headers = OTHER, b"", []
+        self._parts = None
 
     def on_url(self, url: bytes) -> None:
         """Keep a part of the target."""
@@ -368,7 +385,7 @@ class HttpProtocol(asyncio.Protocol):
             self._headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
-        """Start the request, unless its head has a fault or the worker is full."""
+        """Look at the head, and accept it unless it has a fault."""
         self._method = self._parser.get_method().decode()
         version = self._parser.get_http_version()
         length, hosts, expects_continue = b"0", 0, False
@@ -383,7 +400,7 @@ class HttpProtocol(asyncio.Protocol):
                 expects_continue = version == "1.1" and value.lower() == b"100-continue"
         try:
             self._check_head(hosts, len(length))
-            url = httptools.parse_url(self._target)  # a path or a whole URL: RFC 9112, 3.2.2
+            self._url = httptools.parse_url(self._target)  # or a whole URL: RFC 9112, 3.2.2
         except httptools.HttpParserInvalidURLError:
             shown = self._target[:_QUOTED_BYTES].decode("latin-1")
             self._fault = errors.MalformedRequest(
@@ -393,19 +410,42 @@ class HttpProtocol(asyncio.Protocol):
         except errors.RequestError as exc:
             self._fault = exc
             return
-        if self._parser.should_upgrade():
-            return  # `_feed_parser` parses the head again, without the offer
-        self._body_left = int(length)
+        if not self._parser.should_upgrade():  # else `_feed_parser` parses it without the offer
+            self._body_left = int(length)
+            self._accept(expects_continue=expects_continue)
+
+    def _accept(self, *, expects_continue: bool) -> None:
+        """Start a request whose head has no fault, or wait for all of it, or refuse it."""
         if self._method == "POST" and self._connections.full:
             self._move(Event.SHED)
             return
         self._move(Event.TAKEN)
-        raw_path = url.path or b"/"
+        self._expects_continue = expects_continue
+        self._stays_open = self._keeps_open
+        if self._may_be_offered:
+            self._parts, self._head_at = [], time.perf_counter()
+        else:
+            self._start_exchange()
+
+    @property
+    def _may_be_offered(self) -> bool:
+        """Whether the application may want to answer this request when it is whole."""
+        return (
+            self._method == "POST"
+            and self._path in self._connections.paths
+            and self._chunks is None
+            and not self._expects_continue
+            and self._body_left <= self._app.most_bytes
+        )
+
+    def _start_exchange(self) -> Exchange:
+        """Let the application answer by ASGI."""
+        raw_path = self._url.path or b"/"
         path = raw_path.decode()
         scope = {
             "type": "http",
             "asgi": {"version": "3.0", "spec_version": "2.3"},
-            "http_version": version,
+            "http_version": self._parser.get_http_version(),
             "server": self._server,
             "client": self._client,
             "scheme": "http",
@@ -413,16 +453,17 @@ class HttpProtocol(asyncio.Protocol):
             "root_path": "",
             "path": unquote(path) if "%" in path else path,
             "raw_path": raw_path,
-            "query_string": url.query or b"",
+            "query_string": self._url.query or b"",
             "headers": self._headers,
             "state": dict(self._lifespan_state),
         }
         self._exchange = Exchange(
-            self, scope, keep=self._keeps_open, expects_continue=expects_continue
+            self, scope, keep=self._stays_open, expects_continue=self._expects_continue
         )
         self._task = self._loop.create_task(self._exchange.run(self._app))
         self._connections.tasks.add(self._task)
         self._task.add_done_callback(self._connections.tasks.discard)
+        return self._exchange
 
     def _check_head(self, hosts: int, digits: int) -> None:
         """Raise RequestError if the head is not taken.
@@ -455,8 +496,12 @@ class HttpProtocol(asyncio.Protocol):
 
     def on_body(self, body: bytes) -> None:
         """Give the application a part of the body."""
-        if self._state is State.BODY and self._exchange is not None:
-            self._bytes -= 2 * len(body)  # counted once as received
+        if self._state is not State.BODY:
+            return
+        self._bytes -= 2 * len(body)  # counted once as received
+        if self._parts is not None:
+            self._parts.append(body)
+        elif self._exchange is not None:
             self._exchange.feed(body)
 
     def on_message_complete(self) -> None:
@@ -467,8 +512,43 @@ class HttpProtocol(asyncio.Protocol):
             self._answer_shed(keep=self._keeps_open and not self._connections.closing)
         elif self._state is not State.HEAD:
             self._move(Event.WHOLE)
-            if self._exchange is not None:
+            if self._parts is not None:
+                self._offer()
+            elif self._exchange is not None:
                 self._exchange.end_request()
+
+    def _offer(self) -> None:
+        """Offer a whole request to the application; what it does not take goes by ASGI."""
+        body, self._parts = b"".join(self._parts or ()), None
+        self._pending = self._app.answer(
+            self._target, self._headers, body, self._head_at, self._reply
+        )
+        if self._pending is None:
+            exchange = self._start_exchange()
+            exchange.feed(body)
+            exchange.end_request()
+
+    def _reply(self, status: int, lines: bytes, body: bytes) -> None:
+        """Answer a request whose offer was taken.
+
+        Args:
+            status: of the answer.
+            lines: its headers, each with its line end.
+            body: is written whole.
+        """
+        keep = self._stays_open and self.may_stay_open
+        self._transport.write(
+            b"%b%b%bcontent-length: %d\r\n%b\r\n%b"
+            % (
+                status_line(status),
+                self._connections.date_header,
+                lines,
+                len(body),
+                b"" if keep else b"connection: close\r\n",
+                body,
+            )
+        )
+        self.answered(keep=keep)
 
     @property
     def _keeps_open(self) -> bool:
@@ -509,7 +589,7 @@ class HttpProtocol(asyncio.Protocol):
 
     def answered(self, *, keep: bool) -> None:
         """Go on to the next request, or to the end of this one's body, or close."""
-        self._exchange = self._task = None
+        self._exchange = self._task = self._pending = None
         self._end_work()
         if keep:
             self._move(Event.ANSWERED)
@@ -517,7 +597,7 @@ class HttpProtocol(asyncio.Protocol):
             self._move(Event.REFUSED)
         else:
             self._move(Event.ANSWERED_LAST)
-        if self._state is State.IDLE:
+        if self._state is State.IDLE and self._ahead:
             self.data_received(b"")
 
     def _answer_shed(self, *, keep: bool) -> None:
@@ -534,7 +614,7 @@ class HttpProtocol(asyncio.Protocol):
         seconds = time.monotonic() - self._since
         status, _ = problems.STATUSES[type(error)]
         seen = self._end_exchange(status)
-        request = seen or RequestState(self._method, self._path)
+        request = seen or self._request()
         self._transport.write(refusal(error, request))
         if isinstance(error, errors.QueueFull):
             self._connections.count_shed(self._path)
@@ -550,6 +630,12 @@ class HttpProtocol(asyncio.Protocol):
         None means that the application has not seen the request.
         """
         self._end_work()
+        self._parts = None
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            pending.state.ended_with = status
+            pending.end()
+            return pending.state
         if self._exchange is None or self._task is None:
             return None
         state: RequestState | None = self._exchange.scope.get(SCOPE_KEY)
@@ -563,6 +649,11 @@ class HttpProtocol(asyncio.Protocol):
     def _end_work(self) -> None:
         self._connections.working -= self._at_work
         self._at_work = False
+
+    def _request(self) -> RequestState:
+        """Return the facts about a request that the application has not seen."""
+        given = next((value for name, value in self._headers if name == REQUEST_ID), None)
+        return RequestState(self._method, self._path, request_id_of(given))
 
     @property
     def _path(self) -> str:

@@ -21,8 +21,9 @@ from multiprocessing.context import ForkProcess
 from types import FrameType
 
 from app.errors import ArtifactError, ConvscopeError
+from app.server.application import Application
 from app.server.connections import Share, Shares
-from app.server.worker import Application, Server
+from app.server.worker import Server
 from app.settings import Settings
 
 _BEAT_SECONDS = 1.0

@@ -3,17 +3,15 @@
 import asyncio
 import logging
 import socket
-from collections.abc import Callable, Collection
-from typing import Protocol
+from collections.abc import Callable
 
 import uvicorn
-from starlette.types import Receive, Scope, Send
 
+from app.server.application import Application
 from app.server.connections import Connections, Share
 from app.server.machine import raise_descriptor_limit
 from app.server.protocol import HttpProtocol
 from app.settings import Settings
-from app.telemetry.metrics import Metrics
 
 _SPARE_DESCRIPTORS = 64
 _LINGER_SECONDS = 1.0
@@ -25,25 +23,6 @@ A request may be on its way; closing at once would lose it.
 _MOST_ACCEPTED = 64  # in one turn of the event loop
 
 _log = logging.getLogger(__name__)
-
-
-class Application(Protocol):
-    """An application whose models are open, as a worker serves it."""
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request, or run the lifespan (ASGI)."""
-
-    @property
-    def metrics(self) -> Metrics:
-        """The metrics that it counts in."""
-
-    @property
-    def fast_paths(self) -> Collection[str]:
-        """The paths that the metrics name when a full worker refuses a POST."""
-
-    @property
-    def stuck_seconds(self) -> float:
-        """The age of the oldest batch that is being computed; only while it serves."""
 
 
 class Server(uvicorn.Server):

@@ -1,6 +1,7 @@
 """The state of one request, as the server, the middleware, the routes and the log share it."""
 
-import secrets
+import random
+import re
 from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -9,13 +10,25 @@ from typing import Any, cast
 SCOPE_KEY = "convscope.request"
 """Where the ASGI scope of a request holds its `RequestState`."""
 
+REQUEST_ID = b"x-request-id"
+"""The header that names a request."""
+
+_SANE_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+
 MAX_PATH = 256
 """Characters of a request's path that an answer or a log line repeats."""
 
 
 def new_request_id() -> str:
     """Return an id for a request whose client gave none: 32 hexadecimal digits."""
-    return secrets.token_hex(16)
+    return f"{random.getrandbits(128):032x}"  # not secret; a call of the system would cost more
+
+
+def request_id_of(given: bytes | None) -> str:
+    """Return the client's id of a request if it is a sane one, or else a new one."""
+    if given is not None and _SANE_ID.fullmatch(given):
+        return str(given, "ascii")
+    return new_request_id()
 
 
 @dataclass(slots=True)

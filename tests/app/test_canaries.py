@@ -19,11 +19,13 @@ from fastapi import FastAPI
 from PIL import Image
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.JpegImagePlugin import JpegImageFile
+from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.artifact.directory import read_artifact
 from app.inference.backends import open_backend
+from app.telemetry.metrics import _Observed
 from tests.support.artifacts import solid
 
 pytestmark = pytest.mark.anyio
@@ -131,3 +133,23 @@ def test_prometheus_names_the_files_of_a_processs_gauges_as_they_are_looked_for(
     pid, *files = done.stdout.partition("\n")[0].split()
     assert files == [f"gauge_live{how}_{pid}.db" for how in ("max", "sum")], done.stderr
     assert done.stdout.endswith("\n[]\n")
+
+
+def test_prometheus_keeps_a_histogram_as_sums_of_its_buckets() -> None:
+    """`telemetry.metrics` adds to these at each flush; `observe` must do the same."""
+    histograms = []
+    for _ in range(2):
+        registry = CollectorRegistry()
+        histograms.append((registry, Histogram("h", "h", buckets=(0.1, 1), registry=registry)))
+    (one_by_one, observing), (at_once, flushing) = histograms
+    observed = _Observed(flushing)
+    for value in (0.05, 0.1, 0.5, 1, 7):
+        observing.observe(value)
+        observed.observe(value)
+    observed.flush()
+    observed.flush()
+    expected, found = (
+        [line for line in generate_latest(registry).splitlines() if b"_created" not in line]
+        for registry in (one_by_one, at_once)
+    )
+    assert found == expected

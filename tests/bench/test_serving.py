@@ -19,7 +19,7 @@ from bench.harness.payloads import PHOTO_SIZE, payloads, pictures
 from bench.harness.processes import ServerFailed, Usage, free_port
 from bench.harness.report import fill
 from bench.harness.requests import Request
-from bench.serving import report
+from bench.serving import overhead, report
 from bench.serving.answers import check, expected
 from bench.serving.limit import Limit, PhotoDecoding
 from bench.serving.results import Cell, Round, Run, ServerResult, requests_per_second
@@ -318,3 +318,13 @@ def test_plot_is_drawn_also_where_peers_are_missing(tmp_path: Path) -> None:
 
     with Image.open(tmp_path / "plot.png") as image:
         assert image.width > 500
+
+
+def test_overhead_is_what_requests_take_beyond_their_images(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(overhead, "ROUNDS", 10)
+    row = overhead.measure()
+    assert 0 < row["decoding and inference"] < row["request"]
+    *_, last = overhead.overhead_table(row).splitlines()
+    assert last.startswith("| all else | ")

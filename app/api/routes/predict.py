@@ -15,6 +15,8 @@ from app.api.openapi import document_body, document_problems
 from app.api.pictures import decode_images, timeout_of
 from app.api.queries import PredictQuery
 from app.api.schemas import Predictions
+from app.api.state import Service
+from app.artifact.directory import Artifact
 from app.errors import DeadlineExceeded
 from app.inference.batcher import Answer
 from app.tasks.classification import Interpreter
@@ -39,13 +41,7 @@ async def predict(request: Request, query: Annotated[PredictQuery, Query()]) -> 
     started = time.perf_counter()
     service = service_of(request)
     artifact = artifact_of(request, query)
-    interpreter = Interpreter(
-        artifact,
-        service.settings.precision,
-        top_k=query.top_k,
-        coverage=query.coverage,
-        method=query.sets,
-    )
+    interpreter = interpreter_of(service, artifact, query)
     headers = dict(request.scope["headers"])
     timeout = timeout_of(headers, service.settings)
     with service.bodies.hold() as hold:
@@ -62,11 +58,28 @@ async def predict(request: Request, query: Annotated[PredictQuery, Query()]) -> 
     service.metrics.observe_stages(read - started, decoded - read)
     labels = interpreter.labels(answer.outputs)
     service.model_metrics[artifact.ref].answered(labels, answer.queue_seconds)
-    timing = _server_timing(read - started, decoded - read, answer)
+    timing = server_timing(read - started, decoded - read, answer)
     return Response(content, media_type="application/json", headers={"Server-Timing": timing})
 
 
-def _server_timing(read: float, decode: float, answer: Answer) -> str:
+def interpreter_of(service: Service, artifact: Artifact, query: PredictQuery) -> Interpreter:
+    """Return what writes the answer, as the query asks for it.
+
+    Raises:
+        InvalidParameter: a parameter does not fit the model.
+        NothingToSee: the model has no prediction sets.
+    """
+    return Interpreter(
+        artifact,
+        service.settings.precision,
+        top_k=query.top_k,
+        coverage=query.coverage,
+        method=query.sets,
+    )
+
+
+def server_timing(read: float, decode: float, answer: Answer) -> str:
+    """Return the header's value: the milliseconds of each stage."""
     return (
         f"read;dur={read * 1000:.3f}, decode;dur={decode * 1000:.3f}, "
         f"queue;dur={answer.queue_seconds * 1000:.3f}, "

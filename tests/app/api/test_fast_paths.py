@@ -1,35 +1,52 @@
-"""A fast path answers as FastAPI does."""
+"""A prediction that is answered on the fast path is answered as FastAPI does."""
 
+import asyncio
+import base64
+import logging
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
 import pytest
 
-from app.api.fast_paths import ENDPOINTS
-from app.api.middleware import RequestMiddleware
-from tests.conftest import Picture
+from app.api.fast_paths import MAX_BYTES, PATHS
+from app.server.connections import Connections
+from tests.conftest import Connect, Picture
 from tests.support.applications import application_of
+from tests.support.fakes import FailingBackend, HeldBackend, black
+from tests.support.pictures import as_file
+from tests.support.servers import sockets
 
 pytestmark = pytest.mark.anyio
 
 PNG = {"Content-Type": "image/png"}
 
 
-@pytest.fixture
-async def slow_path(client: httpx.AsyncClient) -> AsyncIterator[httpx.AsyncClient]:
-    """The same service, without the fast paths."""
-    application = application_of(client)
-    app = RequestMiddleware(application.framework, application.metrics)
-    transport = httpx.ASGITransport(app=app)
-    async with httpx.AsyncClient(transport=transport, base_url="http://convscope") as slow:
-        yield slow
+@asynccontextmanager
+async def _fast(
+    client: httpx.AsyncClient,
+) -> AsyncIterator[tuple[httpx.AsyncClient, list[bool], Connections]]:
+    """Yield a client on a socket, and whether each request it sends is taken by the fast path."""
+    paths = application_of(client).framework.state.fast_paths
+    answer, taken = paths.answer, list[bool]()
+
+    def recorded(*arguments: Any) -> Any:
+        prediction = answer(*arguments)
+        taken.append(prediction is not None)
+        return prediction
+
+    paths.answer = recorded
+    async with sockets(client) as (port, connections):
+        url = f"http://127.0.0.1:{port}"
+        async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=30) as fast:
+            yield fast, taken, connections
 
 
 def _comparable(response: httpx.Response) -> tuple[Any, ...]:
     content = response.json()
     content.pop("request_id", None)
-    ours = {"x-request-id", "server-timing", "content-length"}
+    ours = {"x-request-id", "server-timing", "content-length", "date"}
     return (
         response.status_code,
         content,
@@ -39,51 +56,153 @@ def _comparable(response: httpx.Response) -> tuple[Any, ...]:
 
 
 @pytest.mark.parametrize(
-    ("query", "headers", "body"),
+    ("query", "headers", "body", "taken"),
     [
-        ("", PNG, "red"),
-        ("?top_k=2&model=colour&version=1", {}, "green"),
-        ("?model=&version=", PNG, "red"),
-        ("?top_k=0", PNG, "red"),
-        ("?top_k=99", PNG, "red"),
-        ("?top_k=x&coverage=7", PNG, "red"),
-        ("?top_k=1&top_k=2", PNG, "red"),
-        ("?topk=1", PNG, "red"),
-        ("?coverage=0.9", PNG, "red"),
-        ("?sets=best", PNG, "red"),
-        ("?model=cats", PNG, "red"),
-        ("", PNG, ""),
-        ("", PNG, "no image"),
-        ("", {"Content-Type": "text/plain"}, "red"),
-        ("", {**PNG, "X-Request-Timeout-Ms": "soon"}, "red"),
+        ("", PNG, "red", True),
+        ("?top_k=2&model=colour&version=1", {}, "green", True),
+        ("?model=&version=", PNG, "red", True),
+        ("?coverage=0.9", PNG, "red", False),
+        ("", {**PNG, "X-Request-Timeout-Ms": "9000"}, "red", True),
+        ("?top_k=0", PNG, "red", False),
+        ("?top_k=99", PNG, "red", False),
+        ("?top_k=x&coverage=7", PNG, "red", False),
+        ("?top_k=1&top_k=2", PNG, "red", False),
+        ("?topk=1", PNG, "red", False),
+        ("?sets=best", PNG, "red", False),
+        ("?model=cats", PNG, "red", False),
+        ("", PNG, "", False),
+        ("", PNG, "no image", False),
+        ("", {"Content-Type": "text/plain"}, "red", False),
+        ("", {**PNG, "Content-Encoding": "gzip"}, "red", False),
+        ("", {**PNG, "X-Request-Timeout-Ms": "soon"}, "red", False),
     ],
 )
 async def test_prediction_is_answered_as_by_fastapi(
-    client: httpx.AsyncClient,
-    slow_path: httpx.AsyncClient,
+    connect: Connect,
     picture: Picture,
     query: str,
     headers: dict[str, str],
     body: str,
+    taken: bool,
 ) -> None:
     content = picture(body) if body in {"red", "green"} else body.encode()
-    fast, slow = [
-        await asked.post(f"/predict{query}", content=content, headers=headers)
-        for asked in (client, slow_path)
+    async with connect() as slow, _fast(slow) as (fast, offers, _):
+        answers = [
+            await asked.post(f"/predict{query}", content=content, headers=headers)
+            for asked in (fast, slow)
+        ]
+    assert _comparable(answers[0]) == _comparable(answers[1])
+    assert answers[0].status_code == 200 or not taken
+    assert offers == [taken]
+
+
+async def test_form_and_json_of_one_small_image_are_answered_as_by_fastapi(
+    client: httpx.AsyncClient, picture: Picture
+) -> None:
+    red = picture("red")
+    bodies: list[tuple[dict[str, Any], bool]] = [
+        ({"files": {"file": ("r.png", red)}}, True),
+        ({"json": {"images": [base64.b64encode(red).decode()]}}, True),
+        ({"files": [("file", ("r.png", red)), ("file", ("s.png", red))]}, False),
+        ({"files": {"image": ("r.png", red)}}, False),
+        ({"json": {"images": []}}, False),
+        ({"content": picture("red", size=(200, 200))}, False),
     ]
-    assert _comparable(fast) == _comparable(slow)
+    async with _fast(client) as (fast, offers, _):
+        for options, _taken in bodies:
+            answers = [await asked.post("/predict", **options) for asked in (fast, client)]
+            assert _comparable(answers[0]) == _comparable(answers[1])
+    assert offers == [taken for _, taken in bodies]
+
+
+async def test_larger_and_chunked_bodies_are_not_offered(
+    client: httpx.AsyncClient, picture: Picture
+) -> None:
+    async def pieces() -> AsyncIterator[bytes]:
+        yield picture("red")
+
+    large = picture("red", kind="BMP", size=(150, 150))
+    assert len(large) > MAX_BYTES
+    async with _fast(client) as (fast, offers, _):
+        for content in (large, pieces()):
+            answer = await fast.post("/predict", content=content)
+            assert answer.json()["predictions"][0]["label"] == "red"
+    assert offers == []
 
 
 async def test_requests_are_counted_by_the_same_route(
-    client: httpx.AsyncClient, slow_path: httpx.AsyncClient, picture: Picture
+    client: httpx.AsyncClient, picture: Picture
 ) -> None:
-    for asked in (client, slow_path):
-        await asked.post("/predict", content=picture("red"))
-    metrics = (await client.get("/metrics")).text
-    labels = '{method="POST",route="/predict",status="200"}'
-    assert f"convscope_http_requests_total{labels} 2.0" in metrics
+    async with _fast(client) as (fast, offers, _):
+        for asked in (client, fast):
+            await asked.post("/predict", content=picture("red"))
+        metrics = (await client.get("/metrics")).text
+    assert offers == [True]
+    for name, labels in {
+        "http_requests_total": '{method="POST",route="/predict",status="200"}',
+        "http_request_duration_seconds_count": '{method="POST",route="/predict"}',
+        "predictions_total": '{label="red",model="colour",version="2"}',
+        "queue_seconds_count": '{model="colour",version="2"}',
+        "decode_seconds_count": "",
+        "read_seconds_count": "",
+    }.items():
+        assert f"convscope_{name}{labels} 2.0" in metrics
 
 
 async def test_every_fast_path_is_documented(client: httpx.AsyncClient) -> None:
     paths = (await client.get("/openapi.json")).json()["paths"]
-    assert all(method.lower() in paths[path] for method, path in ENDPOINTS)
+    assert all("post" in paths[path] for path in PATHS)
+
+
+async def test_answer_that_is_late_is_a_504(connect: Connect, picture: Picture) -> None:
+    backend = HeldBackend()
+    headers = {"X-Request-Timeout-Ms": "50", "X-Request-ID": "late"}
+    async with connect(backend) as client, _fast(client) as (fast, offers, _):
+        answer = await fast.post("/predict", content=picture("red"), headers=headers)
+        backend.release.set()
+        metrics = (await client.get("/metrics")).text
+    assert offers == [True]
+    assert answer.status_code == 504
+    assert answer.json()["detail"] == "no answer within 0.05 s"
+    assert answer.json()["request_id"] == answer.headers["x-request-id"] == "late"
+    assert 'convscope_rejections_total{reason="deadline-exceeded"} 1.0' in metrics
+
+
+async def test_backend_that_fails_is_a_500_that_says_nothing_of_the_inside(
+    connect: Connect, caplog: pytest.LogCaptureFixture
+) -> None:
+    content = as_file(black()[0], "PNG")
+    async with connect(FailingBackend()) as client, _fast(client) as (fast, offers, _):
+        answer = await fast.post("/predict", content=content, headers={"X-Request-ID": "broken"})
+    assert offers == [True]
+    assert answer.status_code == 500
+    assert "secret" not in answer.text
+    assert answer.json()["request_id"] == "broken"
+    assert [record for record in caplog.records if record.levelno == logging.ERROR]
+
+
+async def test_client_that_goes_is_counted_and_its_image_is_never_computed(
+    connect: Connect, picture: Picture
+) -> None:
+    backend = HeldBackend()
+    async with connect(backend) as client, _fast(client) as (fast, offers, connections):
+        first = asyncio.create_task(fast.post("/predict", content=picture("red")))
+        assert await asyncio.to_thread(backend.entered.wait, 60)
+        headers = {"X-Request-ID": "left"}
+        leaves = asyncio.create_task(
+            fast.post("/predict", content=picture("green"), headers=headers)
+        )
+        async with asyncio.timeout(30):
+            while len(offers) < 2:
+                await asyncio.sleep(0.01)
+            leaves.cancel()
+            while connections.working > 1:
+                await asyncio.sleep(0.01)
+        backend.release.set()
+        assert (await first).status_code == 200
+        metrics = (await client.get("/metrics")).text
+    assert offers == [True, True]
+    assert [len(batch) for batch in backend.batches] == [1]
+    count = 'convscope_http_requests_total{method="POST",route="/predict",status="499"} 1.0'
+    assert count in metrics
+    assert 'convscope_queue_images{model="colour",version="2"} 0.0' in metrics

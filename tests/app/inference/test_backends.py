@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+import time
 import tracemalloc
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from app.artifact.directory import read_artifact
 from app.artifact.manifest import BackendName
 from app.artifact.tensors import Images, Outputs
 from app.errors import ArtifactError, BackendFailed, SettingsError
-from app.inference.backends import BATCH_MACS, batch_limit, open_backend
+from app.inference.backends import BATCH_MACS, batch_limit, is_quick, open_backend
 from app.inference.backends.onnx_cpu import OnnxBackend
 from tests.support.artifacts import (
     CLASSES,
@@ -23,6 +24,7 @@ from tests.support.artifacts import (
     solid,
     write_artifact,
 )
+from tests.support.fakes import RecordingBackend, SlowBackend
 
 ROOT = Path(__file__).parents[3]
 SPEEDNET = max((ROOT / "models_store" / "speednet").glob("[1-9]*"), default=ROOT)
@@ -252,3 +254,22 @@ def test_int8_graph_that_does_not_load_is_named(tmp_path: Path) -> None:
     rehash(path)
     with pytest.raises(ArtifactError, match=r"model\.int8\.onnx: does not load"):
         open_backend(read_artifact(path), "onnx-cpu", precision="int8")
+
+
+@pytest.mark.parametrize(("seconds", "quick"), [(0.0, True), (0.001, False)])
+def test_model_is_quick_if_a_full_batch_is(store_path: Path, seconds: float, quick: bool) -> None:
+    class Slow(RecordingBackend):
+        def predict(self, images: Images) -> Outputs:
+            time.sleep(seconds * len(images))
+            return super().predict(images)
+
+    backend = Slow()
+    artifact = read_artifact(store_path / "colour" / "2")
+    assert is_quick(artifact, backend, 16) is quick
+    assert max(map(len, backend.batches)) == 16
+
+
+def test_slow_model_is_asked_for_no_full_batch(store_path: Path) -> None:
+    backend = SlowBackend(0.02)
+    assert not is_quick(read_artifact(store_path / "colour" / "2"), backend, 16)
+    assert {len(batch) for batch in backend.batches} == {1}

@@ -5,12 +5,14 @@ import logging
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import cast
 
 import pytest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.middleware import RequestMiddleware
 from app.problems import Problem
+from app.server.application import Application
 from app.server.chunks import ChunkedBody
 from app.server.connections import Connections, Share, Shares
 from app.server.exchange import BUFFERED_BYTES
@@ -42,7 +44,9 @@ def connections(make_settings: MakeSettings) -> Connections:
 @asynccontextmanager
 async def _connected(app: ASGIApp, connections: Connections) -> AsyncIterator[Streams]:
     server = await asyncio.get_running_loop().create_server(
-        lambda: HttpProtocol(app, connections, {"opened": "once"}), "127.0.0.1", 0
+        lambda: HttpProtocol(cast(Application, app), connections, {"opened": "once"}),
+        "127.0.0.1",
+        0,
     )
     async with server, asyncio.timeout(20):
         streams = await asyncio.open_connection("127.0.0.1", server.sockets[0].getsockname()[1])

@@ -174,6 +174,8 @@ def test_workers_share_their_metrics_and_leave_nothing_behind(
             response = post(f"{server.url}/predict", content=picture("red"), headers=PNG)
             assert response.status_code == 200
         counted = 'convscope_predictions_total{label="red",model="colour",version="2"} 20.0'
+        # The other worker writes its counts within a tenth of a second.
+        wait_until(lambda: counted in get(f"{server.url}/metrics").text.splitlines(), 5)
         for _ in range(6):
             assert counted in get(f"{server.url}/metrics").text.splitlines()
         (directory,) = scratch.glob("convscope-metrics-*")

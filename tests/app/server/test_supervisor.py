@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -10,11 +11,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 
 from app.server.machine import usable_cpus
 from tests.conftest import Picture
-from tests.support.servers import CONVSCOPE, Server, client, get, runs, started, wait_until
+from tests.support.artifacts import solid
+from tests.support.pictures import as_file
+from tests.support.servers import (
+    CONVSCOPE,
+    Server,
+    client,
+    get,
+    post,
+    runs,
+    started,
+    wait_until,
+)
 
 PNG = {"Content-Type": "image/png"}
 SERVE = [*CONVSCOPE, "serve"]
@@ -99,6 +112,44 @@ def test_frozen_worker_is_killed_and_replaced(store_path: Path, tmp_path: Path) 
         wait_until(lambda: frozen not in server.workers and len(server.workers) == 2)
         assert other in server.workers
         assert f"worker {frozen} hangs and is killed" in server.log.read_text()
+        assert server.stop() == 0
+
+
+HANGS_ON_WHITE = """
+import time
+from app.cli import main
+from app.inference.backends.onnx_cpu import OnnxBackend
+predict = OnnxBackend.predict
+
+def predict_or_hang(backend, images):
+    while (images == 255).all():
+        time.sleep(1)
+    return predict(backend, images)
+
+OnnxBackend.predict = predict_or_hang
+main()
+"""
+
+
+@pytest.mark.parametrize("inference", ["loop", "thread"])
+def test_worker_whose_model_hangs_is_replaced(
+    store_path: Path, tmp_path: Path, inference: str
+) -> None:
+    command = [sys.executable, "-c", HANGS_ON_WHITE, "serve", "--workers", "2"]
+    changes = {"CONVSCOPE_HANG_SECONDS": "2", "CONVSCOPE_INFERENCE": inference}
+    with started(command, store_path, tmp_path / "log", **changes) as server:
+        wait_until(lambda: len(server.workers) == 2)
+        before = set(server.workers)
+        white = as_file(np.full((32, 32, 3), 255, np.uint8), "PNG")
+        with pytest.raises(httpx.TransportError):  # lost with the worker
+            post(f"{server.url}/predict", content=white, headers=PNG)
+        wait_until(lambda: len(server.workers) == 2 and set(server.workers) != before)
+        assert len(before & set(server.workers)) == 1
+        assert "hangs and is killed" in server.log.read_text()
+        red = as_file(solid("red")[0], "PNG")
+        for _ in range(4):
+            answer = post(f"{server.url}/predict", content=red, headers=PNG)
+            assert answer.json()["predictions"][0]["label"] == "red"
         assert server.stop() == 0
 
 

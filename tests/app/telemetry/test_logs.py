@@ -1,3 +1,4 @@
+import asyncio
 import io
 import json
 import logging
@@ -9,6 +10,7 @@ import pytest
 import structlog
 
 from app.telemetry import logs
+from app.telemetry.requests import RequestState
 from tests.conftest import Connect, Picture
 
 pytestmark = pytest.mark.anyio
@@ -161,3 +163,40 @@ def test_traceback_is_one_line_of_json() -> None:
         structlog.get_logger("app.test").error("failed", exc_info=exc)
     (line,) = _lines(stream)
     assert "ValueError: invalid literal" in line["exception"]
+
+
+async def test_lines_of_requests_wait_for_a_moment_or_for_another_line(connect: Connect) -> None:
+    stream = io.StringIO()
+    async with connect() as client:
+        logs.configure("json", "info", stream)
+        await client.get("/models")
+        assert stream.getvalue() == ""
+        async with asyncio.timeout(30):
+            while not stream.getvalue():
+                await asyncio.sleep(0.01)
+        await client.get("/models/colour")
+        logging.getLogger("app.test").error("between")
+        await client.get("/models/flat")
+    paths = [line.get("path", line["event"]) for line in _lines(stream)]
+    assert paths == ["/models", "/models/colour", "between", "/models/flat"]
+
+
+async def test_many_lines_do_not_wait(connect: Connect) -> None:
+    stream = io.StringIO()
+    async with connect():
+        logs.configure("json", "info", stream)
+        state = RequestState("GET", "/models")
+        for _ in range(1000):  # without a turn of the event loop
+            logs.write_request(state, 200, 0.001)
+        assert len(_lines(stream)) > 800
+    assert len(_lines(stream)) == 1000
+
+
+async def test_lines_that_wait_are_written_where_they_were_meant_for(connect: Connect) -> None:
+    first, second = io.StringIO(), io.StringIO()
+    async with connect() as client:
+        logs.configure("json", "info", first)
+        await client.get("/models")
+        logs.configure("json", "info", second)
+        await client.get("/models")
+    assert len(_lines(first)) == len(_lines(second)) == 1
