@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
-from app.api.fast_paths import MAX_BYTES, PATHS, FastPaths, Headers, Prediction, Reply
+from app.api.fast_paths import PATHS, FastPaths, Headers, Prediction, Reply
 from app.api.handlers import respond
 from app.api.middleware import RequestMiddleware
 from app.api.routes import (
@@ -63,6 +63,10 @@ class Application:
         return cast(Service, self.framework.state.service)
 
     @property
+    def _fast(self) -> FastPaths:
+        return cast(FastPaths, self.framework.state.fast_paths)
+
+    @property
     def stuck_seconds(self) -> float:
         """As `Service.stuck_seconds`."""
         return self.service.stuck_seconds
@@ -75,14 +79,13 @@ class Application:
     @property
     def most_bytes(self) -> int:
         """The size of the largest body that `answer` takes."""
-        return MAX_BYTES
+        return self._fast.most_bytes
 
     def answer(
         self, target: bytes, headers: Headers, body: bytes, started: float, reply: Reply
     ) -> Prediction | None:
         """As `FastPaths.answer`."""
-        fast: FastPaths = self.framework.state.fast_paths
-        return fast.answer(target, headers, body, started, reply)
+        return self._fast.answer(target, headers, body, started, reply)
 
 
 def create_app(

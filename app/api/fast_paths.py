@@ -2,31 +2,28 @@
 
     uploads.read_whole -> images.decode -> batcher.begin -> tasks.classification
 
-With FastAPI's middleware, routing, dependencies and query parsing, and with a task and the messages
-of ASGI for each request, a prediction would take two to three times the processor time. So the
-server offers each whole request to `FastPaths` first. It takes those that nothing is wrong with and
-leaves all others, with their errors, to the routes: FastAPI has the same path, OpenAPI is generated
-from it, and a test compares the answers.
+FastAPI's middleware, routing, dependencies and query parsing, a task for each request and the
+messages of ASGI cost more than decoding and inference (`bench.serving.overhead`). So the server
+offers each whole request to `FastPaths` first. It takes those that nothing is wrong with and leaves
+all others, with their errors, to the routes: FastAPI has the same path, OpenAPI is generated from
+it, and a test compares the answers.
 """
 
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TypeVar, cast
 
 import numpy as np
 from fastapi import Request
-from fastapi.exceptions import RequestValidationError
-from pydantic import ValidationError
 
 from app import problems
 from app.api import uploads
 from app.api.dependencies import refuse_repeated
 from app.api.middleware import end_request
 from app.api.pictures import INLINE_PIXELS, timeout_of
-from app.api.queries import PredictQuery, Query
+from app.api.queries import PredictQuery
 from app.api.routes import predict
 from app.api.state import Service
 from app.artifact.directory import Artifact
@@ -37,18 +34,17 @@ from app.inference.batcher import Answer, Batcher
 from app.tasks.classification import Interpreter
 from app.telemetry import requests
 from app.telemetry.metrics import ModelMetrics
-from app.telemetry.requests import REQUEST_ID, RequestState, request_id_of
+from app.telemetry.requests import RequestState, request_id_of
 
 PATHS = frozenset({predict.PATH})
 
-MAX_BYTES = 64 << 10
-"""Of a body; handing a larger image to a thread takes less time than decoding it here."""
+MAX_BYTES = 16 << 10
+"""Of a body: several times that of a small image, and little beside the head that may come with it,
+because bodies that are collected are not counted with the others."""
 
 Headers = Sequence[tuple[bytes, bytes]]
 Reply = Callable[[int, bytes, bytes], None]
 """Writes an answer: status, lines of headers, body."""
-
-Q = TypeVar("Q", bound=Query)
 
 
 @dataclass(frozen=True)
@@ -63,10 +59,18 @@ class _Plan:
 
 
 class FastPaths:
-    """Answers requests that arrive whole."""
+    """Answers requests that arrive whole.
+
+    Attributes:
+        most_bytes: the size of the largest body that is taken.
+    """
 
     def __init__(self, service: Service) -> None:
+        settings = service.settings
+        self.most_bytes = min(MAX_BYTES, settings.max_body_bytes)
         self._service = service
+        self._limits = replace(service.upload_limits, max_images=1)
+        self._most_pixels = min(INLINE_PIXELS, settings.max_pixels, settings.max_pixels_whole)
         # Bounded, as targets are the clients'; it remembers no errors.
         self._plan = lru_cache(64)(self._make_plan)
 
@@ -78,43 +82,54 @@ class FastPaths:
         Args:
             target: of a POST to one of `PATHS`.
             headers: the request's; names are in lower case.
-            body: the whole body, of at most `MAX_BYTES`.
+            body: the whole body, of at most `most_bytes`.
             started: when the head had arrived, in `time.perf_counter()`.
             reply: is called once, unless the prediction is ended.
 
         Returns:
             None if the routes have to answer.
         """
-        service, given = self._service, dict(headers)
         try:
-            plan = self._plan(target)
-            timeout = timeout_of(given, service.settings)
-            deadline = asyncio.get_running_loop().time() + timeout
-            (file,) = uploads.read_whole(given, body, service.upload_limits)
-            read = time.perf_counter()
-            image = decode(file.data, plan.size, self._most_pixels)
-            decoded = time.perf_counter()
-            images = image[np.newaxis]
-            answer = plan.batcher.begin(images, deadline)
-        except (ConvscopeError, RequestValidationError, ValueError):
+            return self._begin(target, headers, body, started, reply)
+        except Exception:  # noqa: BLE001 - the route meets it again, and answers for it
             return None
-        state = RequestState("POST", predict.PATH, request_id_of(given.get(REQUEST_ID)))
+
+    def _begin(
+        self, target: bytes, headers: Headers, body: bytes, started: float, reply: Reply
+    ) -> "Prediction | None":
+        service, given = self._service, dict(headers)
+        plan = self._plan(target)
+        timeout = timeout_of(given, service.settings)
+        deadline = asyncio.get_running_loop().time() + timeout
+        if plan.batcher.full:
+            return None
+        (file,) = uploads.read_whole(given, body, self._limits)
+        read = time.perf_counter()
+        images = decode(file.data, plan.size, self._most_pixels)[np.newaxis]
+        decoded = time.perf_counter()
+        answer = plan.batcher.begin(images, deadline)
+        state = RequestState("POST", predict.PATH, request_id_of(headers))
         state.route, state.model = predict.PATH, plan.artifact.ref
         service.metrics.begin_request()
         prediction = Prediction(
-            service, plan, state, images, file.filename, reply, timeout, (started, read, decoded)
+            service,
+            plan,
+            state,
+            images,
+            file.filename,
+            reply,
+            timeout,
+            (started, read, decoded),
+            answer,
         )
-        prediction.future = answer
         answer.add_done_callback(prediction.finish)
         return prediction
 
-    @property
-    def _most_pixels(self) -> int:
-        settings = self._service.settings
-        return min(INLINE_PIXELS, settings.max_pixels, settings.max_pixels_whole)
-
     def _make_plan(self, target: bytes) -> _Plan:
-        query = read_query(target.partition(b"?")[2], PredictQuery)
+        # As FastAPI reads the query of a route.
+        request = Request({"type": "http", "query_string": target.partition(b"?")[2]})
+        refuse_repeated(request)
+        query = PredictQuery.model_validate(dict(request.query_params))
         service = self._service
         artifact = service.store.find(query.model, query.version)
         return _Plan(
@@ -126,9 +141,12 @@ class FastPaths:
         )
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Prediction:
-    """One request that waits for its model."""
+    """One request that waits for its model.
+
+    `times` are those of the head's arrival and of the ends of reading and decoding.
+    """
 
     service: Service
     plan: _Plan
@@ -138,64 +156,54 @@ class Prediction:
     reply: Reply
     timeout: float
     times: tuple[float, float, float]
-    future: "asyncio.Future[Answer]" = None  # type: ignore[assignment]  # set at once
+    future: "asyncio.Future[Answer]"
 
     def end(self) -> None:
         """Give the request up; `state.ended_with` says with which status it is counted."""
         self.future.cancel()
 
     def finish(self, future: "asyncio.Future[Answer]") -> None:
-        """Answer, count and log the request."""
-        if future.cancelled():
-            status = self.state.ended_with or problems.CLIENT_GONE
-        elif (error := future.exception()) is not None:
-            status = self._refuse(error)
-        else:
-            status = self._answer(future.result())
-        end_request(self.service.metrics, self.state, status, time.perf_counter() - self.times[0])
+        """Count, log and answer the request."""
+        if self.state.ended_with is not None:  # even if its outputs were there first
+            if not future.cancelled():
+                future.exception()  # which asyncio would say was never asked for
+            self._count(self.state.ended_with)
+            return
+        try:
+            status, lines, content = self._answer(future.result())
+        except Exception as exc:  # noqa: BLE001 - a client waits for an answer
+            status, lines, content = self._refusal(exc)
+        self._count(status)
+        self.reply(status, lines, content)
 
-    def _answer(self, answer: Answer) -> int:
+    def _count(self, status: int) -> None:
+        seconds = time.perf_counter() - self.times[0]
+        end_request(self.service.metrics, self.state, status, seconds)
+
+    def _answer(self, answer: Answer) -> tuple[int, bytes, bytes]:
         interpreter = self.plan.interpreter
         content = interpreter.render(answer.outputs, self.images, [self.filename])
+        labels = interpreter.labels(answer.outputs)
         started, read, decoded = self.times
         self.service.metrics.observe_stages(read - started, decoded - read)
-        self.plan.metrics.answered(interpreter.labels(answer.outputs), answer.queue_seconds)
+        self.plan.metrics.answered(labels, answer.queue_seconds)
         timing = predict.server_timing(read - started, decoded - read, answer)
         lines = (
             f"content-type: application/json\r\nserver-timing: {timing}\r\n"
             f"x-request-id: {self.state.request_id}\r\n"
         )
-        self.reply(200, lines.encode(), content.encode())
-        return 200
+        return 200, lines.encode(), content.encode()
 
-    def _refuse(self, error: BaseException) -> int:
+    def _refusal(self, error: Exception) -> tuple[int, bytes, bytes]:
         if isinstance(error, DeadlineExceeded):
             error = DeadlineExceeded(f"no answer within {self.timeout:g} s")
         if isinstance(error, ConvscopeError):
             self.state.rejection = problems.reason(type(error))
-        token = requests.current.set(self.state)  # for the log
+        token = requests.current.set(self.state)
         try:
-            status, headers, content = problems.render(
-                cast(Exception, error), predict.PATH, self.state.request_id
-            )
+            status, headers, content = problems.render(error, predict.PATH, self.state.request_id)
         finally:
             requests.current.reset(token)
         headers["x-request-id"] = self.state.request_id
         lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-        self.reply(status, lines.encode(), content)
-        return status
-
-
-def read_query(query: bytes, kind: type[Q]) -> Q:
-    """Return the query parameters, with the checks that FastAPI makes for routes.
-
-    Raises:
-        RequestValidationError: a value is not allowed.
-        InvalidParameter: a parameter is given twice.
-    """
-    request = Request({"type": "http", "query_string": query})
-    refuse_repeated(request)
-    try:
-        return kind.model_validate(dict(request.query_params))
-    except ValidationError as exc:
-        raise RequestValidationError(exc.errors()) from exc
+        return status, lines.encode(), content

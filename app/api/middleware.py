@@ -116,8 +116,7 @@ class _Answer:
 def _state(scope: Scope) -> RequestState:
     raw_path = scope.get("raw_path") or scope["path"].encode()
     path = raw_path.partition(b"?")[0].decode("ascii", "backslashreplace")
-    given = next((value for name, value in scope["headers"] if name == REQUEST_ID), None)
-    return RequestState(scope["method"], path, request_id_of(given))
+    return RequestState(scope["method"], path, request_id_of(scope["headers"]))
 
 
 def _in_one_line(send: Send) -> Send:

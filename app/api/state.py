@@ -4,6 +4,7 @@
 """
 
 import asyncio
+import logging
 import math
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +32,8 @@ MAX_WAITING_EXPLANATIONS = 8
 
 FLUSH_SECONDS = 0.1
 """How long log lines and what metrics count may wait in memory."""
+
+_log = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -180,6 +183,7 @@ def _batcher(
     in_loop = settings.inference == "loop"
     if settings.inference == "auto" and settings.backend == "onnx-cpu":
         in_loop = is_quick(artifact, backend, most)
+    _log.info("%s is computed in %s", artifact.ref, "the event loop" if in_loop else "a thread")
     return Batcher(
         backend,
         max_batch=most,
@@ -192,7 +196,10 @@ def _batcher(
 async def _flush_regularly(metrics: Metrics) -> None:
     while True:
         await asyncio.sleep(FLUSH_SECONDS)
-        _flush(metrics)
+        try:
+            _flush(metrics)
+        except Exception:  # noqa: BLE001 - the next time may go well
+            _log.exception("metrics could not be written")
 
 
 def _flush(metrics: Metrics) -> None:

@@ -89,7 +89,7 @@ class Batcher:
         """Prepare; nothing runs before `start`.
 
         Args:
-            backend: called from one thread, one batch at a time.
+            backend: called with one batch at a time.
             max_batch: the most images in a batch.
             capacity: the most images that may wait.
             observer: receives queue lengths and batches.
@@ -109,8 +109,13 @@ class Batcher:
 
     @property
     def alive(self) -> bool:
-        """Whether the thread runs and new work is accepted."""
+        """Whether new work is accepted."""
         return self._running and not self._stopping
+
+    @property
+    def full(self) -> bool:
+        """Whether not one image more can wait."""
+        return self._waiting >= self._capacity
 
     @property
     def busy_seconds(self) -> float:
@@ -156,7 +161,7 @@ class Batcher:
             QueueFull: the queue has no room for the images.
             DeadlineExceeded: there was no answer by the deadline.
             ShuttingDown: the process is about to stop.
-            BackendFailed: the backend raised, or the thread is dead.
+            BackendFailed: the backend raised, now or in such a way before that it is given up.
         """
         items = self._enqueue(images, deadline)
         expiry = self._loop.call_at(deadline, self._expire, items)
@@ -191,7 +196,7 @@ class Batcher:
         if self._stopping:
             raise ShuttingDown("the service is about to stop")
         if not self._running:
-            raise BackendFailed("the worker of this model is dead")
+            raise BackendFailed("this model has been given up")
         if self._waiting + len(images) > self._capacity:
             raise QueueFull(
                 f"{self._waiting} images wait and {len(images)} more do not fit; "
@@ -321,8 +326,8 @@ class Batcher:
         """Refuse new work, and fail what would otherwise wait until its deadline."""
         self._running = False
         self._batches.put(None)
-        self._fail_everything(BackendFailed, "the worker of this model died", exc)
-        _log.critical("the worker of a model died", exc_info=exc)
+        self._fail_everything(BackendFailed, "this model was given up", exc)
+        _log.critical("a model was given up", exc_info=exc)
 
     def _fail_everything(
         self, error: type[PredictionError], message: str, cause: BaseException | None = None
@@ -330,6 +335,8 @@ class Batcher:
         if self._batch is not None:
             _fail(self._batch.items, error, message, cause)
         _fail(self._queue, error, message, cause)
+        self._queue.clear()
+        self._count(-self._waiting)
 
 
 def _gather(items: Sequence[_Item]) -> _Batch:

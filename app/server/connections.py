@@ -83,8 +83,7 @@ class Connections:
         closing: whether the worker stops, and every answer is its connection's last.
         working: POSTs that have arrived whole and are being answered.
         blocked: connections with unread answers, and since when they are unread.
-        tasks: of the application, one a request.
-        paths: those that the metrics name when the server answers by itself.
+        tasks: of the application, one for each request that it answers by ASGI.
         date_header: the line of the header `date`, as bytes.
     """
 
@@ -113,7 +112,7 @@ class Connections:
         self.blocked: dict[Connection, float] = {}
         self.tasks: set[asyncio.Task[None]] = set()
         self.date_header = _date_header()
-        self.paths = paths
+        self._paths = paths
         self._limit = limit
         self._waiting: OrderedDict[Connection, None] = OrderedDict()
         self._all: set[Connection] = set()
@@ -200,7 +199,8 @@ class Connections:
 
     def count_given_up(self, request: RequestState, status: int, seconds: float) -> None:
         """Count and log a request that ended before the application saw it."""
-        self.metrics.count_refused(request.method, self._route(request.path), status)
+        self.metrics.begin_request()
+        self.metrics.end_request(request.method, self._route(request.path), status, seconds)
         logs.write_request(request, status, seconds)
 
     def count_shed(self, path: str) -> None:
@@ -210,7 +210,7 @@ class Connections:
         self._shed_since += 1
 
     def _route(self, path: str) -> str:
-        return path if path in self.paths else OTHER
+        return path if path in self._paths else OTHER
 
 
 def _date_header() -> bytes:

@@ -32,7 +32,7 @@ from app.server.overload import (
     status_line,
 )
 from app.telemetry.metrics import OTHER
-from app.telemetry.requests import REQUEST_ID, SCOPE_KEY, RequestState, request_id_of
+from app.telemetry.requests import SCOPE_KEY, RequestState, request_id_of
 
 DRAIN_SECONDS = 10
 DRAIN_BYTES = 64 << 20
@@ -54,7 +54,7 @@ class State(StrEnum):
     HEAD = "Head"
     """A request's head arrives."""
     BODY = "Body"
-    """The application runs, and the request's body arrives."""
+    """The request's body arrives; the application runs, unless it is offered whole requests."""
     ANSWERING = "Answering"
     """The request has arrived whole, and the application runs."""
     DRAINING = "Draining"
@@ -161,7 +161,7 @@ class HttpProtocol(asyncio.Protocol):
         self._fault: errors.RequestError | None = None
         self._exchange: Exchange | None = None
         self._task: asyncio.Task[None] | None = None
-        self._parts: list[bytes] | None = None  # of the body, if the request is offered when whole
+        self._collected: bytearray | None = None  # of the body, until the request is offered whole
         self._head_at = 0.0  # when the head of such a request had arrived, by `perf_counter`
         self._pending: Pending | None = None  # the application has taken it
         self._expects_continue = False
@@ -184,11 +184,9 @@ class HttpProtocol(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         """End the request whose client has gone."""
-        if self._parts is not None and self._state is State.BODY:
-            seconds = time.monotonic() - self._since
-            self._connections.count_given_up(self._request(), problems.CLIENT_GONE, seconds)
+        self._give_up_collecting(problems.CLIENT_GONE)
         self._close()
-        self._end_exchange(problems.CLIENT_GONE)
+        self._end_request(problems.CLIENT_GONE)
         self._connections.remove(self)
         self._writable.set()
         del self._parser  # which refers to this object
@@ -211,7 +209,8 @@ class HttpProtocol(asyncio.Protocol):
     def abort(self) -> None:
         """Close at once, to make room or because the client does not read."""
         status, _ = problems.STATUSES[errors.TooManyConnections]
-        self._end_exchange(status)
+        self._give_up_collecting(status)
+        self._end_request(status)
         self._close()
         self._connections.remove(self)
         self._transport.abort()
@@ -227,7 +226,7 @@ class HttpProtocol(asyncio.Protocol):
 
     def give_up(self) -> None:
         """Refuse the request under way, because the server has waited long enough for it."""
-        if self._exchange is None and self._pending is None and self._parts is None:
+        if self._exchange is None and self._pending is None and self._collected is None:
             self.abort()
             return
         limit = f"{self._settings.shutdown_seconds} seconds"
@@ -372,7 +371,7 @@ class HttpProtocol(asyncio.Protocol):
             self._fault = errors.MalformedRequest("the end of the request's body is ambiguous")
             return
         self._method, self._target, self._headers = OTHER, b"", []
-        self._parts = None
+        self._collected = None
 
     def on_url(self, url: bytes) -> None:
         """Keep a part of the target."""
@@ -423,7 +422,7 @@ class HttpProtocol(asyncio.Protocol):
         self._expects_continue = expects_continue
         self._stays_open = self._keeps_open
         if self._may_be_offered:
-            self._parts, self._head_at = [], time.perf_counter()
+            self._collected, self._head_at = bytearray(), time.perf_counter()
         else:
             self._start_exchange()
 
@@ -432,7 +431,7 @@ class HttpProtocol(asyncio.Protocol):
         """Whether the application may want to answer this request when it is whole."""
         return (
             self._method == "POST"
-            and self._path in self._connections.paths
+            and self._path in self._app.fast_paths
             and self._chunks is None
             and not self._expects_continue
             and self._body_left <= self._app.most_bytes
@@ -499,8 +498,8 @@ class HttpProtocol(asyncio.Protocol):
         if self._state is not State.BODY:
             return
         self._bytes -= 2 * len(body)  # counted once as received
-        if self._parts is not None:
-            self._parts.append(body)
+        if self._collected is not None:
+            self._collected += body
         elif self._exchange is not None:
             self._exchange.feed(body)
 
@@ -512,14 +511,14 @@ class HttpProtocol(asyncio.Protocol):
             self._answer_shed(keep=self._keeps_open and not self._connections.closing)
         elif self._state is not State.HEAD:
             self._move(Event.WHOLE)
-            if self._parts is not None:
+            if self._collected is not None:
                 self._offer()
             elif self._exchange is not None:
                 self._exchange.end_request()
 
     def _offer(self) -> None:
         """Offer a whole request to the application; what it does not take goes by ASGI."""
-        body, self._parts = b"".join(self._parts or ()), None
+        body, self._collected = bytes(self._collected or b""), None
         self._pending = self._app.answer(
             self._target, self._headers, body, self._head_at, self._reply
         )
@@ -536,6 +535,8 @@ class HttpProtocol(asyncio.Protocol):
             lines: its headers, each with its line end.
             body: is written whole.
         """
+        if self._pending is None:  # the request was ended when its answer was on its way
+            return
         keep = self._stays_open and self.may_stay_open
         self._transport.write(
             b"%b%b%bcontent-length: %d\r\n%b\r\n%b"
@@ -598,7 +599,7 @@ class HttpProtocol(asyncio.Protocol):
         else:
             self._move(Event.ANSWERED_LAST)
         if self._state is State.IDLE and self._ahead:
-            self.data_received(b"")
+            self._loop.call_soon(self.data_received, b"")
 
     def _answer_shed(self, *, keep: bool) -> None:
         """Refuse a request that has arrived whole because the worker is full."""
@@ -613,7 +614,7 @@ class HttpProtocol(asyncio.Protocol):
             return
         seconds = time.monotonic() - self._since
         status, _ = problems.STATUSES[type(error)]
-        seen = self._end_exchange(status)
+        seen = self._end_request(status)
         request = seen or self._request()
         self._transport.write(refusal(error, request))
         if isinstance(error, errors.QueueFull):
@@ -624,13 +625,13 @@ class HttpProtocol(asyncio.Protocol):
             self._connections.count_refusal(error, request, seconds)
         self._move(Event.CLOSED if self._state is State.IDLE else Event.REFUSED)
 
-    def _end_exchange(self, status: int) -> RequestState | None:
+    def _end_request(self, status: int) -> RequestState | None:
         """End the application's part in a request that it will not answer; return its state.
 
         None means that the application has not seen the request.
         """
         self._end_work()
-        self._parts = None
+        self._collected = None
         if self._pending is not None:
             pending, self._pending = self._pending, None
             pending.state.ended_with = status
@@ -646,14 +647,20 @@ class HttpProtocol(asyncio.Protocol):
         self._exchange = self._task = None
         return state
 
+    def _give_up_collecting(self, status: int) -> None:
+        """Count a request whose body was still being collected, and will not be offered."""
+        if self._collected is not None:
+            self._collected = None
+            seconds = time.perf_counter() - self._head_at
+            self._connections.count_given_up(self._request(), status, seconds)
+
     def _end_work(self) -> None:
         self._connections.working -= self._at_work
         self._at_work = False
 
     def _request(self) -> RequestState:
         """Return the facts about a request that the application has not seen."""
-        given = next((value for name, value in self._headers if name == REQUEST_ID), None)
-        return RequestState(self._method, self._path, request_id_of(given))
+        return RequestState(self._method, self._path, request_id_of(self._headers))
 
     @property
     def _path(self) -> str:

@@ -2,7 +2,7 @@
 
 import random
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -24,10 +24,11 @@ def new_request_id() -> str:
     return f"{random.getrandbits(128):032x}"  # not secret; a call of the system would cost more
 
 
-def request_id_of(given: bytes | None) -> str:
-    """Return the client's id of a request if it is a sane one, or else a new one."""
-    if given is not None and _SANE_ID.fullmatch(given):
-        return str(given, "ascii")
+def request_id_of(headers: Iterable[tuple[bytes, bytes]]) -> str:
+    """Return the client's id of a request, the first that is a sane one, or else a new one."""
+    for name, value in headers:
+        if name == REQUEST_ID and _SANE_ID.fullmatch(value):
+            return str(value, "ascii")
     return new_request_id()
 
 
@@ -42,7 +43,7 @@ class RequestState:
         route: the route's template; a label of the metrics.
         model: the model that answers, as `name/version`.
         rejection: the name of the error that refused the request; a label of the metrics.
-        ended_with: the status that the server ended the request with by cancelling its task.
+        ended_with: the status that the server ended the request with, if it did.
     """
 
     method: str
@@ -60,4 +61,4 @@ def state_of(scope: Mapping[str, Any]) -> RequestState:
 
 
 current: ContextVar[RequestState | None] = ContextVar("current", default=None)
-"""The request that is being handled; every line logged meanwhile carries its id."""
+"""The request that a route handles or that is refused; a line logged meanwhile carries its id."""

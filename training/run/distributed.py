@@ -119,8 +119,8 @@ def join(device: torch.device) -> Iterator[Workers]:
     try:
         _meet("nccl" if device.type == "cuda" else "gloo")
         yield Workers(distributed.get_rank(), distributed.get_world_size())
-    except Exception as exc:
-        traceback.clear_frames(exc.__traceback__)
+    except BaseException as exc:
+        _clear_frames(exc)
         if not (isinstance(exc, RuntimeError) and _is_communication(exc)):
             raise
         raise RunError(f"{GONE} ({exc})") from exc
@@ -128,6 +128,13 @@ def join(device: torch.device) -> Iterator[Workers]:
         signal.signal(signal.SIGTERM, before)
         if distributed.is_initialized():
             distributed.destroy_process_group()
+
+
+def _clear_frames(error: BaseException | None) -> None:
+    """Let go of what the functions that an error and its causes left were working on."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def _meet(backend: str) -> None:

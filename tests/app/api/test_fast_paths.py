@@ -3,6 +3,8 @@
 import asyncio
 import base64
 import logging
+import random
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -14,7 +16,7 @@ from app.api.fast_paths import MAX_BYTES, PATHS
 from app.server.connections import Connections
 from tests.conftest import Connect, Picture
 from tests.support.applications import application_of
-from tests.support.fakes import FailingBackend, HeldBackend, black
+from tests.support.fakes import FailingBackend, HeldBackend, SlowBackend, black
 from tests.support.pictures import as_file
 from tests.support.servers import sockets
 
@@ -168,11 +170,13 @@ async def test_answer_that_is_late_is_a_504(connect: Connect, picture: Picture) 
     assert 'convscope_rejections_total{reason="deadline-exceeded"} 1.0' in metrics
 
 
+@pytest.mark.parametrize("inference", ["loop", "thread"])
 async def test_backend_that_fails_is_a_500_that_says_nothing_of_the_inside(
-    connect: Connect, caplog: pytest.LogCaptureFixture
+    connect: Connect, caplog: pytest.LogCaptureFixture, inference: str
 ) -> None:
     content = as_file(black()[0], "PNG")
-    async with connect(FailingBackend()) as client, _fast(client) as (fast, offers, _):
+    failing = connect(FailingBackend(), inference=inference)
+    async with failing as client, _fast(client) as (fast, offers, _):
         answer = await fast.post("/predict", content=content, headers={"X-Request-ID": "broken"})
     assert offers == [True]
     assert answer.status_code == 500
@@ -206,3 +210,69 @@ async def test_client_that_goes_is_counted_and_its_image_is_never_computed(
     count = 'convscope_http_requests_total{method="POST",route="/predict",status="499"} 1.0'
     assert count in metrics
     assert 'convscope_queue_images{model="colour",version="2"} 0.0' in metrics
+
+
+@pytest.mark.parametrize(
+    ("failing", "taken"),
+    [("app.api.fast_paths.decode", False), ("app.tasks.classification.Interpreter.render", True)],
+)
+async def test_failure_of_our_own_is_a_500_and_the_next_request_is_answered(
+    client: httpx.AsyncClient,
+    picture: Picture,
+    monkeypatch: pytest.MonkeyPatch,
+    failing: str,
+    taken: bool,
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise KeyError("of the inside")
+
+    async with _fast(client) as (fast, offers, connections):
+        with monkeypatch.context() as patch:
+            patch.setattr(failing, fail)
+            patch.setattr("app.api.pictures.decode", fail)
+            answer = await fast.post("/predict", content=picture("red"))
+        assert answer.status_code == 500
+        assert answer.json()["type"] == "about:blank"
+        assert connections.working == 0
+        assert (await fast.post("/predict", content=picture("red"))).status_code == 200
+        metrics = (await client.get("/metrics")).text
+    assert offers == [taken, True]
+    for status in (500, 200):
+        labels = f'{{method="POST",route="/predict",status="{status}"}}'
+        assert f"convscope_http_requests_total{labels} 1.0" in metrics
+
+
+@pytest.mark.parametrize("inference", ["loop", "thread"])
+async def test_clients_that_leave_at_any_moment_are_counted_once_and_leave_nothing(
+    connect: Connect, picture: Picture, inference: str
+) -> None:
+    body, clients = picture("red"), 90
+    head = f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+    backend = SlowBackend(0.004)
+
+    async def leave(port: int, after: float) -> None:
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(head.encode() + body)
+        await asyncio.sleep(after)
+        writer.close()
+
+    troubles: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, trouble: troubles.append(trouble))
+    serving = connect(backend, inference=inference, max_batch=4)
+    async with serving as client, sockets(client) as (port, connections):
+        moments = random.Random(0)
+        for _ in range(4):
+            async with asyncio.timeout(30):
+                await asyncio.gather(
+                    *(leave(port, moments.uniform(0, 0.05)) for _ in range(clients))
+                )
+                while connections.count or connections.working:
+                    await asyncio.sleep(0.01)
+        await asyncio.sleep(0.05)
+        metrics = (await client.get("/metrics")).text
+    counted = re.findall(r"^convscope_http_requests_total\{.*POST.*\} (\d+)", metrics, re.MULTILINE)
+    assert sum(map(int, counted)) == 4 * clients
+    assert len(counted) == 2  # some with 200, some with 499
+    assert "convscope_http_requests_in_flight 1.0" in metrics  # the one that asks
+    assert 'convscope_queue_images{model="colour",version="2"} 0.0' in metrics
+    assert not troubles

@@ -343,7 +343,7 @@ async def test_images_of_two_sizes_fail_their_batch_only_and_the_worker_goes_on(
         assert batcher.alive
 
 
-async def test_dead_worker_is_not_alive_and_nobody_waits_for_it(
+async def test_backend_that_ends_its_thread_is_given_up_and_nobody_waits_for_it(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async with running(DyingBackend(), max_batch=1) as batcher:
@@ -352,9 +352,9 @@ async def test_dead_worker_is_not_alive_and_nobody_waits_for_it(
             await asyncio.wait(tasks, timeout=60)
         assert all(isinstance(task.exception(), BackendFailed) for task in tasks)
         assert not batcher.alive
-        with pytest.raises(BackendFailed, match="dead"):
+        with pytest.raises(BackendFailed, match="given up"):
             await batcher.submit(solid("red"), soon())
-        assert "worker of a model died" in caplog.text
+        assert "a model was given up" in caplog.text
 
 
 async def test_group_larger_than_a_batch_is_computed_in_several_and_joined(in_loop: bool) -> None:
@@ -446,3 +446,46 @@ async def test_loop_finishes_what_waits_before_it_stops() -> None:
         assert [len((await task).outputs.probabilities) for task in tasks] == [1] * 4
         with pytest.raises(ShuttingDown):
             await batcher.submit(solid("red"), soon())
+
+
+async def test_begun_request_gets_its_answer(in_loop: bool) -> None:
+    async with running(RecordingBackend(), in_loop=in_loop) as batcher:
+        answers = [batcher.begin(solid(label), soon()) for label in CLASSES]
+        for label, answer in zip(CLASSES, await asyncio.gather(*answers), strict=True):
+            assert CLASSES[int(answer.outputs.probabilities.argmax())] == label
+
+
+async def test_begun_request_past_its_deadline_is_never_computed(in_loop: bool) -> None:
+    backend = RecordingBackend()
+    async with running(backend, in_loop=in_loop) as batcher:
+        with pytest.raises(DeadlineExceeded):
+            await batcher.begin(solid("red"), soon(-1))
+    assert not backend.batches
+
+
+async def test_begun_request_is_told_at_its_deadline_while_the_backend_hangs() -> None:
+    async with running(HeldBackend()) as batcher:
+        with pytest.raises(DeadlineExceeded):
+            await batcher.begin(solid("red"), soon(0.1))
+
+
+async def test_begun_request_that_is_cancelled_is_never_computed(in_loop: bool) -> None:
+    backend, notes = RecordingBackend(), Notes()
+    async with running(backend, notes=notes, in_loop=in_loop) as batcher:
+        leaves, stays = (batcher.begin(solid(label), soon()) for label in ("red", "blue"))
+        leaves.cancel()
+        await stays
+    np.testing.assert_array_equal(np.concatenate(backend.batches), solid("blue"))
+    assert notes.length == 0
+
+
+async def test_nothing_waits_for_a_model_that_was_given_up(in_loop: bool) -> None:
+    notes = Notes()
+    async with running(DyingBackend(), max_batch=1, notes=notes, in_loop=in_loop) as batcher:
+        answers = [batcher.begin(solid("red"), soon()) for _ in range(3)]
+        for answer in answers:
+            with pytest.raises(BackendFailed):
+                await answer
+        assert notes.length == 0
+        with pytest.raises(BackendFailed, match="given up"):
+            batcher.begin(solid("red"), soon())
