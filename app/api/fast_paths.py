@@ -43,8 +43,8 @@ MAX_BYTES = 16 << 10
 because bodies that are collected are not counted with the others."""
 
 Headers = Sequence[tuple[bytes, bytes]]
-Reply = Callable[[int, bytes, bytes], None]
-"""Writes an answer: status, lines of headers, body."""
+Reply = Callable[[int, bytes, bytes], bool]
+"""Writes an answer, status, lines of headers and body; returns whether the client was there."""
 
 
 @dataclass(frozen=True)
@@ -173,8 +173,11 @@ class Prediction:
             status, lines, content = self._answer(future.result())
         except Exception as exc:  # noqa: BLE001 - a client waits for an answer
             status, lines, content = self._refusal(exc)
-        self._count(status)
-        self.reply(status, lines, content)
+        delivered = False
+        try:
+            delivered = self.reply(status, lines, content)
+        finally:
+            self._count(status if delivered else problems.CLIENT_GONE)
 
     def _count(self, status: int) -> None:
         seconds = time.perf_counter() - self.times[0]

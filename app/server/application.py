@@ -32,7 +32,7 @@ class Application(Protocol):
         headers: Sequence[tuple[bytes, bytes]],
         body: bytes,
         started: float,
-        reply: Callable[[int, bytes, bytes], None],
+        reply: Callable[[int, bytes, bytes], bool],
     ) -> Pending | None:
         """Take a whole POST to one of `fast_paths`, or leave it to ASGI and return None.
 
@@ -41,7 +41,8 @@ class Application(Protocol):
             headers: of the request; names are in lower case.
             body: of at most `most_bytes`.
             started: when the head had arrived, in `time.perf_counter()`.
-            reply: writes status, lines of headers, and body; is called later, and once.
+            reply: writes status, lines of headers, and body; is called later, and once. Returns
+                whether the client was still there.
         """
 
     @property

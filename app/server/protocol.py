@@ -527,16 +527,16 @@ class HttpProtocol(asyncio.Protocol):
             exchange.feed(body)
             exchange.end_request()
 
-    def _reply(self, status: int, lines: bytes, body: bytes) -> None:
-        """Answer a request whose offer was taken.
+    def _reply(self, status: int, lines: bytes, body: bytes) -> bool:
+        """Answer a request whose offer was taken; return whether anyone still waits for it.
 
         Args:
             status: of the answer.
             lines: its headers, each with its line end.
             body: is written whole.
         """
-        if self._pending is None:  # the request was ended when its answer was on its way
-            return
+        if self._pending is None or self._transport.is_closing():
+            return False
         keep = self._stays_open and self.may_stay_open
         self._transport.write(
             b"%b%b%bcontent-length: %d\r\n%b\r\n%b"
@@ -550,6 +550,7 @@ class HttpProtocol(asyncio.Protocol):
             )
         )
         self.answered(keep=keep)
+        return True
 
     @property
     def _keeps_open(self) -> bool:

@@ -1,11 +1,33 @@
-"""The application behind a client that calls it in this process."""
+"""Applications as tests need them."""
 
+from collections.abc import Collection
 from typing import cast
 
 import httpx
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.main import Application
+from app.telemetry.metrics import Metrics
 
 
 def application_of(client: httpx.AsyncClient) -> Application:
+    """Return the application behind a client that calls it in this process."""
     return cast(Application, cast(httpx.ASGITransport, client._transport).app)
+
+
+class AsgiOnly:
+    """An application that takes no request whole."""
+
+    fast_paths: Collection[str] = ()
+    most_bytes = 0
+    stuck_seconds = 0.0
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self.metrics = Metrics()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._app(scope, receive, send)
+
+    def answer(self, *_: object) -> None:
+        raise AssertionError("no path is fast")

@@ -5,14 +5,12 @@ import logging
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import cast
 
 import pytest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.middleware import RequestMiddleware
 from app.problems import Problem
-from app.server.application import Application
 from app.server.chunks import ChunkedBody
 from app.server.connections import Connections, Share, Shares
 from app.server.exchange import BUFFERED_BYTES
@@ -20,6 +18,7 @@ from app.server.protocol import HttpProtocol
 from app.telemetry import logs
 from app.telemetry.metrics import Metrics
 from tests.conftest import MakeSettings
+from tests.support.applications import AsgiOnly
 
 pytestmark = pytest.mark.anyio
 
@@ -44,7 +43,7 @@ def connections(make_settings: MakeSettings) -> Connections:
 @asynccontextmanager
 async def _connected(app: ASGIApp, connections: Connections) -> AsyncIterator[Streams]:
     server = await asyncio.get_running_loop().create_server(
-        lambda: HttpProtocol(cast(Application, app), connections, {"opened": "once"}),
+        lambda: HttpProtocol(AsgiOnly(app), connections, {"opened": "once"}),
         "127.0.0.1",
         0,
     )

@@ -86,7 +86,7 @@ class _Protocol(HttpProtocol):
 class _Pending:
     """A request taken whole; answered soon, or after some turns, or never."""
 
-    def __init__(self, target: bytes, reply: Callable[[int, bytes, bytes], None]) -> None:
+    def __init__(self, target: bytes, reply: Callable[[int, bytes, bytes], bool]) -> None:
         self.state = RequestState("POST", target.decode())
         self.ended = False
         self._reply = reply
@@ -133,7 +133,7 @@ class _App:
         headers: Sequence[tuple[bytes, bytes]],
         body: bytes,
         started: float,
-        reply: Callable[[int, bytes, bytes], None],
+        reply: Callable[[int, bytes, bytes], bool],
     ) -> _Pending | None:
         """Take what the path says."""
         assert len(body) <= self.most_bytes
