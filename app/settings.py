@@ -6,6 +6,10 @@ of workers belong to the command line: no field may be called `port` or `service
 Kubernetes sets `CONVSCOPE_PORT` and `CONVSCOPE_SERVICE_HOST` beside a Service named `convscope`.
 """
 
+import difflib
+import os
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -16,6 +20,9 @@ from app.artifact.manifest import PRECISIONS, BackendName, Precision
 from app.errors import SettingsError
 
 PREFIX = "CONVSCOPE_"
+
+_OTHERS = {"DATA_DIR", "KERNELS", "CHROMIUM", "CONTAINER_CHECK"}  # of training and of the tests
+_KUBERNETES = re.compile(r"(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\w+)?)")
 _STORE = "models_store"
 
 
@@ -117,6 +124,7 @@ def read_settings() -> Settings:
     Raises:
         SettingsError: one line that names the variable, its value and the allowed values.
     """
+    _know_every_name(os.environ)
     try:
         return Settings()
     except ValidationError as exc:
@@ -126,3 +134,15 @@ def read_settings() -> Settings:
             raise SettingsError(message) from exc
         variable = PREFIX + str(error["loc"][0]).upper()
         raise SettingsError(f"{variable}={error['input']}: {message}") from exc
+
+
+def _know_every_name(environment: Iterable[str]) -> None:
+    """Raise SettingsError for a variable that is no setting: a typo would go unnoticed."""
+    known = {name.upper() for name in Settings.model_fields} | _OTHERS
+    for variable in environment:
+        name = variable.upper().removeprefix(PREFIX)
+        if name in known or not variable.upper().startswith(PREFIX) or _KUBERNETES.fullmatch(name):
+            continue
+        close = difflib.get_close_matches(name, known, n=1)
+        meant = f"; is {PREFIX}{close[0]} meant?" if close else ""
+        raise SettingsError(f"{variable}: there is no such setting{meant}")

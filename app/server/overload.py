@@ -55,7 +55,7 @@ def framing_too_large(size: int) -> MalformedRequest:
 
 def queue_full(limit: int) -> QueueFull:
     """Return the error of a request that comes while `limit` others are at work."""
-    return QueueFull(f"{limit} requests are at work; that is the limit")
+    return QueueFull(f"the worker has {limit} requests to answer; that is the limit")
 
 
 def refusal(error: Exception, request: RequestState) -> bytes:

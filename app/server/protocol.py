@@ -54,7 +54,7 @@ class State(StrEnum):
     HEAD = "Head"
     """A request's head arrives."""
     BODY = "Body"
-    """The request's body arrives; the application runs, unless it is offered whole requests."""
+    """The body arrives; the application runs already, unless it is offered the whole request."""
     ANSWERING = "Answering"
     """The request has arrived whole, and the application runs."""
     DRAINING = "Draining"

@@ -60,6 +60,30 @@ def test_bad_value_is_one_line_with_variable_value_and_limit(
     assert "\n" not in message
 
 
+def test_unknown_variable_is_one_line_with_the_name_that_may_be_meant(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CONVSCOPE_MAX_REQUEST", "5")
+    message = "CONVSCOPE_MAX_REQUEST: there is no such setting; is CONVSCOPE_MAX_REQUESTS meant?"
+    with pytest.raises(SettingsError, match=re.escape(message)):
+        read_settings()
+
+
+@pytest.mark.parametrize(
+    "variable",
+    [
+        "CONVSCOPE_DATA_DIR",  # of training
+        "CONVSCOPE_SERVICE_HOST",  # of Kubernetes, for a Service `convscope`
+        "CONVSCOPE_PORT_8000_TCP_ADDR",
+        "CONVSCOPE_WEB_SERVICE_PORT_HTTP",  # for a Service `convscope-web`
+        "CONVSCOPES_THREADS",
+    ],
+)
+def test_variables_of_others_are_let_be(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    monkeypatch.setenv(variable, "x")
+    read_settings()
+
+
 def test_queue_that_is_smaller_than_a_full_request_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -308,7 +308,7 @@ async def test_worker_with_enough_to_do_refuses_posts_at_once_and_takes_gets(
             problem = _problem(head + body, 503)
             assert b"retry-after: 1\r\n" in head.lower()
             assert problem.type == "urn:convscope:problem:queue-full"
-            assert problem.detail == "2 requests are at work; that is the limit"
+            assert problem.detail == "the worker has 2 requests to answer; that is the limit"
             assert problem.instance == "/predict"
         writer.write(LIVE)
         assert (await reader.readuntil(b"\r\n")).startswith(b"HTTP/1.1 200 ")
