@@ -169,33 +169,41 @@ class Prediction:
                 future.exception()  # which asyncio would say was never asked for
             self._count(self.state.ended_with)
             return
+        answer: Answer | None = None
         try:
-            status, lines, content = self._answer(future.result())
+            answer = future.result()
+            status, lines, content = 200, self._lines(answer), self._content(answer)
         except Exception as exc:  # noqa: BLE001 - a client waits for an answer
+            answer = None
             status, lines, content = self._refusal(exc)
         delivered = False
         try:
             delivered = self.reply(status, lines, content)
         finally:
             self._count(status if delivered else problems.CLIENT_GONE)
+        if delivered and answer is not None:
+            self._count_images(answer)
 
     def _count(self, status: int) -> None:
         seconds = time.perf_counter() - self.times[0]
         end_request(self.service.metrics, self.state, status, seconds)
 
-    def _answer(self, answer: Answer) -> tuple[int, bytes, bytes]:
-        interpreter = self.plan.interpreter
-        content = interpreter.render(answer.outputs, self.images, [self.filename])
-        labels = interpreter.labels(answer.outputs)
+    def _count_images(self, answer: Answer) -> None:
         started, read, decoded = self.times
         self.service.metrics.observe_stages(read - started, decoded - read)
+        labels = self.plan.interpreter.labels(answer.outputs)
         self.plan.metrics.answered(labels, answer.queue_seconds)
+
+    def _lines(self, answer: Answer) -> bytes:
+        started, read, decoded = self.times
         timing = predict.server_timing(read - started, decoded - read, answer)
-        lines = (
+        return (
             f"content-type: application/json\r\nserver-timing: {timing}\r\n"
             f"x-request-id: {self.state.request_id}\r\n"
-        )
-        return 200, lines.encode(), content.encode()
+        ).encode()
+
+    def _content(self, answer: Answer) -> bytes:
+        return self.plan.interpreter.render(answer.outputs, self.images, [self.filename]).encode()
 
     def _refusal(self, error: Exception) -> tuple[int, bytes, bytes]:
         if isinstance(error, DeadlineExceeded):

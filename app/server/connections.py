@@ -192,13 +192,12 @@ class Connections:
         """Count and log a request that was refused before the application saw it."""
         status, _ = STATUSES[type(error)]
         self.metrics.count_rejection(reason(type(error)))
-        if isinstance(error, TooManyConnections):  # of which there may be thousands
-            self.metrics.count_refused(request.method, OTHER, status)
-        else:
-            self.count_given_up(request, status, seconds)
+        self.metrics.count_refused(request.method, OTHER, status)
+        if not isinstance(error, TooManyConnections):  # of which there may be thousands
+            logs.write_request(request, status, seconds)
 
     def count_given_up(self, request: RequestState, status: int, seconds: float) -> None:
-        """Count and log a request that ended before the application saw it."""
+        """Count and log a request to a path of the application that ended before it was offered."""
         self.metrics.begin_request()
         self.metrics.end_request(request.method, self._route(request.path), status, seconds)
         logs.write_request(request, status, seconds)

@@ -615,6 +615,7 @@ class HttpProtocol(asyncio.Protocol):
             return
         seconds = time.monotonic() - self._since
         status, _ = problems.STATUSES[type(error)]
+        collecting = self._collected is not None
         seen = self._end_request(status)
         request = seen or self._request()
         self._transport.write(refusal(error, request))
@@ -622,6 +623,9 @@ class HttpProtocol(asyncio.Protocol):
             self._connections.count_shed(self._path)
         elif seen is not None:  # the middleware counts and logs it
             seen.rejection = problems.reason(type(error))
+        elif collecting:
+            self._connections.metrics.count_rejection(problems.reason(type(error)))
+            self._connections.count_given_up(request, status, seconds)
         else:
             self._connections.count_refusal(error, request, seconds)
         self._move(Event.CLOSED if self._state is State.IDLE else Event.REFUSED)

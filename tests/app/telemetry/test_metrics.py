@@ -138,6 +138,14 @@ def test_scrapes_at_the_same_time_drop_the_gauges_of_dead_processes_together(
     assert not list(tmp_path.iterdir())
 
 
+def test_file_that_a_starting_process_has_just_made_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    (tmp_path / f"counter_{os.getpid()}.db").touch()
+    Metrics().render("")
+
+
 async def test_metrics_are_there_while_every_thread_decodes(make_settings: MakeSettings) -> None:
     app = create_app(make_settings(decode_threads=1))
     transport = httpx.ASGITransport(app=app)
