@@ -28,31 +28,33 @@ _BARE = frozenset({*range(0xC0), 0xC8, *range(0xD0, 0xDA), *range(0xF0, 0xFE)})
 def without_png_metadata(data: bytes) -> bytes:
     """Return a PNG with only the chunks that decoding needs, and EXIF.
 
-    Animation chunks are removed too, which leaves the default image.
+    Animation chunks are removed too, which leaves the default image. A PNG without anything to
+    remove is not copied.
 
     Raises:
         DamagedImage: it has more than `MAX_PIECES` chunks.
     """
-    view = memoryview(data)
-    kept = [view[:8]]
+    view, kept, start = memoryview(data), [], 0
     position, end = 8, len(data)
     for _ in range(MAX_PIECES):
         if position + 8 > end:
             break
         length, kind = struct.unpack_from(">I4s", data, position)
-        after = position + 12 + length
-        if kind in _PNG_CHUNKS:
-            kept.append(view[position:after])
+        if kind not in _PNG_CHUNKS:
+            kept.append(view[start:position])
+            start = position + 12 + length
+        position += 12 + length
         if kind == b"IEND":
             break
-        position = after
     else:
         raise DamagedImage(f"PNG image is made of more than {MAX_PIECES} chunks")
-    return b"".join(kept)
+    return b"".join([*kept, view[start:position]]) if kept else data[:position]
 
 
 def without_jpeg_metadata(data: bytes) -> bytes:
     """Return a JPEG with only the segments that decoding needs, and the first EXIF.
+
+    A JPEG without anything to remove is not copied.
 
     Raises:
         DamagedImage: it has no scan, more than `MAX_PIECES` segments, or more than
@@ -75,7 +77,7 @@ def without_jpeg_metadata(data: bytes) -> bytes:
                     f"JPEG image has {tables} bytes of tables or more; "
                     f"the limit is {MAX_JPEG_TABLE_BYTES} bytes"
                 )
-    return b"".join(kept)
+    return data if sum(map(len, kept)) == len(data) else b"".join(kept)
 
 
 def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:

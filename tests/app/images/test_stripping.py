@@ -9,7 +9,12 @@ from PIL import Image
 
 from app.errors import DamagedImage
 from app.images.decode import decode
-from app.images.stripping import MAX_JPEG_TABLE_BYTES, without_jpeg_metadata, without_png_metadata
+from app.images.stripping import (
+    MAX_JPEG_TABLE_BYTES,
+    MAX_PIECES,
+    without_jpeg_metadata,
+    without_png_metadata,
+)
 from tests.support.pictures import as_file, turned
 
 PIXELS = np.random.default_rng(7).integers(0, 256, (32, 48, 3), dtype=np.uint8)
@@ -87,3 +92,18 @@ def test_png_keeps_its_exif_but_not_its_texts() -> None:
     plain = as_file(PIXELS, "PNG", exif=turned(3))
     text = struct.pack(">I4s", 5, b"tEXt") + b"a\0bcd" + bytes(4)
     assert without_png_metadata(plain[:33] + text * 100 + plain[33:]) == plain
+
+
+def test_png_of_as_many_chunks_as_the_limit_is_kept() -> None:
+    plain = as_file(PIXELS, "PNG")
+    empty = struct.pack(">I4s", 0, b"abCd") + bytes(4)
+    with_header_data_and_end = plain[:33] + empty * (MAX_PIECES - 3) + plain[33:]
+    assert without_png_metadata(with_header_data_and_end) == plain
+    with pytest.raises(DamagedImage, match="PNG image is made of more than 20000 chunks"):
+        without_png_metadata(plain[:33] + empty + with_header_data_and_end[33:])
+
+
+def test_file_without_metadata_is_not_copied() -> None:
+    png, jpeg = as_file(PIXELS, "PNG", exif=turned(3)), as_file(PIXELS, "JPEG", exif=turned(6))
+    assert without_png_metadata(png) is png
+    assert without_jpeg_metadata(jpeg) is jpeg
