@@ -45,13 +45,15 @@ def eight_bit(image: ImageFile, data: bytes, enough: int) -> tuple[Image.Image, 
     """
     if image.mode not in _READ_MODES:
         raise UnsupportedImage(f"{image.format} image of mode {image.mode} is not read")
+    if image.mode in {"L", "RGB"} and "transparency" not in image.info:
+        return image, 1
     if isinstance(image, PngImageFile) and image.mode in {"L", "RGB"}:
         _scale_png_transparency(image, depth=data[24])
     # Pillow leaves 12-bit samples in the lower bits.
     bits = image.tag_v2.get(ExifTag.BitsPerSample) if isinstance(image, TiffImageFile) else None
     shift = 4 if bits in {12, (12,)} else 8
     factor = min(image.size) // enough
-    if factor < 2 or (image.mode in {"L", "RGB"} and "transparency" not in image.info):
+    if factor < 2:
         return _convert(image, shift), 1
     width, height = image.size
     rows = max(_STRIP_PIXELS // (width * factor), 1) * factor
