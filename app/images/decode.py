@@ -217,7 +217,8 @@ def _load(kind: str, data: bytes, side: int, max_pixels: int, max_pixels_whole: 
         data = without_jpeg_metadata(data)
     elif kind == "TIFF":
         _check_tiff_tags(data)
-    source = _Source(data)
+    # Each piece takes a byte, so a short file has few. The pieces of a TIFF may overlap.
+    source = io.BytesIO(data) if len(data) <= MAX_PIECES and kind != "TIFF" else _Source(data)
     image = _READERS[kind](source)
     _check_decoder(image)
     if isinstance(image, JpegImageFile) and _is_sequential(image, data[: source.tell()]):

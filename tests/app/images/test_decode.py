@@ -636,6 +636,7 @@ def test_hostile_files_cost_little_memory(costs: Costs) -> None:
         ("jpeg segments", DamagedImage),
         ("bmp run lengths", UnsupportedImage),
         ("gif canvas", TooManyPixels),
+        ("gif comments", DamagedImage),
         ("webp canvas", TooManyPixels),
         ("avif canvas", TooManyPixels),
         ("bmp 60000x60000", TooManyPixels),
