@@ -230,6 +230,8 @@ def _load(kind: str, data: bytes, side: int, max_pixels: int, max_pixels_whole: 
         _check_passes(image, data, max_pixels_whole)
     # libjpeg reduces with a box filter. Twice the target leaves enough for the bicubic one.
     image.draft(None, (2 * side, 2 * side))
+    if kind == "JPEG":
+        image.decodermaxblock = len(data)  # a file that is read at once is not copied
     image.load()
     picture, factor = eight_bit(image, data, 3 * side)
     # Pillow rotates a TIFF when it loads it, and leaves no EXIF in `info`.

@@ -16,7 +16,7 @@ import httpx
 import pytest
 import uvicorn
 from fastapi import FastAPI
-from PIL import Image
+from PIL import Image, ImageFile
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
@@ -88,6 +88,25 @@ def test_pillow_reads_a_jpegs_resolution_by_the_method_that_is_overridden() -> N
     data.seek(0)
     Reader(data)
     assert called == [(8, 4)]
+
+
+def test_pillow_reads_a_jpeg_at_once_if_its_block_is_as_long() -> None:
+    data = io.BytesIO()
+    Image.effect_noise((500, 500), 90).save(data, "JPEG")
+    length = data.tell()
+    read = []
+
+    class Source(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            read.append(super().read(size))
+            return read[-1]
+
+    image = JpegImageFile(Source(data.getvalue()))
+    image.decodermaxblock = length
+    read.clear()
+    image.load()
+    assert [len(block) for block in read] == [length]
+    assert length > ImageFile.MAXBLOCK
 
 
 @pytest.mark.parametrize(("compression", "python"), [(0, False), (1, True)])
