@@ -18,7 +18,7 @@ from app.artifact.directory import Artifact
 from app.artifact.store import Store
 from app.errors import DeadlineExceeded
 from app.explore.layers import Inside, Insides
-from app.inference.backends import Backend, batch_limit, is_quick
+from app.inference.backends import Backend, batch_limit, is_quick, trim_heap
 from app.inference.batcher import Batcher
 from app.settings import Settings
 from app.telemetry import logs
@@ -32,6 +32,11 @@ MAX_WAITING_EXPLANATIONS = 8
 
 FLUSH_SECONDS = 0.1
 """How long log lines and what metrics count may wait in memory."""
+
+TRIM_SECONDS = 3.0
+"""How often to look whether bodies hold less memory than before."""
+TRIM_BYTES = 32 << 20
+"""When it is less by so much, free memory goes back to the system."""
 
 _log = logging.getLogger(__name__)
 
@@ -144,6 +149,7 @@ async def run_service(
         )
         for artifact in store
     }
+    bodies = Bodies(settings.max_held_bytes)
     with (
         ThreadPoolExecutor(settings.decode_threads, "decode") as decode_threads,
         ThreadPoolExecutor(1, "explore") as explore_thread,
@@ -151,6 +157,7 @@ async def run_service(
         for batcher in batchers.values():
             batcher.start()
         flushing = asyncio.create_task(_flush_regularly(metrics))
+        trimming = asyncio.create_task(_trim_regularly(bodies))
         try:
             yield Service(
                 settings=settings,
@@ -167,12 +174,13 @@ async def run_service(
                 upload_limits=UploadLimits(
                     max_body_bytes=settings.max_body_bytes, max_images=settings.max_images
                 ),
-                bodies=Bodies(settings.max_held_bytes),
+                bodies=bodies,
                 insides=Insides(),
             )
         finally:
             await asyncio.gather(*(batcher.stop() for batcher in batchers.values()))
             flushing.cancel()
+            trimming.cancel()
             _flush(metrics)
 
 
@@ -205,3 +213,18 @@ async def _flush_regularly(metrics: Metrics) -> None:
 def _flush(metrics: Metrics) -> None:
     metrics.flush()
     logs.flush()
+
+
+async def _trim_regularly(bodies: Bodies) -> None:
+    """Return the memory of bodies to the system, within `2 * TRIM_SECONDS` of their end.
+
+    By itself, glibc keeps all free memory below the last object in use, however small that is.
+    """
+    most = 0
+    while True:
+        await asyncio.sleep(TRIM_SECONDS)
+        peak = bodies.take_peak()
+        most = max(most, peak)
+        if most - peak >= TRIM_BYTES:
+            trim_heap()  # in a thread, its lock would stop the event loop for as long
+            most = peak

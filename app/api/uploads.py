@@ -80,11 +80,22 @@ class Bodies:
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.held = 0
+        self._peak = 0
         self._arriving: OrderedDict[Hold, None] = OrderedDict()
 
     def hold(self) -> "Hold":
         """Return one request's share, a context manager for as long as its body is needed."""
         return Hold(self)
+
+    def add(self, size: int) -> None:
+        """Count bytes that are held from now on, or given back if `size` is negative."""
+        self.held += size
+        self._peak = max(self._peak, self.held)
+
+    def take_peak(self) -> int:
+        """Return the most bytes that were held at one time since the last call."""
+        peak, self._peak = self._peak, self.held
+        return peak
 
     def make_room(self, size: int, wanted_by: "Hold") -> None:
         """Give up the slowest bodies until `size` more bytes fit.
@@ -133,7 +144,7 @@ class Hold:
         self, kind: type[BaseException] | None, exc: BaseException | None, _: TracebackType | None
     ) -> None:
         self._bodies.end(self)
-        self._bodies.held -= self.size
+        self._bodies.add(-self.size)
         if self._given_up and self._task is not None and kind is asyncio.CancelledError:
             self._task.uncancel()
             raise QueueFull(
@@ -149,7 +160,7 @@ class Hold:
         """
         if self._bodies.held - self.size + size > self._bodies.limit:
             self._bodies.make_room(size - self.size, self)
-        self._bodies.held += size - self.size
+        self._bodies.add(size - self.size)
         self.size = size
 
     def complete(self) -> None:
@@ -159,7 +170,7 @@ class Hold:
     def give_up(self) -> None:
         """End the request with QueueFull, to make room."""
         self._bodies.end(self)
-        self._bodies.held -= self.size
+        self._bodies.add(-self.size)
         self.size = 0
         self._given_up = True
         if self._task is not None:

@@ -41,6 +41,18 @@ async def test_what_is_held_is_given_back() -> None:
     assert room.held == 0
 
 
+async def test_peak_is_the_most_that_was_held_since_it_was_last_taken() -> None:
+    room = Bodies(100)
+    with room.hold() as first:
+        first.grow(60)
+        with room.hold() as second:
+            second.grow(30)
+        assert room.take_peak() == 90
+        assert room.take_peak() == 60
+    assert room.take_peak() == 60
+    assert room.take_peak() == 0
+
+
 async def test_body_that_does_not_fit_beside_quick_ones_is_refused() -> None:
     room, release = Bodies(100), asyncio.Event()
     first = asyncio.create_task(_send(room, 80, release))

@@ -2,16 +2,19 @@
 
 import json
 import os
+import platform
 import re
 import signal
 import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
 from bench.harness.requests import head
@@ -122,6 +125,27 @@ def test_client_that_leaves_while_it_sends_is_no_error(server: Server) -> None:
         connection.sendall(announced + bytes(10))
         time.sleep(0.2)
     assert _logged(server, "gone")["status"] == 499
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is asked for memory")
+def test_memory_of_bodies_goes_back_to_the_system(store_path: Path, tmp_path: Path) -> None:
+    command = [*CONVSCOPE, "serve", "--workers", "1"]
+    with started(command, store_path, tmp_path / "log") as server, ExitStack() as leaving:
+        (worker,) = map(psutil.Process, server.workers)
+        before = worker.memory_info().rss
+        # From then on, glibc takes pieces of this size from the heap, not each from the system.
+        assert post(f"{server.url}/predict", content=bytes(20_000_000)).status_code == 415
+        with server.connect() as staying:
+            senders = [staying, *(leaving.enter_context(server.connect()) for _ in range(9))]
+            for sender in senders:
+                sender.sendall(head("POST /predict", "Content-Length: 20000000"))
+            for _ in range(8):
+                for sender in senders:
+                    sender.sendall(bytes(1 << 20))
+            wait_until(lambda: worker.memory_info().rss > before + (80 << 20))
+            leaving.close()
+            wait_until(lambda: worker.memory_info().rss < before + (20 << 20), 10)
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
