@@ -92,32 +92,50 @@ class Interpreter:
             images: uint8 `[N,H,W,3]`.
             filenames: of the N images.
         """
-        names = _quoted(self._manifest.classes)
+        rows = outputs.probabilities.tolist()
         predictions = [
-            _render_classes(names, row, self._top_k) for row in outputs.probabilities.tolist()
-        ]
-        if self._threshold is not None:
-            sets = prediction_sets(outputs.probabilities, images, self._method, self._threshold)
-            members = [",".join(names[index] for index in np.flatnonzero(row)) for row in sets]
-            predictions = [
-                f'{text},"prediction_set":[{inside}]'
-                for text, inside in zip(predictions, members, strict=True)
-            ]
-        if outputs.ood_scores is not None and self._confidence is not None:
-            limit = self._confidence.out_of_distribution.threshold
-            predictions = [
-                f'{text},"ood_score":{score:.6g},'
-                f'"out_of_distribution":{"true" if score > limit else "false"}'
-                for text, score in zip(predictions, outputs.ood_scores.tolist(), strict=True)
-            ]
-        named = [
-            text if filename is None else f'{text},"filename":{json.dumps(filename)}'
-            for text, filename in zip(predictions, filenames, strict=True)
+            self._render_image(*each)
+            for each in zip(
+                rows, self._sets(outputs, images), self._scores(outputs), filenames, strict=True
+            )
         ]
         return (
             f'{{"model":"{self._manifest.name}","version":"{self._manifest.version}",'
-            f'"predictions":[{",".join([f"{{{text}}}" for text in named])}]}}'
+            f'"predictions":[{",".join(predictions)}]}}'
         )
+
+    def _render_image(
+        self, row: Sequence[float], members: str, score: str, filename: str | None
+    ) -> str:
+        names = _quoted(self._manifest.classes)
+        # A stable sort leaves equal probabilities in the order of the classes, as argmax does.
+        best = sorted(range(len(row)), key=row.__getitem__, reverse=True)[: self._top_k]
+        # A float32 has six significant digits.
+        pairs = ",".join([f"{names[index]}:{row[index]:.6g}" for index in best])
+        named = "" if filename is None else f',"filename":{json.dumps(filename)}'
+        return (
+            f'{{"label":{names[best[0]]},"class_id":{best[0]},"confidence":{row[best[0]]:.6g},'
+            f'"probabilities":{{{pairs}}}{members}{score}{named}}}'
+        )
+
+    def _sets(self, outputs: Outputs, images: Images) -> Sequence[str]:
+        """Return each image's prediction set as it stands in the answer."""
+        if self._threshold is None:
+            return [""] * len(images)
+        names = _quoted(self._manifest.classes)
+        sets = prediction_sets(outputs.probabilities, images, self._method, self._threshold)
+        members = [",".join(names[index] for index in np.flatnonzero(row)) for row in sets]
+        return [f',"prediction_set":[{inside}]' for inside in members]
+
+    def _scores(self, outputs: Outputs) -> Sequence[str]:
+        """Return each image's score of unlikeness as it stands in the answer."""
+        if outputs.ood_scores is None or self._confidence is None:
+            return [""] * len(outputs.probabilities)
+        limit = self._confidence.out_of_distribution.threshold
+        return [
+            f',"ood_score":{score:.6g},"out_of_distribution":{"true" if score > limit else "false"}'
+            for score in outputs.ood_scores.tolist()
+        ]
 
     def labels(self, outputs: Outputs) -> list[str]:
         """Return the predicted class of each of N images."""
@@ -128,17 +146,6 @@ class Interpreter:
 @lru_cache(64)
 def _quoted(names: tuple[str, ...]) -> list[str]:
     return [json.dumps(name) for name in names]
-
-
-def _render_classes(names: Sequence[str], row: Sequence[float], top_k: int) -> str:
-    # A stable sort leaves equal probabilities in the order of the classes, as argmax does.
-    best = sorted(range(len(row)), key=row.__getitem__, reverse=True)[:top_k]
-    # A float32 has six significant digits.
-    pairs = ",".join([f"{names[index]}:{row[index]:.6g}" for index in best])
-    return (
-        f'"label":{names[best[0]]},"class_id":{best[0]},"confidence":{row[best[0]]:.6g},'
-        f'"probabilities":{{{pairs}}}'
-    )
 
 
 def class_scores(probabilities: Probabilities, images: Images, method: SetMethod) -> Scores:
