@@ -1,6 +1,6 @@
 # make serve   a classifier on http://127.0.0.1:8000
 # make test    the tests
-# make bench   the figures of serving: this service, its peers, the machine's limit (20 minutes)
+# make bench   the figures of serving: this service, its peers, the machine's limit (half an hour)
 # make help    the rest
 #
 # Each target first sets up what it needs in .venv; when all is there, that takes no time.

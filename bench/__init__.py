@@ -17,6 +17,6 @@ BUILD = ROOT / "build" / "bench"
 RESULTS = HERE / "results"
 
 MODEL = "simple-cnn/1"
-"""The artifact that every server serves: the exercise's network in float32."""
+"""The artifact that servers are compared with: the exercise's network."""
 
 ARTIFACT = ROOT / "models_store" / MODEL

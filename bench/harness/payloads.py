@@ -8,6 +8,7 @@ and are the same on every machine with the same Pillow.
 import io
 from dataclasses import dataclass
 from functools import cache
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,8 @@ IMAGES_A_FORM = 64
 PHOTO_SIZE = 4000, 3000
 PHOTO_QUALITY = 90
 
+Body = Literal["file", "form", "json"]
+
 
 @dataclass(frozen=True)
 class Payload:
@@ -34,7 +37,7 @@ class Payload:
         name: name in the results.
         title: name in the report.
         requests: image files of each distinct request.
-        form: whether the files are sent as a multipart form even if a raw body would do.
+        body: a raw file, or a multipart form or JSON even if a raw body would do.
         exact: whether all servers decode the files to the same pixels, so that probabilities are
             compared, else only labels are.
         connections: connections of a closed loop that is measured with one number only. A large
@@ -45,7 +48,7 @@ class Payload:
     name: str
     title: str
     requests: tuple[tuple[bytes, ...], ...]
-    form: bool = False
+    body: Body = "file"
     exact: bool = True
     connections: int = USUAL
     lasts: int = 1
@@ -106,8 +109,10 @@ def payloads() -> dict[str, Payload]:
     made = (
         Payload("png", "PNG 32x32", some),
         Payload("jpeg", "JPEG 32x32", tuple((jpeg,) for jpeg in jpegs)),
-        Payload("form", "PNG in a form", some, form=True),
-        Payload("form64", "64 PNGs in a form", forms, form=True),
+        Payload("form", "PNG in a form", some, body="form"),
+        Payload("json", "PNG in JSON", some, body="json"),
+        # A worker does not let more images wait than it can serve in a twentieth of a second.
+        Payload("form64", "64 PNGs in a form", forms, body="form", connections=4),
         Payload(
             "photo",
             "JPEG 4000x3000",

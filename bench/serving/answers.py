@@ -8,12 +8,11 @@ import numpy as np
 
 from app.artifact.directory import read_artifact
 from app.images.decode import decode
-from bench import ARTIFACT
 from bench.harness.payloads import Payload, payloads
 from bench.harness.processes import ServerFailed
 from bench.harness.requests import Address, Request, ask
 from bench.serving.limit import backend
-from bench.serving.servers import Answer, Server
+from bench.serving.servers import EXERCISE, Answer, Served, Server
 
 TOLERANCE = 1e-3
 """Largest accepted difference of a probability: versions of a runtime round differently."""
@@ -24,10 +23,10 @@ _SHOWN = 200
 
 
 @cache
-def expected(name: str) -> list[list[Answer]]:
-    """Return the model's answers to every request of a payload."""
-    classes = read_artifact(ARTIFACT).manifest.classes
-    runtime = backend()
+def expected(name: str, served: Served = EXERCISE) -> list[list[Answer]]:
+    """Return a model's answers to every request of a payload."""
+    classes = read_artifact(served.directory).manifest.classes
+    runtime = backend(served)
     right = []
     for files in payloads()[name].requests:
         images = np.stack([decode(data, (32, 32), _MAX_PIXELS) for data in files])
@@ -37,7 +36,7 @@ def expected(name: str) -> list[list[Answer]]:
 
 
 def check(server: Server, address: Address, payload: Payload, count: int) -> None:
-    """Compare the answers to the first `count` requests of a payload with the model's.
+    """Compare the answers to a payload's first `count` requests with those of the served model.
 
     Raises:
         ServerFailed: an answer is missing or differs.
@@ -53,7 +52,7 @@ def check(server: Server, address: Address, payload: Payload, count: int) -> Non
             answers = server.read(body)
         except (OSError, ValueError, KeyError, TypeError) as exc:
             raise ServerFailed(f"no answer to {payload.title}: {exc!r}") from exc
-        _compare(payload, answers, expected(payload.name)[number])
+        _compare(payload, answers, expected(payload.name, server.serves)[number])
 
 
 def _ask_when_drained(address: Address, request: Request) -> tuple[int, bytes]:

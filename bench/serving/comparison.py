@@ -56,8 +56,8 @@ def _parts(_: click.Context, __: click.Parameter, value: str | None) -> list[str
 
 
 @click.command()
-@click.option("--rounds", default=3, show_default=True, type=click.IntRange(1))
-@click.option("--seconds", default=4.0, show_default=True, type=click.FloatRange(1), help="A cell.")
+@click.option("--rounds", default=5, show_default=True, type=click.IntRange(1))
+@click.option("--seconds", default=2.5, show_default=True, type=click.FloatRange(1), help="A cell.")
 @click.option("--only", callback=_parts, help=f"Some of: {', '.join(_PARTS)}; by commas.")
 @click.option("--quick", is_flag=True, help=f"Smoke test: one round of 1 s, into {QUICK.name}.")
 @click.option("--out", type=click.Path(path_type=Path), help="Where the results go.")
@@ -96,7 +96,7 @@ def _measure(run: Run, only: Sequence[str], path: Path) -> None:
         click.echo(f"start: {', '.join(f'{seconds:.2f} s' for seconds in run.startup_seconds)}")
     for number in range(run.rounds):
         if "limit" in only:
-            _measure_limit(run)
+            _measure_limits(run)
         # Rounds begin with different servers, so that no server always follows the same one.
         turn = number % max(len(servers), 1)
         for server in (*servers[turn:], *servers[:turn]):
@@ -108,7 +108,8 @@ def _measure(run: Run, only: Sequence[str], path: Path) -> None:
 
 def _install(run: Run, servers: Sequence[Server]) -> None:
     for server in servers:
-        result = run.servers[server.name] = ServerResult(server.title, server.tuning)
+        result = ServerResult(server.title, server.tuning, str(server.serves))
+        run.servers[server.name] = result
         if server.peer is None:
             continue
         click.echo(f"environment of {server.title}")
@@ -120,13 +121,14 @@ def _install(run: Run, servers: Sequence[Server]) -> None:
             click.echo(f"  {result.skipped}")
 
 
-def _measure_limit(run: Run) -> None:
+def _measure_limits(run: Run) -> None:
     files = [data for files in payloads()["png"].requests for data in files]
-    limit = measure_limit(files, run.seconds / 2)
-    run.limit.append(limit)
-    for title, rates in (("1 core", limit.one_core), (f"{limit.cores} cores", limit.all_cores)):
-        rates_text = ", ".join(f"{rate:,.0f} ({batch})" for batch, rate in rates.items())
-        click.echo(f"limit, {title}, images/s (batch): {rates_text}")
+    for served in dict.fromkeys(server.serves for server in SERVERS.values()):
+        limit = measure_limit(served, files, run.seconds / 2)
+        run.limits.setdefault(str(served), []).append(limit)
+        for title, rates in (("1 core", limit.one_core), (f"{limit.cores} cores", limit.all_cores)):
+            rates_text = ", ".join(f"{rate:,.0f} ({batch})" for batch, rate in rates.items())
+            click.echo(f"limit of {served}, {title}, images/s (batch): {rates_text}")
 
 
 def _process(server: Server, port: int) -> ServerProcess:

@@ -21,8 +21,8 @@ from PIL import Image
 from app.artifact.directory import read_artifact
 from app.images.decode import decode
 from app.inference.backends import Backend, open_backend
-from bench import ARTIFACT
 from bench.harness.payloads import Payload
+from bench.serving.servers import EXERCISE, Served
 
 BATCHES = (1, 2, 4, 8, 16, 32)
 _START_SECONDS = 60
@@ -54,29 +54,33 @@ class PhotoDecoding:
     same_label: bool
 
 
-def backend() -> Backend:
-    """Return the benchmark's model on the service's own runtime with one thread, checked."""
-    return open_backend(read_artifact(ARTIFACT), "onnx-cpu")
+def backend(served: Served = EXERCISE) -> Backend:
+    """Return a model on the service's own runtime with one thread, checked."""
+    artifact = read_artifact(served.directory)
+    return open_backend(artifact, "onnx-cpu", precision=served.precision)
 
 
-def measure_limit(files: Sequence[bytes], seconds: float) -> Limit:
+def measure_limit(served: Served, files: Sequence[bytes], seconds: float) -> Limit:
     """Measure every batch size on one core, then on all cores.
 
     Args:
+        served: the model.
         files: PNG files of 32x32 pixels.
         seconds: duration of each batch size.
     """
     cores = os.cpu_count() or 1
-    one, every = (_measure(files, seconds, processes) for processes in (1, cores))
+    one, every = (_measure(served, files, seconds, processes) for processes in (1, cores))
     return Limit(cores=cores, one_core=one, all_cores=every)
 
 
-def _measure(files: Sequence[bytes], seconds: float, processes: int) -> dict[int, float]:
+def _measure(
+    served: Served, files: Sequence[bytes], seconds: float, processes: int
+) -> dict[int, float]:
     context = multiprocessing.get_context("spawn")
     barrier = context.Barrier(processes)
     pipes = [context.Pipe(duplex=False) for _ in range(processes)]
     workers = [
-        context.Process(target=_work, args=(files, seconds, barrier, sender), daemon=True)
+        context.Process(target=_work, args=(served, files, seconds, barrier, sender), daemon=True)
         for _, sender in pipes
     ]
     for worker in workers:
@@ -89,8 +93,10 @@ def _measure(files: Sequence[bytes], seconds: float, processes: int) -> dict[int
     return {batch: sum(rate[batch] for rate in rates) for batch in BATCHES}
 
 
-def _work(files: Sequence[bytes], seconds: float, barrier: Barrier, sender: Connection) -> None:
-    runtime = backend()
+def _work(
+    served: Served, files: Sequence[bytes], seconds: float, barrier: Barrier, sender: Connection
+) -> None:
+    runtime = backend(served)
     rates = {}
     for batch in BATCHES:
         _loop(runtime, files, batch, min(seconds, 0.2))

@@ -11,6 +11,7 @@ from bench.harness.load import Latency
 from bench.harness.processes import Usage
 from bench.harness.results import Spread
 from bench.serving.limit import Limit, PhotoDecoding
+from bench.serving.servers import EXERCISE
 
 _PACKAGES = (
     *("convscope", "fastapi", "httptools", "numpy", "onnxruntime", "pillow", "starlette"),
@@ -68,6 +69,7 @@ class ServerResult:
 
     title: str
     tuning: str
+    serves: str = str(EXERCISE)
     packages: list[str] = field(default_factory=list)
     skipped: str | None = None
     rounds: list[Round] = field(default_factory=list)
@@ -82,7 +84,10 @@ class ServerResult:
 
 @dataclass
 class Run:
-    """A whole run; `startup_seconds` are from exec to ready, with one worker."""
+    """A whole run; `startup_seconds` are from exec to ready, with one worker.
+
+    `limits` are the machine's for each served model, one a round.
+    """
 
     machine: dict[str, Any]
     versions: dict[str, str]
@@ -92,7 +97,7 @@ class Run:
     seconds: float
     access_logs: str
     finished: str | None = None
-    limit: list[Limit] = field(default_factory=list)
+    limits: dict[str, list[Limit]] = field(default_factory=dict)
     photo: PhotoDecoding | None = None
     startup_seconds: list[float] = field(default_factory=list)
     servers: dict[str, ServerResult] = field(default_factory=dict)
@@ -105,7 +110,10 @@ class Run:
     def read(cls, path: Path) -> "Run":
         """Read a file of `write`."""
         content = json.loads(path.read_text())
-        content["limit"] = [_read_limit(item) for item in content["limit"]]
+        content["limits"] = {
+            served: [_read_limit(item) for item in items]
+            for served, items in content["limits"].items()
+        }
         content["photo"] = PhotoDecoding(**content["photo"]) if content["photo"] else None
         content["servers"] = {
             name: ServerResult(**{**item, "rounds": [_read_round(one) for one in item["rounds"]]})

@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench import ARTIFACT, BUILD, HERE, MODEL
+from app.artifact.manifest import Precision
+from bench import ARTIFACT, BUILD, HERE, MODEL, ROOT
 from bench.harness.environments import python_of
 from bench.harness.payloads import USUAL, Payload
 from bench.harness.processes import free_port
@@ -23,6 +24,26 @@ OPEN_LOOP_SHARES = (0.25, 0.5, 0.75)
 """Rates of the open loop, as parts of the closed loop's best in the same round."""
 
 ACCESS_LOGS = "Access logs are off everywhere; *log on* is this service as it comes, with its log."
+
+
+@dataclass(frozen=True)
+class Served:
+    """A model, as `name/version`, and the precision of its graph."""
+
+    model: str
+    precision: Precision
+
+    def __str__(self) -> str:
+        return f"{self.model} in {self.precision}"
+
+    @property
+    def directory(self) -> Path:
+        """The model's artifact."""
+        return ROOT / "models_store" / self.model
+
+
+EXERCISE = Served(MODEL, "float32")
+FAST = Served("fast/3", "int8")
 
 
 @dataclass(frozen=True)
@@ -46,6 +67,7 @@ class Server:
         directory: working directory.
         wrap: returns the request for image files of a payload, or None if it takes no such files.
         read: returns the answers in a response's JSON.
+        serves: the model that it answers with.
         closed: numbers of connections to measure, by payload; empty means the payload's own number.
         open_shares: rates of the open loop, as parts of the closed loop's.
         peer: name of its directory below `bench/serving/peers` and of its virtual environment.
@@ -58,6 +80,7 @@ class Server:
     command: Callable[[int], list[str]]
     wrap: Callable[[Payload, Sequence[bytes]], Request | None]
     read: Callable[[bytes], list[Answer]]
+    serves: Served = EXERCISE
     environment: Mapping[str, str] = field(default_factory=dict)
     directory: Path = BUILD
     closed: Mapping[str, Sequence[int]] = field(default_factory=dict)
@@ -74,37 +97,45 @@ def _json(path: str, content: object) -> Request:
     return Request(path, json.dumps(content).encode(), "application/json")
 
 
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
 def _ours(payload: Payload, files: Sequence[bytes]) -> Request:
-    return form("file", files) if payload.form else _raw(files[0])
+    if payload.body == "json":
+        return _json("/predict", {"images": [_base64(data) for data in files]})
+    return form("file", files) if payload.body == "form" else _raw(files[0])
 
 
 def _litserve(payload: Payload, files: Sequence[bytes]) -> Request | None:
-    if payload.form:
+    if payload.body != "file":
         return None
-    return _json("/predict", {"image_data": base64.b64encode(files[0]).decode()})
+    return _json("/predict", {"image_data": _base64(files[0])})
 
 
-def _bentoml(_: Payload, files: Sequence[bytes]) -> Request | None:
-    return form("images", files)
+def _bentoml(payload: Payload, files: Sequence[bytes]) -> Request | None:
+    return None if payload.body == "json" else form("images", files)
 
 
 def _ray(payload: Payload, files: Sequence[bytes]) -> Request | None:
-    return None if payload.form else _raw(files[0])
+    return _raw(files[0]) if payload.body == "file" else None
 
 
 def _tutorial(payload: Payload, files: Sequence[bytes]) -> Request | None:
-    return form("file", files) if payload.images == 1 else None
+    if payload.body == "json" or payload.images > 1:
+        return None
+    return form("file", files)
 
 
 def _mlserver(payload: Payload, files: Sequence[bytes]) -> Request | None:
-    if payload.form and payload.images == 1:
+    if payload.body != "file" and payload.images == 1:
         return None
     tensor = {
         "name": "image",
         "datatype": "BYTES",
         "shape": [len(files), 1],
         "parameters": {"content_type": "base64"},
-        "data": [base64.b64encode(data).decode() for data in files],
+        "data": [_base64(data) for data in files],
     }
     return _json("/v2/models/classifier/infer", {"inputs": [tensor]})
 
@@ -174,13 +205,20 @@ def _mlserver_command(port: int) -> list[str]:
     return [str(python_of("mlserver").parent / "mlserver"), "start", str(place)]
 
 
-_OUR_ENVIRONMENT = {"CONVSCOPE_MODELS": MODEL, "CONVSCOPE_DEFAULT_MODEL": MODEL}
-_QUIET = {**_OUR_ENVIRONMENT, "CONVSCOPE_LOG_LEVEL": "warning"}
+def _serving(served: Served) -> dict[str, str]:
+    return {
+        "CONVSCOPE_MODELS": served.model,
+        "CONVSCOPE_DEFAULT_MODEL": served.model,
+        "CONVSCOPE_PRECISION": served.precision,
+    }
+
+
+_QUIET = {"CONVSCOPE_LOG_LEVEL": "warning"}
 _PEER_ENVIRONMENT = {"BENCH_ARTIFACT": str(ARTIFACT)}
 _RAY = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
 _ALL_CELLS: Mapping[str, Sequence[int]] = {
     "png": CONNECTIONS,
-    **dict.fromkeys(("jpeg", "form", "form64", "photo"), ()),
+    **dict.fromkeys(("jpeg", "form", "json", "form64", "photo"), ()),
 }
 
 OURS = (
@@ -192,7 +230,7 @@ OURS = (
         command=_convscope(CORES),
         wrap=_ours,
         read=_read_ours,
-        environment=_QUIET,
+        environment={**_serving(EXERCISE), **_QUIET},
         closed=_ALL_CELLS,
         open_shares=OPEN_LOOP_SHARES,
     ),
@@ -204,8 +242,8 @@ OURS = (
         command=_convscope(1),
         wrap=_ours,
         read=_read_ours,
-        environment=_QUIET,
-        closed={"png": CONNECTIONS, "form64": (1, 2, 8, 32)},
+        environment={**_serving(EXERCISE), **_QUIET},
+        closed={"png": CONNECTIONS, "form64": (1, 2, 4)},
     ),
     Server(
         name="ours-log",
@@ -215,7 +253,18 @@ OURS = (
         command=_convscope(CORES),
         wrap=_ours,
         read=_read_ours,
-        environment=_OUR_ENVIRONMENT,
+        environment=_serving(EXERCISE),
+        closed={"png": (USUAL,)},
+    ),
+    Server(
+        name="ours-int8",
+        title=f"Convscope, {CORES} workers, {FAST}",
+        tuning=f"As with {CORES} workers, but another model, CONVSCOPE_PRECISION={FAST.precision}.",
+        command=_convscope(CORES),
+        wrap=_ours,
+        read=_read_ours,
+        serves=FAST,
+        environment={**_serving(FAST), **_QUIET},
         closed={"png": (USUAL,)},
     ),
 )

@@ -1,3 +1,4 @@
+import base64
 import dataclasses
 import io
 import json
@@ -23,7 +24,7 @@ from bench.serving import overhead, report
 from bench.serving.answers import check, expected
 from bench.serving.limit import Limit, PhotoDecoding
 from bench.serving.results import Cell, Round, Run, ServerResult, requests_per_second
-from bench.serving.servers import PEERS, SERVERS, Answer
+from bench.serving.servers import EXERCISE, FAST, PEERS, SERVERS, Answer
 
 needs_cc = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler (cc)")
 needs_wrk = pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not installed")
@@ -189,13 +190,23 @@ def test_every_server_takes_a_png_and_says_what_it_does_not_take() -> None:
         assert server.tuning
         for payload in payloads().values():
             request = server.wrap(payload, payload.requests[0])
-            assert request is not None or payload.form
+            assert request is not None or payload.body != "file"
             if request is not None:
                 head, _, body = request.raw(("localhost", 1)).partition(b"\r\n\r\n")
                 assert f"Content-Length: {len(body)}".encode() in head
     assert {peer.peer for peer in PEERS} == {
         path.parent.name for path in Path("bench/serving/peers").glob("*/requirements.txt")
     }
+
+
+def test_a_png_in_json_is_the_raw_one_in_base64() -> None:
+    made = payloads()
+    request = SERVERS["ours"].wrap(made["json"], made["json"].requests[3])
+
+    assert request is not None
+    assert request.content_type == "application/json"
+    (image,) = json.loads(request.body)["images"]
+    assert (base64.b64decode(image),) == made["png"].requests[3]
 
 
 def _served(answers: Sequence[Answer]) -> bytes:
@@ -229,6 +240,20 @@ def test_only_the_models_own_answers_pass_the_check() -> None:
             check(server, address, png, 1)
 
 
+def test_answers_are_checked_against_the_model_and_precision_that_a_server_serves() -> None:
+    png, server = payloads()["png"], SERVERS["ours-int8"]
+    right = expected("png", FAST)
+    unquantized = expected("png", dataclasses.replace(FAST, precision="float32"))
+
+    with tiny_server(lambda number: _served(right[number])) as address:
+        check(server, address, png, 16)
+    with (
+        tiny_server(lambda number: _served(unquantized[number])) as address,
+        pytest.raises(ServerFailed, match="differs"),
+    ):
+        check(server, address, png, 16)
+
+
 LATENCY = Latency(1, 2, 3, 4, 5)
 USAGE = Usage(2, 3, 150, 150, 140, 130, 1)
 
@@ -242,7 +267,8 @@ def _run() -> Run:
     half = dataclasses.replace(_cell(2000), mode="open", share=0.5, rate=2000.0)
     failed = Cell("photo", "closed", 8, failed="cat is wrong")
     rounds = [Round(1, [_cell(rate), half, failed]) for rate in (4000, 4400, 4800)]
-    one = ServerResult("Convscope, 1 worker", "", rounds=[Round(1, [_cell(50, "form64", 8)])])
+    rounds[0].cells += [_cell(3300, "form"), _cell(3520, "json")]
+    one = ServerResult("Convscope, 1 worker", "", rounds=[Round(1, [_cell(50, "form64", 4)])])
     return Run(
         machine={"processor": "P", "cores": 2},
         versions={"numpy": "2"},
@@ -251,12 +277,17 @@ def _run() -> Run:
         rounds=3,
         seconds=4,
         access_logs="Off.",
-        limit=[Limit(2, {1: 3000, 8: 4000}, {1: 6000, 8: 8000})],
+        limits={
+            str(EXERCISE): [Limit(2, {1: 3000, 8: 4000}, {1: 6000, 8: 8000})],
+            str(FAST): [Limit(2, {1: 500, 8: 600}, {1: 1000, 8: 900})],
+        },
         photo=PhotoDecoding(10, 30, 0.5, same_label=True),
         startup_seconds=[1, 2, 1.2],
         servers={
             "ours": ServerResult("Convscope", "Defaults.", rounds=rounds),
             "ours-1": one,
+            "ours-int8": ServerResult("Fast", "", str(FAST), rounds=[Round(1, [_cell(900)])]),
+            "ours-log": ServerResult("Log on", "", rounds=[Round(1, [_cell(4180)])]),
             "litserve": ServerResult("LitServe", "", rounds=[Round(1, [_cell(400)])]),
             "ray": ServerResult("Ray Serve", "", skipped="cannot be installed: no wheel"),
         },
@@ -281,13 +312,27 @@ def test_report_gives_medians_spread_and_peers_that_are_missing() -> None:
 
     assert "4,400 (4,000–4,800)" in table
     assert "cannot be installed: no wheel" in table
-    assert "8,000" in table
+    assert "| the limit: no server, 2 processes, batches of 8 |  |  | 8,000 |" in table
+    assert (
+        "| the limit of fast/3 in int8: no server, 2 processes, batches of 1 |  |  | 1,000" in table
+    )
+
+
+def test_payloads_that_were_not_measured_have_no_column() -> None:
+    table = report.payload_table(_run())
+
+    assert "PNG in JSON" in table
+    assert "JPEG 32x32" not in table
 
 
 def test_targets_are_ratios_within_one_run() -> None:
     found = {target.title: target for target in report.targets(_run())}
 
     assert found["PNG, 32 connections, of the limit"].figure == pytest.approx(0.55)
+    assert found["PNG, 32 connections, fast/3 in int8, of its limit"].figure == pytest.approx(0.9)
+    assert found["PNG, 32 connections, in a form, of raw"].figure == pytest.approx(0.75)
+    assert found["PNG, 32 connections, in JSON, of raw"].figure == pytest.approx(0.8)
+    assert found["PNG, 32 connections, log on, of log off"].figure == pytest.approx(0.95)
     assert found["PNG, 32 connections, against LitServe"].figure == pytest.approx(11)
     assert found["PNG, 32 connections, against Ray Serve"].reached is None
     form = found["64 images in one request, 1 worker, of one core's limit"]
