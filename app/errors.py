@@ -160,7 +160,7 @@ class PredictionError(ConvscopeError):
 
 
 class QueueFull(PredictionError):
-    """The queue has no room for the request."""
+    """The queue has no room for the request, or it would wait for too long."""
 
 
 class DeadlineExceeded(PredictionError):

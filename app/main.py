@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
-from app.api.fast_paths import PATHS, FastPaths, Headers, Prediction, Reply
+from app.api.fast_paths import MAX_BYTES, PATHS, FastPaths, Handler, Headers
 from app.api.handlers import respond
 from app.api.middleware import RequestMiddleware
 from app.api.routes import (
@@ -28,7 +28,7 @@ from app.api.routes import (
 from app.api.routes import metrics as metrics_route
 from app.api.state import Service, run_service
 from app.artifact.store import Store, read_store
-from app.errors import ConvscopeError, SettingsError
+from app.errors import ConvscopeError, QueueFull, SettingsError
 from app.inference.backends import Backend, open_backends
 from app.problems import Problem
 from app.settings import Settings, read_settings
@@ -41,16 +41,18 @@ Every error is `application/problem+json` (RFC 9457) and every answer carries `X
 
 
 class Application:
-    """The service: an ASGI application, the middleware around FastAPI; and `answer` beside it.
+    """The service: an ASGI application, the middleware around FastAPI; and `handler` beside it.
 
     Attributes:
         framework: FastAPI with all routes; OpenAPI is generated from it.
         metrics: where requests are counted.
+        most_bytes: the size of the largest body that a handler takes.
     """
 
-    def __init__(self, framework: FastAPI, metrics: Metrics) -> None:
+    def __init__(self, framework: FastAPI, metrics: Metrics, settings: Settings) -> None:
         self.framework = framework
         self.metrics = metrics
+        self.most_bytes = min(MAX_BYTES, settings.max_body_bytes)
         self._handle = RequestMiddleware(framework, metrics)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -73,19 +75,16 @@ class Application:
 
     @property
     def fast_paths(self) -> Collection[str]:
-        """The paths whose POSTs the server offers to `answer`, or refuses by itself."""
+        """The paths that may have a handler, and which count when the server refuses them."""
         return PATHS
 
-    @property
-    def most_bytes(self) -> int:
-        """The size of the largest body that `answer` takes."""
-        return self._fast.most_bytes
+    def handler(self, target: bytes, headers: Headers) -> Handler | None:
+        """As `FastPaths.handler`."""
+        return self._fast.handler(target, headers)
 
-    def answer(
-        self, target: bytes, headers: Headers, body: bytes, started: float, reply: Reply
-    ) -> Prediction | None:
-        """As `FastPaths.answer`."""
-        return self._fast.answer(target, headers, body, started, reply)
+    def refusal(self, target: bytes) -> QueueFull | None:
+        """As `FastPaths.refusal`."""
+        return self._fast.refusal(target)
 
 
 def create_app(
@@ -143,7 +142,7 @@ def create_app(
     ):
         framework.add_exception_handler(error, respond)
     _document(framework)
-    return Application(framework, metrics)
+    return Application(framework, metrics, settings)
 
 
 def open_application(settings: Settings) -> Application:

@@ -1,6 +1,6 @@
 """Predictions of one small image that arrive whole: answered without a coroutine and FastAPI.
 
-    uploads.read_whole -> images.decode -> batcher.begin -> tasks.classification
+    uploads.read_whole -> batcher.begin -> images.decode -> Backend.predict -> tasks.classification
 
 FastAPI's middleware, routing, dependencies and query parsing, a task for each request and the
 messages of ASGI cost more than decoding and inference (`bench.serving.overhead`). So the server
@@ -11,9 +11,9 @@ it, and a test compares the answers.
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from typing import Protocol
 
 import numpy as np
 from fastapi import Request
@@ -26,15 +26,16 @@ from app.api.pictures import INLINE_PIXELS, timeout_of
 from app.api.queries import PredictQuery
 from app.api.routes import predict
 from app.api.state import Service
+from app.api.uploads import Upload
 from app.artifact.directory import Artifact
 from app.artifact.tensors import Images
-from app.errors import ConvscopeError, DeadlineExceeded
+from app.errors import ConvscopeError, DeadlineExceeded, ImageError, QueueFull
 from app.images.decode import decode
 from app.inference.batcher import Answer, Batcher
 from app.tasks.classification import Interpreter
 from app.telemetry import requests
 from app.telemetry.metrics import ModelMetrics
-from app.telemetry.requests import RequestState, request_id_of
+from app.telemetry.requests import RequestState, given_id, new_request_id
 
 PATHS = frozenset({predict.PATH})
 
@@ -42,9 +43,20 @@ MAX_BYTES = 16 << 10
 """Of a body: several times that of a small image, and little beside the head that may come with it,
 because bodies that are collected are not counted with the others."""
 
+MAX_PLANS = 64
+"""Of targets that are remembered."""
+
 Headers = Sequence[tuple[bytes, bytes]]
-Reply = Callable[[int, bytes, bytes], bool]
-"""Writes an answer, status, lines of headers and body; returns whether the client was there."""
+
+
+class Client(Protocol):
+    """The client of a whole request, as in `app.server.application`."""
+
+    def reply(self, status: int, lines: bytes, body: bytes) -> bool:
+        """Write status, lines of headers and body; return whether the client was there."""
+
+    def decline(self, body: bytes) -> None:
+        """Leave the request to the routes after all."""
 
 
 @dataclass(frozen=True)
@@ -55,75 +67,40 @@ class _Plan:
     interpreter: Interpreter
     batcher: Batcher
     metrics: ModelMetrics
-    size: tuple[int, int]
 
 
 class FastPaths:
-    """Answers requests that arrive whole.
-
-    Attributes:
-        most_bytes: the size of the largest body that is taken.
-    """
+    """Answers requests that arrive whole."""
 
     def __init__(self, service: Service) -> None:
-        settings = service.settings
-        self.most_bytes = min(MAX_BYTES, settings.max_body_bytes)
         self._service = service
-        self._limits = replace(service.upload_limits, max_images=1)
-        self._most_pixels = min(INLINE_PIXELS, settings.max_pixels, settings.max_pixels_whole)
-        # Bounded, as targets are the clients'; it remembers no errors.
-        self._plan = lru_cache(64)(self._make_plan)
+        self._plans: dict[bytes, _Plan] = {}
 
-    def answer(
-        self, target: bytes, headers: Headers, body: bytes, started: float, reply: Reply
-    ) -> "Prediction | None":
-        """Begin a prediction.
+    def handler(self, target: bytes, headers: Headers) -> "Handler | None":
+        """Return the handler of requests with this head; None if the routes have to answer them.
 
         Args:
             target: of a POST to one of `PATHS`.
             headers: the request's; names are in lower case.
-            body: the whole body, of at most `most_bytes`.
-            started: when the head had arrived, in `time.perf_counter()`.
-            reply: is called once, unless the prediction is ended.
-
-        Returns:
-            None if the routes have to answer.
         """
         try:
-            return self._begin(target, headers, body, started, reply)
+            return Handler(self._service, self._plan(target), headers)
         except Exception:  # noqa: BLE001 - the route meets it again, and answers for it
             return None
 
-    def _begin(
-        self, target: bytes, headers: Headers, body: bytes, started: float, reply: Reply
-    ) -> "Prediction | None":
-        service, given = self._service, dict(headers)
-        plan = self._plan(target)
-        timeout = timeout_of(given, service.settings)
-        deadline = asyncio.get_running_loop().time() + timeout
-        if plan.batcher.full:
-            return None
-        (file,) = uploads.read_whole(given, body, self._limits)
-        read = time.perf_counter()
-        images = decode(file.data, plan.size, self._most_pixels)[np.newaxis]
-        decoded = time.perf_counter()
-        answer = plan.batcher.begin(images, deadline)
-        state = RequestState("POST", predict.PATH, request_id_of(headers))
-        state.route, state.model = predict.PATH, plan.artifact.ref
-        service.metrics.begin_request()
-        prediction = Prediction(
-            service,
-            plan,
-            state,
-            images,
-            file.filename,
-            reply,
-            timeout,
-            (started, read, decoded),
-            answer,
-        )
-        answer.add_done_callback(prediction.finish)
-        return prediction
+    def refusal(self, target: bytes) -> QueueFull | None:
+        """Return the error of a POST to this target, one of the last, if it may not wait."""
+        plan = self._plans.get(target)
+        return plan.batcher.refusal if plan is not None else None
+
+    def _plan(self, target: bytes) -> _Plan:
+        plan = self._plans.get(target)
+        if plan is None:
+            plan = self._make_plan(target)
+            if len(self._plans) >= MAX_PLANS:  # targets are the clients'
+                del self._plans[next(iter(self._plans))]
+            self._plans[target] = plan
+        return plan
 
     def _make_plan(self, target: bytes) -> _Plan:
         # As FastAPI reads the query of a route.
@@ -137,32 +114,107 @@ class FastPaths:
             predict.interpreter_of(service, artifact, query),
             service.batchers[artifact.ref],
             service.model_metrics[artifact.ref],
-            artifact.manifest.image_size,
         )
 
 
-@dataclass(slots=True, eq=False)
+class Handler:
+    """Answers predictions whose requests have one head."""
+
+    def __init__(self, service: Service, plan: _Plan, headers: Headers) -> None:
+        """Read the head.
+
+        Raises:
+            RequestError: something is wrong with it.
+        """
+        settings = service.settings
+        self.service = service
+        self.plan = plan
+        self.headers = dict(headers)
+        self.request_id = given_id(headers)
+        self.timeout = timeout_of(self.headers, settings)
+        self._limits = replace(service.upload_limits, max_images=1)
+        self._most_pixels = min(INLINE_PIXELS, settings.max_pixels, settings.max_pixels_whole)
+
+    @property
+    def refusal(self) -> QueueFull | None:
+        """The error of a request that comes now, if it may not wait."""
+        return self.plan.batcher.refusal
+
+    def begin(self, body: bytes, started: float, client: Client) -> "Prediction | None":
+        """Begin a prediction.
+
+        Args:
+            body: the whole body, of at most `most_bytes`.
+            started: when the head had arrived, in `time.perf_counter()`.
+            client: is answered once, unless the prediction is ended.
+
+        Returns:
+            None if the routes have to answer.
+        """
+        try:
+            (file,) = uploads.read_whole(self.headers, body, self._limits)
+            prediction = Prediction(self, client, body, file, started)
+            prediction.begin()
+        except Exception:  # noqa: BLE001 - the route meets it again, and answers for it
+            return None
+        return prediction
+
+    def decode(self, file: Upload) -> Images:
+        """Decode the only image of a request: uint8 `[1,H,W,3]`.
+
+        Raises:
+            ImageError: it cannot be decoded, or not quickly.
+        """
+        return decode(file.data, self.plan.artifact.manifest.image_size, self._most_pixels)[
+            np.newaxis
+        ]
+
+
 class Prediction:
-    """One request that waits for its model.
+    """One request that waits for its model."""
 
-    `times` are those of the head's arrival and of the ends of reading and decoding.
-    """
+    def __init__(
+        self, handler: Handler, client: Client, body: bytes, file: Upload, started: float
+    ) -> None:
+        """Prepare.
 
-    service: Service
-    plan: _Plan
-    state: RequestState
-    images: Images
-    filename: str | None
-    reply: Reply
-    timeout: float
-    times: tuple[float, float, float]
-    future: "asyncio.Future[Answer]"
+        Args:
+            handler: of the request's head.
+            client: is answered.
+            body: is handed back if the routes have to answer.
+            file: the image in it.
+            started: when the head had arrived, in `time.perf_counter()`.
+        """
+        self._handler = handler
+        self._client = client
+        self._body = body
+        self._file = file
+        self._started = started
+        self.state = RequestState("POST", predict.PATH, handler.request_id or new_request_id())
+        self.state.route, self.state.model = predict.PATH, handler.plan.artifact.ref
+
+    def begin(self) -> None:
+        """Wait for the model.
+
+        Raises:
+            PredictionError: it takes no more.
+        """
+        self._read_seconds = time.perf_counter() - self._started
+        self._future = self._handler.plan.batcher.begin(self._decode, self._handler.timeout)
+        self._handler.service.metrics.begin_request()
+        self._future.add_done_callback(self._finish)
 
     def end(self) -> None:
         """Give the request up; `state.ended_with` says with which status it is counted."""
-        self.future.cancel()
+        self._future.cancel()
 
-    def finish(self, future: "asyncio.Future[Answer]") -> None:
+    def _decode(self) -> Images:
+        started = time.perf_counter()
+        self._images = self._handler.decode(self._file)
+        self._decode_seconds = time.perf_counter() - started
+        return self._images
+
+    def _finish(self, future: "asyncio.Future[Answer]") -> None:
         """Count, log and answer the request."""
         if self.state.ended_with is not None:  # even if its outputs were there first
             if not future.cancelled():
@@ -173,41 +225,44 @@ class Prediction:
         try:
             answer = future.result()
             status, lines, content = 200, self._lines(answer), self._content(answer)
+        except ImageError:  # the route meets it again, and answers for it
+            self._handler.service.metrics.withdraw_request()
+            self._client.decline(self._body)
+            return
         except Exception as exc:  # noqa: BLE001 - a client waits for an answer
             answer = None
             status, lines, content = self._refusal(exc)
         delivered = False
         try:
-            delivered = self.reply(status, lines, content)
+            delivered = self._client.reply(status, lines, content)
         finally:
             self._count(status if delivered else problems.CLIENT_GONE)
         if delivered and answer is not None:
             self._count_images(answer)
 
     def _count(self, status: int) -> None:
-        seconds = time.perf_counter() - self.times[0]
-        end_request(self.service.metrics, self.state, status, seconds)
+        seconds = time.perf_counter() - self._started
+        end_request(self._handler.service.metrics, self.state, status, seconds)
 
     def _count_images(self, answer: Answer) -> None:
-        started, read, decoded = self.times
-        self.service.metrics.observe_stages(read - started, decoded - read)
-        labels = self.plan.interpreter.labels(answer.outputs)
-        self.plan.metrics.answered(labels, answer.queue_seconds)
+        plan = self._handler.plan
+        self._handler.service.metrics.observe_stages(self._read_seconds, self._decode_seconds)
+        plan.metrics.answered(plan.interpreter.labels(answer.outputs), answer.queue_seconds)
 
     def _lines(self, answer: Answer) -> bytes:
-        started, read, decoded = self.times
-        timing = predict.server_timing(read - started, decoded - read, answer)
+        timing = predict.server_timing(self._read_seconds, self._decode_seconds, answer)
         return (
             f"content-type: application/json\r\nserver-timing: {timing}\r\n"
             f"x-request-id: {self.state.request_id}\r\n"
         ).encode()
 
     def _content(self, answer: Answer) -> bytes:
-        return self.plan.interpreter.render(answer.outputs, self.images, [self.filename]).encode()
+        interpreter = self._handler.plan.interpreter
+        return interpreter.render(answer.outputs, self._images, [self._file.filename]).encode()
 
     def _refusal(self, error: Exception) -> tuple[int, bytes, bytes]:
         if isinstance(error, DeadlineExceeded):
-            error = DeadlineExceeded(f"no answer within {self.timeout:g} s")
+            error = DeadlineExceeded(f"no answer within {self._handler.timeout:g} s")
         if isinstance(error, ConvscopeError):
             self.state.rejection = problems.reason(type(error))
         token = requests.current.set(self.state)

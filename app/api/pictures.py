@@ -98,6 +98,7 @@ async def decode_images(
 
     Raises:
         ImageError: a file is not an image that can be decoded.
+        QueueFull: the first would wait too long for its decoding.
         TimeoutError: the deadline has passed.
     """
     size = artifact.manifest.image_size
@@ -107,7 +108,8 @@ async def decode_images(
             if index:
                 async with asyncio.timeout_at(deadline):
                     await asyncio.sleep(0)
-            images[index] = await _decode_image(service, file.data, size, deadline)
+            first = index == 0
+            images[index] = await _decode_image(service, file.data, size, deadline, first=first)
     except ImageError as exc:
         if len(files) == 1:
             raise
@@ -117,9 +119,12 @@ async def decode_images(
 
 
 async def _decode_image(
-    service: Service, data: bytes, size: tuple[int, int], deadline: float
+    service: Service, data: bytes, size: tuple[int, int], deadline: float, *, first: bool
 ) -> RgbImage:
-    """Decode one image: uint8 `[H,W,3]`; a large one in a thread."""
+    """Decode one image: uint8 `[H,W,3]`; a large one in a thread.
+
+    Only the first of a request is refused, before any work is done for it.
+    """
     limit, whole = service.settings.max_pixels, service.settings.max_pixels_whole
     if len(data) <= INLINE_BYTES:
         try:
@@ -127,5 +132,7 @@ async def _decode_image(
             return decode(data, size, inline, max_pixels_whole=min(whole, inline))
         except TooManyPixels:  # few bytes can hold many pixels: decode them in a thread
             pass
+    if first:
+        service.decode_threads.check_wait()
     async with asyncio.timeout_at(deadline):
         return await service.decode(decode, data, size, limit, max_pixels_whole=whole)

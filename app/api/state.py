@@ -6,6 +6,7 @@
 import asyncio
 import logging
 import math
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -16,9 +17,10 @@ from app.api.gate import Gate
 from app.api.uploads import Bodies, UploadLimits
 from app.artifact.directory import Artifact
 from app.artifact.store import Store
-from app.errors import DeadlineExceeded
+from app.errors import DeadlineExceeded, QueueFull
 from app.explore.layers import Inside, Insides
 from app.inference.backends import Backend, batch_limit, is_quick, trim_heap
+from app.inference.backlog import Backlog
 from app.inference.batcher import Batcher
 from app.settings import Settings
 from app.telemetry import logs
@@ -66,7 +68,7 @@ class Service:
     model_metrics: Mapping[str, ModelMetrics]
     explain_gates: Mapping[str, Gate]
     explore_gate: Gate
-    decode_threads: ThreadPoolExecutor
+    decode_threads: "DecodeThreads"
     explore_thread: ThreadPoolExecutor
     upload_limits: UploadLimits
     bodies: Bodies
@@ -94,8 +96,7 @@ class Service:
 
         Their number limits the memory too: an image that waits for a thread is not decoded yet.
         """
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self.decode_threads, lambda: function(*args, **kwargs))
+        return await self.decode_threads.run(lambda: function(*args, **kwargs))
 
     async def explore(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a function that draws or looks inside a model, in a thread of its own.
@@ -125,6 +126,43 @@ class Service:
         return await asyncio.to_thread(self.insides.open, artifact)
 
 
+class DecodeThreads(ThreadPoolExecutor):
+    """A few threads, and a bound on the wait for them."""
+
+    def __init__(self, number: int, max_wait: float) -> None:
+        super().__init__(number, "decode")
+        self._number = number
+        self._backlog = Backlog(max_wait, at_least=2 * number)
+        self._unfinished = 0
+
+    @property
+    def _waiting(self) -> int:
+        return self._unfinished - self._number
+
+    def check_wait(self) -> None:
+        """Raise QueueFull if one image more may not wait now."""
+        if (refusal := self._backlog.refusal(self._waiting)) is not None:
+            raise QueueFull(*refusal.args)
+
+    async def run(self, function: Callable[[], T]) -> T:
+        """Return the function's result, however long it waits."""
+        self._unfinished += 1
+        try:
+            loop = asyncio.get_running_loop()
+            seconds, result = await loop.run_in_executor(self, _timed, function)
+            if self._waiting > 0:
+                self._backlog.moved(self._number, seconds)
+            return result
+        finally:
+            self._unfinished -= 1
+
+
+def _timed(function: Callable[[], T]) -> tuple[float, T]:
+    started = time.perf_counter()
+    result = function()
+    return time.perf_counter() - started, result
+
+
 @asynccontextmanager
 async def run_service(
     settings: Settings, store: Store, backends: Mapping[str, Backend], metrics: Metrics
@@ -151,7 +189,7 @@ async def run_service(
     }
     bodies = Bodies(settings.max_held_bytes)
     with (
-        ThreadPoolExecutor(settings.decode_threads, "decode") as decode_threads,
+        DecodeThreads(settings.decode_threads, settings.max_wait_ms / 1000) as decode_threads,
         ThreadPoolExecutor(1, "explore") as explore_thread,
     ):
         for batcher in batchers.values():
@@ -196,6 +234,7 @@ def _batcher(
         backend,
         max_batch=most,
         capacity=settings.queue_capacity,
+        backlog=Backlog(settings.max_wait_ms / 1000, at_least=2 * most),
         observer=observer,
         in_loop=in_loop,
     )

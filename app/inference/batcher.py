@@ -11,8 +11,9 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from queue import SimpleQueue
 from typing import Protocol
 
@@ -21,6 +22,7 @@ import numpy as np
 from app.artifact.tensors import Images, Outputs
 from app.errors import BackendFailed, DeadlineExceeded, PredictionError, QueueFull, ShuttingDown
 from app.inference.backends import Backend
+from app.inference.backlog import Backlog
 
 _log = logging.getLogger(__name__)
 
@@ -48,15 +50,29 @@ class Observer(Protocol):
 class _Item:
     """A part of a request, no larger than a batch.
 
-    `arrived` is `perf_counter`'s time. `deadline` is the event loop's time, which uvloop rounds to
+    `load` returns its `size` images, and is called when its turn comes. `arrived` is
+    `perf_counter`'s time. `deadline` is the event loop's time, which uvloop rounds to
     milliseconds. `patience` is the time in seconds between the two.
     """
 
-    images: Images
+    load: Callable[[], Images]
+    size: int
     deadline: float
     patience: float
     arrived: float
     answer: asyncio.Future[Answer]
+    load_seconds: float = 0.0
+
+    def load_images(self) -> Images | None:
+        """Return the images, or answer the request with the error."""
+        started = time.perf_counter()
+        try:
+            images = self.load()
+        except Exception as exc:  # noqa: BLE001 - the caller raises it
+            self.answer.set_exception(exc)
+            return None
+        self.load_seconds = time.perf_counter() - started
+        return images
 
 
 @dataclass(slots=True, eq=False)
@@ -83,6 +99,7 @@ class Batcher:
         *,
         max_batch: int,
         capacity: int,
+        backlog: Backlog,
         observer: Observer,
         in_loop: bool = False,
     ) -> None:
@@ -92,12 +109,18 @@ class Batcher:
             backend: called with one batch at a time.
             max_batch: the most images in a batch.
             capacity: the most images that may wait.
+            backlog: bounds the wait; it is told how the queue moves.
             observer: receives queue lengths and batches.
             in_loop: whether the event loop calls the backend.
         """
         self._backend = backend
         self._max_batch = max_batch
         self._capacity = capacity
+        self._backlog = backlog
+        self._taken = 0  # images that were loaded, or could not be, for the last batch
+        # Begin and images of the last batch, if others waited behind it.
+        self._last: tuple[float, int] | None = None
+        self._no_room = QueueFull(f"{capacity} images wait; that is the limit")
         self._observer = observer
         self._in_loop = in_loop
         self._queue: deque[_Item] = deque()
@@ -113,9 +136,11 @@ class Batcher:
         return self._running and not self._stopping
 
     @property
-    def full(self) -> bool:
-        """Whether not one image more can wait."""
-        return self._waiting >= self._capacity
+    def refusal(self) -> QueueFull | None:
+        """The error of one image more, if it may not wait now."""
+        if self._waiting >= self._capacity:
+            return self._no_room
+        return self._backlog.refusal(self._waiting)
 
     @property
     def busy_seconds(self) -> float:
@@ -151,7 +176,7 @@ class Batcher:
         self._batches.put(None)
 
     async def submit(self, images: Images, deadline: float) -> Answer:
-        """Return the model's outputs for one request's images.
+        """Return the model's outputs for one request's images, however long they wait.
 
         Args:
             images: uint8 `[N,H,W,3]`; more than a batch are computed in several batches.
@@ -163,7 +188,9 @@ class Batcher:
             ShuttingDown: the process is about to stop.
             BackendFailed: the backend raised, now or in such a way before that it is given up.
         """
-        items = self._enqueue(images, deadline)
+        parts = [images[at : at + self._max_batch] for at in range(0, len(images), self._max_batch)]
+        self._check_room(len(images))
+        items = self._enqueue([(len(part), partial(_loaded, part)) for part in parts], deadline)
         expiry = self._loop.call_at(deadline, self._expire, items)
         try:
             if len(items) == 1:
@@ -175,15 +202,27 @@ class Batcher:
         finally:
             expiry.cancel()
 
-    def begin(self, images: Images, deadline: float) -> "asyncio.Future[Answer]":
-        """As `submit`, for images of one batch; cancel the future to take them back.
+    def begin(self, load: Callable[[], Images], timeout: float) -> "asyncio.Future[Answer]":
+        """As `submit`, for one image; cancel the future to take it back.
 
         In the event loop no batch waits for long, so the deadline is looked at when its turn comes.
+
+        Args:
+            load: returns the image, uint8 `[1,H,W,3]`. It is called when the image's turn comes,
+                and its error is the future's; for a thread it is called at once.
+            timeout: seconds after which to give up.
+
+        Raises:
+            PredictionError: as `submit` does; QueueFull also if it would wait for too long.
         """
-        items = self._enqueue(images, deadline)
+        self.check_wait()
+        self._check_room(1)
+        if not self._in_loop:  # meanwhile the thread computes
+            load = partial(_loaded, load())
+        items = self._enqueue([(1, load)], self._loop.time() + timeout)
         (item,) = items
         if not self._in_loop:
-            expiry = self._loop.call_at(deadline, self._expire, items)
+            expiry = self._loop.call_at(item.deadline, self._expire, items)
 
             def forget(_: object) -> None:
                 expiry.cancel()
@@ -192,23 +231,31 @@ class Batcher:
             item.answer.add_done_callback(forget)
         return item.answer
 
-    def _enqueue(self, images: Images, deadline: float) -> list[_Item]:
+    def check_wait(self) -> None:
+        """Raise QueueFull if one image more may not wait now."""
+        if (refusal := self.refusal) is not None:
+            raise QueueFull(*refusal.args)
+
+    def _check_room(self, images: int) -> None:
+        """Raise PredictionError if the queue does not take so many images."""
         if self._stopping:
             raise ShuttingDown("the service is about to stop")
         if not self._running:
             raise BackendFailed("this model has been given up")
-        if self._waiting + len(images) > self._capacity:
+        if self._waiting + images > self._capacity:
             raise QueueFull(
-                f"{self._waiting} images wait and {len(images)} more do not fit; "
+                f"{self._waiting} images wait and {images} more do not fit; "
                 f"the limit is {self._capacity}"
             )
+
+    def _enqueue(
+        self, parts: Sequence[tuple[int, Callable[[], Images]]], deadline: float
+    ) -> list[_Item]:
+        """Put parts of a request, each with the number of its images, into the queue."""
         times = deadline, deadline - self._loop.time(), time.perf_counter()
-        items = [
-            _Item(images[at : at + self._max_batch], *times, self._loop.create_future())
-            for at in range(0, len(images), self._max_batch)
-        ]
+        items = [_Item(load, size, *times, self._loop.create_future()) for size, load in parts]
         self._queue.extend(items)
-        self._count(len(images))
+        self._count(sum(item.size for item in items))
         self._idle.clear()
         self._feed_soon()
         return items
@@ -228,7 +275,7 @@ class Batcher:
             item.answer.cancel()
             if item in self._queue:
                 self._queue.remove(item)
-                self._count(-len(item.images))
+                self._count(-item.size)
 
     def _count(self, change: int) -> None:
         self._waiting += change
@@ -239,9 +286,19 @@ class Batcher:
         self._scheduled = False
         if self._batch is not None:
             return
+        last, self._last = self._last, None
         self._batch = batch = self._next_batch() if self._running else None
+        now = time.perf_counter()
+        if last is not None:
+            started, images = last
+            self._backlog.moved(images, now - started)
+        if self._queue and self._taken:
+            self._last = now, self._taken
         if batch is None:
-            self._idle.set()
+            if self._queue:
+                self._feed_soon()
+            else:
+                self._idle.set()
         elif self._in_loop:
             self._compute(batch)
             self._finish(batch, time.perf_counter())
@@ -249,30 +306,40 @@ class Batcher:
             self._batches.put(batch)
 
     def _next_batch(self) -> _Batch | None:
-        while self._queue:
-            if items := self._take():
-                try:
-                    return _gather(items)
-                except ValueError as exc:
-                    _fail(items, BackendFailed, str(exc), exc)
-        return None
+        """Return a batch, or None if nothing waits or nothing of it could be loaded."""
+        items, images = self._take()
+        if not items:
+            return None
+        try:
+            return _gather(items, images)
+        except ValueError as exc:
+            _fail(items, BackendFailed, str(exc), exc)
+            return None
 
-    def _take(self) -> list[_Item]:
-        """Take items from the queue up to a batch; drop those that are cancelled or too late."""
+    def _take(self) -> tuple[list[_Item], list[Images]]:
+        """Take items from the queue up to a batch, and load their images.
+
+        Those that are cancelled, too late or cannot be loaded are dropped.
+        """
         items: list[_Item] = []
+        loaded: list[Images] = []
         room = self._max_batch
         now = self._loop.time()
-        while self._queue and len(self._queue[0].images) <= room:
+        while self._queue and self._queue[0].size <= room:
             item = self._queue.popleft()
-            self._count(-len(item.images))
+            self._count(-item.size)
             if item.answer.done():
                 continue
             if item.deadline <= now:
                 self._expire([item])
                 continue
-            items.append(item)
-            room -= len(item.images)
-        return items
+            room -= item.size
+            images = item.load_images()
+            if images is not None:
+                items.append(item)
+                loaded.append(images)
+        self._taken = self._max_batch - room
+        return items, loaded
 
     def _work(self) -> None:
         """Compute one batch after another; the thread's main function."""
@@ -317,10 +384,11 @@ class Batcher:
         self._observer.computed(len(images), seconds)
         at = 0
         for item in batch.items:
-            part = outputs.part(at, len(item.images))
-            at += len(item.images)
+            part = outputs.part(at, item.size)
+            at += item.size
             if not item.answer.done():
-                item.answer.set_result(Answer(part, batch.started - item.arrived, seconds))
+                waited = batch.started - item.arrived - item.load_seconds
+                item.answer.set_result(Answer(part, waited, seconds))
 
     def _die(self, exc: BaseException) -> None:
         """Refuse new work, and fail what would otherwise wait until its deadline."""
@@ -339,11 +407,13 @@ class Batcher:
         self._count(-self._waiting)
 
 
-def _gather(items: Sequence[_Item]) -> _Batch:
-    images = items[0].images
-    if len(items) > 1:
-        images = np.concatenate([item.images for item in items])
-    return _Batch(items, images, time.perf_counter())
+def _gather(items: Sequence[_Item], images: Sequence[Images]) -> _Batch:
+    together = images[0] if len(images) == 1 else np.concatenate(images)
+    return _Batch(items, together, time.perf_counter())
+
+
+def _loaded(images: Images) -> Images:
+    return images
 
 
 def _fail(

@@ -1,12 +1,29 @@
 """What the server asks of an application."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from typing import Protocol
 
 from starlette.types import Receive, Scope, Send
 
+from app.errors import QueueFull
 from app.telemetry.metrics import Metrics
 from app.telemetry.requests import RequestState
+
+
+class Client(Protocol):
+    """The client that waits for the answer to a whole request; one of these is called, once."""
+
+    def reply(self, status: int, lines: bytes, body: bytes) -> bool:
+        """Answer; return whether the client was still there.
+
+        Args:
+            status: of the answer.
+            lines: its headers, each with its line end.
+            body: of the answer.
+        """
+
+    def decline(self, body: bytes) -> None:
+        """Leave the request, of which this is the body, to ASGI after all, with its whole time."""
 
 
 class Pending(Protocol):
@@ -20,38 +37,47 @@ class Pending(Protocol):
         """Give it up: it is not answered, but counted with the state's `ended_with`."""
 
 
+class Handler(Protocol):
+    """A handler answers whole requests that share one head."""
+
+    @property
+    def refusal(self) -> QueueFull | None:
+        """The error of a request that comes now, if there is no room for it."""
+
+    def begin(self, body: bytes, started: float, client: Client) -> Pending | None:
+        """Take a whole request, or leave it to ASGI and return None.
+
+        Args:
+            body: of at most `most_bytes`.
+            started: when the head had arrived, in `time.perf_counter()`.
+            client: is answered later, unless the request is given up.
+        """
+
+
 class Application(Protocol):
     """An application whose models are open, as a worker serves it."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, or run the lifespan (ASGI)."""
 
-    def answer(
-        self,
-        target: bytes,
-        headers: Sequence[tuple[bytes, bytes]],
-        body: bytes,
-        started: float,
-        reply: Callable[[int, bytes, bytes], bool],
-    ) -> Pending | None:
-        """Take a whole POST to one of `fast_paths`, or leave it to ASGI and return None.
+    def handler(self, target: bytes, headers: Sequence[tuple[bytes, bytes]]) -> Handler | None:
+        """Return the handler of a POST to one of `fast_paths`, or None to leave it to ASGI.
 
         Args:
             target: of the request.
             headers: of the request; names are in lower case.
-            body: of at most `most_bytes`.
-            started: when the head had arrived, in `time.perf_counter()`.
-            reply: writes status, lines of headers, and body; is called later, and once. Returns
-                whether the client was still there.
         """
+
+    def refusal(self, target: bytes) -> QueueFull | None:
+        """Return the error of a POST to this target, if there is no room for it now."""
 
     @property
     def fast_paths(self) -> Collection[str]:
-        """The paths whose POSTs `answer` may take, and which count when they are refused."""
+        """The paths that may have a handler, and which count when they are refused."""
 
     @property
     def most_bytes(self) -> int:
-        """The size of the largest body that `answer` takes."""
+        """The size of the largest body that a handler takes."""
 
     @property
     def metrics(self) -> Metrics:

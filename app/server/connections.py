@@ -85,6 +85,7 @@ class Connections:
         blocked: connections with unread answers, and since when they are unread.
         tasks: of the application, one for each request that it answers by ASGI.
         date_header: the line of the header `date`, as bytes.
+        full: the error of a POST that is one too many.
     """
 
     def __init__(
@@ -112,6 +113,9 @@ class Connections:
         self.blocked: dict[Connection, float] = {}
         self.tasks: set[asyncio.Task[None]] = set()
         self.date_header = _date_header()
+        self.full = QueueFull(
+            f"the worker has {settings.max_requests} requests to answer; that is the limit"
+        )
         self._paths = paths
         self._limit = limit
         self._waiting: OrderedDict[Connection, None] = OrderedDict()
@@ -125,9 +129,9 @@ class Connections:
         return len(self._all)
 
     @property
-    def full(self) -> bool:
-        """Whether the worker takes no further POST."""
-        return self.working >= self.settings.max_requests
+    def refusal(self) -> QueueFull | None:
+        """The error of a further POST, if the worker has enough to do."""
+        return self.full if self.working >= self.settings.max_requests else None
 
     def sweep(self) -> None:
         """Close connections that have waited too long for their clients; call it every second."""

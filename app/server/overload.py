@@ -19,7 +19,9 @@ MAX_HEAD_BYTES = 32 << 10
 _PLAIN_LINE = re.compile(rb"POST /[!-~]* HTTP/1\.1\r\n")
 _PLAIN_LENGTH = re.compile(rb"\r\ncontent-length: ?(\d{1,9})(?=\r\n)", re.IGNORECASE)
 _NOT_PLAIN = re.compile(
-    rb"\r\n(?:transfer-encoding|connection:(?! ?keep-alive\r)|expect|upgrade|[ \t])", re.IGNORECASE
+    rb"\r\n(?:transfer-encoding|connection:(?! ?keep-alive\r)|expect|upgrade|[ \t]"
+    rb"|content-length(?!: ?\d{1,9}\r))|(?<!\r)\n|\r(?!\n)",
+    re.IGNORECASE,
 )
 _PLACEHOLDER = "0" * 32  # of a request id
 
@@ -38,6 +40,12 @@ def is_plain_post(data: bytes) -> bool:
     return not _NOT_PLAIN.search(data, 0, end + 2)
 
 
+def split_length(head: bytes) -> tuple[bytes, bytes] | None:
+    """Split a head at the number of its Content-Length, if it has one; the number is left out."""
+    length = _PLAIN_LENGTH.search(head)
+    return (head[: length.start(1)], head[length.end(1) :]) if length else None
+
+
 def head_too_large(size: int) -> HeadTooLarge:
     """Return the error of a head of `size` bytes, or more."""
     return HeadTooLarge(
@@ -53,11 +61,6 @@ def framing_too_large(size: int) -> MalformedRequest:
     )
 
 
-def queue_full(limit: int) -> QueueFull:
-    """Return the error of a request that comes while `limit` others are at work."""
-    return QueueFull(f"the worker has {limit} requests to answer; that is the limit")
-
-
 def refusal(error: Exception, request: RequestState) -> bytes:
     """Return the whole answer that refuses a request and announces the connection's end."""
     answer = _answer(error, request.path, request.request_id, keep=False)
@@ -66,23 +69,23 @@ def refusal(error: Exception, request: RequestState) -> bytes:
     return answer
 
 
-def shed_answer(limit: int, path: str, *, keep: bool) -> bytes:
-    """Return the whole answer to a request that comes while `limit` others are at work.
+def shed_answer(error: QueueFull, path: str, *, keep: bool) -> bytes:
+    """Return the whole answer to a request for which there is no room.
 
     Args:
-        limit: how many requests may be at work.
+        error: says why; always the same object.
         path: the request's.
         keep: whether the connection stays open.
     """
-    before, between, after = _shed_parts(limit, path, keep)
+    before, between, after = _shed_parts(error, path, keep)
     request_id = new_request_id().encode()
     return b"".join((before, request_id, between, request_id, after))
 
 
 @lru_cache(64)  # bounded: the path is the client's
-def _shed_parts(limit: int, path: str, keep: bool) -> tuple[bytes, bytes, bytes]:
+def _shed_parts(error: QueueFull, path: str, keep: bool) -> tuple[bytes, bytes, bytes]:
     """Return the parts of the answer around the two places of the request id."""
-    answer = _answer(queue_full(limit), path, _PLACEHOLDER, keep=keep)
+    answer = _answer(error, path, _PLACEHOLDER, keep=keep)
     before, rest = answer.split(_PLACEHOLDER.encode(), 1)
     between, after = rest.rsplit(_PLACEHOLDER.encode(), 1)  # a path may hold the same zeros
     return before, between, after

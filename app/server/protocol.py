@@ -2,8 +2,9 @@
 
 Heads have a limit of size, heads and bodies of time, and connections of number. A full worker
 refuses further work here, before anything is spent on it: the cost of a refusal decides how much an
-overloaded service still does. A client that goes away ends its own request. httptools parses; one
-request at a time is answered, and bytes sent ahead of an answer wait unparsed.
+overloaded service still does. A client that goes away ends its own request. httptools parses, but
+not a head that the same connection sent just before; one request at a time is answered, and bytes
+sent ahead of an answer wait unparsed.
 """
 
 import asyncio
@@ -17,7 +18,7 @@ from urllib.parse import unquote
 import httptools
 
 from app import errors, problems
-from app.server.application import Application, Pending
+from app.server.application import Application, Handler, Pending
 from app.server.chunks import ChunkedBody
 from app.server.connections import Connections
 from app.server.exchange import Exchange
@@ -26,9 +27,9 @@ from app.server.overload import (
     framing_too_large,
     head_too_large,
     is_plain_post,
-    queue_full,
     refusal,
     shed_answer,
+    split_length,
     status_line,
 )
 from app.telemetry.metrics import OTHER
@@ -40,6 +41,7 @@ DRAIN_BYTES = 64 << 20
 
 _QUOTED_BYTES = 100  # of a target that an error repeats
 _LENGTH_DIGITS = 20  # of Content-Length: those of 2**64
+_REPEATABLE_BYTES = 2048  # of a head that is remembered, for each connection
 _EMPTY_LINE = b"\r\n\r\n"  # ends a head
 _UPGRADE = re.compile(rb"(?<=\r\n)upgrade:[^\r]*\r\n", re.IGNORECASE)
 
@@ -73,6 +75,7 @@ class Event(StrEnum):
     __hash__ = str.__hash__
 
     STARTED = "first byte"
+    REPEATED = "same head, and its body"
     TAKEN = "head accepted"
     SHED = "worker full"
     WHOLE = "end of request"
@@ -85,7 +88,7 @@ class Event(StrEnum):
 TRANSITIONS: Mapping[State, Mapping[Event, State]] = {
     State.IDLE: {
         Event.STARTED: State.HEAD,
-        Event.SHED: State.SHEDDING,
+        Event.REPEATED: State.ANSWERING,
         Event.CLOSED: State.CLOSED,
     },
     State.HEAD: {
@@ -161,9 +164,12 @@ class HttpProtocol(asyncio.Protocol):
         self._fault: errors.RequestError | None = None
         self._exchange: Exchange | None = None
         self._task: asyncio.Task[None] | None = None
+        self._handler: Handler | None = None  # takes the request when it is whole
+        self._repeatable: tuple[bytes, bytes] | None = None  # its head, around Content-Length
         self._collected: bytearray | None = None  # of the body, until the request is offered whole
         self._head_at = 0.0  # when the head of such a request had arrived, by `perf_counter`
         self._pending: Pending | None = None  # the application has taken it
+        self._why_shed = connections.full
         self._expects_continue = False
         self._stays_open = False  # whether the connection stays open after it
         self._at_work = False  # whether the request counts as work
@@ -286,10 +292,7 @@ class HttpProtocol(asyncio.Protocol):
                     self._keep(data)
                     return
                 data = data.lstrip(b"\r\n")  # RFC 9112, 2.2
-                if self._connections.full and is_plain_post(data):
-                    self._target = data[5 : data.index(b" ", 5)]
-                    self._move(Event.SHED)
-                    self._answer_shed(keep=not self._connections.closing)
+                if self._take_repeated(data) or self._shed_unparsed(data):
                     return
                 if data:
                     self._move(Event.STARTED)
@@ -301,11 +304,51 @@ class HttpProtocol(asyncio.Protocol):
             self._feed(data[:size])
             data = data[size:]
         if self._state is State.SHEDDING:  # more of its body is to come
-            self._refuse(queue_full(self._settings.max_requests))
+            self._refuse(self._why_shed)
         elif self._state is State.ANSWERING:
             self._keep(data)
         elif self._state is State.LINGERING:
             self._discard(len(data))
+
+    def _shed_unparsed(self, data: bytes) -> bool:
+        """Refuse a POST for which there is no room, without parsing it; return whether so."""
+        if not data.startswith(b"POST "):
+            return False
+        target = data[5 : data.find(b" ", 5)]
+        error = self._connections.refusal or self._app.refusal(target)
+        if error is None or not is_plain_post(data):
+            return False
+        self._target, self._repeatable = target, None
+        self._answer_shed(error, keep=not self._connections.closing)
+        return True
+
+    def _take_repeated(self, data: bytes) -> bool:
+        """Take a whole request with the head of the last one, unparsed; return whether so.
+
+        All that was read out of that head still stands. Only Content-Length may be another.
+        """
+        if self._repeatable is None or self._handler is None:
+            return False
+        before, after = self._repeatable
+        if not data.startswith(before):
+            return False
+        end = data.find(b"\r", len(before), len(before) + _LENGTH_DIGITS)
+        start = end + len(after)
+        length = data[len(before) : end]
+        if not (
+            length.isdigit()
+            and data.startswith(after, end)
+            and int(length) == len(data) - start <= self._app.most_bytes
+        ):
+            return False
+        error = self._connections.refusal or self._handler.refusal
+        if error is not None:
+            self._answer_shed(error, keep=self._stays_open and not self._connections.closing)
+            return True
+        self._head_at = time.perf_counter()
+        self._move(Event.REPEATED)
+        self._offer(data[start:])
+        return True
 
     def _next_size(self, data: bytes) -> int:
         """Return how many bytes to parse, so that the end of a head or body is the end of them."""
@@ -371,7 +414,7 @@ class HttpProtocol(asyncio.Protocol):
             self._fault = errors.MalformedRequest("the end of the request's body is ambiguous")
             return
         self._method, self._target, self._headers = OTHER, b"", []
-        self._collected = None
+        self._handler = self._repeatable = self._collected = None
 
     def on_url(self, url: bytes) -> None:
         """Keep a part of the target."""
@@ -415,16 +458,24 @@ class HttpProtocol(asyncio.Protocol):
 
     def _accept(self, *, expects_continue: bool) -> None:
         """Start a request whose head has no fault, or wait for all of it, or refuse it."""
-        if self._method == "POST" and self._connections.full:
-            self._move(Event.SHED)
-            return
+        if self._method == "POST":
+            error = self._connections.refusal or self._app.refusal(self._target)
+            if error is not None:
+                self._why_shed = error
+                self._move(Event.SHED)
+                return
+        head = self._head
         self._move(Event.TAKEN)
         self._expects_continue = expects_continue
         self._stays_open = self._keeps_open
         if self._may_be_offered:
-            self._collected, self._head_at = bytearray(), time.perf_counter()
-        else:
+            self._handler = self._app.handler(self._target, self._headers)
+        if self._handler is None:
             self._start_exchange()
+            return
+        self._collected, self._head_at = bytearray(), time.perf_counter()
+        if len(head) <= _REPEATABLE_BYTES:
+            self._repeatable = split_length(head)
 
     @property
     def _may_be_offered(self) -> bool:
@@ -508,26 +559,46 @@ class HttpProtocol(asyncio.Protocol):
         if self._fault is not None:
             return
         if self._state is State.SHEDDING:
-            self._answer_shed(keep=self._keeps_open and not self._connections.closing)
+            self._move(Event.WHOLE)
+            self._answer_shed(
+                self._why_shed, keep=self._keeps_open and not self._connections.closing
+            )
         elif self._state is not State.HEAD:
             self._move(Event.WHOLE)
             if self._collected is not None:
-                self._offer()
+                body, self._collected = bytes(self._collected), None
+                self._offer(body)
             elif self._exchange is not None:
                 self._exchange.end_request()
 
-    def _offer(self) -> None:
-        """Offer a whole request to the application; what it does not take goes by ASGI."""
-        body, self._collected = bytes(self._collected or b""), None
-        self._pending = self._app.answer(
-            self._target, self._headers, body, self._head_at, self._reply
-        )
+    def _offer(self, body: bytes) -> None:
+        """Offer a whole request to its handler; one that it does not take goes by ASGI."""
+        if self._handler is not None:
+            if (error := self._handler.refusal) is not None:
+                self._answer_shed(error, keep=self._stays_open and self.may_stay_open)
+                return
+            self._pending = self._handler.begin(body, self._head_at, self)
         if self._pending is None:
-            exchange = self._start_exchange()
-            exchange.feed(body)
-            exchange.end_request()
+            self._leave_to_asgi(body)
 
-    def _reply(self, status: int, lines: bytes, body: bytes) -> bool:
+    def _leave_to_asgi(self, body: bytes) -> None:
+        length = b"%d" % len(body)  # the head may be that of an earlier request
+        self._headers = [
+            (name, length if name == b"content-length" else value) for name, value in self._headers
+        ]
+        exchange = self._start_exchange()
+        exchange.feed(body)
+        exchange.end_request()
+
+    # What the handler does; `Client`
+
+    def decline(self, body: bytes) -> None:
+        """Let the application answer a request by ASGI although its offer was taken."""
+        if self._pending is not None:
+            self._pending = None
+            self._leave_to_asgi(body)
+
+    def reply(self, status: int, lines: bytes, body: bytes) -> bool:
         """Answer a request whose offer was taken; return whether anyone still waits for it.
 
         Args:
@@ -602,11 +673,17 @@ class HttpProtocol(asyncio.Protocol):
         if self._state is State.IDLE and self._ahead:
             self._loop.call_soon(self.data_received, b"")
 
-    def _answer_shed(self, *, keep: bool) -> None:
-        """Refuse a request that has arrived whole because the worker is full."""
+    def _answer_shed(self, error: errors.QueueFull, *, keep: bool) -> None:
+        """Refuse a request that has arrived whole because there is no room for it."""
         self._connections.count_shed(self._path)
-        self._transport.write(shed_answer(self._settings.max_requests, self._path, keep=keep))
-        self._move(Event.WHOLE if keep else Event.CLOSED)
+        self._transport.write(shed_answer(error, self._path, keep=keep))
+        if self._state is State.ANSWERING:
+            self.answered(keep=keep)
+        elif keep:
+            self._since = time.monotonic()
+            self._connections.wait(self)
+        else:
+            self._move(Event.CLOSED)
 
     def _refuse(self, error: errors.ConvscopeError) -> None:
         """Answer for the application, and take no further request."""

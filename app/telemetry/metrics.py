@@ -207,6 +207,10 @@ class Metrics:
         """Count a request that is being answered."""
         self._in_flight.add(1)
 
+    def withdraw_request(self) -> None:
+        """Forget that a request is being answered: another part begins with it again."""
+        self._in_flight.add(-1)
+
     def end_request(self, method: str, route: str, status: int, seconds: float) -> None:
         """Count a request that has been answered. `route` is a template or `OTHER`."""
         self._in_flight.add(-1)

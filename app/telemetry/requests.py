@@ -24,12 +24,17 @@ def new_request_id() -> str:
     return f"{random.getrandbits(128):032x}"  # not secret; a call of the system would cost more
 
 
-def request_id_of(headers: Iterable[tuple[bytes, bytes]]) -> str:
-    """Return the client's id of a request, the first that is a sane one, or else a new one."""
+def given_id(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
+    """Return the client's id of a request, the first that is a sane one."""
     for name, value in headers:
         if name == REQUEST_ID and _SANE_ID.fullmatch(value):
             return str(value, "ascii")
-    return new_request_id()
+    return None
+
+
+def request_id_of(headers: Iterable[tuple[bytes, bytes]]) -> str:
+    """Return the client's id of a request, or else a new one."""
+    return given_id(headers) or new_request_id()
 
 
 @dataclass(slots=True)

@@ -29,5 +29,8 @@ class AsgiOnly:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._app(scope, receive, send)
 
-    def answer(self, *_: object) -> None:
+    def handler(self, *_: object) -> None:
         raise AssertionError("no path is fast")
+
+    def refusal(self, _: object) -> None:
+        return None

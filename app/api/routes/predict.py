@@ -48,10 +48,12 @@ async def predict(request: Request, query: Annotated[PredictQuery, Query()]) -> 
         files = await uploads.read(headers, request.receive, service.upload_limits, hold)
         deadline = asyncio.get_running_loop().time() + timeout
         read = time.perf_counter()
+        batcher = service.batchers[artifact.ref]
+        batcher.check_wait()
         try:
             images = await decode_images(service, artifact, files, deadline)
             decoded = time.perf_counter()
-            answer = await service.batchers[artifact.ref].submit(images, deadline)
+            answer = await batcher.submit(images, deadline)
         except (TimeoutError, DeadlineExceeded) as exc:
             raise DeadlineExceeded(f"no answer within {timeout:g} s") from exc
     content = interpreter.render(answer.outputs, images, [file.filename for file in files])

@@ -24,9 +24,8 @@ BATCH_MACS = 6_000_000_000
 batches of a heavy model are no faster, take more memory, and would be mistaken for a stall."""
 
 
-LOOP_SECONDS = 0.005
-"""A full batch that takes no longer may be computed in the event loop. Others wait for it, but no
-longer than for the images that are decoded there."""
+LOOP_SECONDS = 0.008
+"""A full batch that takes no longer may be computed in the event loop, where all others wait."""
 
 
 class Backend(Protocol):

@@ -14,9 +14,17 @@ import pytest
 
 from app.api.fast_paths import MAX_BYTES, PATHS
 from app.server.connections import Connections
+from bench.harness.requests import message
 from tests.conftest import Connect, Picture
+from tests.support.answers import read_answer
 from tests.support.applications import application_of
-from tests.support.fakes import FailingBackend, HeldBackend, SlowBackend, black
+from tests.support.fakes import (
+    FailingBackend,
+    HeldBackend,
+    RecordingBackend,
+    SlowBackend,
+    black,
+)
 from tests.support.pictures import as_file
 from tests.support.servers import sockets
 
@@ -31,14 +39,31 @@ async def _fast(
 ) -> AsyncIterator[tuple[httpx.AsyncClient, list[bool], Connections]]:
     """Yield a client on a socket, and whether each request it sends is taken by the fast path."""
     paths = application_of(client).framework.state.fast_paths
-    answer, taken = paths.answer, list[bool]()
+    find, taken = paths.handler, list[bool]()
 
-    def recorded(*arguments: Any) -> Any:
-        prediction = answer(*arguments)
-        taken.append(prediction is not None)
-        return prediction
+    def recorded(*head: Any) -> Any:
+        handler = find(*head)
+        if handler is None:
+            taken.append(False)
+            return None
+        begin = handler.begin
 
-    paths.answer = recorded
+        def begun(body: bytes, started: float, client: Any) -> Any:
+            prediction = begin(body, started, client)
+            taken.append(prediction is not None)
+            place = len(taken) - 1
+
+            def declined(body: bytes) -> None:
+                taken[place] = False
+                type(client).decline(client, body)
+
+            client.decline = declined
+            return prediction
+
+        handler.begin = begun
+        return handler
+
+    paths.handler = recorded
     async with sockets(client) as (port, connections):
         url = f"http://127.0.0.1:{port}"
         async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=30) as fast:
@@ -213,15 +238,13 @@ async def test_client_that_goes_is_counted_and_its_image_is_never_computed(
 
 
 @pytest.mark.parametrize(
-    ("failing", "taken"),
-    [("app.api.fast_paths.decode", False), ("app.tasks.classification.Interpreter.render", True)],
+    "failing", ["app.api.fast_paths.decode", "app.tasks.classification.Interpreter.render"]
 )
 async def test_failure_of_our_own_is_a_500_and_the_next_request_is_answered(
     client: httpx.AsyncClient,
     picture: Picture,
     monkeypatch: pytest.MonkeyPatch,
     failing: str,
-    taken: bool,
 ) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise KeyError("of the inside")
@@ -229,17 +252,66 @@ async def test_failure_of_our_own_is_a_500_and_the_next_request_is_answered(
     async with _fast(client) as (fast, offers, connections):
         with monkeypatch.context() as patch:
             patch.setattr(failing, fail)
-            patch.setattr("app.api.pictures.decode", fail)
             answer = await fast.post("/predict", content=picture("red"))
         assert answer.status_code == 500
         assert answer.json()["type"] == "about:blank"
         assert connections.working == 0
         assert (await fast.post("/predict", content=picture("red"))).status_code == 200
         metrics = (await client.get("/metrics")).text
-    assert offers == [taken, True]
+    assert offers == [True, True]
     for status in (500, 200):
         labels = f'{{method="POST",route="/predict",status="{status}"}}'
         assert f"convscope_http_requests_total{labels} 1.0" in metrics
+
+
+@pytest.mark.parametrize("inference", ["loop", "thread"])
+@pytest.mark.parametrize(
+    ("broken", "status", "reason"),
+    [
+        (b"no image", 415, "not-an-image"),
+        (as_file(black()[0], "PNG")[:40], 422, "damaged-image"),
+        (as_file(black()[0], "JPEG")[:-100], 422, "damaged-image"),
+    ],
+)
+async def test_broken_image_in_the_midst_of_a_batch_is_answered_as_by_fastapi(
+    connect: Connect, picture: Picture, inference: str, broken: bytes, status: int, reason: str
+) -> None:
+    backend = RecordingBackend()
+    bodies = [*map(picture, ("red", "green", "blue")), broken, picture("cyan"), picture("red")]
+    serving = connect(backend, inference=inference)
+    async with serving as client, sockets(client) as (port, connections):
+        streams = [await asyncio.open_connection("127.0.0.1", port) for _ in bodies]
+        for _ in range(2):  # on the same connections, with the same heads
+            for (_, writer), body in zip(streams, bodies, strict=True):
+                writer.write(message("POST /predict", body))
+            answers = [await read_answer(reader) for reader, _ in streams]
+            assert [answer.status for answer in answers] == [200] * 3 + [status] + [200] * 2
+            labels = [
+                answer.content["predictions"][0]["label"]
+                for answer in answers
+                if answer.status == 200
+            ]
+            assert labels == ["red", "green", "blue", "cyan", "red"]
+        assert connections.working == 0
+        metrics = (await client.get("/metrics")).text
+        routed = await client.post("/predict", content=broken)
+        for _, writer in streams:
+            writer.close()
+    assert routed.json() | {"request_id": answers[3].content["request_id"]} == answers[3].content
+    assert routed.headers["content-type"] == answers[3].headers["content-type"]
+    assert "convscope_http_requests_in_flight 1.0" in metrics  # the one that asks
+    for name, count in {
+        'http_requests_total{method="POST",route="/predict",status="200"}': 10,
+        f'http_requests_total{{method="POST",route="/predict",status="{status}"}}': 2,
+        'http_request_duration_seconds_count{method="POST",route="/predict"}': 12,
+        f'rejections_total{{reason="{reason}"}}': 2,
+        'predictions_total{label="red",model="colour",version="2"}': 4,
+        "decode_seconds_count": 10,
+        'queue_images{model="colour",version="2"}': 0,
+    }.items():
+        assert f"convscope_{name} {count}.0" in metrics
+    assert sum(map(len, backend.batches)) == 10
+    assert len(backend.batches) < 10  # some were computed together
 
 
 @pytest.mark.parametrize("inference", ["loop", "thread"])
@@ -258,7 +330,7 @@ async def test_clients_that_leave_at_any_moment_are_counted_once_and_leave_nothi
 
     troubles: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, trouble: troubles.append(trouble))
-    serving = connect(backend, inference=inference, max_batch=4)
+    serving = connect(backend, inference=inference, max_batch=4, max_wait_ms=60_000)
     async with serving as client, sockets(client) as (port, connections):
         moments = random.Random(0)
         for _ in range(4):

@@ -5,14 +5,25 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from app.artifact.tensors import Images
-from app.errors import BackendFailed, DeadlineExceeded, QueueFull, ShuttingDown
+from app.artifact.tensors import Images, Outputs
+from app.errors import (
+    BackendFailed,
+    DamagedImage,
+    DeadlineExceeded,
+    ImageError,
+    QueueFull,
+    ShuttingDown,
+)
 from app.inference.backends import Backend
+from app.inference.backlog import Backlog
 from app.inference.batcher import Answer, Batcher
 from tests.support.artifacts import CLASSES, numpy_predict, solid
 from tests.support.fakes import (
@@ -61,11 +72,13 @@ async def running(
     capacity: int = 100,
     notes: Notes | None = None,
     in_loop: bool = False,
+    max_wait: float = 60.0,
 ) -> AsyncIterator[Batcher]:
     batcher = Batcher(
         backend,
         max_batch=max_batch,
         capacity=capacity,
+        backlog=Backlog(max_wait, at_least=2 * max_batch),
         observer=notes or Notes(),
         in_loop=in_loop,
     )
@@ -450,7 +463,7 @@ async def test_loop_finishes_what_waits_before_it_stops() -> None:
 
 async def test_begun_request_gets_its_answer(in_loop: bool) -> None:
     async with running(RecordingBackend(), in_loop=in_loop) as batcher:
-        answers = [batcher.begin(solid(label), soon()) for label in CLASSES]
+        answers = [batcher.begin(partial(solid, label), 60.0) for label in CLASSES]
         for label, answer in zip(CLASSES, await asyncio.gather(*answers), strict=True):
             assert CLASSES[int(answer.outputs.probabilities.argmax())] == label
 
@@ -459,20 +472,20 @@ async def test_begun_request_past_its_deadline_is_never_computed(in_loop: bool) 
     backend = RecordingBackend()
     async with running(backend, in_loop=in_loop) as batcher:
         with pytest.raises(DeadlineExceeded):
-            await batcher.begin(solid("red"), soon(-1))
+            await batcher.begin(partial(solid, "red"), -1)
     assert not backend.batches
 
 
 async def test_begun_request_is_told_at_its_deadline_while_the_backend_hangs() -> None:
     async with running(HeldBackend()) as batcher:
         with pytest.raises(DeadlineExceeded):
-            await batcher.begin(solid("red"), soon(0.1))
+            await batcher.begin(partial(solid, "red"), 0.1)
 
 
 async def test_begun_request_that_is_cancelled_is_never_computed(in_loop: bool) -> None:
     backend, notes = RecordingBackend(), Notes()
     async with running(backend, notes=notes, in_loop=in_loop) as batcher:
-        leaves, stays = (batcher.begin(solid(label), soon()) for label in ("red", "blue"))
+        leaves, stays = (batcher.begin(partial(solid, label), 60.0) for label in ("red", "blue"))
         leaves.cancel()
         await stays
     np.testing.assert_array_equal(np.concatenate(backend.batches), solid("blue"))
@@ -482,10 +495,242 @@ async def test_begun_request_that_is_cancelled_is_never_computed(in_loop: bool) 
 async def test_nothing_waits_for_a_model_that_was_given_up(in_loop: bool) -> None:
     notes = Notes()
     async with running(DyingBackend(), max_batch=1, notes=notes, in_loop=in_loop) as batcher:
-        answers = [batcher.begin(solid("red"), soon()) for _ in range(3)]
+        answers = [batcher.begin(partial(solid, "red"), 60.0) for _ in range(3)]
         for answer in answers:
             with pytest.raises(BackendFailed):
                 await answer
         assert notes.length == 0
         with pytest.raises(BackendFailed, match="given up"):
-            batcher.begin(solid("red"), soon())
+            batcher.begin(partial(solid, "red"), 60.0)
+
+
+class TimedBackend(HeldBackend):
+    """Takes `seconds` for a batch, by a clock of its own; held unless `release` is set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seconds = 0.125
+        self.release.set()
+        self.now = 1000.0
+
+    def predict(self, images: Images) -> Outputs:
+        self.now += self.seconds
+        return super().predict(images)
+
+
+@pytest.fixture
+def timed(monkeypatch: pytest.MonkeyPatch) -> TimedBackend:
+    """A backend whose clock is the batcher's."""
+    backend = TimedBackend()
+    clock = SimpleNamespace(perf_counter=lambda: backend.now)
+    monkeypatch.setattr("app.inference.batcher.time", clock)
+    return backend
+
+
+async def measured(batcher: Batcher) -> None:
+    """Let the batcher learn the rate of batches behind which images wait."""
+    await asyncio.gather(*(ask(batcher, solid("red")) for _ in range(6)))
+
+
+def fill(batcher: Batcher) -> tuple[list[asyncio.Future[Answer]], str]:
+    """Begin requests until one is refused; return the others, and the refusal."""
+    begun = list[asyncio.Future[Answer]]()
+    for _ in range(200):
+        try:
+            begun.append(batcher.begin(partial(solid, "red"), 60.0))
+        except QueueFull as exc:
+            return begun, str(exc)
+    raise AssertionError("200 images wait")
+
+
+@pytest.mark.parametrize(
+    ("max_wait", "waits", "reason"),
+    [
+        (0.5, 8, "an image would wait for longer than 500 ms; that is the limit"),
+        (0.3, 5, "an image would wait for longer than 300 ms; that is the limit"),
+        (0.05, 4, "an image would wait for longer than 50 ms; that is the limit"),  # two batches
+        (60.0, 100, "100 images wait; that is the limit"),
+    ],
+)
+async def test_image_that_would_wait_for_too_long_is_refused(
+    timed: TimedBackend, in_loop: bool, max_wait: float, waits: int, reason: str
+) -> None:
+    """At two images a batch, the rate is 16 a second."""
+    async with running(timed, max_batch=2, in_loop=in_loop, max_wait=max_wait) as batcher:
+        await measured(batcher)
+        for _ in range(2):  # there is room again when the first have their answers
+            assert batcher.refusal is None
+            begun, refusal = fill(batcher)
+            assert (len(begun), refusal) == (waits, reason)
+            assert str(batcher.refusal) == reason
+            with pytest.raises(QueueFull) as refused:
+                batcher.check_wait()
+            assert str(refused.value) == reason
+            assert refused.value is not batcher.refusal  # each request raises its own
+            await asyncio.gather(*begun)
+
+
+@pytest.mark.parametrize("images", [1, 2])
+async def test_rate_is_not_learnt_from_batches_behind_which_nothing_waits(
+    timed: TimedBackend, in_loop: bool, images: int
+) -> None:
+    async with running(timed, max_batch=2, in_loop=in_loop, max_wait=0.5) as batcher:
+        for _ in range(4):
+            await asyncio.gather(*(ask(batcher, solid("red")) for _ in range(images)))
+            timed.now += 1000
+        begun, reason = fill(batcher)
+        assert (len(begun), reason) == (100, "100 images wait; that is the limit")
+        await asyncio.gather(*begun)
+
+
+async def test_pause_between_two_bursts_is_not_taken_for_a_low_rate(
+    timed: TimedBackend, in_loop: bool
+) -> None:
+    async with running(timed, max_batch=2, in_loop=in_loop, max_wait=0.5) as batcher:
+        for _ in range(3):
+            await measured(batcher)
+            timed.now += 1000
+        begun, _ = fill(batcher)
+        assert len(begun) == 8
+        await asyncio.gather(*begun)
+
+
+async def test_rate_is_not_learnt_from_a_batch_that_left_nothing_behind(
+    timed: TimedBackend,
+) -> None:
+    timed.release.clear()
+    async with running(timed, max_batch=2, max_wait=0.5) as batcher:
+        first = ask(batcher, solid("red"))
+        await entered(timed)
+        second = ask(batcher, solid("red"))  # came too late for a batch that had room
+        await asyncio.sleep(0)
+        timed.release.set()
+        await asyncio.gather(first, second)
+        begun, reason = fill(batcher)
+        assert (len(begun), reason) == (100, "100 images wait; that is the limit")
+        await asyncio.gather(*begun)
+
+
+async def test_stalled_backend_has_as_many_images_wait_as_at_the_rate_before(
+    timed: TimedBackend,
+) -> None:
+    async with running(timed, max_batch=2, max_wait=0.5) as batcher:
+        await measured(batcher)
+        timed.release.clear()
+        timed.entered.clear()
+        held: list[asyncio.Future[Answer]] = [ask(batcher, solid("red")) for _ in range(3)]
+        await entered(timed)
+        timed.now += 1000
+        begun, reason = fill(batcher)
+        assert len(begun) == 8 - 1  # one of the held waits too
+        assert "longer than 500 ms" in reason
+        timed.release.set()
+        await asyncio.gather(*held, *begun)
+
+
+async def test_bound_recovers_after_a_slow_start(timed: TimedBackend, in_loop: bool) -> None:
+    async with running(timed, max_batch=2, in_loop=in_loop, max_wait=0.5) as batcher:
+        timed.seconds = 1000.0
+        await measured(batcher)
+        timed.seconds = 0.125
+        begun, _ = fill(batcher)
+        assert len(begun) < 8
+        for _ in range(200):
+            await asyncio.gather(*begun)
+            begun, _ = fill(batcher)
+        assert len(begun) == 8
+        await asyncio.gather(*begun)
+
+
+class Journal:
+    """What happened in order: images that were loaded, and batches by their size."""
+
+    def __init__(self) -> None:
+        self.events: list[str | int] = []
+
+    def load(self, label: str) -> Images:
+        self.events.append(label)
+        if label == "broken":
+            raise DamagedImage("it is broken")
+        return solid(label)
+
+    def predict(self, images: Images) -> Outputs:
+        self.events.append(len(images))
+        return Outputs(numpy_predict(images))
+
+
+async def test_loop_loads_an_image_when_its_turn_comes() -> None:
+    journal = Journal()
+    async with running(journal, max_batch=2, in_loop=True) as batcher:
+        labels = ("red", "green", "blue")
+        answers = [batcher.begin(partial(journal.load, label), 60.0) for label in labels]
+        assert not journal.events
+        await asyncio.gather(*answers)
+    assert journal.events == ["red", "green", 2, "blue", 1]
+
+
+async def test_image_is_loaded_at_once_while_the_thread_computes() -> None:
+    journal, backend = Journal(), HeldBackend()
+    async with running(backend) as batcher:
+        first = ask(batcher, solid("red"))
+        await entered(backend)
+        second = batcher.begin(partial(journal.load, "blue"), 60.0)
+        assert journal.events == ["blue"]
+        backend.release.set()
+        await asyncio.gather(first, second)
+
+
+async def test_loop_never_loads_an_image_that_is_cancelled_or_late() -> None:
+    journal, notes = Journal(), Notes()
+    async with running(journal, notes=notes, in_loop=True) as batcher:
+        leaves = batcher.begin(partial(journal.load, "red"), 60.0)
+        late = batcher.begin(partial(journal.load, "green"), -1)
+        stays = batcher.begin(partial(journal.load, "blue"), 60.0)
+        leaves.cancel()
+        with pytest.raises(DeadlineExceeded):
+            await late
+        await stays
+    assert journal.events == ["blue", 1]
+    assert notes.length == 0
+
+
+@pytest.mark.parametrize(
+    ("labels", "batches"),
+    [
+        (["red", "broken", "blue"], [2]),
+        (["broken", "broken", "broken", "blue"], [1]),
+        (["broken", "broken", "broken"], []),
+    ],
+)
+async def test_image_that_cannot_be_loaded_fails_alone(
+    in_loop: bool, labels: list[str], batches: list[int]
+) -> None:
+    journal, notes = Journal(), Notes()
+
+    async def answer(batcher: Batcher, label: str) -> str:
+        answer = await batcher.begin(partial(journal.load, label), 60.0)
+        return CLASSES[int(answer.outputs.probabilities.argmax())]
+
+    async with running(journal, max_batch=4, notes=notes, in_loop=in_loop) as batcher:
+        found = await asyncio.gather(
+            *(answer(batcher, label) for label in labels), return_exceptions=True
+        )
+        for label, result in zip(labels, found, strict=True):
+            assert result == label or (label == "broken" and isinstance(result, ImageError))
+        assert notes.batches == batches
+        assert notes.length == 0
+        assert await answer(batcher, "cyan") == "cyan"
+
+
+async def test_loop_loads_no_more_images_in_a_turn_than_a_batch_holds() -> None:
+    """Else a queue of broken images, each of them small, stops the loop."""
+    journal = Journal()
+    async with running(journal, max_batch=4, in_loop=True) as batcher:
+        answers = [batcher.begin(partial(journal.load, "broken"), 60.0) for _ in range(20)]
+        loaded = [0]
+        while loaded[-1] < len(answers):
+            await asyncio.sleep(0)
+            loaded.append(len(journal.events))
+        await asyncio.wait(answers)
+    assert max(after - before for before, after in pairwise(loaded)) <= 4
+    assert all(isinstance(answer.exception(), ImageError) for answer in answers)

@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from app.errors import QueueFull
 from app.problems import Problem
 from app.server.overload import MAX_HEAD_BYTES, is_plain_post, shed_answer
 from bench.harness.requests import head, message
@@ -328,7 +329,7 @@ async def test_worker_with_enough_to_do_refuses_posts_at_once_and_takes_gets(
 
 @pytest.mark.parametrize("path", ["/predict", f"/{'0' * 32}", f"/{'0' * 64}"])
 def test_refusal_by_a_full_worker_repeats_any_path(path: str) -> None:
-    assert _problem(shed_answer(2, path, keep=True), 503).instance == path
+    assert _problem(shed_answer(QueueFull("full"), path, keep=True), 503).instance == path
 
 
 async def test_full_worker_closes_the_connection_of_an_old_client(
@@ -437,6 +438,11 @@ def test_slow_uploads_are_closed_before_those_that_are_answered(
         (b"POST /predict HTTP/1.1", [b"Connection: close"], False),
         (b"POST /predict HTTP/1.1", [b"Transfer-Encoding: chunked"], False),
         (b"POST /predict HTTP/1.1", [b"content-length: 9"], False),
+        (b"POST /predict HTTP/1.1", [b"content-length : 9"], False),
+        (b"POST /predict HTTP/1.1", [b"content-length:  9"], False),
+        (b"POST /predict HTTP/1.1", [b"content-length: x"], False),
+        (b"POST /predict HTTP/1.1", [b"X: a\nTransfer-Encoding: chunked"], False),
+        (b"POST /predict HTTP/1.1", [b"X: a\rTransfer-Encoding: chunked"], False),
         (b"POST /predict HTTP/1.1", [b"X: a", b" content-length: 9"], False),
         (b"POST /predict HTTP/1.1", [b"Expect: 100-continue"], False),
     ],

@@ -3,13 +3,15 @@
 import asyncio
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from random import Random
 from typing import Any
 
 import pytest
 from starlette.types import Receive, Scope, Send
 
+from app.errors import QueueFull
+from app.server.application import Client
 from app.server.connections import Connections, Share, Shares
 from app.server.protocol import TRANSITIONS, HttpProtocol, State
 from app.telemetry import logs
@@ -86,11 +88,12 @@ class _Protocol(HttpProtocol):
 class _Pending:
     """A request taken whole; answered soon, or after some turns, or never."""
 
-    def __init__(self, target: bytes, reply: Callable[[int, bytes, bytes], bool]) -> None:
+    def __init__(self, target: bytes, client: Client, body: bytes) -> None:
         self.state = RequestState("POST", target.decode())
         self.ended = False
-        self._reply = reply
-        self._turns = {b"/w": 0, b"/ws": 3}.get(target, -1)
+        self._client = client
+        self._declines = body if target == b"/wd" else None
+        self._turns = {b"/w": 0, b"/ws": 3, b"/wd": 3}.get(target, -1)
         self._wait()
 
     def _wait(self) -> None:
@@ -103,7 +106,13 @@ class _Pending:
             self._turns -= 1
             self._wait()
         else:
-            self._reply(200, b"", b"x")
+            self._answer()
+
+    def _answer(self) -> None:
+        if self._declines is None:
+            self._client.reply(200, b"", b"x")
+        else:
+            self._client.decline(self._declines)
 
     def end(self) -> None:
         assert not self.ended
@@ -111,10 +120,14 @@ class _Pending:
 
 
 class _App:
-    fast_paths = frozenset({"/w", "/ws", "/wn", "/wh"})
+    fast_paths = frozenset({"/w", "/ws", "/wn", "/wh", "/wx", "/wd"})
     most_bytes = 4
     stuck_seconds = 0.0
     metrics = Metrics()
+    _full = QueueFull("full")
+
+    def __init__(self, random: Random) -> None:
+        self._random = random
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Read the body if the path says so, then answer or fail."""
@@ -127,24 +140,34 @@ class _App:
             raise ValueError("as the path says")
         await send({"type": "http.response.body", "body": b"x"})
 
-    def answer(
-        self,
-        target: bytes,
-        headers: Sequence[tuple[bytes, bytes]],
-        body: bytes,
-        started: float,
-        reply: Callable[[int, bytes, bytes], bool],
-    ) -> _Pending | None:
+    def refusal(self, target: bytes) -> QueueFull | None:
+        return self._full if b"w" in target and self._random.random() < 0.05 else None
+
+    def handler(self, target: bytes, headers: Sequence[tuple[bytes, bytes]]) -> "_Handler | None":
         """Take what the path says."""
-        assert len(body) <= self.most_bytes
-        assert started <= time.perf_counter()
         assert (b"host", b"x") in headers
-        return None if target == b"/wn" else _Pending(target, reply)
+        return _Handler(self, target) if target != b"/wx" else None
+
+
+class _Handler:
+    def __init__(self, app: "_App", target: bytes) -> None:
+        self._app = app
+        self._target = target
+
+    @property
+    def refusal(self) -> QueueFull | None:
+        return self._app.refusal(self._target)
+
+    def begin(self, body: bytes, started: float, client: Client) -> _Pending | None:
+        """Take what the path says."""
+        assert len(body) <= _App.most_bytes
+        assert started <= time.perf_counter()
+        return None if self._target == b"/wn" else _Pending(self._target, client, body)
 
 
 _LINES = [b"GET /%s HTTP/1.1", b"POST /%s HTTP/1.1", b"HEAD /%s HTTP/1.1", b"POST /%s HTTP/1.0"]
 _ODD_LINES = [b"GET /%s HTTP/2.0", b"SETUP /%s RTSP/1.0", b"CONNECT %s:1 HTTP/1.1", b"%s"]
-_PATHS = [b"", b"r", b"s", b"rs", b"f", b"rf", b"0" * 32, b"w", b"ws", b"wn", b"wh"]
+_PATHS = [b"", b"r", b"s", b"rs", b"f", b"rf", b"0" * 32, b"w", b"ws", b"wn", b"wh", b"wx", b"wd"]
 _HEADERS = [b"Expect: 100-continue", b"Connection: close", b"X: " + b"a" * 9000]
 _OFFER = b"Connection: Upgrade\r\nUpgrade: h2c"
 _BODIES = [
@@ -182,14 +205,18 @@ async def test_no_bytes_in_any_packets_raise_an_error(
     random = Random(seed)
     monkeypatch.setattr(logs, "write_request", lambda *_: None)
     connections = Connections(make_settings(), Metrics(), 10, Share(Shares(1), 0), _App.fast_paths)
-    connection, transport = _Protocol(_App(), connections, {}), _Transport()
+    connection, transport = _Protocol(_App(random), connections, {}), _Transport()
     connection.connection_made(transport)
     troubles: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, trouble: troubles.append(trouble))
-    sent = b"".join(_request(random) for _ in range(6))
+    requests = [_request(random) for _ in range(6)]
+    if random.random() < 0.5:  # the same head again and again, each request a packet
+        requests = [request for request in requests for _ in range(random.randrange(1, 4))]
+    whole = random.random() < 0.5
+    sent = b"".join(requests)
     waits = b"POST /wh " in sent  # for an answer that never comes
     while sent and not transport.is_closing():
-        size = random.choice([1, 10, 64, 1000, 40_000])
+        size = len(requests.pop(0)) if whole else random.choice([1, 10, 64, 1000, 40_000])
         busy = connections.settings.max_requests * (random.random() < 0.1)
         connections.working += busy
         connection.data_received(sent[:size])

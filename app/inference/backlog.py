@@ -1,0 +1,39 @@
+"""A bound on the wait in a queue, from the rate at which the queue moves.
+
+A number of requests would fit one machine and one model. The age of the oldest would be known too
+late: a queue that is closed when its oldest is too old holds as much again behind it.
+"""
+
+from app.errors import QueueFull
+
+_WEIGHT = 0.1  # of the last figure in the average
+
+
+class Backlog:
+    """The bound of one queue. It learns how fast the queue moves while images wait in it."""
+
+    def __init__(self, max_wait: float, at_least: int) -> None:
+        """Prepare; until the speed is known, the wait has no bound.
+
+        Args:
+            max_wait: seconds for which an image may be expected to wait.
+            at_least: images that may wait in any case; more than leave the queue at a time, because
+                nothing is learnt from a queue that becomes empty.
+        """
+        self._max_wait = max_wait
+        self._at_least = at_least
+        self._seconds = 0.0  # an image
+        self._refusal = QueueFull(
+            f"an image would wait for longer than {max_wait * 1000:g} ms; that is the limit"
+        )
+
+    def moved(self, images: int, seconds: float) -> None:
+        """Learn that so many images left the queue in a time, and that others waited meanwhile."""
+        found = seconds / images
+        self._seconds += (_WEIGHT if self._seconds else 1.0) * (found - self._seconds)
+
+    def refusal(self, waiting: int) -> QueueFull | None:
+        """Return the error of an image that comes while so many wait, if it may not wait too."""
+        if waiting >= self._at_least and waiting * self._seconds >= self._max_wait:
+            return self._refusal
+        return None
