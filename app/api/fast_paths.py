@@ -30,7 +30,7 @@ from app.api.uploads import Upload
 from app.artifact.directory import Artifact
 from app.artifact.tensors import Images
 from app.errors import ConvscopeError, DeadlineExceeded, ImageError, QueueFull
-from app.images.decode import decode
+from app.images.decode import decode, is_bounded
 from app.inference.batcher import Answer, Batcher
 from app.tasks.classification import Interpreter
 from app.telemetry import requests
@@ -153,6 +153,8 @@ class Handler:
         """
         try:
             (file,) = uploads.read_whole(self.headers, body, self._limits)
+            if not is_bounded(file.data):
+                return None
             prediction = Prediction(self, client, body, file, started)
             prediction.begin()
         except Exception:  # noqa: BLE001 - the route meets it again, and answers for it

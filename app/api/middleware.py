@@ -16,7 +16,14 @@ from app.api import handlers
 from app.errors import ConvscopeError
 from app.telemetry import logs, requests
 from app.telemetry.metrics import OTHER, Metrics
-from app.telemetry.requests import REQUEST_ID, SCOPE_KEY, RequestState, request_id_of, state_of
+from app.telemetry.requests import (
+    REQUEST_ID,
+    SCOPE_KEY,
+    STARTED_KEY,
+    RequestState,
+    request_id_of,
+    state_of,
+)
 
 
 def end_request(metrics: Metrics, state: RequestState, status: int, seconds: float) -> None:
@@ -44,7 +51,7 @@ class RequestMiddleware:
             await self._app(scope, receive, send)
 
     async def _request(self, scope: Scope, receive: Receive, send: Send) -> None:
-        started = time.perf_counter()
+        started = scope.get(STARTED_KEY, time.perf_counter())
         state = scope[SCOPE_KEY] = _state(scope)
         # A copy: the server must still see that no body may follow a HEAD.
         inner = {**scope, "method": "GET"} if state.method == "HEAD" else scope

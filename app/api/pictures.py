@@ -17,7 +17,7 @@ from app.artifact.directory import Artifact
 from app.artifact.tensors import Images
 from app.errors import DeadlineExceeded, ImageError, InvalidParameter, TooManyPixels
 from app.images import RgbImage
-from app.images.decode import decode
+from app.images.decode import decode, is_bounded
 from app.settings import Settings
 
 # Handing a smaller image to a thread takes longer than decoding it in the event loop.
@@ -126,7 +126,7 @@ async def _decode_image(
     Only the first of a request is refused, before any work is done for it.
     """
     limit, whole = service.settings.max_pixels, service.settings.max_pixels_whole
-    if len(data) <= INLINE_BYTES:
+    if len(data) <= INLINE_BYTES and is_bounded(data):
         try:
             inline = min(limit, INLINE_PIXELS)
             return decode(data, size, inline, max_pixels_whole=min(whole, inline))

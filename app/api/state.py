@@ -150,8 +150,7 @@ class DecodeThreads(ThreadPoolExecutor):
         try:
             loop = asyncio.get_running_loop()
             seconds, result = await loop.run_in_executor(self, _timed, function)
-            if self._waiting > 0:
-                self._backlog.moved(self._number, seconds)
+            self._backlog.served(self._number, seconds)
             return result
         finally:
             self._unfinished -= 1

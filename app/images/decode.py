@@ -44,6 +44,9 @@ MAX_PIXELS_A_BYTE = 400
 MAX_TIFF_VALUES = 10_000
 """The most strips or tiles of a TIFF. Pillow makes a Python object of each one."""
 
+MIN_TILE_PIXELS = 16 * 16
+"""The fewest pixels of a TIFF's tile: TIFF 6.0 wants multiples of 16 for both sides."""
+
 MAX_TIFF_TAGS = 1_000
 """The most tags of a TIFF; most files have fewer than fifty."""
 
@@ -108,6 +111,11 @@ _READERS: dict[str, type[ImageFile]] = {
     "BMP": BmpImageFile,
     "TIFF": TiffImageFile,
 } | ({"AVIF": AvifImageFile} if AVIF_SUPPORTED else {})
+
+
+def is_bounded(data: bytes) -> bool:
+    """Return whether few bytes and pixels mean little time; a TIFF's strips may be very many."""
+    return not data.startswith((b"II", b"MM"))
 
 
 def decode(
@@ -281,6 +289,8 @@ def _check_passes(image: ImageFile, data: bytes, max_pixels: int) -> None:
         # A tag may hold bytes where a number belongs, and those would be repeated.
         if not isinstance(width, int) or not isinstance(height, int):
             raise DamagedImage("TIFF image has tiles whose size is not a number")
+        if 0 < width * height < MIN_TILE_PIXELS:
+            raise DamagedImage(f"TIFF image has tiles of {width}x{height}; the least are 16x16")
         if width * height > max_pixels:
             raise TooManyPixels(
                 f"TIFF image has tiles of {width}x{height} pixels; "

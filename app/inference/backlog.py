@@ -1,4 +1,4 @@
-"""A bound on the wait in a queue, from the rate at which the queue moves.
+"""A bound on the wait in a queue, from the speed at which it is served.
 
 A number of requests would fit one machine and one model. The age of the oldest would be known too
 late: a queue that is closed when its oldest is too old holds as much again behind it.
@@ -6,19 +6,18 @@ late: a queue that is closed when its oldest is too old holds as much again behi
 
 from app.errors import QueueFull
 
-_WEIGHT = 0.1  # of the last figure in the average
+_WEIGHT = 0.25  # of the last figure in the average
 
 
 class Backlog:
-    """The bound of one queue. It learns how fast the queue moves while images wait in it."""
+    """The bound of one queue. It learns how fast images are served."""
 
     def __init__(self, max_wait: float, at_least: int) -> None:
         """Prepare; until the speed is known, the wait has no bound.
 
         Args:
             max_wait: seconds for which an image may be expected to wait.
-            at_least: images that may wait in any case; more than leave the queue at a time, because
-                nothing is learnt from a queue that becomes empty.
+            at_least: images that may wait in any case.
         """
         self._max_wait = max_wait
         self._at_least = at_least
@@ -27,8 +26,8 @@ class Backlog:
             f"an image would wait for longer than {max_wait * 1000:g} ms; that is the limit"
         )
 
-    def moved(self, images: int, seconds: float) -> None:
-        """Learn that so many images left the queue in a time, and that others waited meanwhile."""
+    def served(self, images: int, seconds: float) -> None:
+        """Learn the time of so many images, with all that was done in between if others waited."""
         found = seconds / images
         self._seconds += (_WEIGHT if self._seconds else 1.0) * (found - self._seconds)
 

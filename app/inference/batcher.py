@@ -24,6 +24,9 @@ from app.errors import BackendFailed, DeadlineExceeded, PredictionError, QueueFu
 from app.inference.backends import Backend
 from app.inference.backlog import Backlog
 
+LOAD_SECONDS = 0.005
+"""How long a batch's images are loaded in one turn of the event loop, but for the last of them."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -77,10 +80,14 @@ class _Item:
 
 @dataclass(slots=True, eq=False)
 class _Batch:
-    """One call of the backend, and its result."""
+    """One call of the backend, and its result.
+
+    `fed` is the time before its images were loaded, `started` the time after that.
+    """
 
     items: Sequence[_Item]
     images: Images
+    fed: float
     started: float
     outputs: Outputs | None = None
     error: BaseException | None = None
@@ -117,9 +124,7 @@ class Batcher:
         self._max_batch = max_batch
         self._capacity = capacity
         self._backlog = backlog
-        self._taken = 0  # images that were loaded, or could not be, for the last batch
-        # Begin and images of the last batch, if others waited behind it.
-        self._last: tuple[float, int] | None = None
+        self._last: _Batch | None = None  # until it is known how long the queue took for it
         self._no_room = QueueFull(f"{capacity} images wait; that is the limit")
         self._observer = observer
         self._in_loop = in_loop
@@ -286,14 +291,10 @@ class Batcher:
         self._scheduled = False
         if self._batch is not None:
             return
-        last, self._last = self._last, None
+        if self._last is not None:  # images waited behind it
+            self._backlog.served(len(self._last.images), time.perf_counter() - self._last.fed)
+            self._last = None
         self._batch = batch = self._next_batch() if self._running else None
-        now = time.perf_counter()
-        if last is not None:
-            started, images = last
-            self._backlog.moved(images, now - started)
-        if self._queue and self._taken:
-            self._last = now, self._taken
         if batch is None:
             if self._queue:
                 self._feed_soon()
@@ -307,16 +308,17 @@ class Batcher:
 
     def _next_batch(self) -> _Batch | None:
         """Return a batch, or None if nothing waits or nothing of it could be loaded."""
-        items, images = self._take()
+        fed = time.perf_counter()
+        items, images = self._take(fed + LOAD_SECONDS)
         if not items:
             return None
         try:
-            return _gather(items, images)
+            return _gather(items, images, fed)
         except ValueError as exc:
             _fail(items, BackendFailed, str(exc), exc)
             return None
 
-    def _take(self) -> tuple[list[_Item], list[Images]]:
+    def _take(self, until: float) -> tuple[list[_Item], list[Images]]:
         """Take items from the queue up to a batch, and load their images.
 
         Those that are cancelled, too late or cannot be loaded are dropped.
@@ -325,7 +327,7 @@ class Batcher:
         loaded: list[Images] = []
         room = self._max_batch
         now = self._loop.time()
-        while self._queue and self._queue[0].size <= room:
+        while self._queue and self._queue[0].size <= room and time.perf_counter() < until:
             item = self._queue.popleft()
             self._count(-item.size)
             if item.answer.done():
@@ -338,7 +340,6 @@ class Batcher:
             if images is not None:
                 items.append(item)
                 loaded.append(images)
-        self._taken = self._max_batch - room
         return items, loaded
 
     def _work(self) -> None:
@@ -360,6 +361,10 @@ class Batcher:
     def _finish(self, batch: _Batch, now: float) -> None:
         """Answer a batch's requests and start the next batch, in the event loop."""
         self._batch = None
+        if self._queue:
+            self._last = batch
+        else:
+            self._backlog.served(len(batch.images), now - batch.fed)
         try:
             self._answer(batch, now)
         except BaseException as exc:  # noqa: BLE001 - the callers raise it
@@ -407,9 +412,9 @@ class Batcher:
         self._count(-self._waiting)
 
 
-def _gather(items: Sequence[_Item], images: Sequence[Images]) -> _Batch:
+def _gather(items: Sequence[_Item], images: Sequence[Images], fed: float) -> _Batch:
     together = images[0] if len(images) == 1 else np.concatenate(images)
-    return _Batch(items, together, time.perf_counter())
+    return _Batch(items, together, fed, time.perf_counter())
 
 
 def _loaded(images: Images) -> Images:

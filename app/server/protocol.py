@@ -33,7 +33,7 @@ from app.server.overload import (
     status_line,
 )
 from app.telemetry.metrics import OTHER
-from app.telemetry.requests import SCOPE_KEY, RequestState, request_id_of
+from app.telemetry.requests import SCOPE_KEY, STARTED_KEY, RequestState, request_id_of
 
 DRAIN_SECONDS = 10
 DRAIN_BYTES = 64 << 20
@@ -167,7 +167,7 @@ class HttpProtocol(asyncio.Protocol):
         self._handler: Handler | None = None  # takes the request when it is whole
         self._repeatable: tuple[bytes, bytes] | None = None  # its head, around Content-Length
         self._collected: bytearray | None = None  # of the body, until the request is offered whole
-        self._head_at = 0.0  # when the head of such a request had arrived, by `perf_counter`
+        self._head_at = 0.0  # when its head had arrived, by `perf_counter`
         self._pending: Pending | None = None  # the application has taken it
         self._why_shed = connections.full
         self._expects_continue = False
@@ -470,10 +470,11 @@ class HttpProtocol(asyncio.Protocol):
         self._stays_open = self._keeps_open
         if self._may_be_offered:
             self._handler = self._app.handler(self._target, self._headers)
+        self._head_at = time.perf_counter()
         if self._handler is None:
             self._start_exchange()
             return
-        self._collected, self._head_at = bytearray(), time.perf_counter()
+        self._collected = bytearray()
         if len(head) <= _REPEATABLE_BYTES:
             self._repeatable = split_length(head)
 
@@ -506,6 +507,7 @@ class HttpProtocol(asyncio.Protocol):
             "query_string": self._url.query or b"",
             "headers": self._headers,
             "state": dict(self._lifespan_state),
+            STARTED_KEY: self._head_at,
         }
         self._exchange = Exchange(
             self, scope, keep=self._stays_open, expects_continue=self._expects_continue

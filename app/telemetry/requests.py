@@ -10,6 +10,9 @@ from typing import Any, cast
 SCOPE_KEY = "convscope.request"
 """Where the ASGI scope of a request holds its `RequestState`."""
 
+STARTED_KEY = "convscope.started"
+"""Where the ASGI scope of a request holds the time of its head's end, by `time.perf_counter`."""
+
 REQUEST_ID = b"x-request-id"
 """The header that names a request."""
 

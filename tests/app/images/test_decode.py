@@ -531,6 +531,8 @@ def hostile_tiffs() -> dict[str, bytes]:
     offset = tiff_data_offset(10)
     tile_tags = [(322, 4, 1, 10_000), (323, 4, 1, 10_000)]
     tile_tags += [(324, 4, 1, offset), (325, 4, 1, len(tile))]
+    tiny = 85 * 85
+    tiny_tags = [(322, 4, 1, 1), (323, 4, 1, 1), (324, 4, tiny, offset), (325, 4, tiny, offset)]
     whole = [(273, 4, 1, 8), (279, 4, 1, 100)]
     # Type 1 is bytes.
     byte_tags = [(322, 1, 4, 0), (323, 4, 1, 1_000_000_000), *tile_tags[2:]]
@@ -538,6 +540,7 @@ def hostile_tiffs() -> dict[str, bytes]:
         "tiff 2^31 wide": tiff(tags(2**31 - 1, 2**31 - 1, 1) + whole),
         "tiff strips": tiff(tags(1, strips, 1) + strip_tags, bytes(4 * strips)),
         "tiff tile": tiff(tags(32, 32, 8) + tile_tags, tile),
+        "tiff tiny tiles": tiff(tags(85, 85, 1) + tiny_tags, bytes(4 * tiny)),
         "tiff tile of bytes": tiff(tags(32, 32, 8) + byte_tags, tile),
         "tiff tags": tiff([(index, 4, 1, 1) for index in range(65_000)]),
     }
@@ -637,6 +640,7 @@ def test_hostile_files_cost_little_memory(costs: Costs) -> None:
         ("bmp run lengths", UnsupportedImage),
         ("gif canvas", TooManyPixels),
         ("gif comments", DamagedImage),
+        ("tiff tiny tiles", DamagedImage),
         ("webp canvas", TooManyPixels),
         ("avif canvas", TooManyPixels),
         ("bmp 60000x60000", TooManyPixels),

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import re
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -17,6 +18,7 @@ from app.server.exchange import BUFFERED_BYTES
 from app.server.protocol import HttpProtocol
 from app.telemetry import logs
 from app.telemetry.metrics import Metrics
+from app.telemetry.requests import STARTED_KEY
 from tests.conftest import MakeSettings
 from tests.support.applications import AsgiOnly
 
@@ -85,10 +87,12 @@ async def test_application_is_told_everything_about_a_request(connections: Conne
         scopes.append(scope)
         await _sends(START, _body(b""))(scope, receive, send)
 
+    before = time.perf_counter()
     async with _connected(app, connections) as (reader, writer):
         writer.write(b"PUT http://y/caf%C3%A9?b=%20#c HTTP/1.1\r\nHost: x\r\nX-Odd: \xff\r\n\r\n")
         await reader.readuntil(b"0\r\n\r\n")
         client, server = writer.get_extra_info("sockname"), writer.get_extra_info("peername")
+    assert before < scopes[0].pop(STARTED_KEY) < time.perf_counter()
     assert scopes == [
         {
             "type": "http",
