@@ -21,6 +21,7 @@ A request may be on its way; closing at once would lose it.
 """
 
 _MOST_ACCEPTED = 64  # in one turn of the event loop
+_LEAVE_SECONDS = 0.001
 
 _log = logging.getLogger(__name__)
 
@@ -110,13 +111,28 @@ class Server(uvicorn.Server):
         return False
 
     def _accept(self) -> None:
-        """Accept one client, and more while this worker has no more than the others have.
+        """Accept clients, as long as this worker has no more than its share.
 
         The event loop's own server accepts one a turn, and the turns of a busy worker are long.
         """
         for _ in range(_MOST_ACCEPTED):
-            if not self._accept_one() or not self._share.is_fair:
+            if not self._share.is_fair:
+                self._leave_to_others()
                 break
+            if not self._accept_one():
+                break
+
+    def _leave_to_others(self) -> None:
+        """Accept no client for a moment, and then one that nobody else has taken."""
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(self._listener)
+
+        def again() -> None:
+            if not self._connections.closing:
+                self._accept_one()
+                loop.add_reader(self._listener, self._accept)
+
+        loop.call_later(_LEAVE_SECONDS, again)
 
     def _accept_one(self) -> bool:
         try:

@@ -214,6 +214,22 @@ def test_workers_share_their_metrics_and_leave_nothing_behind(
     assert "Traceback" not in server.log.read_text()
 
 
+def test_few_connections_are_shared_by_all_workers(store_path: Path, tmp_path: Path) -> None:
+    command = [*CONVSCOPE, "serve", "--workers", "2"]
+    with started(command, store_path, tmp_path / "log") as server, ExitStack() as clients:
+        workers = [psutil.Process(pid) for pid in server.workers]
+        time.sleep(2)  # both listen
+        for _ in range(8):
+            clients.enter_context(server.connect())
+
+        def shares() -> list[int]:
+            found = [worker.net_connections("tcp") for worker in workers]
+            return [sum(one.status == psutil.CONN_ESTABLISHED for one in each) for each in found]
+
+        wait_until(lambda: sum(shares()) == 8)
+        assert min(shares()) >= 3
+
+
 def _live(server: Server, directory: Path) -> set[int]:
     """Ask for the metrics, which tidies up, and see whose gauges are left."""
     try:
