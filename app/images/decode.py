@@ -31,6 +31,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from app.errors import DamagedImage, ImageError, NotAnImage, TooManyPixels, UnsupportedImage
 from app.images import RgbImage
+from app.images.plain_png import PlainPng
 from app.images.samples import eight_bit
 from app.images.stripping import MAX_PIECES, without_jpeg_metadata, without_png_metadata
 
@@ -216,6 +217,12 @@ def _translated(data: bytes, max_pixels: int, read: Callable[[str], RgbImage]) -
 
 def _load(kind: str, data: bytes, side: int, max_pixels: int, max_pixels_whole: int) -> _Loaded:
     """Decode an image that will be resampled to `side` pixels on its longer side."""
+    what = f" for {'progressive JPEG' if kind == 'JPEG' else kind}"
+    what = what if max_pixels_whole < max_pixels else ""
+    if kind == "PNG" and (png := PlainPng.find(data)):
+        size = png.width, png.height
+        _check_pixels(size, len(data), max_pixels_whole, what)
+        return _Loaded(png.decode(), size, orientation=1)
     # The filter stays, because `warnings.catch_warnings` is not safe between threads.
     if _PILLOW_WARNINGS not in warnings.filters:
         warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -230,11 +237,9 @@ def _load(kind: str, data: bytes, side: int, max_pixels: int, max_pixels_whole: 
     image = _READERS[kind](source)
     _check_decoder(image)
     if isinstance(image, JpegImageFile) and _is_sequential(image, data[: source.tell()]):
-        _check_pixels(image, len(data), max_pixels)
+        _check_pixels(image.size, len(data), max_pixels)
     else:
-        what = " for progressive JPEG" if kind == "JPEG" else f" for {kind}"
-        what = what if max_pixels_whole < max_pixels else ""
-        _check_pixels(image, len(data), max_pixels_whole, what)
+        _check_pixels(image.size, len(data), max_pixels_whole, what)
         _check_passes(image, data, max_pixels_whole)
     # libjpeg reduces with a box filter. Twice the target leaves enough for the bicubic one.
     image.draft(None, (2 * side, 2 * side))
@@ -253,8 +258,8 @@ def _is_sequential(image: JpegImageFile, before_scan: bytes) -> bool:
     return "progressive" not in image.info and before_scan[-6 - 2 * image.layers :][:3] == header
 
 
-def _check_pixels(image: ImageFile, weight: int, limit: int, what: str = "") -> None:
-    width, height = image.size
+def _check_pixels(size: tuple[int, int], weight: int, limit: int, what: str = "") -> None:
+    width, height = size
     if width * height > limit:
         raise TooManyPixels(
             f"image is {width}x{height} pixels; the limit is {_megapixels(limit)}{what}"

@@ -19,6 +19,7 @@ from PIL import Image, ImageOps
 from app.errors import DamagedImage, ImageError, NotAnImage, TooManyPixels, UnsupportedImage
 from app.images import decode as decode_module
 from app.images.decode import decode
+from app.images.plain_png import PlainPng
 
 SIZE = (32, 32)
 LIMIT = 40_000_000
@@ -682,6 +683,7 @@ def test_nothing_is_decoded_before_the_pixel_limit_is_checked(
     def forbidden(*_: object) -> None:
         raise AssertionError("decoded")
 
+    monkeypatch.setattr(PlainPng, "decode", forbidden)
     for name in {
         "PNG",
         "JPEG",
