@@ -70,10 +70,19 @@ class _Plan:
 
 
 class FastPaths:
-    """Answers requests that arrive whole."""
+    """Answers requests that arrive whole.
+
+    Attributes:
+        service: that answers.
+        upload_limits: of one image.
+        max_pixels: of an image that is decoded in the event loop.
+    """
 
     def __init__(self, service: Service) -> None:
-        self._service = service
+        settings = service.settings
+        self.service = service
+        self.upload_limits = replace(service.upload_limits, max_images=1)
+        self.max_pixels = min(INLINE_PIXELS, settings.max_pixels, settings.max_pixels_whole)
         self._plans: dict[bytes, _Plan] = {}
 
     def handler(self, target: bytes, headers: Headers) -> "Handler | None":
@@ -84,7 +93,7 @@ class FastPaths:
             headers: the request's; names are in lower case.
         """
         try:
-            return Handler(self._service, self._plan(target), headers)
+            return Handler(self, self._plan(target), headers)
         except Exception:  # noqa: BLE001 - the route meets it again, and answers for it
             return None
 
@@ -107,7 +116,7 @@ class FastPaths:
         request = Request({"type": "http", "query_string": target.partition(b"?")[2]})
         refuse_repeated(request)
         query = PredictQuery.model_validate(dict(request.query_params))
-        service = self._service
+        service = self.service
         artifact = service.store.find(query.model, query.version)
         return _Plan(
             artifact,
@@ -120,20 +129,18 @@ class FastPaths:
 class Handler:
     """Answers predictions whose requests have one head."""
 
-    def __init__(self, service: Service, plan: _Plan, headers: Headers) -> None:
+    def __init__(self, paths: FastPaths, plan: _Plan, headers: Headers) -> None:
         """Read the head.
 
         Raises:
             RequestError: something is wrong with it.
         """
-        settings = service.settings
-        self.service = service
+        self.service = paths.service
         self.plan = plan
         self.headers = dict(headers)
         self.request_id = given_id(headers)
-        self.timeout = timeout_of(self.headers, settings)
-        self._limits = replace(service.upload_limits, max_images=1)
-        self._most_pixels = min(INLINE_PIXELS, settings.max_pixels, settings.max_pixels_whole)
+        self.timeout = timeout_of(self.headers, self.service.settings)
+        self._paths = paths
 
     @property
     def refusal(self) -> QueueFull | None:
@@ -152,7 +159,7 @@ class Handler:
             None if the routes have to answer.
         """
         try:
-            (file,) = uploads.read_whole(self.headers, body, self._limits)
+            (file,) = uploads.read_whole(self.headers, body, self._paths.upload_limits)
             if not is_bounded(file.data):
                 return None
             prediction = Prediction(self, client, body, file, started)
@@ -167,9 +174,8 @@ class Handler:
         Raises:
             ImageError: it cannot be decoded, or not quickly.
         """
-        return decode(file.data, self.plan.artifact.manifest.image_size, self._most_pixels)[
-            np.newaxis
-        ]
+        size = self.plan.artifact.manifest.image_size
+        return decode(file.data, size, self._paths.max_pixels)[np.newaxis]
 
 
 class Prediction:
@@ -211,9 +217,7 @@ class Prediction:
         self._future.cancel()
 
     def _decode(self) -> Images:
-        started = time.perf_counter()
         self._images = self._handler.decode(self._file)
-        self._decode_seconds = time.perf_counter() - started
         return self._images
 
     def _finish(self, future: "asyncio.Future[Answer]") -> None:
@@ -248,11 +252,11 @@ class Prediction:
 
     def _count_images(self, answer: Answer) -> None:
         plan = self._handler.plan
-        self._handler.service.metrics.observe_stages(self._read_seconds, self._decode_seconds)
+        self._handler.service.metrics.observe_stages(self._read_seconds, answer.load_seconds)
         plan.metrics.answered(plan.interpreter.labels(answer.outputs), answer.queue_seconds)
 
     def _lines(self, answer: Answer) -> bytes:
-        timing = predict.server_timing(self._read_seconds, self._decode_seconds, answer)
+        timing = predict.server_timing(self._read_seconds, answer.load_seconds, answer)
         return (
             f"content-type: application/json\r\nserver-timing: {timing}\r\n"
             f"x-request-id: {self.state.request_id}\r\n"

@@ -17,7 +17,7 @@ from app.api.gate import Gate
 from app.api.uploads import Bodies, UploadLimits
 from app.artifact.directory import Artifact
 from app.artifact.store import Store
-from app.errors import DeadlineExceeded, QueueFull
+from app.errors import DeadlineExceeded
 from app.explore.layers import Inside, Insides
 from app.inference.backends import Backend, batch_limit, is_quick, trim_heap
 from app.inference.backlog import Backlog
@@ -141,8 +141,7 @@ class DecodeThreads(ThreadPoolExecutor):
 
     def check_wait(self) -> None:
         """Raise QueueFull if one image more may not wait now."""
-        if (refusal := self._backlog.refusal(self._waiting)) is not None:
-            raise QueueFull(*refusal.args)
+        self._backlog.check(self._waiting)
 
     async def run(self, function: Callable[[], T]) -> T:
         """Return the function's result, however long it waits."""

@@ -36,3 +36,8 @@ class Backlog:
         if waiting >= self._at_least and waiting * self._seconds >= self._max_wait:
             return self._refusal
         return None
+
+    def check(self, waiting: int) -> None:
+        """Raise QueueFull if an image that comes while so many wait may not wait too."""
+        if self.refusal(waiting) is not None:
+            raise QueueFull(*self._refusal.args)

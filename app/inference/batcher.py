@@ -27,14 +27,22 @@ from app.inference.backlog import Backlog
 LOAD_SECONDS = 0.005
 """How long a batch's images are loaded in one turn of the event loop, but for the last of them."""
 
+OTHER_TURNS = 8
+"""Turns of the event loop between two batches while images wait. To accept a connection and answer
+a request by ASGI takes about five turns, which would otherwise be as many batches."""
+
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Answer:
-    """The outputs for a request's images, and the seconds that they waited and were computed."""
+    """The outputs for a request's images.
+
+    `load_seconds` is the time to load them, `queue_seconds` the rest of the time that they waited.
+    """
 
     outputs: Outputs
+    load_seconds: float
     queue_seconds: float
     inference_seconds: float
 
@@ -53,29 +61,27 @@ class Observer(Protocol):
 class _Item:
     """A part of a request, no larger than a batch.
 
-    `load` returns its `size` images, and is called when its turn comes. `arrived` is
+    `read` returns its `size` images, and is called when its turn comes. `arrived` is
     `perf_counter`'s time. `deadline` is the event loop's time, which uvloop rounds to
     milliseconds. `patience` is the time in seconds between the two.
     """
 
-    load: Callable[[], Images]
+    read: Callable[[], Images]
     size: int
     deadline: float
     patience: float
     arrived: float
     answer: asyncio.Future[Answer]
+    images: Images | None = None
     load_seconds: float = 0.0
 
-    def load_images(self) -> Images | None:
-        """Return the images, or answer the request with the error."""
-        started = time.perf_counter()
-        try:
-            images = self.load()
-        except Exception as exc:  # noqa: BLE001 - the caller raises it
-            self.answer.set_exception(exc)
-            return None
-        self.load_seconds = time.perf_counter() - started
-        return images
+    def load(self) -> Images:
+        """Return the images; they are read the first time."""
+        if self.images is None:
+            started = time.perf_counter()
+            self.images = self.read()
+            self.load_seconds = time.perf_counter() - started
+        return self.images
 
 
 @dataclass(slots=True, eq=False)
@@ -195,7 +201,8 @@ class Batcher:
         """
         parts = [images[at : at + self._max_batch] for at in range(0, len(images), self._max_batch)]
         self._check_room(len(images))
-        items = self._enqueue([(len(part), partial(_loaded, part)) for part in parts], deadline)
+        items = [self._item(partial(_given, part), len(part), deadline) for part in parts]
+        self._enqueue(items)
         expiry = self._loop.call_at(deadline, self._expire, items)
         try:
             if len(items) == 1:
@@ -207,39 +214,38 @@ class Batcher:
         finally:
             expiry.cancel()
 
-    def begin(self, load: Callable[[], Images], timeout: float) -> "asyncio.Future[Answer]":
-        """As `submit`, for one image; cancel the future to take it back.
+    def begin(self, read: Callable[[], Images], timeout: float) -> "asyncio.Future[Answer]":
+        """As `submit`, for one image that may wait by `refusal`; cancel the future to take it back.
 
         In the event loop no batch waits for long, so the deadline is looked at when its turn comes.
 
         Args:
-            load: returns the image, uint8 `[1,H,W,3]`. It is called when the image's turn comes,
+            read: returns the image, uint8 `[1,H,W,3]`. It is called when the image's turn comes,
                 and its error is the future's; for a thread it is called at once.
             timeout: seconds after which to give up.
 
         Raises:
-            PredictionError: as `submit` does; QueueFull also if it would wait for too long.
+            PredictionError: as `submit` does.
         """
-        self.check_wait()
         self._check_room(1)
-        if not self._in_loop:  # meanwhile the thread computes
-            load = partial(_loaded, load())
-        items = self._enqueue([(1, load)], self._loop.time() + timeout)
-        (item,) = items
+        item = self._item(read, 1, self._loop.time() + timeout)
         if not self._in_loop:
-            expiry = self._loop.call_at(item.deadline, self._expire, items)
+            item.load()  # meanwhile the thread computes
+            expiry = self._loop.call_at(item.deadline, self._expire, [item])
 
             def forget(_: object) -> None:
                 expiry.cancel()
-                self._forget(items)
+                self._forget([item])
 
             item.answer.add_done_callback(forget)
+        self._enqueue([item])
         return item.answer
 
     def check_wait(self) -> None:
         """Raise QueueFull if one image more may not wait now."""
-        if (refusal := self.refusal) is not None:
-            raise QueueFull(*refusal.args)
+        if self._waiting >= self._capacity:
+            raise QueueFull(*self._no_room.args)
+        self._backlog.check(self._waiting)
 
     def _check_room(self, images: int) -> None:
         """Raise PredictionError if the queue does not take so many images."""
@@ -253,23 +259,29 @@ class Batcher:
                 f"the limit is {self._capacity}"
             )
 
-    def _enqueue(
-        self, parts: Sequence[tuple[int, Callable[[], Images]]], deadline: float
-    ) -> list[_Item]:
-        """Put parts of a request, each with the number of its images, into the queue."""
-        times = deadline, deadline - self._loop.time(), time.perf_counter()
-        items = [_Item(load, size, *times, self._loop.create_future()) for size, load in parts]
+    def _item(self, read: Callable[[], Images], size: int, deadline: float) -> _Item:
+        patience = deadline - self._loop.time()
+        answer = self._loop.create_future()
+        return _Item(read, size, deadline, patience, time.perf_counter(), answer)
+
+    def _enqueue(self, items: Sequence[_Item]) -> None:
+        """Put the parts of a request into the queue."""
         self._queue.extend(items)
         self._count(sum(item.size for item in items))
         self._idle.clear()
         self._feed_soon()
-        return items
 
     def _feed_soon(self) -> None:
         """Feed later in this turn of the event loop, so that other requests can join the batch."""
         if self._batch is None and not self._scheduled:
             self._scheduled = True
             self._loop.call_soon(self._feed)
+
+    def _feed_after(self, turns: int) -> None:
+        if turns:
+            self._loop.call_soon(self._feed_after, turns - 1)
+        else:
+            self._feed()
 
     def _expire(self, items: Sequence[_Item]) -> None:
         _fail(items, DeadlineExceeded, _too_late(items[0]))
@@ -336,10 +348,12 @@ class Batcher:
                 self._expire([item])
                 continue
             room -= item.size
-            images = item.load_images()
-            if images is not None:
+            try:
+                loaded.append(item.load())
+            except Exception as exc:  # noqa: BLE001 - the caller raises it
+                item.answer.set_exception(exc)
+            else:
                 items.append(item)
-                loaded.append(images)
         return items, loaded
 
     def _work(self) -> None:
@@ -372,7 +386,8 @@ class Batcher:
             if not isinstance(exc, Exception):
                 self._die(exc)
         if self._in_loop and self._queue:
-            self._feed_soon()  # in the next turn: others have theirs first
+            self._scheduled = True
+            self._feed_after(OTHER_TURNS)  # whatever else there is to do comes first
         else:
             self._feed()
 
@@ -393,7 +408,7 @@ class Batcher:
             at += item.size
             if not item.answer.done():
                 waited = batch.started - item.arrived - item.load_seconds
-                item.answer.set_result(Answer(part, waited, seconds))
+                item.answer.set_result(Answer(part, item.load_seconds, waited, seconds))
 
     def _die(self, exc: BaseException) -> None:
         """Refuse new work, and fail what would otherwise wait until its deadline."""
@@ -417,7 +432,7 @@ def _gather(items: Sequence[_Item], images: Sequence[Images], fed: float) -> _Ba
     return _Batch(items, together, fed, time.perf_counter())
 
 
-def _loaded(images: Images) -> Images:
+def _given(images: Images) -> Images:
     return images
 
 
@@ -442,6 +457,7 @@ def _too_late(item: _Item) -> str:
 def _join(answers: Sequence[Answer]) -> Answer:
     return Answer(
         Outputs.join([answer.outputs for answer in answers]),
+        sum(answer.load_seconds for answer in answers),
         max(answer.queue_seconds for answer in answers),
         sum(answer.inference_seconds for answer in answers),
     )

@@ -327,7 +327,8 @@ class HttpProtocol(asyncio.Protocol):
 
         All that was read out of that head still stands. Only Content-Length may be another.
         """
-        if self._repeatable is None or self._handler is None:
+        handler = self._handler
+        if self._repeatable is None or handler is None:
             return False
         before, after = self._repeatable
         if not data.startswith(before):
@@ -341,13 +342,13 @@ class HttpProtocol(asyncio.Protocol):
             and int(length) == len(data) - start <= self._app.most_bytes
         ):
             return False
-        error = self._connections.refusal or self._handler.refusal
+        error = self._connections.refusal or handler.refusal
         if error is not None:
             self._answer_shed(error, keep=self._stays_open and not self._connections.closing)
             return True
         self._head_at = time.perf_counter()
         self._move(Event.REPEATED)
-        self._offer(data[start:])
+        self._offer(handler, data[start:])
         return True
 
     def _next_size(self, data: bytes) -> int:
@@ -567,19 +568,18 @@ class HttpProtocol(asyncio.Protocol):
             )
         elif self._state is not State.HEAD:
             self._move(Event.WHOLE)
-            if self._collected is not None:
+            if self._collected is not None and self._handler is not None:
                 body, self._collected = bytes(self._collected), None
-                self._offer(body)
+                if (error := self._handler.refusal) is not None:
+                    self._answer_shed(error, keep=self._stays_open and self.may_stay_open)
+                else:
+                    self._offer(self._handler, body)
             elif self._exchange is not None:
                 self._exchange.end_request()
 
-    def _offer(self, body: bytes) -> None:
+    def _offer(self, handler: Handler, body: bytes) -> None:
         """Offer a whole request to its handler; one that it does not take goes by ASGI."""
-        if self._handler is not None:
-            if (error := self._handler.refusal) is not None:
-                self._answer_shed(error, keep=self._stays_open and self.may_stay_open)
-                return
-            self._pending = self._handler.begin(body, self._head_at, self)
+        self._pending = handler.begin(body, self._head_at, self)
         if self._pending is None:
             self._leave_to_asgi(body)
 

@@ -17,8 +17,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Self
 
 import click
+import numpy as np
 import psutil
 from prometheus_client.mmap_dict import MmapedDict
 
@@ -163,6 +165,44 @@ def _service(**changes: str) -> Iterator[_Service]:
 
 # Overload
 
+PROBED = ("/health/live", "/metrics")
+_PROBES_A_SECOND = 20
+
+
+class _Probes:
+    """GET requests in a thread, each on a connection of its own as probes and scrapers send them.
+
+    Attributes:
+        milliseconds: of the answers, by path.
+        failed: the number of those that were not 200.
+    """
+
+    def __init__(self, address: Address) -> None:
+        self.milliseconds: dict[str, list[float]] = {path: [] for path in PROBED}
+        self.failed = 0
+        self._address = address
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._work, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _work(self) -> None:
+        while not self._stop.wait(1 / _PROBES_A_SECOND):
+            for path, found in self.milliseconds.items():
+                started = time.perf_counter()
+                try:
+                    status, _ = ask(self._address, Request(path))
+                except OSError:
+                    status = 0
+                found.append(1000 * (time.perf_counter() - started))
+                self.failed += status != 200
+
 
 def _saturated(service: _Service, seconds: float) -> float:
     closed_loop(service.address, service.requests, USUAL, 2)  # warm
@@ -182,7 +222,8 @@ def _overload(found: Findings, seconds: float) -> None:
         found.note("saturated, closed loop of 32 connections", f"{best:,.0f}/s")
         service.process.tree.begin()
         began = _children_seconds()
-        load = service.load(3 * best, seconds, max_connections=2048)
+        with _Probes(service.address) as probes:
+            load = service.load(3 * best, seconds, max_connections=2048)
         spent, usage = _children_seconds() - began, service.process.tree.usage()
         time.sleep(1)
         later = service.unloaded()
@@ -195,6 +236,11 @@ def _overload(found: Findings, seconds: float) -> None:
     found.at_least("goodput, of the saturated throughput", load.goodput / best, 0.9)
     if refused:
         found.at_most("503: p99", refused.p99, 20, " ms")
+    for path, found_ms in probes.milliseconds.items():
+        median, p99 = np.percentile(found_ms, (50, 99))
+        found.note(f"{path}: p50", f"{median:.1f} ms")
+        found.at_most(f"{path}: p99", p99, 20, " ms")
+    found.at_most("probes that failed", probes.failed, 0)
     others = sum(n for status, n in load.statuses.items() if status not in {200, 503})
     found.at_most("answers that are neither 200 nor 503", others, 0)
     found.at_most("connections reset", load.resets, 0)

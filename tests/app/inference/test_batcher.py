@@ -3,6 +3,7 @@ import logging
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -437,6 +438,19 @@ async def test_loop_computes_what_came_in_one_turn_together_and_one_batch_a_turn
     assert turns >= 3
 
 
+async def test_other_work_has_several_turns_between_two_batches() -> None:
+    """A new connection and its answer by ASGI take about five."""
+    backend = RecordingBackend()
+    async with running(backend, max_batch=1, in_loop=True) as batcher:
+        tasks = [ask(batcher, solid("red")) for _ in range(3)]
+        turns = Counter[int]()
+        while not all(task.done() for task in tasks):
+            await asyncio.sleep(0)
+            turns[len(backend.batches)] += 1
+    assert turns[1] > 5
+    assert turns[2] > 5
+
+
 async def test_loop_drops_a_request_that_is_cancelled_before_its_turn() -> None:
     backend = RecordingBackend()
     notes = Notes()
@@ -537,6 +551,7 @@ def fill(batcher: Batcher) -> tuple[list[asyncio.Future[Answer]], str]:
     begun = list[asyncio.Future[Answer]]()
     for _ in range(200):
         try:
+            batcher.check_wait()
             begun.append(batcher.begin(partial(solid, "red"), 60.0))
         except QueueFull as exc:
             return begun, str(exc)
