@@ -342,6 +342,7 @@ class _Chunks:
         return chunk
 
 
+@lru_cache(16)  # a client uses one again and again, or each only once
 def _boundary(content_type: bytes) -> bytes:
     _, parameters = parse_options_header(content_type.decode("latin-1"))
     boundary = parameters.get("boundary", "").encode("latin-1")
@@ -363,7 +364,7 @@ async def _read_form(chunks: _Body, boundary: bytes, limits: UploadLimits) -> li
     data.
     """
     body = _Marked(chunks, len(b"\r\n--" + boundary + b"--"))
-    delimiter = re.compile(rb"\r\n--" + re.escape(boundary) + rb"(?:--|\r\n)")
+    delimiter = _delimiter(boundary)
     files: list[Upload] = []
     before, mark = await body.read_until(delimiter)
     if b"--" + boundary in before:
@@ -389,6 +390,11 @@ async def _read_form(chunks: _Body, boundary: bytes, limits: UploadLimits) -> li
     return files
 
 
+@lru_cache(16)
+def _delimiter(boundary: bytes) -> re.Pattern[bytes]:
+    return re.compile(rb"\r\n--" + re.escape(boundary) + rb"(?:--|\r\n)")
+
+
 class _Marked:
     """A body that is cut at marks of up to `longest` bytes, which may stand across its pieces."""
 
@@ -396,6 +402,7 @@ class _Marked:
         self._chunks = chunks
         self._longest = longest
         self._rest = bytearray(b"\r\n")  # the first boundary may lack its line end
+        self._at = 0  # what stands before has been cut off
 
     async def read_until(
         self, mark: re.Pattern[bytes], limit: int = sys.maxsize
@@ -404,19 +411,23 @@ class _Marked:
 
         Without a mark in the body, or in its next `limit` bytes, the mark returned is empty.
         """
-        start = 0
-        while not (found := mark.search(self._rest, start, limit)):
-            if len(self._rest) >= limit or not self._chunks.more:
-                return self._cut(limit), b""
+        start, end = self._at, min(self._at + limit, len(self._rest))
+        while not (found := mark.search(self._rest, start, end)):
+            if end - self._at == limit or not self._chunks.more:
+                return self._cut(end), b""
+            del self._rest[: self._at]
+            self._at = 0
             start = max(0, len(self._rest) - self._longest)
             self._rest += await self._chunks.read()
-        start, end = found.span()
-        return self._cut(start), self._cut(end - start)
+            end = min(limit, len(self._rest))
+        before = self._cut(found.start())
+        self._at = found.end()
+        return before, found.group()
 
-    def _cut(self, size: int) -> bytes:
+    def _cut(self, end: int) -> bytes:
         with memoryview(self._rest) as rest:  # a slice of the array itself would be one more copy
-            cut = bytes(rest[:size])
-        del self._rest[:size]
+            cut = bytes(rest[self._at : end])
+        self._at = end
         return cut
 
 
@@ -455,9 +466,10 @@ def _text(latin_1: str) -> str:
 
 def _clean_filename(name: str) -> str | None:
     """Keep the last component of a path, without unprintable characters."""
-    last = re.split(r"[/\\]", name)[-1]
-    printable = "".join(character for character in last if character.isprintable())
-    return printable[:MAX_FILENAME_CHARACTERS] or None
+    last = name.replace("\\", "/").rpartition("/")[2]
+    if not last.isprintable():
+        last = "".join(character for character in last if character.isprintable())
+    return last[:MAX_FILENAME_CHARACTERS] or None
 
 
 def _read_json(body: bytes, limits: UploadLimits) -> list[Upload]:
