@@ -65,7 +65,9 @@ _PARSER_LIMITS = {
 }
 _MALFORMED = "multipart body is malformed"
 _UNFINISHED = "multipart body ends before its closing boundary"
-_HEAD_END = re.compile(rb"\A\r\n|\r\n\r\n")
+# An empty line. That of a part without headers follows the line end of the boundary, which has been
+# cut off already.
+_HEAD_END = re.compile(rb"\r\n(?:(?<=\A\r\n)|(?<=\r\n\r\n)|\r\n)")
 _FOLDED = re.compile(rb"(?:\A|\n)[ \t]")
 _DATA_URL = re.compile(r"data:image/[\w.+-]+;base64,")
 
@@ -383,6 +385,7 @@ async def _read_form(chunks: _Body, boundary: bytes, limits: UploadLimits) -> li
         files.append(Upload(data, _clean_filename(_text(part.filename or ""))))
     if not mark:
         raise MalformedUpload(_UNFINISHED)
+    del body  # which holds the last file, and the rest may be slow
     while chunks.more:
         await chunks.read()
     if not files:

@@ -363,5 +363,7 @@ def central_box(
         The largest centred box of the target's aspect ratio: left, upper, right, lower.
     """
     scale = min(size[0] / target[0], size[1] / target[1])
-    left, upper = (size[0] - target[0] * scale) / 2, (size[1] - target[1] * scale) / 2
+    # Rounding can make one of them a little less than 0, which Pillow does not take.
+    left = max((size[0] - target[0] * scale) / 2, 0.0)
+    upper = max((size[1] - target[1] * scale) / 2, 0.0)
     return left, upper, size[0] - left, size[1] - upper

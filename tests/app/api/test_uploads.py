@@ -292,6 +292,33 @@ async def test_headers_of_a_part_are_limited_together() -> None:
             await post(slowly(chunks), MULTIPART, limits=UploadLimits(100_000, 3))
 
 
+@pytest.mark.parametrize("data", [b" x", b"q" * 70_000, b"\r\n\r\nx\r\n--b--"])
+async def test_part_without_headers_is_named_wherever_the_body_is_cut(data: bytes) -> None:
+    for chunks in ([b"--b\r\n\r\n", data], [b"--b\r\n", b"\r\n" + data], [b"--b\r\n\r\n" + data]):
+        with pytest.raises(MalformedUpload, match="Missing Content-Disposition segment header"):
+            await post(slowly(chunks), MULTIPART, limits=UploadLimits(100_000, 3))
+
+
+async def test_file_is_held_once_while_the_end_of_its_form_is_slow() -> None:
+    size = 8 << 20
+    chunks = iter([HEAD + bytes(size), b"\r\n--a--", b"epilogue", b""])
+    held = 0
+
+    async def receive() -> Message:
+        nonlocal held
+        held, _ = tracemalloc.get_traced_memory()
+        chunk = next(chunks)
+        return {"type": "http.request", "body": chunk, "more_body": bool(chunk)}
+
+    headers = {b"content-type": requests.form_type("a").encode()}
+    tracemalloc.start()
+    try:
+        await read(headers, receive, UploadLimits(2 * size, 1), Bodies(1 << 30).hold())
+    finally:
+        tracemalloc.stop()
+    assert size <= held < 1.1 * size
+
+
 @pytest.mark.parametrize(
     "body",
     [

@@ -271,6 +271,14 @@ def test_centre_crop_takes_the_aspect_ratio_of_the_model() -> None:
     np.testing.assert_array_equal(found, np.asarray(expected))
 
 
+def test_crop_of_any_size_lies_inside_the_image() -> None:
+    """Rounding puts the box of 58x80 pixels for 224x224 a little outside."""
+    for side in (28, 58, 80, 116, 253):
+        for target in (28, 224, 299):
+            found = decode(encode(noise(side, side + 1), "PNG"), (target, target), LIMIT)
+            assert found.shape == (target, target, 3)
+
+
 def test_small_image_is_enlarged() -> None:
     found = decode(encode(np.full((3, 3, 3), 77, np.uint8), "PNG"), SIZE, LIMIT)
     assert (found == 77).all()
