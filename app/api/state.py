@@ -24,6 +24,7 @@ from app.inference.backlog import Backlog
 from app.inference.batcher import Batcher
 from app.settings import Settings
 from app.telemetry import logs
+from app.telemetry.exposition import Exposition
 from app.telemetry.metrics import Metrics, ModelMetrics
 
 MAX_WAITING_DRAWINGS = 64
@@ -51,6 +52,7 @@ class Service:
     """Everything that the routes need.
 
     Attributes:
+        exposition: of the metrics.
         batchers: the queue of each model, by `Artifact.ref` like the other mappings.
         model_metrics: where each model is counted.
         explain_gates: the order of each model's explanations.
@@ -64,6 +66,7 @@ class Service:
     settings: Settings
     store: Store
     metrics: Metrics
+    exposition: Exposition
     batchers: Mapping[str, Batcher]
     model_metrics: Mapping[str, ModelMetrics]
     explain_gates: Mapping[str, Gate]
@@ -199,6 +202,7 @@ async def run_service(
                 settings=settings,
                 store=store,
                 metrics=metrics,
+                exposition=Exposition(metrics),
                 batchers=batchers,
                 model_metrics=model_metrics,
                 explain_gates={

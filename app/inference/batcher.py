@@ -27,9 +27,10 @@ from app.inference.backlog import Backlog
 LOAD_SECONDS = 0.005
 """How long a batch's images are loaded in one turn of the event loop, but for the last of them."""
 
-OTHER_TURNS = 8
-"""Turns of the event loop between two batches while images wait. To accept a connection and answer
-a request by ASGI takes about five turns, which would otherwise be as many batches."""
+OTHER_TURNS, OTHER_SECONDS = 8, 0.01
+"""Turns of the event loop between two batches while images wait, and the processor time in them
+after which the next batch waits for no more of them. To accept a connection and answer a request by
+ASGI takes about five turns, which would otherwise be as many batches."""
 
 _log = logging.getLogger(__name__)
 
@@ -103,7 +104,7 @@ class Batcher:
     """A queue in front of one backend, and the thread that calls the backend if there is one.
 
     The thread only takes a batch, calls the backend and hands the result back. All other work
-    happens in the event loop. Without a thread, the loop computes one batch a turn.
+    happens in the event loop. Without a thread, the loop computes a batch every few turns.
     """
 
     def __init__(
@@ -217,7 +218,8 @@ class Batcher:
     def begin(self, read: Callable[[], Images], timeout: float) -> "asyncio.Future[Answer]":
         """As `submit`, for one image that may wait by `refusal`; cancel the future to take it back.
 
-        In the event loop no batch waits for long, so the deadline is looked at when its turn comes.
+        In the event loop a batch waits for little else, so the deadline is looked at when its turn
+        comes.
 
         Args:
             read: returns the image, uint8 `[1,H,W,3]`. It is called when the image's turn comes,
@@ -277,9 +279,14 @@ class Batcher:
             self._scheduled = True
             self._loop.call_soon(self._feed)
 
-    def _feed_after(self, turns: int) -> None:
-        if turns:
-            self._loop.call_soon(self._feed_after, turns - 1)
+    def _feed_after_others(self) -> None:
+        """Feed in a few turns of the event loop."""
+        self._scheduled = True
+        self._let_others(OTHER_TURNS, time.thread_time() + OTHER_SECONDS)
+
+    def _let_others(self, turns: int, until: float) -> None:
+        if turns and time.thread_time() < until:
+            self._loop.call_soon(self._let_others, turns - 1, until)
         else:
             self._feed()
 
@@ -309,7 +316,7 @@ class Batcher:
         self._batch = batch = self._next_batch() if self._running else None
         if batch is None:
             if self._queue:
-                self._feed_soon()
+                self._feed_after_others()
             else:
                 self._idle.set()
         elif self._in_loop:
@@ -386,8 +393,7 @@ class Batcher:
             if not isinstance(exc, Exception):
                 self._die(exc)
         if self._in_loop and self._queue:
-            self._scheduled = True
-            self._feed_after(OTHER_TURNS)  # whatever else there is to do comes first
+            self._feed_after_others()
         else:
             self._feed()
 

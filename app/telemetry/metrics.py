@@ -1,27 +1,18 @@
 """All metrics of the service.
 
 Label values are bounded: routes are templates, methods are the known ones, models are those in the
-store. If `PROMETHEUS_MULTIPROC_DIR` is set, each process keeps its values in files there, and any
-process renders the values of all.
+store. If `PROMETHEUS_MULTIPROC_DIR` is set, each process keeps its values in files there.
 
 What every request counts is added up in memory, because writing to a file would take ten times as
 long, and `flush` writes it. The service does so several times a second and when it stops; SIGKILL
 loses what was counted since.
 """
 
-import os
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric
-from prometheus_client.exposition import choose_encoder
-from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
-from prometheus_client.registry import Collector
-
-from app.telemetry import METRICS_DIRECTORY_VARIABLE
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 OTHER = "other"
 
@@ -76,11 +67,15 @@ class _Observed:
 
 
 class Metrics:
-    """The metrics of one application, in a registry of their own."""
+    """The metrics of one application, in a registry of their own.
+
+    Attributes:
+        registry: holds the values of this process, or of no process if they are kept in files.
+    """
 
     def __init__(self) -> None:
         self._kept: list[_Count | _Observed] = []
-        self._registry = registry = CollectorRegistry()
+        self.registry = registry = CollectorRegistry()
         self._requests = Counter(
             "convscope_http_requests",
             "Requests answered.",
@@ -236,36 +231,6 @@ class Metrics:
         """Set the labels of a model: name, version, architecture, backend, precision, default."""
         self._model_info.labels(*labels).set(1)
 
-    def render(self, accept: str) -> tuple[bytes, str]:
-        """Return all values that were flushed, and their content type, as Accept asks for it."""
-        try:
-            encode, content_type = choose_encoder(accept)
-        except (TypeError, ValueError):  # Accept holds a version that is not a number
-            encode, content_type = choose_encoder("")
-        return encode(self._collected()), content_type
-
-    def _collected(self) -> CollectorRegistry:
-        directory = os.environ.get(METRICS_DIRECTORY_VARIABLE)
-        if not directory:
-            return self._registry
-        _forget_dead_processes(Path(directory))
-        registry = CollectorRegistry()
-        registry.register(_Files(Path(directory)))
-        return registry
-
-
-class _Files(Collector):
-    """The values of all processes, out of their files."""
-
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-
-    def collect(self) -> Iterable[Metric]:
-        # A process that starts makes its file before it gives it a size; the library expects one.
-        files = [str(path) for path in self._directory.glob("*.db") if path.stat().st_size]
-        merged: Iterable[Metric] = MultiProcessCollector.merge(files, accumulate=True)  # type: ignore[no-untyped-call]
-        return merged
-
 
 class ModelMetrics:
     """The metrics of one model; a `batcher.Observer`."""
@@ -293,16 +258,3 @@ class ModelMetrics:
         self._queue.observe(queue_seconds)
         for label in labels:
             self._predicted(label).add(1)
-
-
-def _forget_dead_processes(directory: Path) -> None:
-    """Drop the gauges of processes that were killed before they could drop them."""
-    for path in directory.glob("gauge_live*_*.db"):
-        pid = path.stem.rpartition("_")[2]
-        try:
-            os.kill(int(pid), 0)
-        except ProcessLookupError:
-            with suppress(FileNotFoundError):  # another scrape dropped it first
-                mark_process_dead(pid, str(directory))  # type: ignore[no-untyped-call]
-        except PermissionError:
-            continue

@@ -131,3 +131,10 @@ class DyingBackend(RecordingBackend):
 def black(count: int = 1) -> Images:
     """Images that FailingBackend fails on."""
     return np.zeros((count, 32, 32, 3), np.uint8)
+
+
+def burn(seconds: float) -> None:
+    """Use this thread's processor for so long."""
+    until = time.thread_time() + seconds
+    while time.thread_time() < until:
+        pass

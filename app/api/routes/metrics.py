@@ -16,10 +16,6 @@ router = APIRouter(tags=["operation"])
 )
 async def metrics(request: Request) -> Response:
     """Every metric, summed over the worker processes."""
-    service = service_of(request)
     accept = request.headers.get("accept", "")
-    service.metrics.flush()
-    # In a thread, it would fight the event loop for the interpreter's lock and take ten times as
-    # long under load.
-    content, content_type = service.metrics.render(accept)
+    content, content_type = await service_of(request).exposition.text(accept)
     return Response(content, headers={"Content-Type": content_type})

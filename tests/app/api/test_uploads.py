@@ -299,6 +299,12 @@ async def test_part_without_headers_is_named_wherever_the_body_is_cut(data: byte
             await post(slowly(chunks), MULTIPART, limits=UploadLimits(100_000, 3))
 
 
+async def test_head_of_a_part_far_behind_in_one_piece_is_read() -> None:
+    sizes = (100_000, 3)
+    body = b"".join(HEAD + bytes(size) + b"\r\n" for size in sizes) + b"--a--"
+    assert [len(upload.data) for upload in await read_form(body, len(body))] == list(sizes)
+
+
 async def test_file_is_held_once_while_the_end_of_its_form_is_slow() -> None:
     size = 8 << 20
     chunks = iter([HEAD + bytes(size), b"\r\n--a--", b"epilogue", b""])

@@ -77,9 +77,13 @@ def test_every_filter_is_undone() -> None:
     assert short_outcome(data) == ("RGB", (20, 5), pixels.tobytes()) == outcome(data)
 
 
-def file_of(width: int, height: int, rows: bytes) -> bytes:
-    head = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    pieces = [head, b"IDAT" + zlib.compress(rows), b"IEND"]
+def file_of(width: int, height: int, rows: bytes, *methods: int, parts: int = 1) -> bytes:
+    """A file of 8-bit RGB; `methods` of compression, filters and interlacing, 0 unless given."""
+    head = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, *(methods or (0, 0, 0)))
+    pixels = zlib.compress(rows)
+    step = -(-len(pixels) // parts)
+    idats = [b"IDAT" + pixels[at : at + step] for at in range(0, len(pixels), step)]
+    pieces = [head, *idats, b"IEND"]
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         struct.pack(">I", len(piece) - 4) + piece + struct.pack(">I", zlib.crc32(piece))
         for piece in pieces
@@ -107,6 +111,28 @@ def other_shapes() -> Iterator[bytes]:
 def test_file_of_another_shape_is_left_to_the_reader(data: bytes) -> None:
     assert outcome(data) is not None
     assert PlainPng.find(data) is None
+
+
+def test_interlaced_file_is_left_to_the_reader() -> None:
+    pixels = np.asarray(noise("RGB", 8, 8))
+    steps = [(0, 8, 0, 8), (0, 8, 4, 8), (4, 8, 0, 4), (0, 4, 2, 4), (2, 4, 0, 2), (0, 2, 1, 2)]
+    steps.append((1, 2, 0, 1))  # row, its step, column, its step of Adam7's passes
+    passes = [pixels[top::down, left::right] for top, down, left, right in steps]
+    rows = b"".join(b"\0" + row.tobytes() for each in passes for row in each)
+    data = file_of(8, 8, rows, 0, 0, 1)
+    assert PlainPng.find(data) is None
+    assert outcome(data) == ("RGB", (8, 8), pixels.tobytes())
+
+
+@pytest.mark.parametrize("methods", [(1, 0, 0), (0, 1, 0), (0, 64, 0), (0, 0, 2)])
+def test_unknown_methods_are_left_to_the_reader(methods: tuple[int, int, int]) -> None:
+    assert PlainPng.find(file_of(4, 4, bytes(13 * 4), *methods)) is None
+
+
+def test_pixels_in_several_chunks_are_left_to_the_reader() -> None:
+    data = file_of(20, 20, bytes(61 * 20), parts=2)
+    assert PlainPng.find(data) is None
+    assert outcome(data) == ("RGB", (20, 20), bytes(1200))
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -20,12 +20,13 @@ from app.errors import (
     DamagedImage,
     DeadlineExceeded,
     ImageError,
+    NotAnImage,
     QueueFull,
     ShuttingDown,
 )
 from app.inference.backends import Backend
 from app.inference.backlog import Backlog
-from app.inference.batcher import LOAD_SECONDS, Answer, Batcher
+from app.inference.batcher import LOAD_SECONDS, OTHER_SECONDS, Answer, Batcher
 from tests.support.artifacts import CLASSES, numpy_predict, solid
 from tests.support.fakes import (
     DyingBackend,
@@ -37,6 +38,7 @@ from tests.support.fakes import (
     ShortBackend,
     SlowBackend,
     black,
+    burn,
 )
 
 pytestmark = pytest.mark.anyio
@@ -424,7 +426,7 @@ def _wait_in_the_loop(condition: Callable[[], bool]) -> None:
     time.sleep(0.1)
 
 
-async def test_loop_computes_what_came_in_one_turn_together_and_one_batch_a_turn() -> None:
+async def test_loop_computes_what_came_in_one_turn_together_up_to_a_batch() -> None:
     backend = RecordingBackend()
     async with running(backend, max_batch=4, in_loop=True) as batcher:
         tasks = [ask(batcher, solid("red")) for _ in range(6)]
@@ -449,6 +451,49 @@ async def test_other_work_has_several_turns_between_two_batches() -> None:
             turns[len(backend.batches)] += 1
     assert turns[1] > 5
     assert turns[2] > 5
+
+
+async def test_other_work_holds_up_the_next_batch_for_milliseconds_only() -> None:
+    backend = RecordingBackend()
+    async with running(backend, max_batch=1, in_loop=True) as batcher:
+        tasks = [ask(batcher, solid("red")) for _ in range(3)]
+        turns = Counter[int]()
+        while not all(task.done() for task in tasks):
+            burn(OTHER_SECONDS / 2)  # as decoding for others does
+            await asyncio.sleep(0)
+            turns[len(backend.batches)] += 1
+    assert turns[1] <= 4
+    assert turns[2] <= 4
+
+
+async def test_images_that_cannot_be_loaded_leave_others_their_turns_too() -> None:
+    def broken() -> Images:
+        time.sleep(LOAD_SECONDS)
+        raise NotAnImage("no image")
+
+    async with running(RecordingBackend(), in_loop=True) as batcher:
+        answers = [batcher.begin(broken, 60.0) for _ in range(3)]
+        turns = Counter[int]()
+        while not all(answer.done() for answer in answers):
+            await asyncio.sleep(0)
+            turns[sum(answer.done() for answer in answers)] += 1
+        for answer in answers:
+            assert isinstance(answer.exception(), NotAnImage)
+    assert turns[1] > 5
+    assert turns[2] > 5
+
+
+async def test_answer_says_how_long_its_image_was_loaded_and_how_long_it_waited(
+    in_loop: bool,
+) -> None:
+    def slow() -> Images:
+        time.sleep(0.05)
+        return solid("red")
+
+    async with running(RecordingBackend(), in_loop=in_loop) as batcher:
+        answer = await batcher.begin(slow, 60.0)
+    assert 0.05 <= answer.load_seconds < 0.1
+    assert 0 <= answer.queue_seconds < 0.04
 
 
 async def test_loop_drops_a_request_that_is_cancelled_before_its_turn() -> None:
@@ -536,7 +581,7 @@ class TimedBackend(HeldBackend):
 def timed(monkeypatch: pytest.MonkeyPatch) -> TimedBackend:
     """A backend whose clock is the batcher's."""
     backend = TimedBackend()
-    clock = SimpleNamespace(perf_counter=lambda: backend.now)
+    clock = SimpleNamespace(perf_counter=lambda: backend.now, thread_time=lambda: 0.0)
     monkeypatch.setattr("app.inference.batcher.time", clock)
     return backend
 

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
+from prometheus_client import generate_latest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.middleware import RequestMiddleware
@@ -400,7 +401,8 @@ async def test_requests_sent_ahead_are_answered_at_shutdown_too(connections: Con
 
 def _statuses(connections: Connections) -> list[str]:
     """Return the statuses of the requests that the middleware has counted."""
-    text = connections.metrics.render("")[0].decode()
+    connections.metrics.flush()
+    text = generate_latest(connections.metrics.registry).decode()
     return re.findall(r'convscope_http_requests_total\{[^}]*status="(\d+)"', text)
 
 

@@ -151,6 +151,36 @@ async def test_full_model_ends_the_connection_if_asked_to_or_while_a_body_arrive
             assert (await browser.ask(b"")).status == 200
 
 
+async def test_body_that_ends_when_its_model_is_full_is_refused(
+    connect: Connect, picture: Picture
+) -> None:
+    """Its head came while there was room."""
+    backend = HeldBackend()
+    post = message("POST /predict", picture("red"))
+    serving = connect(backend, inference="thread", max_batch=1, max_images=1, max_wait_ms=100)
+    async with (
+        serving as client,
+        sockets(client) as (port, connections),
+        _browsers(port, 4) as (asking, *busy),
+    ):
+        busy[0].writer.write(post)
+        await asyncio.sleep(0.2)  # an image takes longer than the bound
+        backend.release.set()
+        assert (await busy[0].ask(b"")).status == 200
+        backend.release.clear()
+        backend.entered.clear()
+        asking.writer.write(post[:-5])
+        await asyncio.sleep(0.1)
+        await _until_waiting(busy, post, backend)
+        await _until_taken(connections, len(busy))
+        answer = await asking.ask(post[-5:])
+        _check_refusal(answer, "an image would wait for longer than 100 ms; that is the limit")
+        backend.release.set()
+        for browser in busy:
+            assert (await browser.ask(b"")).status == 200
+    assert sum(map(len, backend.batches)) == 1 + len(busy)
+
+
 @pytest.mark.parametrize("inference", ["loop", "thread"])
 async def test_burst_gets_answers_that_are_not_late_and_refusals(
     connect: Connect, picture: Picture, inference: str

@@ -3,16 +3,21 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
 import pytest
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from app.main import create_app
+from app.telemetry import exposition
+from app.telemetry.exposition import Exposition
 from app.telemetry.metrics import Metrics
 from tests.conftest import Connect, MakeSettings, Picture
+from tests.support.fakes import burn
 
 pytestmark = pytest.mark.anyio
 
@@ -100,6 +105,8 @@ async def test_applications_do_not_share_metrics(connect: Connect) -> None:
 def test_processes_are_added_up_and_gauges_of_dead_ones_are_dropped(tmp_path: Path) -> None:
     program = """
 import os, sys
+import asyncio
+from app.telemetry.exposition import Exposition
 from app.telemetry.metrics import Metrics, ModelMetrics
 metrics = Metrics()
 model = ModelMetrics(metrics, "m", "1")
@@ -107,7 +114,7 @@ model.answered(["cat"], 0.1)
 model.waiting(5)
 metrics.flush()
 if sys.argv[1] == "render":
-    print(metrics.render("")[0].decode())
+    print(asyncio.run(Exposition(metrics).text(""))[0].decode())
 """
     environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
     for action in ("die", "die", "render"):
@@ -131,19 +138,22 @@ def test_scrapes_at_the_same_time_drop_the_gauges_of_dead_processes_together(
     nobody = 1 << 23  # process ids end at 1 << 22
     for pid in range(nobody, nobody + 200):
         (tmp_path / f"gauge_livesum_{pid}.db").write_bytes(b"\x08" + bytes(7))
-    metrics = Metrics()
+
+    def scrape() -> None:  # as another process does
+        asyncio.run(Exposition(Metrics()).text(""))
+
     with ThreadPoolExecutor(8) as scrapers:
-        for answer in [scrapers.submit(metrics.render, "") for _ in range(8)]:
+        for answer in [scrapers.submit(scrape) for _ in range(8)]:
             answer.result()
     assert not list(tmp_path.iterdir())
 
 
-def test_file_that_a_starting_process_has_just_made_is_passed_over(
+async def test_file_that_a_starting_process_has_just_made_is_passed_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
     (tmp_path / f"counter_{os.getpid()}.db").touch()
-    Metrics().render("")
+    await Exposition(Metrics()).text("")
 
 
 async def test_metrics_are_there_while_every_thread_decodes(make_settings: MakeSettings) -> None:
@@ -162,10 +172,55 @@ async def test_metrics_are_there_while_every_thread_decodes(make_settings: MakeS
             release.set()
 
 
-def test_own_registry_is_rendered_without_a_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_own_registry_is_rendered_without_a_directory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.delenv("PROMETHEUS_MULTIPROC_DIR", raising=False)
-    content, _ = Metrics().render("")
+    content, _ = await Exposition(Metrics()).text("")
     assert b"convscope_http_requests_in_flight 0.0" in content
+
+
+def slow_encoder(
+    monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> list[tuple[float, threading.Thread]]:
+    """Make every rendering take so long; return the time at which each begins, and its thread."""
+    begun = list[tuple[float, threading.Thread]]()
+
+    def encode(registry: CollectorRegistry) -> bytes:
+        begun.append((time.perf_counter(), threading.current_thread()))
+        burn(seconds)
+        return generate_latest(registry)
+
+    monkeypatch.setattr(exposition, "choose_encoder", lambda _: (encode, "text/plain"))
+    return begun
+
+
+async def test_crowd_of_scrapers_shares_a_rendering_and_leaves_the_loop_to_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    begun = slow_encoder(monkeypatch, 0.005)
+    metrics = Metrics()
+    shown = Exposition(metrics)
+    await shown.text("")
+    metrics.begin_request()
+    scrapes = [asyncio.create_task(shown.text("")) for _ in range(100)]
+    asked = time.perf_counter()
+    await asyncio.sleep(0.01)
+    assert time.perf_counter() - asked < 0.04
+    for scrape in scrapes:
+        text, _ = await scrape
+        assert b"convscope_http_requests_in_flight 1.0" in text
+    (first, _), (second, thread) = begun
+    assert thread is threading.main_thread()
+    assert second - first >= 0.005 / exposition.MAX_SHARE
+
+
+async def test_rendering_that_takes_long_has_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = slow_encoder(monkeypatch, 2 * exposition.LOOP_SECONDS)
+    shown = Exposition(Metrics())
+    for _ in range(2):  # the first says how long it takes
+        await shown.text("")
+    assert [thread is threading.main_thread() for _, thread in begun] == [True, False]
 
 
 @pytest.mark.parametrize("version", ['"1.0.0"', "latest"])
