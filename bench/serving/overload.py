@@ -237,7 +237,7 @@ def _overload(found: Findings, seconds: float) -> None:
     if refused:
         found.at_most("503: p99", refused.p99, 20, " ms")
     for path, found_ms in probes.milliseconds.items():
-        median, p99 = np.percentile(found_ms, (50, 99))
+        median, p99 = np.percentile(found_ms, (50, 99)).tolist()
         found.note(f"{path}: p50", f"{median:.1f} ms")
         found.at_most(f"{path}: p99", p99, 20, " ms")
     found.at_most("probes that failed", probes.failed, 0)

@@ -1,6 +1,8 @@
 """Minutes of mixed requests, with every answer checked: `make soak`.
 
-The service runs with its defaults, one worker per core, on the models of this repository. Valid
+The service runs with its defaults, one worker per core, on the models of this repository; but
+images may wait for a second, because a machine that stands still for a moment would have a few
+refused. Valid
 requests in every format and a share of hostile ones are sent in an open loop, at a part of the rate
 that a closed loop of the same mixture reached just before. A failure is an unexpected answer, an
 error in the log, growing memory, or a count in the metrics that differs from the clients' own.
@@ -153,7 +155,8 @@ def soak(seconds: float, rate_share: float) -> dict[str, Any]:
     about = conditions()
     address = HOST, free_port()
     command = SERVERS["ours"].command(address[1])
-    with ServerProcess(command, directory=ROOT, environment=os.environ, log=LOG) as process:
+    environment = {"CONVSCOPE_MAX_WAIT_MS": "1000", **os.environ}
+    with ServerProcess(command, directory=ROOT, environment=environment, log=LOG) as process:
         process.wait_until(lambda: ask(address, Request("/health/ready"))[0] == 200, 150)
         process.tree.settle()
         before = Counted.scrape(address)
