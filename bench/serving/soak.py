@@ -2,10 +2,10 @@
 
 The service runs with its defaults, one worker per core, on the models of this repository; but
 images may wait for a second, because a machine that stands still for a moment would have a few
-refused. Valid
-requests in every format and a share of hostile ones are sent in an open loop, at a part of the rate
-that a closed loop of the same mixture reached just before. A failure is an unexpected answer, an
-error in the log, growing memory, or a count in the metrics that differs from the clients' own.
+refused. Valid requests in every format and a share of hostile ones are sent in an open loop, at a
+part of the rate that a closed loop of the same mixture reached just before. A failure is an
+unexpected answer, an error in the log, growing memory, or a count in the metrics that differs from
+the clients' own.
 
 Memory is the resident memory of all processes of the service, sampled every second. Its median over
 20 seconds from minute 2 (a fifth of a shorter run) is compared with that of the last 20 seconds.
