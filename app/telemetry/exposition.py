@@ -51,7 +51,7 @@ class Exposition:
         async with self._turn:
             begun, text = self._rendered.get(content_type, (0.0, b""))
             if begun <= asked:
-                if (too_soon := self._not_before - asked) > 0:
+                if (too_soon := self._not_before - time.perf_counter()) > 0:
                     await asyncio.sleep(too_soon)
                 self._metrics.flush()
                 begun = time.perf_counter()
