@@ -20,7 +20,7 @@ from app.artifact.store import Store
 from app.errors import DeadlineExceeded
 from app.explore.layers import Inside, Insides
 from app.inference.backends import Backend, batch_limit, is_quick, trim_heap
-from app.inference.backlog import Backlog
+from app.inference.backlog import Backlog, enforce
 from app.inference.batcher import Batcher
 from app.settings import Settings
 from app.telemetry import logs
@@ -144,7 +144,7 @@ class DecodeThreads(ThreadPoolExecutor):
 
     def check_wait(self) -> None:
         """Raise QueueFull if one image more may not wait now."""
-        self._backlog.check(self._waiting)
+        enforce(self._backlog.refusal(self._waiting))
 
     async def run(self, function: Callable[[], T]) -> T:
         """Return the function's result, however long it waits."""

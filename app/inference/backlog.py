@@ -37,7 +37,12 @@ class Backlog:
             return self._refusal
         return None
 
-    def check(self, waiting: int) -> None:
-        """Raise QueueFull if an image that comes while so many wait may not wait too."""
-        if self.refusal(waiting) is not None:
-            raise QueueFull(*self._refusal.args)
+
+def enforce(refusal: QueueFull | None) -> None:
+    """Raise a refusal, if there is one, as an exception of its own: others are refused by it too.
+
+    Raises:
+        QueueFull: with the refusal's words.
+    """
+    if refusal is not None:
+        raise QueueFull(*refusal.args)

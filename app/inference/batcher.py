@@ -22,7 +22,7 @@ import numpy as np
 from app.artifact.tensors import Images, Outputs
 from app.errors import BackendFailed, DeadlineExceeded, PredictionError, QueueFull, ShuttingDown
 from app.inference.backends import Backend
-from app.inference.backlog import Backlog
+from app.inference.backlog import Backlog, enforce
 
 LOAD_SECONDS = 0.005
 """How long a batch's images are loaded in one turn of the event loop, but for the last of them."""
@@ -245,9 +245,7 @@ class Batcher:
 
     def check_wait(self) -> None:
         """Raise QueueFull if one image more may not wait now."""
-        if self._waiting >= self._capacity:
-            raise QueueFull(*self._no_room.args)
-        self._backlog.check(self._waiting)
+        enforce(self.refusal)
 
     def _check_room(self, images: int) -> None:
         """Raise PredictionError if the queue does not take so many images."""

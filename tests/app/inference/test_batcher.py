@@ -440,28 +440,28 @@ async def test_loop_computes_what_came_in_one_turn_together_up_to_a_batch() -> N
     assert turns >= 3
 
 
-async def test_other_work_has_several_turns_between_two_batches() -> None:
-    """A new connection and its answer by ASGI take about five."""
+async def turns_after_batches(burnt: float) -> Counter[int]:
+    """Count the turns after each of three batches, in each of which other work burns seconds."""
     backend = RecordingBackend()
+    turns = Counter[int]()
     async with running(backend, max_batch=1, in_loop=True) as batcher:
         tasks = [ask(batcher, solid("red")) for _ in range(3)]
-        turns = Counter[int]()
         while not all(task.done() for task in tasks):
+            burn(burnt)
             await asyncio.sleep(0)
             turns[len(backend.batches)] += 1
+    return turns
+
+
+async def test_other_work_has_several_turns_between_two_batches() -> None:
+    """A new connection and its answer by ASGI take about five."""
+    turns = await turns_after_batches(burnt=0.0)
     assert turns[1] > 5
     assert turns[2] > 5
 
 
 async def test_other_work_holds_up_the_next_batch_for_milliseconds_only() -> None:
-    backend = RecordingBackend()
-    async with running(backend, max_batch=1, in_loop=True) as batcher:
-        tasks = [ask(batcher, solid("red")) for _ in range(3)]
-        turns = Counter[int]()
-        while not all(task.done() for task in tasks):
-            burn(OTHER_SECONDS / 2)  # as decoding for others does
-            await asyncio.sleep(0)
-            turns[len(backend.batches)] += 1
+    turns = await turns_after_batches(burnt=OTHER_SECONDS / 2)  # as decoding for others does
     assert turns[1] <= 4
     assert turns[2] <= 4
 
