@@ -80,7 +80,7 @@ class Settings(BaseSettings):
     max_batch: Annotated[int, Field(ge=1, le=4096)] = 16
     max_connections: Annotated[int, Field(ge=1, le=1_000_000)] = 2048
     max_requests: Annotated[int, Field(ge=1, le=1_000_000)] = 1024
-    max_wait_ms: Annotated[int, Field(ge=1, le=60_000)] = 50
+    max_wait_ms: Annotated[int, Field(ge=1, le=60_000)] = 40
     queue_capacity: Annotated[int, Field(ge=1, le=1_000_000)] = 2048
     request_timeout_seconds: Seconds = 10.0
     max_request_timeout_seconds: Seconds = 30.0

@@ -4,9 +4,14 @@ A number of requests would fit one machine and one model. The age of the oldest 
 late: a queue that is closed when its oldest is too old holds as much again behind it.
 """
 
+from collections import deque
+from statistics import median
+
 from app.errors import QueueFull
 
-_WEIGHT = 0.25  # of the last figure in the average
+_REMEMBERED = 5
+"""Batches whose median is the speed. An average would take one that was held up (by the processor's
+other work, or a page of memory) for the speed of those to come, and refuse images for nothing."""
 
 
 class Backlog:
@@ -21,15 +26,16 @@ class Backlog:
         """
         self._max_wait = max_wait
         self._at_least = at_least
-        self._seconds = 0.0  # an image
+        self._last: deque[float] = deque(maxlen=_REMEMBERED)  # seconds an image
+        self._seconds = 0.0  # their median
         self._refusal = QueueFull(
             f"an image would wait for longer than {max_wait * 1000:g} ms; that is the limit"
         )
 
     def served(self, images: int, seconds: float) -> None:
         """Learn the time of so many images, with all that was done in between if others waited."""
-        found = seconds / images
-        self._seconds += (_WEIGHT if self._seconds else 1.0) * (found - self._seconds)
+        self._last.append(seconds / images)
+        self._seconds = median(self._last)
 
     def refusal(self, waiting: int) -> QueueFull | None:
         """Return the error of an image that comes while so many wait, if it may not wait too."""

@@ -655,6 +655,19 @@ async def test_pause_between_two_bursts_is_not_taken_for_a_low_rate(
         await asyncio.gather(*begun)
 
 
+@pytest.mark.parametrize(("slow", "waits"), [(2, 8), (3, 4)])
+async def test_batches_that_are_held_up_count_when_they_are_the_most_of_five(
+    timed: TimedBackend, in_loop: bool, slow: int, waits: int
+) -> None:
+    async with running(timed, max_batch=2, in_loop=in_loop, max_wait=0.5) as batcher:
+        for seconds in [0.125] * (5 - slow) + [1000.0] * slow:
+            timed.seconds = seconds
+            await asyncio.gather(*(ask(batcher, solid("red")) for _ in range(2)))
+        begun, _ = fill(batcher)
+        assert len(begun) == waits
+        await asyncio.gather(*begun)
+
+
 async def test_stalled_backend_has_as_many_images_wait_as_at_the_rate_before(
     timed: TimedBackend,
 ) -> None:
