@@ -139,6 +139,13 @@ class Recipe(BaseModel):
         description="Add normal noise to each training image, with a standard deviation of up to "
         "this, of 255.",
     )
+    degraded: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Make this part of the training images worse, as pictures are that reach a "
+        "service: compressed, blurred, noisy, pale, resampled (after Hendrycks & Dietterich 2019).",
+    )
     proxy: str = Field(
         default="",
         description="Architecture of a small network that is trained beside and chooses the images "

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from training.data.dataset import Split
+from training.data.degradation import degrade
 from training.recipes import Flip
 
 
@@ -27,6 +28,7 @@ class Augmentation:
         brightness: make an image brighter or darker by up to this many deviations of each channel.
         contrast: stretch or shrink the distance from the mean colour by up to this part.
         noise: add normal noise; each image's standard deviation is uniform from 0 to this, of 255.
+        degraded: the part of the images that is made worse as `training.data.degradation` does.
         mean: of each channel, 0 to 255.
         deviation: of each channel, 0 to 255.
     """
@@ -38,6 +40,7 @@ class Augmentation:
     brightness: float = 0.0
     contrast: float = 0.0
     noise: float = 0.0
+    degraded: float = 0.0
     mean: tuple[float, ...] = (127.5, 127.5, 127.5)
     deviation: tuple[float, ...] = (63.0, 63.0, 63.0)
 
@@ -97,9 +100,13 @@ def epoch_batches(
     """
     draws = _draw(split, epoch, augmentation).to(split.images.device)
     noise = torch.Generator(split.images.device).manual_seed(epoch.own_seed)
+    degradation = torch.Generator().manual_seed(epoch.own_seed)
     for start in range(0, len(split), batch_size):
         chosen = draws.part(start, batch_size)
-        images = _vary(_gather(split.images, chosen, augmentation), chosen, augmentation, noise)
+        images = _gather(split.images, chosen, augmentation)
+        if augmentation.degraded:
+            images = degrade(images, augmentation.degraded, degradation)
+        images = _vary(images, chosen, augmentation, noise)
         yield Split(images, split.labels[chosen.order])
 
 

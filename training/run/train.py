@@ -296,6 +296,7 @@ def _augmentation(run: Run, epoch: Epoch) -> Augmentation:
         brightness=recipe.brightness,
         contrast=recipe.contrast,
         noise=recipe.noise,
+        degraded=recipe.degraded,
         mean=tuple(255 * part for part in run.mean),
         deviation=tuple(255 * part for part in run.deviation),
     )
