@@ -1,4 +1,4 @@
-"""`convscope-train`: data, train, evaluate, export, compare, describe.
+"""`convscope-train`: data, train, evaluate, export, compare, corruptions, describe.
 
 Reads arguments and prints. Every error of `training.errors` ends as one line and exit code 1.
 """
@@ -14,7 +14,7 @@ from rich.console import Console
 
 from app.artifact.manifest import Views, WeightFormat
 from app.commands import OneLineErrors
-from training import evaluate, report
+from training import corruptions, evaluate, report
 from training.architectures import ARCHITECTURES
 from training.architectures.describe import describe as describe_architecture
 from training.compare import report as comparison_report
@@ -211,6 +211,16 @@ def compare_command(store: Path, data_dir: Path | None, out: Path) -> None:
     if comparison.errors.left_out:
         console.print(comparison_report.left_out_note(comparison), soft_wrap=True)
     console.print(f"written: {out}", soft_wrap=True)
+
+
+@main.command("corruptions")
+@click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path))
+@data_dir_option
+def corruptions_command(models: tuple[Path, ...], data_dir: Path | None) -> None:
+    """Measure the models in the folders MODELS on corrupted test images."""
+    source = dataset.find(data_dir, download=False)
+    found = corruptions.measure_all(models, source, console.print)
+    console.print(report.corruptions_table(found))
 
 
 @main.command("describe")

@@ -3,7 +3,7 @@
 `training.compare.report` has the tables of a comparison.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -12,7 +12,9 @@ from rich import box
 from rich.table import Table
 
 from app.artifact.manifest import Evaluation, LayerRecord
+from training import corruptions
 from training.architectures.describe import Description, count_weights
+from training.corruptions import Answers
 from training.errors import RunError
 from training.run.checkpoint import EpochFigures
 
@@ -120,6 +122,16 @@ def label_axes(axes: Axes, x: str, y: str) -> None:
     axes.set_ylabel(y)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def corruptions_table(models: Mapping[str, Mapping[str, Answers]]) -> Table:
+    """Return each model's accuracy after each corruption, and the part that it marks as foreign."""
+    rows = [
+        (name, *(str(found[name]) for found in models.values())) for name in corruptions.CORRUPTIONS
+    ]
+    means = (f"{corruptions.mean_accuracy(found):.1%}" for found in models.values())
+    title = f"{corruptions.IMAGES:,} test images: right, marked as foreign"
+    return make_table(title, ("", *models), [*rows, ("mean of the corrupted", *means)])
 
 
 def make_table(title: str, headings: Row, rows: Sequence[Row]) -> Table:

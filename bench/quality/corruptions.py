@@ -1,180 +1,37 @@
-"""Accuracy of each model on corrupted pictures: `python -m bench.quality.corruptions`.
+"""The table of corruptions in `docs/confidence.md`: `python -m bench.quality.corruptions`.
 
-Every model of the store (`CONVSCOPE_STORE`) classifies the first 2,000 test images by its float32
-graph: clean, and with corruptions after Hendrycks & Dietterich 2019 (CIFAR-10-C), each in one
-strength. The figures go to `bench/results/corruptions.json` and to `docs/confidence.md`. They are
-the reason why some recipes add noise, but chose no number of a recipe. CIFAR-10 is found as by
-`convscope-train`. With 2,000 images the standard error is at most 1.1 points.
+It holds what `convscope-train corruptions` measures, for every model of the store
+(`CONVSCOPE_STORE`). The figures also go to `bench/results/corruptions.json`. CIFAR-10 is found as
+by `convscope-train`.
 """
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from io import BytesIO
-from statistics import mean
+from dataclasses import asdict
 
 import click
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
-from skimage.filters import gaussian
 
-from app.artifact.directory import Artifact
 from app.artifact.store import read_store
-from app.artifact.tensors import Images
-from app.inference.backends import open_backend
 from app.settings import read_settings
 from bench import ROOT
 from bench.harness.report import publish, table
+from training.corruptions import (
+    CORRUPTIONS,
+    IMAGES,
+    Answers,
+    corrupted_tests,
+    mean_accuracy,
+    measure,
+)
 from training.data import dataset
-from training.evaluate import answer, changed_test
 
 DOCUMENT = ROOT / "docs" / "confidence.md"
-IMAGES = 2000
-THREADS = 2
-
-Pixels = NDArray[np.float64]
-Change = Callable[[Pixels, np.random.Generator], Pixels]
-
-
-@dataclass(frozen=True)
-class Corruption:
-    """A corruption of pictures.
-
-    Attributes:
-        meaning: its effect, in words.
-        change: applies it to float `[N,H,W,3]` of 0 to 255.
-    """
-
-    meaning: str
-    change: Change
-
-    def __call__(self, images: Images) -> Images:
-        """Return corrupted uint8 images of the same shape; every call gives the same images."""
-        changed = self.change(images.astype(np.float64), np.random.default_rng(0))
-        return np.rint(changed).clip(0, 255).astype(np.uint8)
-
-
-@dataclass(frozen=True)
-class Answers:
-    """One model's answers to the images of one corruption.
-
-    Attributes:
-        accuracy: part of the images that is classified correctly.
-        marked: part that is marked as foreign; None if the model has no such score.
-    """
-
-    accuracy: float
-    marked: float | None
-
-    def __str__(self) -> str:
-        return f"{self.accuracy:.0%}" + ("" if self.marked is None else f", {self.marked:.0%}")
-
-
-def _add_gaussian_noise(deviation: float) -> Change:
-    return lambda images, rng: images + rng.normal(0, deviation, images.shape)
-
-
-def _add_shot_noise(images: Pixels, rng: np.random.Generator) -> Pixels:
-    return rng.poisson(images / 255 * 100) / 100 * 255.0
-
-
-def _add_impulse_noise(images: Pixels, rng: np.random.Generator) -> Pixels:
-    drawn = rng.random(images.shape)
-    return np.select([drawn < 0.015, drawn < 0.03], [0.0, 255.0], images)
-
-
-def _blur(images: Pixels, _: np.random.Generator) -> Pixels:
-    blurred: Pixels = gaussian(images, (0, 1, 1, 0), preserve_range=True)
-    return blurred
-
-
-def _blur_along_rows(images: Pixels, _: np.random.Generator) -> Pixels:
-    padded = np.pad(images, ((0, 0), (0, 0), (2, 2), (0, 0)), mode="edge")
-    blurred: Pixels = np.lib.stride_tricks.sliding_window_view(padded, 5, axis=2).mean(-1)
-    return blurred
-
-
-def _add_fog(images: Pixels, rng: np.random.Generator) -> Pixels:
-    count, height, width, _ = images.shape
-    clouds: Pixels = gaussian(rng.random((count, height, width)), (0, 4, 4), mode="wrap")
-    low, high = clouds.min((1, 2), keepdims=True), clouds.max((1, 2), keepdims=True)
-    veil = ((clouds - low) / (high - low))[..., None]
-    foggy: Pixels = images * (1 - veil) + 255 * veil
-    return foggy
-
-
-def _lower_contrast(images: Pixels, _: np.random.Generator) -> Pixels:
-    middle: Pixels = images.mean((1, 2), keepdims=True)
-    return middle + 0.4 * (images - middle)
-
-
-def _pixelate(images: Pixels, _: np.random.Generator) -> Pixels:
-    def enlarged_again(image: Image.Image) -> Image.Image:
-        size = (round(image.width * 0.75), round(image.height * 0.75))
-        small = image.resize(size, Image.Resampling.BOX)
-        return small.resize(image.size, Image.Resampling.NEAREST)
-
-    return _each(images, enlarged_again)
-
-
-def _compress(images: Pixels, _: np.random.Generator) -> Pixels:
-    def compressed(image: Image.Image) -> Image.Image:
-        file = BytesIO()
-        image.save(file, "JPEG", quality=50)
-        return Image.open(file)
-
-    return _each(images, compressed)
-
-
-def _each(images: Pixels, change: Callable[[Image.Image], Image.Image]) -> Pixels:
-    pictures = (change(Image.fromarray(pixels.astype(np.uint8))) for pixels in images)
-    return np.stack([np.asarray(picture, np.float64) for picture in pictures])
-
-
-CLEAN = "clean"
-CORRUPTIONS = {
-    CLEAN: Corruption("the test images themselves", lambda images, _: images),
-    "Gaussian noise 7": Corruption("of a deviation of 7 of 255", _add_gaussian_noise(7)),
-    "Gaussian noise 20": Corruption("of 20", _add_gaussian_noise(20)),
-    "shot noise": Corruption("Poisson, 100 photons for white", _add_shot_noise),
-    "impulse noise": Corruption("3% of the values black or white", _add_impulse_noise),
-    "blur": Corruption("Gaussian, of a deviation of 1 pixel", _blur),
-    "motion blur": Corruption("the mean of 5 pixels along the row", _blur_along_rows),
-    "fog": Corruption("clouds of white, half of the light on average", _add_fog),
-    "brightness": Corruption("51 of 255 more", lambda images, _: images + 51),
-    "contrast": Corruption("0.4 of the distance from the picture's mean", _lower_contrast),
-    "pixelate": Corruption("24 of 32 pixels a side, enlarged again", _pixelate),
-    "JPEG": Corruption("of quality 50", _compress),
-}
-"""The measured corruptions by name."""
-
-
-def measure(artifact: Artifact, tests: dict[str, dataset.Split]) -> dict[str, Answers]:
-    """Return one model's answers to the test images after each corruption."""
-    predict = open_backend(artifact, "onnx-cpu", THREADS).predict
-    confidence = artifact.manifest.confidence.get("float32")
-    found = {}
-    for name, test in tests.items():
-        answered = answer(predict, test)
-        scores, marked = answered.outputs.ood_scores, None
-        if confidence and scores is not None:
-            threshold = confidence.out_of_distribution.threshold
-            marked = round(float((scores > threshold).mean()), 4)
-        found[name] = Answers(round(answered.accuracy, 4), marked)
-    return found
-
-
-def corrupted_tests(source: dataset.Source) -> dict[str, dataset.Split]:
-    """Return the first test images after each corruption, by its name."""
-    return {name: changed_test(source, one, IMAGES) for name, one in CORRUPTIONS.items()}
 
 
 def corruption_table(models: dict[str, dict[str, Answers]]) -> str:
     """Return a Markdown table of the models, with the meaning of each column."""
-    rows = []
-    for model, found in models.items():
-        corrupted = [answers.accuracy for name, answers in found.items() if name != CLEAN]
-        rows.append([model, *(str(found[name]) for name in CORRUPTIONS), f"{mean(corrupted):.1%}"])
+    rows = [
+        [model, *(str(found[name]) for name in CORRUPTIONS), f"{mean_accuracy(found):.1%}"]
+        for model, found in models.items()
+    ]
     said = "; ".join(f"*{name}*: {one.meaning}" for name, one in CORRUPTIONS.items())
     columns = table(["model", *CORRUPTIONS, "mean"], rows)
     return f"{columns}\n\n{said}; *mean*: of the accuracies but the clean one."
@@ -184,13 +41,11 @@ def corruption_table(models: dict[str, dict[str, Answers]]) -> str:
 def main() -> None:
     """Measure, write the results and fill the document."""
     settings = read_settings()
-    store = read_store(settings.store, settings.models, settings.default_model)
     tests = corrupted_tests(dataset.find(None))
     models = {}
-    for artifact in store:
-        model = artifact.ref
-        models[model] = measure(artifact, tests)
-        click.echo(f"{model} is done")
+    for artifact in read_store(settings.store, settings.models, settings.default_model):
+        models[artifact.ref] = measure(artifact, tests)
+        click.echo(f"{artifact.ref} is done")
     figures = {
         model: {name: asdict(answers) for name, answers in found.items()}
         for model, found in models.items()

@@ -4,13 +4,14 @@ import json
 from typing import Any
 
 from bench import RESULTS, ROOT
-from bench.quality.corruptions import Answers, corruption_table
+from bench.quality.corruptions import corruption_table
 from bench.quality.ood_scores import score_table
 from bench.serving import report
 from bench.serving.explain import explanation_table
 from bench.serving.results import Run
 from bench.training.exercise import ExerciseResults, exercise_table
 from bench.training.speednet import SpeednetResults, speednet_table
+from training.corruptions import Answers
 
 
 def _results(name: str) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from app.artifact.directory import Artifact
 from app.artifact.files import EVALUATION
 from training.cli import main
 from training.run.checkpoint import Checkpoint, EpochFigures, newest, open_run
@@ -212,3 +213,15 @@ def test_a_run_whose_images_are_gone_downloads_nothing(
     monkeypatch.chdir(tmp_path)
     said = f"found no data set; `convscope-train data` fetches CIFAR-10 (looked in: {tmp_path}/gone"
     assert said in _fail("evaluate", run)
+
+
+def test_corruptions_lists_every_model_and_corruption(
+    exported: Artifact, image_folder: Path
+) -> None:
+    output = _run("corruptions", exported.path, "--data-dir", image_folder)
+    lines = [line.split() for line in output.splitlines()]
+    assert ["tiny/1", "is", "done"] in lines
+    assert sum(line[:1] == ["JPEG"] for line in lines) == 3
+    [clean] = [line for line in lines if line[:1] == ["clean"]]
+    assert clean[1] == f"{exported.manifest.test.accuracy:.0%},"
+    assert "mean of the corrupted" in output

@@ -20,7 +20,8 @@ Kind = Callable[[Tensor, torch.Generator], Tensor]
 COMPRESSED = 0.5
 """The part of the degraded images that are compressed as JPEG after all else."""
 
-_QUALITIES = 20, 96
+QUALITIES = 20, 96
+"""Of JPEG, the last not included. Photographs are saved at 75 to 95, and sent on at less."""
 _SMALLER = 12, 16, 20, 24, 28  # of 32 pixels a side
 _KERNEL = 7
 
@@ -54,7 +55,7 @@ def degrade(images: Tensor, part: float, generator: torch.Generator) -> Tensor:
 
 def _compress(images: Tensor, generator: torch.Generator) -> Tensor:
     """Compress uint8 `[N,H,W,3]` as JPEG of a random quality, with or without fewer colours."""
-    qualities = torch.randint(*_QUALITIES, (len(images),), generator=generator).tolist()
+    qualities = torch.randint(*QUALITIES, (len(images),), generator=generator).tolist()
     subsampled = torch.randint(2, (len(images),), generator=generator).tolist()
     found = np.empty(images.shape, np.uint8)
     for place, (pixels, quality, fewer) in enumerate(
@@ -71,36 +72,40 @@ def _uniform(low: float, high: float, count: int, generator: torch.Generator) ->
     return low + (high - low) * torch.rand((count, 1, 1, 1), generator=generator)
 
 
-def _leave(images: Tensor, _: torch.Generator) -> Tensor:
+def leave(images: Tensor, _: torch.Generator) -> Tensor:
     """For images that are only compressed."""
     return images
 
 
-def _add_white_noise(images: Tensor, generator: torch.Generator) -> Tensor:
+def add_white_noise(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Add normal noise, as of a sensor in the dark."""
     deviations = _uniform(0, 30, len(images), generator)
     return images + deviations * torch.randn(images.shape, generator=generator)
 
 
-def _add_shot_noise(images: Tensor, generator: torch.Generator) -> Tensor:
+def add_shot_noise(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw each value from a Poisson distribution, as of few photons."""
     photons = _uniform(3.5, 6, len(images), generator).exp()  # 33 to 400 for white
     return torch.poisson(images / 255 * photons, generator=generator) / photons * 255
 
 
-def _add_impulse_noise(images: Tensor, generator: torch.Generator) -> Tensor:
+def add_impulse_noise(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Make single values black or white."""
     parts = _uniform(0, 0.1, len(images), generator)
     drawn = torch.rand(images.shape, generator=generator)
     dark = images.masked_fill(drawn < parts / 2, 0)
     return torch.where((drawn >= parts / 2) & (drawn < parts), 255.0, dark)
 
 
-def _blur(images: Tensor, generator: torch.Generator) -> Tensor:
+def blur(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Blur by a normal distribution."""
     deviations = _uniform(0.3, 1.4, len(images), generator)
     place = torch.arange(_KERNEL) - _KERNEL // 2
     line = torch.exp(-(place**2) / (2 * deviations.flatten()[:, None] ** 2))
     return _convolve(images, line[:, :, None] * line[:, None, :])
 
 
-def _move(images: Tensor, generator: torch.Generator) -> Tensor:
+def move(images: Tensor, generator: torch.Generator) -> Tensor:
     """Blur along a line of a random direction and length, or out of focus over a disc."""
     angles = torch.rand((len(images), 1, 1), generator=generator) * torch.pi
     halves = 0.5 + 2.5 * torch.rand((len(images), 1, 1), generator=generator)
@@ -125,7 +130,7 @@ def _convolve(images: Tensor, kernels: Tensor) -> Tensor:
     return found.reshape(count, channels, height, width)
 
 
-def _pale(images: Tensor, generator: torch.Generator) -> Tensor:
+def pale(images: Tensor, generator: torch.Generator) -> Tensor:
     """Lower the contrast, and make the image brighter or darker."""
     middle = images.mean((1, 2, 3), keepdim=True)
     factors = _uniform(0.2, 1.1, len(images), generator)
@@ -133,7 +138,7 @@ def _pale(images: Tensor, generator: torch.Generator) -> Tensor:
     return middle + factors * (images - middle) + shifts
 
 
-def _veil(images: Tensor, generator: torch.Generator) -> Tensor:
+def veil(images: Tensor, generator: torch.Generator) -> Tensor:
     """Lay a white cloud over the image."""
     coarse = torch.rand((len(images), 1, 4, 4), generator=generator)
     fine = torch.rand((len(images), 1, 8, 8), generator=generator)
@@ -147,7 +152,7 @@ def _veil(images: Tensor, generator: torch.Generator) -> Tensor:
     return images * (1 - veil) + 255 * veil
 
 
-def _resample(images: Tensor, generator: torch.Generator) -> Tensor:
+def resample(images: Tensor, generator: torch.Generator) -> Tensor:
     """Reduce the image and enlarge it again, to pixels or smoothly."""
     sizes = torch.randint(len(_SMALLER), (len(images),), generator=generator)
     smooth = torch.rand(len(images), generator=generator) < 0.5
@@ -161,7 +166,7 @@ def _resample(images: Tensor, generator: torch.Generator) -> Tensor:
     return found
 
 
-def _zoom(images: Tensor, generator: torch.Generator) -> Tensor:
+def zoom(images: Tensor, generator: torch.Generator) -> Tensor:
     """Show a part of the image anywhere, or the image and some of its mirror image around it."""
     scales = _uniform(0.65, 1.25, len(images), generator).flatten()
     room = (1 - scales).abs()[:, None]
@@ -176,15 +181,15 @@ def _zoom(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 KINDS: tuple[Kind, ...] = (
-    _leave,
-    _add_white_noise,
-    _add_shot_noise,
-    _add_impulse_noise,
-    _blur,
-    _move,
-    _pale,
-    _veil,
-    _resample,
-    _zoom,
+    leave,
+    add_white_noise,
+    add_shot_noise,
+    add_impulse_noise,
+    blur,
+    move,
+    pale,
+    veil,
+    resample,
+    zoom,
 )
 """The ways of degrading, equally likely."""

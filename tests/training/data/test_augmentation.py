@@ -17,6 +17,7 @@ def _batches(
     brightness: float = 0.0,
     contrast: float = 0.0,
     noise: float = 0.0,
+    degraded: float = 0.0,
     size: int = 64,
 ) -> list[dataset.Split]:
     images, labels = sample.read("train")
@@ -29,6 +30,7 @@ def _batches(
         brightness=brightness,
         contrast=contrast,
         noise=noise,
+        degraded=degraded,
         mean=(120, 110, 100),
         deviation=(60, 50, 40),
     )
@@ -180,3 +182,14 @@ def test_an_epoch_is_the_same_twice_and_another_one_differs() -> None:
     )
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+
+
+def test_degraded_images_are_mirrored_and_shifted_ones_made_worse() -> None:
+    plain = _batches(flip="random", translate=4)
+    for batch, before in zip(
+        _batches(flip="random", translate=4, degraded=0.5), plain, strict=True
+    ):
+        assert torch.equal(batch.labels, before.labels)
+        changed = (batch.images != before.images).flatten(1).any(1)
+        assert 0.2 < changed.float().mean() < 0.8
+    assert not torch.equal(_batches(1, degraded=0.5)[0].images, _batches(2, degraded=0.5)[0].images)

@@ -116,10 +116,11 @@ def test_a_recipes_augmentation_is_what_batches_are_cut_with(
         brightness=0.1,
         contrast=0.2,
         noise=9,
+        degraded=0.3,
     )
     state = train_quietly(recipe, source, tmp_path).state
     mean, deviation = (tuple(255 * x for x in part) for part in (state.mean, state.deviation))
-    cropped = Augmentation("alternating", 3, 28, 5, 0.1, 0.2, 9, mean, deviation)
+    cropped = Augmentation("alternating", 3, 28, 5, 0.1, 0.2, 9, 0.3, mean, deviation)
     assert cut == [(1, 32, cropped), (2, 32, replace(cropped, crop=0))]
 
 

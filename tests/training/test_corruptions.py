@@ -1,20 +1,23 @@
-"""The corruptions that `bench.quality.corruptions` asks the models about, on real images."""
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from app.artifact.directory import Artifact
 from app.artifact.tensors import Images
-from bench.quality.corruptions import (
+from tests.support import sample
+from training.corruptions import (
     CLEAN,
     CORRUPTIONS,
     Answers,
     corrupted_tests,
-    corruption_table,
+    mean_accuracy,
     measure,
+    measure_all,
 )
-from tests.support import sample
 from training.data import dataset
+from training.errors import RunError
 
 
 @pytest.fixture(scope="module")
@@ -101,9 +104,12 @@ def test_pixels_are_24_a_side(clean: Images) -> None:
         assert same.sum() == 8
 
 
-def test_jpeg_changes_values_a_little(clean: Images) -> None:
-    away = CORRUPTIONS["JPEG"](clean).astype(float) - clean
-    assert 3 < np.abs(away).mean() < 15
+def test_jpeg_changes_more_the_lower_its_quality(clean: Images) -> None:
+    away = [
+        np.abs(CORRUPTIONS[f"JPEG {quality}"](clean).astype(float) - clean).mean()
+        for quality in (75, 50, 30)
+    ]
+    assert 3 < away[0] < away[1] < away[2] < 15
 
 
 def test_a_model_is_asked_about_every_corruption(
@@ -117,8 +123,17 @@ def test_a_model_is_asked_about_every_corruption(
     assert len({str(answers) for answers in found.values()}) > 3
 
 
-def test_the_tables_mean_is_of_what_is_corrupted() -> None:
+def test_the_mean_is_of_what_is_corrupted() -> None:
     found = dict.fromkeys(CORRUPTIONS, Answers(0.5, None)) | {CLEAN: Answers(0.9, 0.04)}
-    row = corruption_table({"small/1": found}).splitlines()[2]
-    assert row.startswith("| small/1 | 90%, 4% | 50% | ")
-    assert row.endswith("| 50% | 50.0% |")
+    assert mean_accuracy(found) == 0.5
+    assert (str(found[CLEAN]), str(found["fog"])) == ("90%, 4%", "50%")
+
+
+def test_a_model_of_other_data_or_none_is_an_error_that_names_it(
+    exported: Artifact, source: dataset.Source, tmp_path: Path
+) -> None:
+    with pytest.raises(RunError, match=f"{tmp_path / 'none'}.*manifest.json"):
+        measure_all([tmp_path / "none"], source, print)
+    other = replace(source, sha256="0" * 64)
+    with pytest.raises(RunError, match=f"^{exported.path}: was trained on other data than that in"):
+        measure_all([exported.path], other, print)
