@@ -182,8 +182,8 @@ def test_probabilities_are_calibrated(artifact: Artifact, int8: Int8Record) -> N
 def test_document_has_the_figures_of_the_manifest(artifact: Artifact) -> None:
     """In `docs/confidence.md`, whose tables are those of `compare`."""
     confidence = artifact.manifest.confidence["float32"]
-    lac = [item for item in confidence.conformal.measured if item.method == "lac"]
-    sets = (f"{item.found:.1%}, {item.classes:.2f}" for item in lac)
+    aps = [item for item in confidence.conformal.measured if item.method == "aps"]
+    sets = (f"{item.found:.1%}, {item.classes:.2f}" for item in aps)
     foreign = confidence.out_of_distribution
     kinds = (f"{value:.3f}" for value in foreign.auroc.values())
     document = (STORE.parent / "docs" / "confidence.md").read_text()

@@ -51,9 +51,10 @@ class PredictQuery(ModelQuery):
         "probability, rounded up to a whole percent.",
     )
     sets: SetMethod = Field(
-        "lac",
-        description="The method of prediction sets: `lac` gives the smallest on average, `aps` "
-        "larger ones to difficult images.",
+        "aps",
+        description="The method of prediction sets: `aps` gives difficult images larger ones and "
+        "loses least on pictures that are not clean, `lac` gives the smallest on average, "
+        "`class-conditional` holds each class as often as asked, not only all together.",
     )
 
 

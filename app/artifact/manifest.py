@@ -24,7 +24,7 @@ PRECISIONS: Mapping[BackendName, tuple[Precision, ...]] = {
 WeightFormat = Literal["float32", "float16"]
 """How kernels and matrices are stored; they are computed with in float32."""
 
-SetMethod = Literal["lac", "aps"]
+SetMethod = Literal["lac", "aps", "class-conditional"]
 Views = Literal[1, 2, 6]
 
 MAX_FILE_BYTES = 1 << 30
@@ -118,6 +118,7 @@ class Coverage(Frozen):
 
     `wanted` is the coverage that was asked for, `found` the fraction of sets that held the true
     class. `classes` is the mean number of classes in a set, `empty` the fraction of empty sets.
+    `worst_class` is as `found`, for the class whose images' sets hold it least often.
     """
 
     method: SetMethod
@@ -125,13 +126,21 @@ class Coverage(Frozen):
     found: float
     classes: float
     empty: float
+    worst_class: Annotated[float | None, Field(exclude_if=lambda part: part is None)] = None
+
+
+Thresholds = Annotated[tuple[float, ...], Field(min_length=99, max_length=99)]
+"""Of prediction sets: the first is for a coverage of 1%, the last for 99%."""
 
 
 class Conformal(Frozen):
-    """Thresholds of prediction sets: the first is for a coverage of 1%, the last for 99%."""
+    """Thresholds of each method of prediction sets; `class_conditional` has them for each class."""
 
-    lac: Annotated[tuple[float, ...], Field(min_length=99, max_length=99)]
-    aps: Annotated[tuple[float, ...], Field(min_length=99, max_length=99)]
+    lac: Thresholds
+    aps: Thresholds
+    class_conditional: Annotated[
+        tuple[Thresholds, ...], Field(exclude_if=lambda classes: not classes)
+    ] = ()
     measured: tuple[Coverage, ...]
 
 
@@ -278,6 +287,17 @@ class Manifest(Frozen):
     def _int8_file_is_listed(self) -> Self:
         if self.int8 is not None and self.int8.file not in self.files:
             raise ValueError(f"int8.file is {self.int8.file!r}, which files does not list")
+        return self
+
+    @model_validator(mode="after")
+    def _every_class_has_thresholds(self) -> Self:
+        for precision, confidence in self.confidence.items():
+            found = len(confidence.conformal.class_conditional)
+            if found not in {0, len(self.classes)}:
+                raise ValueError(
+                    f"confidence.{precision}.conformal.class_conditional has thresholds of {found} "
+                    f"classes; there are {len(self.classes)}"
+                )
         return self
 
     @property

@@ -10,8 +10,10 @@ the true classes' scores among images that the network was not trained on.
 
 `lac` (Sadinle et al. 2019) scores a class by one minus its probability, which gives the smallest
 sets on average. `aps` (Romano et al. 2020) scores it by the probabilities of all likelier classes
-and a random part of its own, which gives difficult images larger sets. Both may give an empty set:
-no class is likely enough. The manifest holds the thresholds; nothing here reads a file.
+and a random part of its own, which gives difficult images larger sets. `class-conditional` (Vovk
+2012) scores as `lac` does, and has a threshold for each class, from the images of that class. All
+may give an empty set: no class is likely enough. The manifest holds the thresholds; nothing here
+reads a file.
 """
 
 import hashlib
@@ -32,6 +34,9 @@ Scores = NDArray[np.float64]
 """Nonconformity scores, 0 to 1: how odd each class would be as the answer, float64 `[N,classes]`.
 """
 
+Threshold = float | NDArray[np.float64]
+"""The highest score of a class in a set: of every class, or of each, float64 `[classes]`."""
+
 
 class Interpreter:
     """Writes the answer to one request from the outputs of one model.
@@ -46,7 +51,7 @@ class Interpreter:
         *,
         top_k: int | None = None,
         coverage: float | None = None,
-        method: SetMethod = "lac",
+        method: SetMethod = "aps",
     ) -> None:
         """Check the parameters.
 
@@ -56,12 +61,12 @@ class Interpreter:
             top_k: the number of probabilities to give for an image; all unless given.
             coverage: the probability with which prediction sets hold the true class, 0.01 to 0.99;
                 no sets unless given.
-            method: how the classes of a set are scored.
+            method: how the classes of a set are chosen.
 
         Raises:
             InvalidParameter: `top_k` is larger than the number of classes.
             NothingToSee: prediction sets are wanted of a model that was exported without
-                thresholds.
+                thresholds for the method.
         """
         manifest = artifact.manifest
         classes = len(manifest.classes)
@@ -71,12 +76,13 @@ class Interpreter:
         confidence = manifest.confidence.get(precision)
         self._threshold = None
         if coverage is not None:
-            if confidence is None:
+            if confidence is not None:
+                self._threshold = find_threshold(confidence.conformal, coverage, method)
+            if self._threshold is None:
                 raise NothingToSee(
-                    f"coverage={coverage:g}: {artifact.ref} was exported without the thresholds "
-                    "of prediction sets; `convscope-train export` adds them today"
+                    f"coverage={coverage:g}, sets={method}: {artifact.ref} was exported without "
+                    "the thresholds of these sets; `convscope-train export` adds them today"
                 )
-            self._threshold = find_threshold(confidence.conformal, coverage, method)
         self._manifest = manifest
         self._top_k = classes if top_k is None else top_k
         self._confidence = confidence
@@ -157,7 +163,7 @@ def class_scores(probabilities: Probabilities, images: Images, method: SetMethod
             pixels, so that the same image always has the same set.
         method: how classes are scored.
     """
-    if method == "lac":
+    if method != "aps":
         return 1.0 - probabilities.astype(np.float64)
     order = np.argsort(-probabilities, axis=1, kind="stable")
     ranked = np.take_along_axis(probabilities.astype(np.float64), order, axis=1)
@@ -189,20 +195,25 @@ def fit_threshold(true_scores: NDArray[np.float64], coverage: float) -> float:
     return float(np.sort(true_scores)[rank - 1])
 
 
-def find_threshold(conformal: Conformal, coverage: float, method: SetMethod) -> float:
+def find_threshold(conformal: Conformal, coverage: float, method: SetMethod) -> Threshold | None:
     """Return the manifest's threshold for a coverage, rounded up to a whole percent.
+
+    It is None if the model was exported without thresholds for the method.
 
     Args:
         conformal: the thresholds.
         coverage: 0.01 to 0.99.
-        method: how classes are scored.
+        method: how classes are chosen.
     """
-    thresholds = conformal.lac if method == "lac" else conformal.aps
-    return thresholds[math.ceil(round(coverage * 100, 9)) - 1]
+    place = math.ceil(round(coverage * 100, 9)) - 1
+    if method == "class-conditional":
+        classes = conformal.class_conditional
+        return np.array([thresholds[place] for thresholds in classes]) if classes else None
+    return (conformal.lac if method == "lac" else conformal.aps)[place]
 
 
 def prediction_sets(
-    probabilities: Probabilities, images: Images, method: SetMethod, threshold: float
+    probabilities: Probabilities, images: Images, method: SetMethod, threshold: Threshold
 ) -> NDArray[np.bool_]:
     """Return the members of each image's set, bool `[N,classes]`.
 
@@ -210,7 +221,7 @@ def prediction_sets(
         probabilities: float32 `[N,classes]`.
         images: uint8 `[N,H,W,3]`.
         method: how classes are scored.
-        threshold: the highest score of a class in a set.
+        threshold: the highest score of each class in a set.
     """
     members: NDArray[np.bool_] = class_scores(probabilities, images, method) <= threshold
     return members

@@ -205,11 +205,17 @@ def copy_store(store: Path, target: Path) -> Path:
     return Path(shutil.copytree(store, target))
 
 
-def confidence(lac: tuple[float, ...], aps: tuple[float, ...], foreign: float) -> dict[str, Any]:
+def confidence(
+    lac: tuple[float, ...],
+    aps: tuple[float, ...],
+    foreign: float,
+    class_conditional: tuple[tuple[float, ...], ...] = (),
+) -> dict[str, Any]:
     """Return what a manifest says of a graph: thresholds of sets, and of what is foreign."""
+    by_class = {"class_conditional": class_conditional} if class_conditional else {}
     return {
         "heldout_images": 1000,
-        "conformal": {"lac": lac, "aps": aps, "measured": []},
+        "conformal": {"lac": lac, "aps": aps, **by_class, "measured": []},
         "out_of_distribution": {
             "threshold": foreign,
             "heldout_false_alarms": 0.05,

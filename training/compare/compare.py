@@ -55,7 +55,7 @@ class ConfidenceFigures:
 
     Attributes:
         found: the part of the test images whose set has the true class, by the wanted part ("90%"),
-            with the method `lac`.
+            with the method `aps`.
         classes: the mean number of classes in a set, by the wanted part.
         false_alarms: the part of the test images that is marked as foreign.
         auroc: of test images against each kind of foreign images.
@@ -271,7 +271,7 @@ def _confidence(artifact: Artifact) -> ConfidenceFigures | None:
     confidence = artifact.manifest.confidence.get("float32")
     if confidence is None:
         return None
-    measured = [item for item in confidence.conformal.measured if item.method == "lac"]
+    measured = [item for item in confidence.conformal.measured if item.method == "aps"]
     foreign = confidence.out_of_distribution
     return ConfidenceFigures(
         found={f"{item.wanted:.0%}": item.found for item in measured},

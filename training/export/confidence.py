@@ -13,7 +13,12 @@ from numpy.typing import NDArray
 
 from app.artifact.manifest import Confidence, Conformal, Coverage, OutOfDistribution, SetMethod
 from app.artifact.tensors import Images, Outputs
-from app.tasks.classification import class_scores, fit_threshold, prediction_sets
+from app.tasks.classification import (
+    class_scores,
+    find_threshold,
+    fit_threshold,
+    prediction_sets,
+)
 from training.evaluate import SERVED_BATCH, Answered, Predict, outputs_for
 from training.export.graphs import ServedNetwork
 from training.export.layer_outputs import outputs_of
@@ -90,34 +95,47 @@ def auroc(known: NDArray[np.float32], foreign: NDArray[np.float32]) -> float:
 
 
 def _fit_conformal(heldout: Answered, test: Answered) -> Conformal:
-    thresholds = {method: _thresholds(heldout, method) for method in _METHODS}
-    return Conformal(
-        **{method: tuple(thresholds[method]) for method in _METHODS},
-        measured=tuple(
-            _measure_coverage(test, method, wanted, thresholds[method][round(wanted * 100) - 1])
-            for method in _METHODS
-            for wanted in MEASURED_COVERAGES
-        ),
+    likely, ordered = (_true_scores(heldout, method) for method in ("lac", "aps"))
+    classes = range(heldout.outputs.probabilities.shape[1])
+    fitted = Conformal(
+        lac=_thresholds(likely),
+        aps=_thresholds(ordered),
+        class_conditional=tuple(_thresholds(likely[heldout.labels == label]) for label in classes),
+        measured=(),
     )
+    measured = tuple(
+        _measure_coverage(test, fitted, method, wanted)
+        for method in _METHODS
+        for wanted in MEASURED_COVERAGES
+    )
+    return fitted.model_copy(update={"measured": measured})
 
 
-def _thresholds(heldout: Answered, method: SetMethod) -> list[float]:
+def _true_scores(heldout: Answered, method: SetMethod) -> NDArray[np.float64]:
+    """Return the scores of the true classes, `[N]`."""
     scores = class_scores(heldout.outputs.probabilities, heldout.images, method)
-    true = scores[np.arange(len(scores)), heldout.labels]
-    return [fit_threshold(true, percent / 100) for percent in range(1, 100)]
+    return scores[np.arange(len(scores)), heldout.labels]
+
+
+def _thresholds(true_scores: NDArray[np.float64]) -> tuple[float, ...]:
+    return tuple(fit_threshold(true_scores, percent / 100) for percent in range(1, 100))
 
 
 def _measure_coverage(
-    test: Answered, method: SetMethod, wanted: float, threshold: float
+    test: Answered, fitted: Conformal, method: SetMethod, wanted: float
 ) -> Coverage:
+    threshold = find_threshold(fitted, wanted, method)
+    if threshold is None:
+        raise ValueError(f"there are no thresholds of {method}")
     sets = prediction_sets(test.outputs.probabilities, test.images, method, threshold)
-    sizes = sets.sum(1)
+    held, sizes = sets[np.arange(len(sets)), test.labels], sets.sum(1)
     return Coverage(
         method=method,
         wanted=wanted,
-        found=_part(sets[np.arange(len(sets)), test.labels]),
+        found=_part(held),
         classes=_figure(sizes.mean()),
         empty=_part(sizes == 0),
+        worst_class=min(_part(held[test.labels == label]) for label in np.unique(test.labels)),
     )
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from app.api.schemas import Predictions
+from app.errors import ArtifactError
 from app.tasks.classification import class_scores
 from tests.conftest import Connect, Picture
 from tests.support.artifacts import CLASSES, amend, confidence, numpy_predict, write_artifact
@@ -17,6 +18,7 @@ pytestmark = pytest.mark.anyio
 
 LAC = (0.0,) * 85 + (0.9,) * 13 + (1.0,)
 APS = (0.8,) * 99
+BY_CLASS = tuple((float(place % 3 > 0),) * 99 for place in range(len(CLASSES)))
 MIXED = np.full((32, 32, 3), (200, 160, 110), np.uint8)
 
 
@@ -29,7 +31,7 @@ def sure_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     amend(
         path,
         confidence={
-            "float32": confidence(LAC, APS, 0.5),
+            "float32": confidence(LAC, APS, 0.5, BY_CLASS),
             "int8": confidence((1.0,) * 99, APS, 0.9),
         },
     )
@@ -53,9 +55,9 @@ async def test_set_holds_every_class_that_is_likely_enough(sure: httpx.AsyncClie
     (row,) = numpy_predict(MIXED[np.newaxis])
     expected = [name for name, value in zip(CLASSES, row, strict=True) if value >= 0.1]
     assert 1 < len(expected) < len(CLASSES)
-    assert await _set(sure, "coverage=0.9") == expected
-    assert await _set(sure, "coverage=0.99") == list(CLASSES)
-    assert await _set(sure, "coverage=0.5") == []
+    assert await _set(sure, "coverage=0.9&sets=lac") == expected
+    assert await _set(sure, "coverage=0.99&sets=lac") == list(CLASSES)
+    assert await _set(sure, "coverage=0.5&sets=lac") == []
 
 
 @pytest.mark.parametrize(
@@ -65,7 +67,7 @@ async def test_set_holds_every_class_that_is_likely_enough(sure: httpx.AsyncClie
 async def test_coverage_is_rounded_up_to_a_whole_percent(
     sure: httpx.AsyncClient, coverage: str, empty: bool
 ) -> None:
-    assert (await _set(sure, f"coverage={coverage}") == []) is empty
+    assert (await _set(sure, f"coverage={coverage}&sets=lac") == []) is empty
 
 
 @pytest.mark.parametrize("percent", [1, 7, 29, 57, 58, 99])  # 0.07 * 100 is above 7
@@ -76,7 +78,7 @@ async def test_every_percent_has_its_own_threshold(
     path = write_artifact(tmp_path, "colour", "1").path
     amend(path, confidence={"float32": confidence(thresholds, APS, 0.5)})
     async with connect(store=tmp_path) as client:
-        assert await _set(client, f"coverage={percent / 100}") == list(CLASSES)
+        assert await _set(client, f"coverage={percent / 100}&sets=lac") == list(CLASSES)
 
 
 async def test_aps_has_thresholds_of_its_own(sure: httpx.AsyncClient) -> None:
@@ -85,12 +87,18 @@ async def test_aps_has_thresholds_of_its_own(sure: httpx.AsyncClient) -> None:
     expected = [name for name, score in zip(CLASSES, scores, strict=True) if score <= 0.8]
     assert expected
     assert await _set(sure, "coverage=0.5&sets=aps") == expected
+    assert await _set(sure, "coverage=0.5") == expected
     assert await _set(sure, "coverage=0.5&sets=lac") == []
+
+
+async def test_every_class_may_have_a_threshold_of_its_own(sure: httpx.AsyncClient) -> None:
+    expected = [name for place, name in enumerate(CLASSES) if place % 3]
+    assert await _set(sure, "coverage=0.9&sets=class-conditional") == expected
 
 
 async def test_int8_has_thresholds_of_its_own(connect: Connect, sure_store: Path) -> None:
     async with connect(store=sure_store, precision="int8") as client:
-        assert await _set(client, "coverage=0.5") == list(CLASSES)
+        assert await _set(client, "coverage=0.5&sets=lac") == list(CLASSES)
 
 
 async def test_every_image_has_its_own_set_beside_its_name(
@@ -126,7 +134,10 @@ async def test_there_is_no_set_unless_it_is_asked_for(
         ("coverage=nan", "coverage=nan: Input should be"),
         ("coverage=inf", "coverage=inf: Input should be less than or equal to 0.99"),
         ("coverage=most", "coverage=most: Input should be a valid number"),
-        ("coverage=0.9&sets=raps", "sets=raps: Input should be 'lac' or 'aps'"),
+        (
+            "coverage=0.9&sets=raps",
+            "sets=raps: Input should be 'lac', 'aps' or 'class-conditional'",
+        ),
     ],
 )
 async def test_value_that_is_not_allowed_is_named_with_its_limit(
@@ -143,7 +154,7 @@ async def test_model_without_thresholds_says_so_and_classifies(
     problem = check(response, 404)
     assert problem.type == "urn:convscope:problem:nothing-to-see"
     assert problem.detail == (
-        "coverage=0.9: colour/1 was exported without the thresholds of prediction sets; "
+        "coverage=0.9, sets=aps: colour/1 was exported without the thresholds of these sets; "
         "`convscope-train export` adds them today"
     )
     assert (await sure.post("/predict?version=1", content=picture("red"))).status_code == 200
@@ -181,9 +192,21 @@ async def test_graph_without_a_score_has_none_in_its_answer(
 async def test_manifest_has_what_the_thresholds_are_of(sure: httpx.AsyncClient) -> None:
     manifest = (await sure.get("/models/colour/versions/2")).json()
     assert manifest["confidence"]["float32"] == confidence(LAC, APS, 0.5) | {
-        "conformal": {"lac": list(LAC), "aps": list(APS), "measured": []}
+        "conformal": {
+            "lac": list(LAC),
+            "aps": list(APS),
+            "class_conditional": [list(thresholds) for thresholds in BY_CLASS],
+            "measured": [],
+        }
     }
     assert "confidence" not in (await sure.get("/models/colour/versions/1")).json()
+
+
+async def test_manifest_that_lacks_thresholds_of_a_class_is_refused(tmp_path: Path) -> None:
+    path = write_artifact(tmp_path, "colour", "1").path
+    said = r"class_conditional has thresholds of 2 classes; there are 6"
+    with pytest.raises(ArtifactError, match=said):
+        amend(path, confidence={"float32": confidence(LAC, APS, 0.5, BY_CLASS[:2])})
 
 
 async def test_documentation_has_the_parameters_and_what_they_give(
@@ -192,6 +215,6 @@ async def test_documentation_has_the_parameters_and_what_they_give(
     schema = (await sure.get("/openapi.json")).json()
     parameters = {item["name"]: item for item in schema["paths"]["/predict"]["post"]["parameters"]}
     assert {"coverage", "sets"} <= parameters.keys()
-    assert parameters["sets"]["schema"]["default"] == "lac"
+    assert parameters["sets"]["schema"]["default"] == "aps"
     fields = schema["components"]["schemas"]["Prediction"]["properties"]
     assert {"prediction_set", "ood_score", "out_of_distribution"} <= fields.keys()

@@ -7,6 +7,7 @@ from app.artifact.tensors import Images
 from app.tasks.classification import class_scores, fit_threshold, prediction_sets
 
 METHODS: tuple[SetMethod, ...] = ("lac", "aps")
+CLASSES = 5
 
 
 def _drawn(count: int, seed: int) -> tuple[NDArray[np.float32], Images, NDArray[np.int64]]:
@@ -48,6 +49,25 @@ def test_aps_takes_likelier_classes_first_and_says_the_same_of_the_same_picture(
         for row, members in zip(probabilities, sets, strict=True):
             ranked = members[np.argsort(-row, kind="stable")]
             assert not (np.diff(ranked.astype(int)) > 0).any()
+
+
+def test_thresholds_of_each_class_hold_each_as_often_as_asked() -> None:
+    probabilities, images, labels = _drawn(20_000, 3)
+    # Of the first class, the network is less sure than it should be; of the last, more.
+    bent = probabilities * np.array([0.3, 1, 1, 1, 2], np.float32)
+    bent /= bent.sum(1, keepdims=True)
+    fitted, asked = slice(0, 10_000), slice(10_000, None)
+    scores = class_scores(bent, images, "class-conditional")
+    true = scores[np.arange(len(labels)), labels]
+    thresholds = np.array(
+        [fit_threshold(true[fitted][labels[fitted] == label], 0.8) for label in range(CLASSES)]
+    )
+    sets = prediction_sets(bent[asked], images[asked], "class-conditional", thresholds)
+    held = sets[np.arange(10_000), labels[asked]]
+    for label in range(CLASSES):
+        assert held[labels[asked] == label].mean() == pytest.approx(0.8, abs=0.03)
+    marginal = prediction_sets(bent[asked], images[asked], "lac", fit_threshold(true[fitted], 0.8))
+    assert marginal[np.arange(10_000), labels[asked]][labels[asked] == 0].mean() < 0.7
 
 
 def test_a_threshold_is_the_next_higher_rank() -> None:

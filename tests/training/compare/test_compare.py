@@ -289,8 +289,8 @@ def test_confidence_of_every_model_that_has_it_is_shown(
     measured = read_artifact(store / "tiny" / "1").manifest.confidence["float32"]
     assert tiny.confidence is not None
     assert tiny.confidence.auroc == measured.out_of_distribution.auroc
-    lac = {item.wanted: item for item in measured.conformal.measured if item.method == "lac"}
-    cells = (f"{lac[wanted].found:.1%}, {lac[wanted].classes:.2f}" for wanted in (0.9, 0.95, 0.99))
+    aps = {item.wanted: item for item in measured.conformal.measured if item.method == "aps"}
+    cells = (f"{aps[wanted].found:.1%}, {aps[wanted].classes:.2f}" for wanted in (0.9, 0.95, 0.99))
     assert f"| tiny/1 | {' | '.join(cells)} |" in shown
 
 

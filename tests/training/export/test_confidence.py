@@ -1,12 +1,14 @@
 """Thresholds and figures of confidence, on made answers whose chances are known."""
 
+from typing import get_args
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from app.artifact.manifest import Confidence, SetMethod
 from app.artifact.tensors import Images, Outputs
-from app.tasks.classification import prediction_sets
+from app.tasks.classification import find_threshold, prediction_sets
 from tests.support.tiny_networks import (
     DEVIATION,
     MEAN,
@@ -21,6 +23,7 @@ from training.export.confidence import auroc, fit_ood_score, measure_confidence
 from training.export.graphs import ServedNetwork
 
 Scores = NDArray[np.float32]
+METHODS = get_args(SetMethod)
 
 
 def _pairwise(known: Scores, foreign: Scores) -> float:
@@ -73,7 +76,7 @@ def found() -> Confidence:
     return measure_confidence(HELDOUT, TEST, FOREIGN, _by_brightness)
 
 
-@pytest.mark.parametrize("method", ["lac", "aps"])
+@pytest.mark.parametrize("method", METHODS)
 def test_sets_hold_the_true_class_of_test_images_as_often_as_asked(
     found: Confidence, method: SetMethod
 ) -> None:
@@ -83,17 +86,29 @@ def test_sets_hold_the_true_class_of_test_images_as_often_as_asked(
         assert item.found == pytest.approx(item.wanted, abs=0.015)
 
 
-@pytest.mark.parametrize("method", ["lac", "aps"])
+@pytest.mark.parametrize("method", METHODS)
 def test_what_is_measured_is_what_the_written_thresholds_do(
     found: Confidence, method: SetMethod
 ) -> None:
-    thresholds = getattr(found.conformal, method)
     for item in (item for item in found.conformal.measured if item.method == method):
-        threshold = thresholds[round(item.wanted * 100) - 1]
+        threshold = find_threshold(found.conformal, item.wanted, method)
+        assert threshold is not None
         sets = prediction_sets(TEST.outputs.probabilities, TEST.images, method, threshold)
         assert item.found == pytest.approx(sets[np.arange(4000), TEST.labels].mean(), abs=1e-6)
         assert item.classes == pytest.approx(sets.sum(1).mean(), abs=1e-6)
         assert item.empty == pytest.approx((~sets.any(1)).mean(), abs=1e-6)
+        held = [sets[TEST.labels == label, label].mean() for label in range(5)]
+        assert item.worst_class == pytest.approx(min(held), abs=1e-6)
+        assert min(held) < item.found
+
+
+def test_thresholds_of_a_class_are_of_its_heldout_images(found: Confidence) -> None:
+    scores = 1 - HELDOUT.outputs.probabilities.astype(np.float64)
+    assert len(found.conformal.class_conditional) == 5
+    for label, thresholds in enumerate(found.conformal.class_conditional):
+        own = scores[HELDOUT.labels == label, label]
+        assert list(thresholds) == sorted(thresholds)
+        assert (own <= thresholds[89]).sum() == np.ceil((len(own) + 1) * 0.9)
 
 
 @pytest.mark.parametrize("method", ["lac", "aps"])
