@@ -49,7 +49,8 @@ class OodScore(nn.Module):
         covariance = (statistics - mean).T @ (statistics - mean) / len(statistics)
         covariance += _RIDGE * covariance.diagonal().mean() * torch.eye(len(mean))
         self.register_buffer("mean", mean.float())
-        self.register_buffer("precision", torch.linalg.inv(covariance).float())
+        # The inverse lies in memory column by column, and TorchScript would store it so.
+        self.register_buffer("precision", torch.linalg.inv(covariance).float().contiguous())
         self.register_buffer("usual", torch.zeros(2))
         self.register_buffer("spread", torch.ones(2))
 
