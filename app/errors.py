@@ -92,7 +92,7 @@ class TooManyImages(UploadError):
 
 
 class UnsupportedMediaType(UploadError):
-    """The Content-Type or Content-Encoding is not supported."""
+    """The type or the encoding of the body, or of a file in it, is not supported."""
 
 
 class MalformedUpload(UploadError):

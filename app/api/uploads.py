@@ -11,8 +11,11 @@ This module knows neither images nor query parameters.
 
 import asyncio
 import base64
+import codecs
+import json
 import re
 import reprlib
+import string
 import sys
 import time
 from collections import OrderedDict
@@ -21,6 +24,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar, cast
+from urllib.parse import unquote_to_bytes
 
 import orjson
 from multipart import MultipartError, MultipartSegment, PushMultipartParser, parse_options_header
@@ -49,8 +53,11 @@ MAX_JSON_VALUES = 10_000
 """Limits the Python objects that a body of small values turns into; checked before parsing."""
 
 INLINE_JSON_BYTES = 256 << 10
-"""A body up to this size is parsed in the event loop, in about a millisecond; others in a thread.
-"""
+"""JSON or base64 up to this size is read in the event loop, in about a millisecond; more in a
+thread."""
+
+MAX_DATA_URL_HEAD = 1024
+"""Characters of a data URL before its data."""
 
 READ_TYPES = "image/*, application/octet-stream, multipart/form-data, application/json"
 
@@ -69,7 +76,8 @@ _UNFINISHED = "multipart body ends before its closing boundary"
 # cut off already.
 _HEAD_END = re.compile(rb"\r\n(?:(?<=\A\r\n)|(?<=\r\n\r\n)|\r\n)")
 _FOLDED = re.compile(rb"(?:\A|\n)[ \t]")
-_DATA_URL = re.compile(r"data:image/[\w.+-]+;base64,")
+_WHITESPACE = string.whitespace.encode()
+_FROM_URL_SAFE = bytes.maketrans(b"-_", b"+/")
 
 
 class Bodies:
@@ -210,7 +218,8 @@ async def read(
         At least one file and at most `limits.max_images`, none of them empty, in the order sent.
 
     Raises:
-        UnsupportedMediaType: the Content-Type or Content-Encoding is not supported.
+        UnsupportedMediaType: the type or the encoding of the body, or of a file in it, is not
+            supported.
         UploadTooLarge: the body is larger than the limit, or its Content-Length is.
         TooManyImages: the body holds more files than the limit.
         EmptyUpload: the body or one of its files is empty.
@@ -373,16 +382,24 @@ async def _read_form(chunks: _Body, boundary: bytes, limits: UploadLimits) -> li
         raise MalformedUpload(f"{_MALFORMED}: its first boundary is not a line of its own")
     while mark.endswith(b"\r\n"):
         part = _parse_head(boundary, *await body.read_until(_HEAD_END, MAX_PART_HEAD_BYTES))
-        if (name := _text(part.name)) != "file":
+        if part.name != "file":
+            name = _quoting.repr(_text(part.name))
             raise MalformedUpload(
-                f"part {len(files)} is named {_quoting.repr(name)}; every part must be named 'file'"
+                f"part {len(files)} is named {name}; every part must be named 'file'"
             )
         if len(files) == limits.max_images:
             raise _too_many(f"more than {limits.max_images}", limits.max_images)
+        fields = dict(part.headerlist)
+        encoding = fields.get("Content-Transfer-Encoding")
+        in_base64 = encoding is not None and _is_base64(encoding, f"part {len(files)}")
         data, mark = await body.read_until(delimiter)
+        if in_base64 and mark:
+            data = await _decode_part(data, f"part {len(files)}")
         if mark and not data:
             raise EmptyUpload(f"part {len(files)} is empty")
-        files.append(Upload(data, _clean_filename(_text(part.filename or ""))))
+        disposition = fields["Content-Disposition"]
+        extended = _extended_filename(disposition) if "*" in disposition else None
+        files.append(Upload(data, _clean_filename(extended or _text(part.filename or ""))))
     if not mark:
         raise MalformedUpload(_UNFINISHED)
     del body  # which holds the last file, and the rest may be slow
@@ -459,6 +476,35 @@ def _parse_head(boundary: bytes, headers: bytes, end: bytes) -> MultipartSegment
     raise MalformedUpload(_UNFINISHED)
 
 
+def _is_base64(transfer_encoding: str, where: str) -> bool:
+    name = transfer_encoding.lower()
+    if name not in {"base64", "binary", "8bit", "7bit"}:
+        raise UnsupportedMediaType(
+            f"{where} has Content-Transfer-Encoding {_quoting.repr(transfer_encoding)}, which is "
+            "not supported; send the file as it is, or in base64"
+        )
+    return name == "base64"
+
+
+async def _decode_part(data: bytes, where: str) -> bytes:
+    if len(data) <= INLINE_JSON_BYTES:
+        return _decode_base64(data, where)
+    return await asyncio.to_thread(_decode_base64, data, where)
+
+
+def _extended_filename(disposition: str) -> str | None:
+    """Return the `filename*` of a part (RFC 8187), if it can be read."""
+    _, options = parse_options_header(disposition)
+    charset, _, rest = options.get("filename*", "").partition("'")
+    _language, _, value = rest.partition("'")
+    if charset.lower() not in {"utf-8", "iso-8859-1"}:
+        return None
+    try:
+        return unquote_to_bytes(value.encode("latin-1")).decode(charset)
+    except UnicodeDecodeError:
+        return None
+
+
 def _text(latin_1: str) -> str:
     """Decode a header's value again, as UTF-8 if it is."""
     try:
@@ -479,7 +525,7 @@ def _read_json(body: bytes, limits: UploadLimits) -> list[Upload]:
     images = _parse_json(body)
     if len(images) > limits.max_images:
         raise _too_many(str(len(images)), limits.max_images)
-    return [Upload(_decode_base64(item, f"images[{index}]")) for index, item in enumerate(images)]
+    return [Upload(_decode_image(item, f"images[{index}]")) for index, item in enumerate(images)]
 
 
 def _parse_json(body: bytes) -> list[Any]:
@@ -489,6 +535,11 @@ def _parse_json(body: bytes) -> list[Any]:
         raise MalformedUpload(
             f"JSON body has {marks} commas and opening brackets; the limit is {MAX_JSON_VALUES}"
         )
+    encoding = json.detect_encoding(body)
+    if encoding == "utf-8-sig":
+        body = body[len(codecs.BOM_UTF8) :]
+    elif encoding != "utf-8":
+        raise MalformedUpload(f"JSON body is in {encoding.upper()}; send it in UTF-8")
     try:
         document = orjson.loads(body)
     except orjson.JSONDecodeError as exc:
@@ -503,17 +554,52 @@ def _parse_json(body: bytes) -> list[Any]:
     return images
 
 
-def _decode_base64(item: object, where: str) -> bytes:
+def _decode_image(item: object, where: str) -> bytes:
+    """Decode base64, or a data URL (RFC 2397) that holds it."""
     if not isinstance(item, str):
         raise MalformedUpload(f"{where} is not a string")
-    prefix = _DATA_URL.match(item)
-    try:
-        data = base64.b64decode(item[prefix.end() :] if prefix else item, validate=True)
-    except ValueError as exc:
-        raise MalformedUpload(f"{where} is not base64 without line breaks: {exc}") from exc
+    text = _data_of_url(item, where) if item[:5].lower() == "data:" else item
+    data = _decode_base64(text.encode(), where)
     if not data:
         raise EmptyUpload(f"{where} is empty")
     return data
+
+
+def _data_of_url(url: str, where: str) -> str:
+    comma = url.find(",", 0, MAX_DATA_URL_HEAD)
+    if comma < 0:
+        raise MalformedUpload(
+            f"{where} is a data URL without a comma in its first {MAX_DATA_URL_HEAD} characters"
+        )
+    media_type, in_base64 = _data_url_head(url[5:comma])
+    if not in_base64:
+        raise MalformedUpload(f"{where} is a data URL without ';base64' before its comma")
+    if media_type not in {"", "application/octet-stream"} and not media_type.startswith("image/"):
+        raise UnsupportedMediaType(
+            f"{where} is a data URL of type {_quoting.repr(media_type)}; "
+            "send image/*, application/octet-stream or no type"
+        )
+    return url[comma + 1 :]
+
+
+@lru_cache(16)
+def _data_url_head(head: str) -> tuple[str, bool]:
+    """Return the media type of a data URL, and whether its data is base64."""
+    media_type, *parameters = (part.strip() for part in head.lower().split(";"))
+    return media_type, parameters[-1:] == ["base64"]
+
+
+def _decode_base64(text: bytes, where: str) -> bytes:
+    """Decode base64, also in the URL-safe alphabet, in lines, and without padding (RFC 4648)."""
+    try:
+        return base64.b64decode(text, validate=True)
+    except ValueError:
+        pass
+    digits = text.translate(_FROM_URL_SAFE, _WHITESPACE).rstrip(b"=")
+    try:
+        return base64.b64decode(digits + b"=" * (-len(digits) % 4), validate=True)
+    except ValueError as exc:
+        raise MalformedUpload(f"{where} is not base64: {exc}") from exc
 
 
 def _too_many(found: str, limit: int) -> TooManyImages:
