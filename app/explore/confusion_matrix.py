@@ -12,12 +12,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from app.artifact.tensors import Images
+from app.explore.lettering import Label, load_font, write_labels
 from app.explore.pictures import GREY, enlarged, png, tile_grid
 
 Normalization = Literal["true", "pred", "all"]
-
-MAX_LABEL = 24
-"""The most characters of a class name in the picture."""
 
 _IMAGES_ACROSS = 6
 _INK = (38, 38, 38)
@@ -81,18 +79,18 @@ def draw_matrix(
         ValueError: `counts` is not square or does not have a row for each label.
     """
     size = len(labels)
-    labels = [_shortened(label) for label in labels]
     if size == 0 or counts.shape != (size, size):
         raise ValueError(f"counts have shape {counts.shape} for {size} labels")
     values = normalized(counts, normalize)
     top = max(values.max(), 1.0) if normalize is None else 1.0
     texts = [[_cell_text(value, normalize) for value in row] for row in values]
-    geometry = _measure(labels, texts)
+    names = write_labels(labels, 20 if size <= 20 else 14)
+    geometry = _measure(names, texts)
     picture = Image.new("RGB", (geometry.width, geometry.height), _PAPER)
     draw = ImageDraw.Draw(picture)
     _draw_title(draw, geometry, counts, normalize)
     _draw_cells(draw, geometry, np.sqrt(values / top), texts)
-    _draw_labels(picture, draw, geometry, labels)
+    _draw_labels(picture, draw, geometry, names)
     return png(picture)
 
 
@@ -110,7 +108,7 @@ def contact_sheet(images: Images, scale: int) -> bytes:
 
 @dataclass(frozen=True)
 class _Geometry:
-    """Where the parts of the picture are, in pixels, and the fonts that they are written in."""
+    """Where the parts of the picture are, in pixels, and the fonts of its numbers and title."""
 
     cell: int
     left: int
@@ -118,38 +116,24 @@ class _Geometry:
     width: int
     height: int
     rotated: bool
-    names: ImageFont.FreeTypeFont
     numbers: ImageFont.FreeTypeFont
     title: ImageFont.FreeTypeFont
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    """Pillow's embedded font, so that a picture is the same on every machine."""
-    font = ImageFont.load_default(size)
-    if not isinstance(font, ImageFont.FreeTypeFont):
-        raise TypeError("Pillow was built without FreeType")
-    return font
-
-
-def _measure(labels: Sequence[str], texts: list[list[str]]) -> _Geometry:
+def _measure(names: Sequence[Label], texts: list[list[str]]) -> _Geometry:
     """Fit cells to the longest number. Names that are wider than a cell run upwards."""
-    size = len(labels)
-    names = _font(20 if size <= 20 else 14)
-    numbers = _font(20 if size <= 20 else 11)
+    size = len(names)
+    numbers = load_font(20 if size <= 20 else 11)
     longest = max(numbers.getlength(text) for row in texts for text in row)
     cell = round(max(longest + (20 if size <= 20 else 8), 64 if size <= 20 else 26, 440 / size))
-    longest_name = round(max(names.getlength(label) for label in labels))
+    longest_name = round(max(name.font.getlength(name.text) for name in names))
     rotated = longest_name > cell - 8
     edge = longest_name + 14
     below = (edge if rotated else 40) + 48
     left, top = edge + 52, 84
     side = cell * size
     width, height = left + side + 28, top + side + below
-    return _Geometry(cell, left, top, width, height, rotated, names, numbers, _font(26))
-
-
-def _shortened(label: str) -> str:
-    return label if len(label) <= MAX_LABEL else label[: MAX_LABEL - 1] + "…"
+    return _Geometry(cell, left, top, width, height, rotated, numbers, load_font(26))
 
 
 def _cell_text(value: float, normalize: Normalization | None) -> str:
@@ -177,7 +161,7 @@ def _draw_title(
     }
     draw.text((geometry.left, 32), title, _INK, geometry.title, anchor="lm")
     line = f"{right:,} of {total:,} images right; cells show {units[normalize]}"
-    draw.text((geometry.left, 62), line, _FAINT, _font(15), anchor="lm")
+    draw.text((geometry.left, 62), line, _FAINT, load_font(15), anchor="lm")
 
 
 def _draw_cells(
@@ -208,38 +192,38 @@ def _blues(shades: NDArray[np.float64]) -> NDArray[np.uint8]:
 
 
 def _draw_labels(
-    picture: Image.Image, draw: ImageDraw.ImageDraw, geometry: _Geometry, labels: Sequence[str]
+    picture: Image.Image, draw: ImageDraw.ImageDraw, geometry: _Geometry, names: Sequence[Label]
 ) -> None:
-    side = geometry.cell * len(labels)
-    for index, label in enumerate(labels):
+    side = geometry.cell * len(names)
+    baseline = geometry.top + side + 10 + max(name.font.getmetrics()[0] for name in names)
+    for index, name in enumerate(names):
         middle = (index + 0.5) * geometry.cell - 1
         place = (geometry.left - 10, geometry.top + middle)
-        draw.text(place, label, _INK, geometry.names, anchor="rm")
-        below = (geometry.left + middle, geometry.top + side + 10)
+        draw.text(place, name.text, _INK, name.font, anchor="rm")
         if geometry.rotated:
-            _draw_upright(picture, below, label, geometry.names)
+            below = (geometry.left + middle, geometry.top + side + 10)
+            _draw_upright(picture, below, name)
         else:
-            draw.text(below, label, _INK, geometry.names, anchor="ma")
-    axis = _font(20)
+            draw.text((geometry.left + middle, baseline), name.text, _INK, name.font, anchor="ms")
+    axis = load_font(20)
     draw.text(
         (geometry.left + side / 2, geometry.height - 22), "predicted", _FAINT, axis, anchor="mm"
     )
-    _draw_upright(picture, (24, geometry.top + side / 2), "true", axis, _FAINT, centred=True)
+    _draw_upright(picture, (24, geometry.top + side / 2), Label("true", axis), _FAINT, centred=True)
 
 
 def _draw_upright(
     picture: Image.Image,
     place: tuple[float, float],
-    text: str,
-    font: ImageFont.FreeTypeFont,
+    label: Label,
     ink: tuple[int, int, int] = _INK,
     *,
     centred: bool = False,
 ) -> None:
     """Write upwards. The text is centred on `place` horizontally, and ends there or is centred."""
-    ascent, descent = font.getmetrics()
-    mask = Image.new("L", (round(font.getlength(text)) + 2, ascent + descent))
-    ImageDraw.Draw(mask).text((1, 0), text, 255, font)
+    ascent, descent = label.font.getmetrics()
+    mask = Image.new("L", (round(label.font.getlength(label.text)) + 2, ascent + descent))
+    ImageDraw.Draw(mask).text((1, 0), label.text, 255, label.font)
     mask = mask.transpose(Image.Transpose.ROTATE_90)
     left = round(place[0] - mask.width / 2)
     top = round(place[1] - mask.height / 2) if centred else round(place[1])

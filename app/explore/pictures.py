@@ -1,7 +1,8 @@
 """Arrays of pixels as PNG files: enlarged, side by side in a grid, and of a bounded size.
 
 The other modules of this package draw with these functions. Everything is drawn with Pillow and
-NumPy alone, so that a picture is the same on every machine.
+NumPy alone, so that a picture is the same on every machine; only names in letters that the shipped
+fonts lack depend on the system's (`lettering`).
 """
 
 import base64

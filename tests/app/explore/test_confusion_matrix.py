@@ -87,6 +87,23 @@ def test_long_names_are_cut_where_the_picture_stays_readable() -> None:
     assert first != draw_matrix(counts, ("n" * 24, "b"), None)
 
 
+def test_names_in_any_letters_make_pictures_of_their_own() -> None:
+    counts = np.eye(2, dtype=np.int64)
+    names = ["cat", "grün", "grin", "猫", "犬", "قط", "🐈"]
+    pictures = {draw_matrix(counts, (name, "dog"), None) for name in names}
+    assert len(pictures) == len(names)
+
+
+def test_names_in_several_fonts_stand_on_one_line() -> None:
+    counts = np.eye(2, dtype=np.int64)
+    picture = read_png(draw_matrix(counts, ("x", "ẋ"), None))
+    below = picture[530:570].max(axis=2) < 128  # the cells end at 84 + 440
+    middle = picture.shape[1] // 2
+    left, right = np.argwhere(below[:, :middle]), np.argwhere(below[:, middle:])
+    assert left[:, 0].max() == right[:, 0].max()
+    assert left[:, 0].min() > right[:, 0].min()
+
+
 def test_images_of_a_cell_stand_six_in_a_row() -> None:
     images = np.random.default_rng(0).integers(0, 256, (8, 4, 4, 3), np.uint8)
     picture = read_png(contact_sheet(images, 2))
