@@ -1,14 +1,18 @@
 """The query parameters of all routes; OpenAPI is generated from these."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import AfterValidator, BaseModel, Field, model_validator
 
-from app.artifact.manifest import SetMethod
+from app.artifact.manifest import SetMethod, composed
 from app.explore.confusion_matrix import Normalization
 from app.explore.saliency import SaliencyMethod
 
 VERSION_HELP = "The model's version; the highest, or for the default model its own, unless given."
+
+
+ClassName = Annotated[str, Field(max_length=256), AfterValidator(composed)]
+"""A class that the client names. The limit comes first: the time to compose it grows fast."""
 
 
 class Query(BaseModel):
@@ -61,8 +65,8 @@ class PredictQuery(ModelQuery):
 class ExplainQuery(ModelQuery):
     """Parameters of an explanation."""
 
-    class_: str | None = Field(
-        None, alias="class", max_length=256, description="The predicted class unless given."
+    class_: ClassName | None = Field(
+        None, alias="class", description="The predicted class unless given."
     )
     method: SaliencyMethod = Field(
         "occlusion",

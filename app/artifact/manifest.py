@@ -1,6 +1,7 @@
 """The records of `manifest.json` and `evaluation.json`. Nothing here reads a file."""
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import PurePath
@@ -36,6 +37,14 @@ FEATURES = "features"
 """The graph's output before global average pooling, float32 `[N,C,h,w]`, if the network has it."""
 
 
+def composed(label: str) -> str:
+    """Return a class's name in NFC: letters with marks have several spellings that look the same.
+
+    It takes time that grows with the square of the length.
+    """
+    return unicodedata.normalize("NFC", label)
+
+
 def _check_distinct(labels: tuple[str, ...]) -> tuple[str, ...]:
     label, count = Counter(labels).most_common(1)[0]
     if count > 1:
@@ -61,7 +70,8 @@ Name = Annotated[str, AfterValidator(_check_name)]
 FileName = Annotated[str, AfterValidator(_check_file_name)]
 Version = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,8}$")]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Classes = Annotated[tuple[str, ...], Field(min_length=2), AfterValidator(_check_distinct)]
+ClassName = Annotated[str, AfterValidator(composed)]
+Classes = Annotated[tuple[ClassName, ...], Field(min_length=2), AfterValidator(_check_distinct)]
 
 
 class Frozen(BaseModel):
@@ -330,7 +340,7 @@ class Manifest(Frozen):
 class ClassFigures(Frozen):
     """Precision, recall and F1 of one class on the test split, and how many images it has."""
 
-    label: str
+    label: ClassName
     precision: float
     recall: float
     f1: float
@@ -340,8 +350,8 @@ class ClassFigures(Frozen):
 class Confusion(Frozen):
     """The number of test images of the class `true` that were predicted as `predicted`."""
 
-    true: str
-    predicted: str
+    true: ClassName
+    predicted: ClassName
     count: int
 
 
@@ -349,8 +359,8 @@ class Mistake(Frozen):
     """A test image, by its index in the test split, that was predicted wrongly."""
 
     index: int
-    true: str
-    predicted: str
+    true: ClassName
+    predicted: ClassName
     confidence: float
 
 

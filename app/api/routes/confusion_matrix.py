@@ -12,7 +12,7 @@ from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from app.api.dependencies import artifact_of, class_id_of, refuse_repeated, service_of
 from app.api.negotiation import CSV, JSON, PNG, choose, respond_unless_known
 from app.api.openapi import document_problems
-from app.api.queries import ConfusionCellQuery, ConfusionMatrixQuery
+from app.api.queries import ClassName, ConfusionCellQuery, ConfusionMatrixQuery
 from app.api.schemas import CellImage, ConfusionCell, ConfusionMatrix
 from app.artifact.directory import Artifact
 from app.artifact.examples import check_examples, read_examples
@@ -114,8 +114,8 @@ _RENDERERS: Mapping[str, Callable[[Artifact, ConfusionMatrixQuery], bytes | str]
 )
 async def confusion_cell(
     request: Request,
-    true: Annotated[str, Path(description="The true class.")],
-    predicted: Annotated[str, Path(description="The predicted class.")],
+    true: Annotated[ClassName, Path(description="The true class.")],
+    predicted: Annotated[ClassName, Path(description="The predicted class.")],
     query: Annotated[ConfusionCellQuery, Query()],
 ) -> Response:
     """The test images of one cell of the confusion matrix, most confident predictions first."""

@@ -1,7 +1,10 @@
 import base64
 import io
+import json
+import unicodedata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+from urllib.parse import quote
 
 import httpx
 import numpy as np
@@ -10,11 +13,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from app.api.schemas import ConfusionCell
-from app.artifact.files import EXAMPLES
+from app.artifact.files import EVALUATION, EXAMPLES
 from tests.conftest import Connect
-from tests.support.artifacts import CLASSES, amend, copy_store
+from tests.support.artifacts import CLASSES, amend, copy_store, solid
 from tests.support.inside_artifacts import CELLS, measured_images
-from tests.support.pictures import shown
+from tests.support.pictures import as_png, shown
 from tests.support.problems import check
 
 pytestmark = pytest.mark.anyio
@@ -128,6 +131,45 @@ async def test_model_without_the_pictures_says_so(inside: httpx.AsyncClient, for
         "colour/1 was exported without the pictures behind its confusion matrix; "
         "`convscope-train export` adds them today"
     )
+
+
+@pytest.mark.parametrize("stored", ["NFC", "NFD"])
+@pytest.mark.parametrize("asked", ["NFC", "NFD"])
+async def test_class_is_found_in_either_spelling_of_its_letters(
+    connect: Connect,
+    inside_store: Path,
+    tmp_path: Path,
+    stored: Literal["NFC", "NFD"],
+    asked: Literal["NFC", "NFD"],
+) -> None:
+    store = copy_store(inside_store, tmp_path / "store")
+    path = store / "averaging" / "1"
+    names = [unicodedata.normalize(stored, f"{label} ü ạ̈ 각") for label in CLASSES]
+    text = (path / EVALUATION).read_text()
+    for label, name in zip(CLASSES, names, strict=True):
+        text = text.replace(f'"{label}"', json.dumps(name))
+    (path / EVALUATION).write_text(text)
+    amend(path, classes=names)
+    async with connect(store=store, default_model="averaging") as client:
+        label = quote(unicodedata.normalize(asked, names[1]))
+        cell = (await client.get(f"/confusion-matrix/{label}/{label}")).json()
+        matrix = (await client.get("/confusion-matrix")).json()
+        image = as_png(solid("red")[0])
+        heat = (await client.post(f"/explain?class={label}&method=cam", content=image)).json()
+        (prediction,) = (await client.post("/predict", content=image)).json()["predictions"]
+    composed = [unicodedata.normalize("NFC", name) for name in names]
+    assert cell["true"] == cell["predicted"] == heat["label"] == composed[1]
+    assert set(prediction["probabilities"]) == set(matrix["labels"]) == set(composed)
+    confused = matrix["top_confusions"][0]
+    assert {confused["true"], confused["predicted"]} <= set(composed)
+
+
+@pytest.mark.parametrize("name", ["x" * 257, "a" + "\u0301\u0323" * 128])
+async def test_long_class_is_refused(inside: httpx.AsyncClient, name: str) -> None:
+    for path in (f"{quote(name)}/red", f"red/{quote(name)}"):
+        response = await inside.get(f"/confusion-matrix/{path}")
+        assert response.status_code == 422
+        assert "at most 256 characters" in response.json()["detail"]
 
 
 async def test_sheet_that_is_no_picture_is_the_services_fault(

@@ -109,6 +109,10 @@ def test_older_artifact_has_its_weights_in_a_file(tmp_path: Path) -> None:
         (lambda m: m.update(name="../x"), "name: .* is not a name"),
         (lambda m: m.update(classes=["one"]), "classes: .* at least 2"),
         (lambda m: m.update(classes=["red"] * 6), "classes: 'red' stands there 6 times"),
+        (
+            lambda m: m["classes"].__setitem__(slice(2), ["gru\u0308n", "gr\u00fcn"]),
+            "classes: 'gr\u00fcn' stands there 2 times",
+        ),
         (lambda m: m["classes"].pop(), r"logits is float32 \('N', 6\); with 5 classes it must"),
         (lambda m: m["outputs"][1].update(dtype="uint8"), "probabilities is uint8"),
         (lambda m: m["outputs"][1].update(shape=[6, "N"]), "probabilities is float32"),
