@@ -354,8 +354,10 @@ async def test_hostile_form_takes_little_time_and_memory(body: bytes) -> None:
 
 
 @pytest.mark.parametrize("tail", [";" * 4000, '; a="\\' * 660, ';a="' * 1000, "; " + " " * 4000])
-async def test_long_content_dispositions_take_no_long_time(tail: str) -> None:
-    body = requests.part('name="file"' + tail, b"x", boundary="a") * 32 + b"--a--"
+@pytest.mark.parametrize("extended", ["", "; filename*=utf-8''"])
+async def test_long_content_dispositions_take_no_long_time(tail: str, extended: str) -> None:
+    disposition = 'name="file"' + extended + tail
+    body = requests.part(disposition, b"x", boundary="a") * 32 + b"--a--"
     started = time.process_time()
     assert await read_form(body) == [Upload(b"x")] * 32
     assert time.process_time() - started < 0.5
@@ -539,7 +541,7 @@ async def test_byte_order_mark_before_json_is_passed_over() -> None:
     assert await post(body, "application/json") == [Upload(b"x")]
 
 
-@pytest.mark.parametrize("item", ["data:" + ";" * 5_000_000, "-\n" * 2_500_000 + "!"])
+@pytest.mark.parametrize("item", ["data:" + ";" * 2_000_000, "-\n" * 1_000_000 + "!"])
 async def test_hostile_json_string_takes_little_time(item: str) -> None:
     limits = UploadLimits(8_000_000, 1)
     body = json.dumps({"images": [item]}).encode()
