@@ -65,7 +65,7 @@ WORKDIR /
 USER 10001:10001
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 \
-    CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8000/health/ready', timeout=4)"]
+    CMD ["python", "-m", "app.server.probe"]
 ENTRYPOINT ["convscope"]
 CMD ["serve", "--host", "0.0.0.0", "--port", "8000"]
 

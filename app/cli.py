@@ -4,9 +4,8 @@ import json
 import os
 import socket
 import sys
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Sequence
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
@@ -26,10 +25,11 @@ from app.errors import ConvscopeError, ImageError
 from app.images import RgbImage
 from app.images.decode import decode
 from app.inference.backends import batch_limit, open_backend
-from app.server.machine import usable_cpus
+from app.machine import can_fork, usable_cpus
+from app.server.run_directory import run_directory
 from app.settings import Settings, read_settings
 from app.tasks.classification import Interpreter
-from app.telemetry import METRICS_DIRECTORY_VARIABLE, logs
+from app.telemetry import logs
 
 BACKLOG = 2048
 SHOWN_CLASSES = 5
@@ -52,19 +52,27 @@ def main() -> None:
 )
 def serve(host: str, port: int, workers: int | None) -> None:
     """Serve the models over HTTP."""
+    if workers and workers > 1 and not can_fork():
+        raise click.UsageError(f"--workers {workers}: this platform cannot fork; it has one worker")
     settings = read_settings()
     logs.configure(settings.log_format, settings.log_level)
     store = _read_store(settings)
-    with closing(_listen(host, port)) as listener, _metrics_directory():
+    with closing(_listen(host, port)) as listener, run_directory(listener.getsockname()[:2]):
         import app.inference.backends.onnx_cpu  # noqa: F401 - before the workers fork
         from app.main import open_application
-        from app.server.supervisor import Supervisor
 
         def greet() -> None:
             _greet(host, port, store, settings)
 
-        count = workers or usable_cpus()
-        Supervisor(settings, listener, count, partial(open_application, settings), greet).run()
+        opener = partial(open_application, settings)
+        if can_fork():
+            from app.server.supervisor import Supervisor
+
+            Supervisor(settings, listener, workers or usable_cpus(), opener, greet).run()
+        else:
+            from app.server.worker import serve_alone
+
+            serve_alone(settings, listener, opener, greet)
 
 
 @main.command()
@@ -124,25 +132,6 @@ def models(*, as_json: bool) -> None:
 
 def _read_store(settings: Settings) -> Store:
     return read_store(settings.store, settings.models, settings.default_model)
-
-
-@contextmanager
-def _metrics_directory() -> Iterator[None]:
-    """Make a directory for the workers' metrics, unless the environment names one.
-
-    The variable must be set before prometheus_client is imported.
-    """
-    if os.environ.get(METRICS_DIRECTORY_VARIABLE):
-        yield
-        return
-    try:
-        directory = tempfile.TemporaryDirectory(prefix="convscope-metrics-")
-    except OSError as exc:
-        raise click.ClickException(
-            f"no directory for the workers' metrics: {exc}; set {METRICS_DIRECTORY_VARIABLE}"
-        ) from exc
-    with directory as os.environ[METRICS_DIRECTORY_VARIABLE]:
-        yield
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -19,9 +19,10 @@ from app.artifact.directory import Artifact
 from app.artifact.store import Store
 from app.errors import DeadlineExceeded
 from app.explore.layers import Inside, Insides
-from app.inference.backends import Backend, batch_limit, is_quick, trim_heap
+from app.inference.backends import Backend, batch_limit, is_quick
 from app.inference.backlog import Backlog, enforce
 from app.inference.batcher import Batcher
+from app.machine import trim_heap
 from app.settings import Settings
 from app.telemetry import logs
 from app.telemetry.exposition import Exposition

@@ -23,7 +23,7 @@ from types import FrameType
 from app.errors import ArtifactError, ConvscopeError
 from app.server.application import Application
 from app.server.connections import Share, Shares
-from app.server.worker import Server
+from app.server.worker import Server, end_quietly, open_application
 from app.settings import Settings
 
 _BEAT_SECONDS = 1.0
@@ -222,23 +222,17 @@ class Supervisor:
             replaces: whether the worker takes the place of one that died or hung.
         """
         signal.set_wakeup_fd(-1)
-        # uvicorn raises the signal again after its shutdown; by default it would kill the process.
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+        end_quietly(signal.SIGTERM)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         for connection in (reader, *(worker.reader for worker in self._workers)):
             connection.close()
-        # The model's thread waits no longer than this for the interpreter. The default, 5 ms, is
-        # longer than most requests take.
-        sys.setswitchinterval(0.001)
         try:
-            application = self.open_application()
+            application = open_application(self.open_application)
         except ConvscopeError as exc:
             writer.send_bytes(f"error {exc}".encode())
             sys.exit(1)
         os.set_blocking(writer.fileno(), False)
         application.metrics.worker_restarts.inc(replaces)
-        gc.collect()
-        gc.freeze()  # the models stay, so no collection needs to examine them
 
         def beat() -> None:
             try:

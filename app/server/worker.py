@@ -1,15 +1,18 @@
 """One worker: an event loop, an application and a listening socket, from start to last answer."""
 
 import asyncio
+import gc
 import logging
+import signal
 import socket
+import sys
 from collections.abc import Callable
 
 import uvicorn
 
+from app.machine import can_fork, raise_descriptor_limit
 from app.server.application import Application
-from app.server.connections import Connections, Share
-from app.server.machine import raise_descriptor_limit
+from app.server.connections import Connections, Share, Shares
 from app.server.protocol import HttpProtocol
 from app.settings import Settings
 
@@ -49,9 +52,12 @@ class Server(uvicorn.Server):
             share: this worker's part of all connections.
             beat: is called once the worker serves, and every second from then on.
         """
-        config = uvicorn.Config(application, lifespan="on", ws="none", log_config=None)
+        # Windows cannot fork, and its usual loop does not watch a listening socket.
+        loop = "auto" if can_fork() else "asyncio:SelectorEventLoop"
+        config = uvicorn.Config(application, loop=loop, lifespan="on", ws="none", log_config=None)
         super().__init__(config)
-        limit = min(settings.max_connections, raise_descriptor_limit() - _SPARE_DESCRIPTORS)
+        files = raise_descriptor_limit(settings.max_connections + _SPARE_DESCRIPTORS)
+        limit = min(settings.max_connections, files - _SPARE_DESCRIPTORS)
         self._app = application
         self._metrics = application.metrics
         self._connections = Connections(
@@ -137,13 +143,13 @@ class Server(uvicorn.Server):
     def _accept_one(self) -> bool:
         try:
             client, _ = self._listener.accept()
+            client.setblocking(False)
+            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # macOS: if it is there
         except BlockingIOError:
             return False
         except OSError as exc:  # the client has gone already, or no descriptor is left
             _log.warning("a connection could not be accepted: %s", exc)
             return False
-        client.setblocking(False)
-        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         task = asyncio.create_task(self._serve_client(client))
         self._accepting.add(task)
         self._share.set(self._connections.count + len(self._accepting))
@@ -155,3 +161,51 @@ class Server(uvicorn.Server):
 
     def _protocol(self) -> HttpProtocol:
         return HttpProtocol(self._app, self._connections, self.lifespan.state)
+
+
+def open_application(opener: Callable[[], Application]) -> Application:
+    """Open an application in the process that will serve it."""
+    # The model's thread waits no longer than this for the interpreter. The default, 5 ms, is
+    # longer than most requests take.
+    sys.setswitchinterval(0.001)
+    application = opener()
+    gc.collect()
+    gc.freeze()  # the models stay, so no collection needs to examine them
+    return application
+
+
+def serve_alone(
+    settings: Settings,
+    listener: socket.socket,
+    opener: Callable[[], Application],
+    on_ready: Callable[[], None],
+) -> None:
+    """Serve in this process until SIGTERM or SIGINT; nothing replaces it if it dies or hangs.
+
+    Args:
+        settings: the limits.
+        listener: a listening socket.
+        opener: is called once, before the event loop starts.
+        on_ready: is called once, when the process serves.
+
+    Raises:
+        ArtifactError: the models could not be opened.
+    """
+    end_quietly(signal.SIGTERM, signal.SIGINT)
+    news = iter([on_ready])
+
+    def beat() -> None:
+        for tell in news:
+            tell()
+
+    share = Share(Shares(1), 0)
+    Server(open_application(opener), listener, settings, share, beat).run()
+
+
+def end_quietly(*signals: signal.Signals) -> None:
+    """Exit with status 0 when uvicorn raises these signals again, after its shutdown.
+
+    By default they would kill the process.
+    """
+    for number in signals:
+        signal.signal(number, lambda *_: sys.exit(0))

@@ -3,7 +3,6 @@
 `open_backend` imports only the runtime that it is asked for.
 """
 
-import ctypes
 import timeit
 from collections.abc import Sequence
 from typing import Protocol
@@ -18,6 +17,7 @@ from app.artifact.store import Store
 from app.artifact.tensors import Images, Outputs
 from app.errors import SettingsError
 from app.images import RgbImage
+from app.machine import trim_heap
 
 BATCH_MACS = 6_000_000_000
 """Multiply-accumulates of a batch on a processor at most: a seventh of a second of one core. Larger
@@ -158,10 +158,3 @@ def _prove(
         return Outputs.in_batches(backend.predict, images, size)
 
     check_golden(artifact, name, predict, precision)
-
-
-def trim_heap() -> None:
-    """Return free memory to the system, where glibc can; it takes some 40 µs for each MiB."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)

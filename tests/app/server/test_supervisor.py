@@ -14,7 +14,7 @@ import httpx
 import numpy as np
 import pytest
 
-from app.server.machine import usable_cpus
+from app.machine import usable_cpus
 from tests.conftest import Picture
 from tests.support.artifacts import solid
 from tests.support.pictures import as_file
