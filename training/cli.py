@@ -27,7 +27,7 @@ from training.recipes import RECIPES, Recipe, find_recipe
 from training.run import checkpoint as checkpoints
 from training.run.checkpoint import Checkpoint
 from training.run.distributed import is_first_process
-from training.run.hardware import DeviceName, choose_device
+from training.run.hardware import DeviceName, choose_device, use_allowed_processors
 from training.run.progress import watch
 from training.run.train import train as run_training
 
@@ -85,6 +85,7 @@ def recipe_options(command: Command) -> Command:
 @click.group(cls=OneLineErrors, errors=TrainingError, context_settings={"max_content_width": 100})
 def main() -> None:
     """Train CIFAR-10 classifiers, measure them and export them for serving."""
+    use_allowed_processors()
 
 
 @main.command("data")

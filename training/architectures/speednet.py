@@ -92,7 +92,8 @@ class Whitening(nn.Conv2d):
         activation would lose (Page 2019).
         """
         size = WHITENING_SIZE
-        patches = images.double().unfold(2, size, 1).unfold(3, size, 1)
+        # On the processor: GPUs of Apple compute no float64.
+        patches = images.cpu().double().unfold(2, size, 1).unfold(3, size, 1)
         patches = patches.permute(0, 2, 3, 1, 4, 5).reshape(-1, 3 * size * size)
         values, vectors = torch.linalg.eigh(patches.T @ patches / len(patches))
         kernels = (vectors / (values + WHITENING_EPSILON).sqrt()).T.flip(0)

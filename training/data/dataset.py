@@ -133,7 +133,7 @@ def channel_statistics(images: Tensor) -> tuple[list[float], list[float]]:
     levels = torch.arange(256, dtype=torch.float64) / 255
     means, deviations = [], []
     for channel in range(3):
-        counts = torch.bincount(images[..., channel].flatten(), minlength=256).double().cpu()
+        counts = torch.bincount(images[..., channel].flatten(), minlength=256).cpu().double()
         mean = (counts * levels).sum() / counts.sum()
         variance = (counts * (levels - mean) ** 2).sum() / counts.sum()
         means.append(mean.item())

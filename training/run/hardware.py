@@ -1,12 +1,14 @@
 """The device that computes: its name, and the arithmetic in which it is faster."""
 
 import ctypes
+import os
 import platform
 from pathlib import Path
 from typing import Literal
 
 import torch
 
+from app.machine import usable_cpus
 from training.errors import RecipeError
 from training.kernels.weight_gradients import has_amx
 from training.recipes import Arithmetic
@@ -17,18 +19,19 @@ _KEEP = ((_M_ARENA_MAX, 1), (_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1))
 
 CPUINFO = Path("/proc/cpuinfo")
 
-DeviceName = Literal["auto", "cpu", "cuda"]
+DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 
 
 def choose_device(name: DeviceName, index: int = 0) -> torch.device:
     """Return the device of this name.
 
     Args:
-        name: `auto` is CUDA where there is a GPU.
+        name: `auto` is CUDA where there is a GPU, and the processor otherwise; `mps` is the GPU of
+            an Apple computer.
         index: of the GPU on this machine.
 
     Raises:
-        RecipeError: CUDA is asked for, and torch sees no GPU or none of this index.
+        RecipeError: a GPU is asked for, and torch sees none or none of this index.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -38,7 +41,21 @@ def choose_device(name: DeviceName, index: int = 0) -> torch.device:
         raise RecipeError(
             f"process {index} of this machine has no GPU: there are {torch.cuda.device_count()}"
         )
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise RecipeError("device is mps, but torch sees no GPU of Apple's")
+    if name == "mps" and index > 0:
+        raise RecipeError(f"process {index} of this machine has no GPU: device mps is one GPU")
     return torch.device(f"cuda:{index}" if name == "cuda" else name)
+
+
+def use_allowed_processors() -> None:
+    """Make torch start no more threads than there are processors for this process.
+
+    torch knows the scheduler's processors, but no quota; threads over a quota are all stopped for
+    the rest of a period as soon as it is spent. `OMP_NUM_THREADS` has its own way.
+    """
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(min(torch.get_num_threads(), usable_cpus()))
 
 
 def resolve_precision(
@@ -50,7 +67,7 @@ def resolve_precision(
     if device.type == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        fast = _processor_is_faster_in_bfloat16()
+        fast = device.type == "cpu" and _processor_is_faster_in_bfloat16()
     return "bfloat16" if fast else "float32"
 
 
@@ -83,6 +100,8 @@ def describe_device(device: torch.device) -> str:
     """Return the GPU's name, or the processor's with the number of threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
+    if device.type == "mps":
+        return f"{name_processor()}, its GPU"
     threads = torch.get_num_threads()
     return f"{name_processor()}, {threads} thread{'s' if threads > 1 else ''}"
 

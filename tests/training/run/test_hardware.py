@@ -66,6 +66,43 @@ def test_without_a_gpu_the_processor_computes(monkeypatch: pytest.MonkeyPatch) -
         choose_device("cuda")
 
 
+def test_the_gpu_of_an_apple_computer_is_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(RecipeError, match="device is mps, but torch sees no GPU of Apple's"):
+        choose_device("mps")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    device = choose_device("mps")
+    assert device == torch.device("mps")
+    assert resolve_precision("auto", device) == "float32"
+    assert describe_device(device).endswith(", its GPU")
+    with pytest.raises(RecipeError, match="process 1 of this machine has no GPU"):
+        choose_device("mps", 1)
+
+
+THREADS = """
+import os, sys
+import torch
+from click.testing import CliRunner
+from training.run import hardware
+
+os.environ.pop("OMP_NUM_THREADS", None)
+torch.set_num_threads(4)
+hardware.usable_cpus = lambda: int(sys.argv[1])
+from training.cli import main
+assert CliRunner().invoke(main, ["evaluate", "nowhere"]).exit_code == 1
+print(torch.get_num_threads())
+"""
+
+
+@pytest.mark.parametrize(("allowed", "threads"), [("2", "2"), ("16", "4")])
+def test_training_starts_no_more_threads_than_processors_are_allowed(
+    allowed: str, threads: str
+) -> None:
+    command = [sys.executable, "-c", THREADS, allowed]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == threads
+
+
 @pytest.mark.parametrize(
     ("vendor", "avx512", "amx", "expected"),
     [
