@@ -73,6 +73,10 @@ class Application:
         """As `Service.stuck_seconds`."""
         return self.service.stuck_seconds
 
+    def stop_being_ready(self) -> None:
+        """Let `/health/ready` answer 503 from now on."""
+        self.service.stopping.set()
+
     @property
     def fast_paths(self) -> Collection[str]:
         """The paths that may have a handler, and which count when the server refuses them."""

@@ -88,6 +88,7 @@ class Settings(BaseSettings):
     stall_seconds: Seconds = 2.0
     hang_seconds: Seconds = 40.0
     keep_alive_seconds: Annotated[int, Field(ge=1, le=3600)] = 65
+    drain_delay: Annotated[float, Field(ge=0, le=3600)] = 0.0
     shutdown_seconds: Annotated[int, Field(ge=1, le=3600)] = 30
     log_format: Literal["auto", "text", "json"] = "auto"
     log_level: Literal["debug", "info", "warning", "error"] = "info"

@@ -62,6 +62,7 @@ class Service:
         explore_thread: for `explore`.
         bodies: the memory of all bodies.
         insides: the models that can be looked into, opened when they are first asked for.
+        stopping: is set when the process is about to stop.
     """
 
     settings: Settings
@@ -77,6 +78,7 @@ class Service:
     upload_limits: UploadLimits
     bodies: Bodies
     insides: Insides
+    stopping: asyncio.Event
 
     @property
     def broken(self) -> list[str]:
@@ -217,6 +219,7 @@ async def run_service(
                 ),
                 bodies=bodies,
                 insides=Insides(),
+                stopping=asyncio.Event(),
             )
         finally:
             await asyncio.gather(*(batcher.stop() for batcher in batchers.values()))

@@ -71,6 +71,9 @@ class Application(Protocol):
     def refusal(self, target: bytes) -> QueueFull | None:
         """Return the error of a POST to this target, if there is no room for it now."""
 
+    def stop_being_ready(self) -> None:
+        """Tell load balancers from now on that the service stops; it still answers."""
+
     @property
     def fast_paths(self) -> Collection[str]:
         """The paths that may have a handler, and which count when they are refused."""

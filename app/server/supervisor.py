@@ -200,7 +200,9 @@ class Supervisor:
         self.listener.close()
         for worker in self._workers:
             worker.process.terminate()
-        deadline = time.monotonic() + self.settings.shutdown_seconds + _KILL_AFTER_SECONDS
+        settings = self.settings
+        longest = settings.drain_delay + settings.shutdown_seconds + _KILL_AFTER_SECONDS
+        deadline = time.monotonic() + longest
         for worker in self._workers:
             while worker.process.is_alive() and time.monotonic() < deadline:
                 worker.process.join(_BEAT_SECONDS)

@@ -90,6 +90,8 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002
         """Answer the requests that have been sent or are on their way, take no more, and stop."""
+        self._app.stop_being_ready()
+        await self._wait_for_balancers()
         self._connections.closing = True
         asyncio.get_running_loop().remove_reader(self._listener)
         # The kernel resets clients that still wait to be accepted when the socket closes.
@@ -100,6 +102,15 @@ class Server(uvicorn.Server):
             _log.error("requests were not answered in %d s", self._settings.shutdown_seconds)
             self._connections.give_up()
         await super().shutdown()
+
+    async def _wait_for_balancers(self) -> None:
+        """Serve as before while load balancers notice that the service is no longer ready."""
+        for counter in range(round(10 * self._settings.drain_delay)):
+            if self.force_exit:
+                return
+            if counter % 10 == 0:
+                self._mind()
+            await asyncio.sleep(0.1)
 
     async def _finish(self) -> bool:
         """Wait until all connections are closed and all tasks have ended; return whether so."""

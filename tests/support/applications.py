@@ -34,3 +34,6 @@ class AsgiOnly:
 
     def refusal(self, _: object) -> None:
         return None
+
+    def stop_being_ready(self) -> None:
+        pass

@@ -1,6 +1,7 @@
 """GET /health/live and /health/ready: for probes.
 
-Live means that the event loop answers. Ready means that every model takes work and completes it.
+Live means that the event loop answers. Ready means that every model takes work and completes it,
+and that the process is not about to stop.
 """
 
 from fastapi import APIRouter, Request
@@ -28,6 +29,8 @@ async def live() -> Health:
 async def ready(request: Request) -> Health:
     """Whether the process serves all its models; otherwise send it no requests."""
     service = service_of(request)
+    if service.stopping.is_set():
+        raise NotReady("the service stops")
     if broken := service.broken:
         raise NotReady(f"not serving: {', '.join(broken)}")
     return Health(status="ready", models=list(service.batchers))

@@ -129,6 +129,9 @@ class _App:
     def __init__(self, random: Random) -> None:
         self._random = random
 
+    def stop_being_ready(self) -> None:
+        raise AssertionError("nothing stops")
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Read the body if the path says so, then answer or fail."""
         while "r" in scope["path"] and (await receive()).get("more_body"):

@@ -166,6 +166,29 @@ def test_sigterm_under_load_loses_no_request(
     assert load.lost == []
 
 
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_stopping_service_is_not_ready_but_answers_during_the_delay(
+    store_path: Path, tmp_path: Path, picture: Picture, workers: str
+) -> None:
+    command = [*SERVE, "--workers", workers]
+    with started(command, store_path, tmp_path / "log", CONVSCOPE_DRAIN_DELAY="3") as server:
+        wait_until(lambda: len(server.workers) == int(workers))
+        server.process.send_signal(signal.SIGTERM)
+        told = time.monotonic()
+        wait_until(lambda: get(f"{server.url}/health/ready").status_code == 503, 2)
+        while time.monotonic() < told + 2:
+            answer = post(f"{server.url}/predict", content=picture("red"), headers=PNG)
+            assert answer.status_code == 200
+            assert get(f"{server.url}/health/live").status_code == 200
+            ready = get(f"{server.url}/health/ready")
+            assert ready.status_code == 503
+            assert ready.json()["detail"] == "the service stops"
+        assert server.process.wait(30) == 0
+        assert 3 <= time.monotonic() - told < 10
+        with pytest.raises(httpx.ConnectError):
+            get(server.url)
+
+
 def test_workers_end_when_the_supervisor_is_killed(store_path: Path, tmp_path: Path) -> None:
     with started([*SERVE, "--workers", "2"], store_path, tmp_path / "log") as server:
         wait_until(lambda: len(server.workers) == 2)
