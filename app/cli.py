@@ -50,11 +50,15 @@ def main() -> None:
     type=click.IntRange(1, 256),
     help="Number of worker processes. Default: one for each available processor.",
 )
-def serve(host: str, port: int, workers: int | None) -> None:
+@click.option(
+    "--root-path",
+    help="Path prefix at which a proxy publishes the service.  [default: $CONVSCOPE_ROOT_PATH]",
+)
+def serve(host: str, port: int, workers: int | None, root_path: str | None) -> None:
     """Serve the models over HTTP."""
     if workers and workers > 1 and not can_fork():
         raise click.UsageError(f"--workers {workers}: this platform cannot fork; it has one worker")
-    settings = read_settings()
+    settings = read_settings(root_path=root_path)
     logs.configure(settings.log_format, settings.log_level)
     store = _read_store(settings)
     with closing(_listen(host, port)) as listener, run_directory(listener.getsockname()[:2]):

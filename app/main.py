@@ -1,5 +1,6 @@
 """The application: `uvicorn --factory app.main:create_app`. Wiring and lifespan, nothing else."""
 
+import os
 from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -14,6 +15,7 @@ from starlette.types import Receive, Scope, Send
 from app.api.fast_paths import MAX_BYTES, PATHS, FastPaths, Handler, Headers
 from app.api.handlers import respond
 from app.api.middleware import RequestMiddleware
+from app.api.prefix import PrefixMiddleware
 from app.api.routes import (
     activations,
     confusion_matrix,
@@ -39,6 +41,9 @@ DESCRIPTION = """Classify images, and look inside the network that does it.
 
 Every error is `application/problem+json` (RFC 9457) and every answer carries `X-Request-ID`."""
 
+TRUSTED_PROXIES_VARIABLE = "FORWARDED_ALLOW_IPS"
+"""uvicorn's environment variable: addresses and networks of proxies, with commas, or `*`."""
+
 
 class Application:
     """The service: an ASGI application, the middleware around FastAPI; and `handler` beside it.
@@ -53,7 +58,9 @@ class Application:
         self.framework = framework
         self.metrics = metrics
         self.most_bytes = min(MAX_BYTES, settings.max_body_bytes)
-        self._handle = RequestMiddleware(framework, metrics)
+        trusted = os.environ.get(TRUSTED_PROXIES_VARIABLE, "127.0.0.1")
+        prefixed = PrefixMiddleware(framework, settings.root_path, trusted)
+        self._handle = RequestMiddleware(prefixed, metrics)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, or run the lifespan."""

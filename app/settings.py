@@ -24,6 +24,8 @@ PREFIX = "CONVSCOPE_"
 _OTHERS = {"DATA_DIR", "KERNELS", "CHROMIUM", "CONTAINER_CHECK"}  # of training and of the tests
 _KUBERNETES = re.compile(r"(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\w+)?)")
 _STORE = "models_store"
+_ROOT_PATH = re.compile(r"(/(?!\.{1,2}(/|$))[\w.~-]+)*", re.ASCII)
+_ROOT_PATH_LENGTH = 256
 
 
 def _split(value: object) -> object:
@@ -37,6 +39,22 @@ def _check_reference(value: str) -> str:
     if not name or (slash and not version.isdecimal()):
         raise ValueError(f"{value!r} is neither `name` nor `name/version`")
     return value
+
+
+def check_root_path(value: str) -> str:
+    """Return a path prefix without the slash at its end.
+
+    Raises:
+        ValueError: it does not begin with a slash, or holds more than plain segments, so that a
+            browser may read it as another host or path.
+    """
+    path = value.rstrip("/")
+    if len(path) > _ROOT_PATH_LENGTH or not _ROOT_PATH.fullmatch(path):
+        raise ValueError(
+            "a path prefix is like `/vision`: segments of letters, digits and `-._~`, at most "
+            f"{_ROOT_PATH_LENGTH} characters"
+        )
+    return path
 
 
 def _default_store() -> Path:
@@ -88,6 +106,7 @@ class Settings(BaseSettings):
     stall_seconds: Seconds = 2.0
     hang_seconds: Seconds = 40.0
     keep_alive_seconds: Annotated[int, Field(ge=1, le=3600)] = 65
+    root_path: Annotated[str, AfterValidator(check_root_path)] = ""
     drain_delay: Annotated[float, Field(ge=0, le=3600)] = 0.0
     shutdown_seconds: Annotated[int, Field(ge=1, le=3600)] = 30
     log_format: Literal["auto", "text", "json"] = "auto"
@@ -120,15 +139,19 @@ class Settings(BaseSettings):
         return self
 
 
-def read_settings() -> Settings:
+def read_settings(**given: str | None) -> Settings:
     """Read the settings from the environment.
+
+    Args:
+        given: values that count more than the environment's, unless they are None.
 
     Raises:
         SettingsError: one line that names the variable, its value and the allowed values.
     """
     _know_every_name(os.environ)
     try:
-        return Settings()
+        options = {name: value for name, value in given.items() if value is not None}
+        return Settings(**options)  # type: ignore[arg-type]  # the fields' validators read strings
     except ValidationError as exc:
         error = exc.errors(include_url=False)[0]
         message = error["msg"].removeprefix("Value error, ")

@@ -60,7 +60,11 @@ else:
 if find_spec("playwright"):
     pytest_plugins += ["tests.support.browser"]
 else:
-    collect_ignore += ["app/web/test_page_classify.py", "app/web/test_page_inside.py"]
+    collect_ignore += [
+        "app/web/test_page_behind_nginx.py",
+        "app/web/test_page_classify.py",
+        "app/web/test_page_inside.py",
+    ]
 
 Connect = Callable[..., AbstractAsyncContextManager[httpx.AsyncClient]]
 MakeSettings = Callable[..., Settings]

@@ -12,7 +12,7 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "configuration.md"
 
 def _documented() -> dict[str, str]:
     rows = re.findall(
-        rf"^\| `{PREFIX}(\w+)` \| (`.*?`|all) \| \S", DOCUMENT.read_text(), re.MULTILINE
+        rf"^\| `{PREFIX}(\w+)` \| (`.*?`|all|none) \| \S", DOCUMENT.read_text(), re.MULTILINE
     )
     return {name.lower(): default.strip("`") for name, default in rows}
 
@@ -25,6 +25,7 @@ def test_documented_defaults_are_the_defaults() -> None:
     documented = _documented()
     assert documented.pop("store") == "models_store"
     assert documented.pop("models") == "all"
+    assert documented.pop("root_path") == "none"
     for name, default in documented.items():
         value = Settings.model_fields[name].default
         assert default == (f"{value:g}" if isinstance(value, float) else str(value)), name
