@@ -7,6 +7,7 @@
     │   ├── MalformedRequest
     │   ├── HeadTooLarge
     │   ├── HeadTimeout
+    │   ├── CrossOriginRefused
     │   └── TooManyConnections
     ├── UploadError               the request's body is refused
     │   ├── EmptyUpload
@@ -65,6 +66,10 @@ class HeadTooLarge(RequestError):
 
 class HeadTimeout(RequestError):
     """The request line and headers did not arrive in time."""
+
+
+class CrossOriginRefused(RequestError):
+    """A browser asks whether a page of another origin may send a request, and it may not."""
 
 
 class TooManyConnections(RequestError):

@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
+from app.api.cors import Cors
 from app.api.fast_paths import MAX_BYTES, PATHS, FastPaths, Handler, Headers
 from app.api.handlers import respond
 from app.api.middleware import RequestMiddleware
@@ -52,14 +53,18 @@ class Application:
         framework: FastAPI with all routes; OpenAPI is generated from it.
         metrics: where requests are counted.
         most_bytes: the size of the largest body that a handler takes.
+        cors: lets pages of other origins read answers, if the settings name some.
     """
 
-    def __init__(self, framework: FastAPI, metrics: Metrics, settings: Settings) -> None:
+    def __init__(
+        self, framework: FastAPI, metrics: Metrics, settings: Settings, cors: Cors | None
+    ) -> None:
         self.framework = framework
         self.metrics = metrics
+        self.cors = cors
         self.most_bytes = min(MAX_BYTES, settings.max_body_bytes)
         trusted = os.environ.get(TRUSTED_PROXIES_VARIABLE, "127.0.0.1")
-        prefixed = PrefixMiddleware(framework, settings.root_path, trusted)
+        prefixed = PrefixMiddleware(cors or framework, settings.root_path, trusted)
         self._handle = RequestMiddleware(prefixed, metrics)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -126,7 +131,7 @@ def create_app(
         )
         async with run_service(settings, served, proven, metrics) as service:
             framework.state.service = service
-            framework.state.fast_paths = FastPaths(service)
+            framework.state.fast_paths = FastPaths(service, cors)
             yield
 
     framework = FastAPI(
@@ -140,6 +145,8 @@ def create_app(
         # The middleware counts; looking for other telemetry takes time in every request.
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
+    # The outermost of its layers, so that answers to failures have the headers too.
+    cors = Cors(framework, settings.cors_origins) if settings.cors_origins else None
     modules = (predict, explain, activations, filters, confusion_matrix, models, health)
     for module in (*modules, metrics_route, documentation, page):
         framework.include_router(module.router)
@@ -153,7 +160,7 @@ def create_app(
     ):
         framework.add_exception_handler(error, respond)
     _document(framework)
-    return Application(framework, metrics, settings)
+    return Application(framework, metrics, settings, cors)
 
 
 def open_application(settings: Settings) -> Application:

@@ -31,6 +31,7 @@ STATUSES: Mapping[type[ConvscopeError], tuple[int, str]] = {
     errors.MalformedRequest: (400, "Malformed request"),
     errors.HeadTooLarge: (431, "Request head too large"),
     errors.HeadTimeout: (408, "Request head took too long"),
+    errors.CrossOriginRefused: (403, "Cross-origin request refused"),
     errors.TooManyConnections: (503, "Too many connections"),
     errors.UploadError: (400, "The body cannot be taken"),
     errors.EmptyUpload: (400, "Empty upload"),

@@ -24,6 +24,7 @@ PREFIX = "CONVSCOPE_"
 _OTHERS = {"DATA_DIR", "KERNELS", "CHROMIUM", "CONTAINER_CHECK"}  # of training and of the tests
 _KUBERNETES = re.compile(r"(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\w+)?)")
 _STORE = "models_store"
+_ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://[a-z0-9.:\[\]-]+")
 _ROOT_PATH = re.compile(r"(/(?!\.{1,2}(/|$))[\w.~-]+)*", re.ASCII)
 _ROOT_PATH_LENGTH = 256
 
@@ -39,6 +40,16 @@ def _check_reference(value: str) -> str:
     if not name or (slash and not version.isdecimal()):
         raise ValueError(f"{value!r} is neither `name` nor `name/version`")
     return value
+
+
+def _check_origin(value: str) -> str:
+    origin = value.lower()
+    if not _ORIGIN.fullmatch(origin):
+        raise ValueError(
+            f"{value!r} is neither an origin, such as `https://example.org` or "
+            "`http://localhost:3000`, nor `*`"
+        )
+    return origin
 
 
 def check_root_path(value: str) -> str:
@@ -67,6 +78,9 @@ def _default_store() -> Path:
 
 Reference = Annotated[str, AfterValidator(_check_reference)]
 """A model as `name` (its highest version) or `name/version`."""
+
+Origin = Annotated[str, AfterValidator(_check_origin)]
+"""An origin as browsers send it, scheme and host, or `*` for all."""
 
 Seconds = Annotated[float, Field(gt=0, le=3600)]
 
@@ -106,6 +120,7 @@ class Settings(BaseSettings):
     stall_seconds: Seconds = 2.0
     hang_seconds: Seconds = 40.0
     keep_alive_seconds: Annotated[int, Field(ge=1, le=3600)] = 65
+    cors_origins: Annotated[tuple[Origin, ...], NoDecode, BeforeValidator(_split)] = ()
     root_path: Annotated[str, AfterValidator(check_root_path)] = ""
     drain_delay: Annotated[float, Field(ge=0, le=3600)] = 0.0
     shutdown_seconds: Annotated[int, Field(ge=1, le=3600)] = 30

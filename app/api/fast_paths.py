@@ -20,6 +20,7 @@ from fastapi import Request
 
 from app import problems
 from app.api import uploads
+from app.api.cors import Cors
 from app.api.dependencies import refuse_repeated
 from app.api.middleware import end_request
 from app.api.pictures import INLINE_PIXELS, timeout_of
@@ -74,13 +75,15 @@ class FastPaths:
 
     Attributes:
         service: that answers.
+        cors: lets pages of other origins read answers.
         upload_limits: of one image.
         max_pixels: of an image that is decoded in the event loop.
     """
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, cors: Cors | None) -> None:
         settings = service.settings
         self.service = service
+        self.cors = cors
         self.upload_limits = replace(service.upload_limits, max_images=1)
         self.max_pixels = min(INLINE_PIXELS, settings.max_pixels, settings.max_pixels_whole)
         self._plans: dict[bytes, _Plan] = {}
@@ -140,6 +143,7 @@ class Handler:
         self.headers = dict(headers)
         self.request_id = given_id(headers)
         self.timeout = timeout_of(self.headers, self.service.settings)
+        self.cross_origin = paths.cors.lines(headers).decode("latin-1") if paths.cors else ""
         self._paths = paths
 
     @property
@@ -259,7 +263,7 @@ class Prediction:
         timing = predict.server_timing(self._read_seconds, answer.load_seconds, answer)
         return (
             f"content-type: application/json\r\nserver-timing: {timing}\r\n"
-            f"x-request-id: {self.state.request_id}\r\n"
+            f"x-request-id: {self.state.request_id}\r\n{self._handler.cross_origin}"
         ).encode()
 
     def _content(self, answer: Answer) -> bytes:
@@ -278,4 +282,4 @@ class Prediction:
             requests.current.reset(token)
         headers["x-request-id"] = self.state.request_id
         lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-        return status, lines.encode(), content
+        return status, (lines + self._handler.cross_origin).encode(), content

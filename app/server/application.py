@@ -54,6 +54,13 @@ class Handler(Protocol):
         """
 
 
+class Cors(Protocol):
+    """Lets pages of other origins read answers."""
+
+    def lines(self, headers: Sequence[tuple[bytes, bytes]]) -> bytes:
+        """Return headers, each with its line end, for a refusal of a request with `headers`."""
+
+
 class Application(Protocol):
     """An application whose models are open, as a worker serves it."""
 
@@ -77,6 +84,10 @@ class Application(Protocol):
     @property
     def fast_paths(self) -> Collection[str]:
         """The paths that may have a handler, and which count when they are refused."""
+
+    @property
+    def cors(self) -> Cors | None:
+        """What refusals say to pages of other origins; None if these may read nothing."""
 
     @property
     def most_bytes(self) -> int:

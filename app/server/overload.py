@@ -23,6 +23,7 @@ _NOT_PLAIN = re.compile(
     rb"|content-length(?!: ?\d{1,9}\r))|(?<!\r)\n|\r(?!\n)",
     re.IGNORECASE,
 )
+_ORIGIN = re.compile(rb"\r\norigin:", re.IGNORECASE)
 _PLACEHOLDER = "0" * 32  # of a request id
 
 
@@ -38,6 +39,11 @@ def is_plain_post(data: bytes) -> bool:
     if len(length) != 1 or int(length[0]) != len(data) - end - 4:
         return False
     return not _NOT_PLAIN.search(data, 0, end + 2)
+
+
+def has_origin(data: bytes) -> bool:
+    """Whether a page of another origin may have sent this plain POST."""
+    return _ORIGIN.search(data, 0, MAX_HEAD_BYTES) is not None
 
 
 def split_length(head: bytes) -> tuple[bytes, bytes] | None:
@@ -61,41 +67,50 @@ def framing_too_large(size: int) -> MalformedRequest:
     )
 
 
-def refusal(error: Exception, request: RequestState) -> bytes:
-    """Return the whole answer that refuses a request and announces the connection's end."""
-    answer = _answer(error, request.path, request.request_id, keep=False)
+def refusal(error: Exception, request: RequestState, lines: bytes = b"") -> bytes:
+    """Return the whole answer that refuses a request and announces the connection's end.
+
+    Args:
+        error: says why.
+        request: the facts about it.
+        lines: further headers.
+    """
+    answer = _answer(error, request.path, request.request_id, lines, keep=False)
     if request.method == "HEAD":
         answer = answer[: answer.index(b"\r\n\r\n") + 4]
     return answer
 
 
-def shed_answer(error: QueueFull, path: str, *, keep: bool) -> bytes:
+def shed_answer(error: QueueFull, path: str, lines: bytes = b"", *, keep: bool) -> bytes:
     """Return the whole answer to a request for which there is no room.
 
     Args:
         error: says why; always the same object.
         path: the request's.
+        lines: further headers.
         keep: whether the connection stays open.
     """
-    before, between, after = _shed_parts(error, path, keep)
+    before, between, after = _shed_parts(error, path, lines, keep)
     request_id = new_request_id().encode()
     return b"".join((before, request_id, between, request_id, after))
 
 
 @lru_cache(64)  # bounded: the path is the client's
-def _shed_parts(error: QueueFull, path: str, keep: bool) -> tuple[bytes, bytes, bytes]:
+def _shed_parts(
+    error: QueueFull, path: str, lines: bytes, keep: bool
+) -> tuple[bytes, bytes, bytes]:
     """Return the parts of the answer around the two places of the request id."""
-    answer = _answer(error, path, _PLACEHOLDER, keep=keep)
+    answer = _answer(error, path, _PLACEHOLDER, lines, keep=keep)
     before, rest = answer.split(_PLACEHOLDER.encode(), 1)
     between, after = rest.rsplit(_PLACEHOLDER.encode(), 1)  # a path may hold the same zeros
     return before, between, after
 
 
-def _answer(error: Exception, path: str, request_id: str, *, keep: bool) -> bytes:
+def _answer(error: Exception, path: str, request_id: str, lines: bytes, *, keep: bool) -> bytes:
     status, headers, body = problems.render(error, path, request_id)
     ours = {"content-length": str(len(body)), "x-request-id": request_id}
     closing = {} if keep else {"connection": "close"}
-    return status_line(status) + _lines(headers | ours | closing) + b"\r\n" + body
+    return status_line(status) + _lines(headers | ours | closing) + lines + b"\r\n" + body
 
 
 def _lines(headers: Mapping[str, str]) -> bytes:

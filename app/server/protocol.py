@@ -25,6 +25,7 @@ from app.server.exchange import Exchange
 from app.server.overload import (
     MAX_HEAD_BYTES,
     framing_too_large,
+    has_origin,
     head_too_large,
     is_plain_post,
     refusal,
@@ -318,7 +319,9 @@ class HttpProtocol(asyncio.Protocol):
         error = self._connections.refusal or self._app.refusal(target)
         if error is None or not is_plain_post(data):
             return False
-        self._target, self._repeatable = target, None
+        if self._app.cors is not None and has_origin(data):
+            return False
+        self._target, self._headers, self._repeatable = target, [], None
         self._answer_shed(error, keep=not self._connections.closing)
         return True
 
@@ -678,7 +681,7 @@ class HttpProtocol(asyncio.Protocol):
     def _answer_shed(self, error: errors.QueueFull, *, keep: bool) -> None:
         """Refuse a request that has arrived whole because there is no room for it."""
         self._connections.count_shed(self._path)
-        self._transport.write(shed_answer(error, self._path, keep=keep))
+        self._transport.write(shed_answer(error, self._path, self._cross_origin, keep=keep))
         if self._state is State.ANSWERING:
             self.answered(keep=keep)
         elif keep:
@@ -697,7 +700,7 @@ class HttpProtocol(asyncio.Protocol):
         collecting = self._collected is not None
         seen = self._end_request(status)
         request = seen or self._request()
-        self._transport.write(refusal(error, request))
+        self._transport.write(refusal(error, request, self._cross_origin))
         if isinstance(error, errors.QueueFull):
             self._connections.count_shed(self._path)
         elif seen is not None:  # the middleware counts and logs it
@@ -745,6 +748,12 @@ class HttpProtocol(asyncio.Protocol):
     def _request(self) -> RequestState:
         """Return the facts about a request that the application has not seen."""
         return RequestState(self._method, self._path, request_id_of(self._headers))
+
+    @property
+    def _cross_origin(self) -> bytes:
+        """Headers that let the page which sent the request read its refusal, if it may."""
+        cors = self._app.cors
+        return cors.lines(self._headers) if cors is not None else b""
 
     @property
     def _path(self) -> str:

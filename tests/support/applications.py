@@ -21,6 +21,7 @@ class AsgiOnly:
     fast_paths: Collection[str] = ()
     most_bytes = 0
     stuck_seconds = 0.0
+    cors = None
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

@@ -123,6 +123,7 @@ class _App:
     fast_paths = frozenset({"/w", "/ws", "/wn", "/wh", "/wx", "/wd"})
     most_bytes = 4
     stuck_seconds = 0.0
+    cors = None
     metrics = Metrics()
     _full = QueueFull("full")
 

@@ -1,0 +1,61 @@
+"""Cross-origin resource sharing: which pages of other origins may read answers.
+
+Starlette's middleware decides and answers preflight requests. The fast paths and the server's
+refusals go round it, and take the same headers from `Cors.lines`.
+"""
+
+from collections.abc import Collection, Sequence
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import Response
+from starlette.types import ASGIApp
+
+from app.api.openapi import TIMEOUT_HEADER
+from app.errors import CrossOriginRefused
+
+_METHODS = ("GET", "HEAD", "POST")
+_REQUEST_HEADERS = ("If-None-Match", "X-Request-ID", TIMEOUT_HEADER)
+_ANSWER_HEADERS = ("ETag", "Retry-After", "Server-Timing", "X-Request-ID")
+
+
+class Cors(CORSMiddleware):
+    """The middleware around an application, whose origins are a setting."""
+
+    def __init__(self, app: ASGIApp, origins: Collection[str]) -> None:
+        super().__init__(
+            app,
+            allow_origins=origins,
+            allow_methods=_METHODS,
+            allow_headers=_REQUEST_HEADERS,
+            expose_headers=_ANSWER_HEADERS,
+        )
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        """Answer a preflight request.
+
+        Raises:
+            CrossOriginRefused: the origin, the method or a header is not allowed.
+        """
+        response = super().preflight_response(request_headers)
+        if response.status_code != 200:
+            allowed = ", ".join(self.allow_origins)
+            raise CrossOriginRefused(
+                f"{bytes(response.body).decode()}; allowed are the origins {allowed}, the methods "
+                f"{', '.join(_METHODS)} and the headers {', '.join(_REQUEST_HEADERS)}"
+            )
+        return response
+
+    def lines(self, headers: Sequence[tuple[bytes, bytes]]) -> bytes:
+        """Return the headers, each with its line end, of an answer to a request with `headers`."""
+        origin = next((value for name, value in headers if name == b"origin"), b"").decode(
+            "latin-1"
+        )
+        if not origin:
+            return b""
+        ours = MutableHeaders(self.simple_headers)
+        if not self.allow_all_origins:
+            if not self.is_allowed_origin(origin):
+                return b""
+            self.allow_explicit_origin(ours, origin)
+        return b"".join(name + b": " + value + b"\r\n" for name, value in ours.raw)
