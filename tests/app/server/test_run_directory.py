@@ -1,6 +1,8 @@
 """The directory of a running service: who removes it, and who finds the service by it."""
 
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -29,8 +31,12 @@ def scratch(tmp_path: Path) -> Path:
 
 def probe(scratch: Path, **changes: str) -> subprocess.CompletedProcess[str]:
     """Run the health check of the container."""
+    dockerfile = (ROOT / "Dockerfile").read_text()
+    (command,) = re.findall(r"^HEALTHCHECK .*\\\n +CMD (\[.*\])$", dockerfile, re.MULTILINE)
+    program, *arguments = json.loads(command)
+    assert program == "python"
     return subprocess.run(
-        [sys.executable, "-m", "app.server.probe"],
+        [sys.executable, *arguments],
         env={"PYTHONPATH": str(ROOT), "TMPDIR": str(scratch), **changes},
         capture_output=True,
         text=True,
