@@ -202,6 +202,7 @@ def serve_alone(
     Raises:
         ArtifactError: the models could not be opened.
     """
+    _log.warning("this platform cannot fork: one process serves, and nothing replaces it")
     end_quietly(signal.SIGTERM, signal.SIGINT)
     news = iter([on_ready])
 

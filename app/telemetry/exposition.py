@@ -16,6 +16,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.registry import Collector
 
+from app.machine import can_fork
 from app.telemetry import METRICS_DIRECTORY_VARIABLE
 from app.telemetry.metrics import Metrics
 
@@ -73,7 +74,8 @@ class Exposition:
         directory = os.environ.get(METRICS_DIRECTORY_VARIABLE)
         if not directory:
             return self._metrics.registry
-        _forget_dead_processes(Path(directory))
+        if can_fork():  # otherwise there is one process, and Windows' `os.kill` would end it
+            _forget_dead_processes(Path(directory))
         registry = CollectorRegistry()
         registry.register(_Files(Path(directory)))
         return registry

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Picture
-from tests.support.servers import Server, failed, post, started, wait_until
+from tests.support.servers import Server, failed, get, post, started, wait_until
 
 PNG = {"Content-Type": "image/png"}
 SERVE = "\nfrom app.cli import main; main()"
@@ -16,6 +16,8 @@ WITHOUT_AFFINITY = "import os; del os.sched_getaffinity"
 WITHOUT_FORK = "import os; del os.fork"
 WITHOUT_RESOURCE = "import sys; sys.modules['resource'] = None"
 WITHOUT_FCNTL = "import sys; sys.modules['fcntl'] = None"
+# There, signal 0 of `os.kill` is Ctrl+C.
+DEADLY_KILL = "import os; os.kill = lambda pid, number: os._exit(99)"
 WITHOUT_PROC = """
 import io
 given = io.open
@@ -38,7 +40,16 @@ def setrlimit(which, limits):
 resource.getrlimit, resource.setrlimit = getrlimit, setrlimit
 """
 MACOS = "\n".join((WITHOUT_AFFINITY, INFINITE_FILES, WITHOUT_PROC))
-WINDOWS = "\n".join((WITHOUT_AFFINITY, WITHOUT_FORK, WITHOUT_RESOURCE, WITHOUT_FCNTL, WITHOUT_PROC))
+WINDOWS = "\n".join(
+    (
+        WITHOUT_AFFINITY,
+        WITHOUT_FORK,
+        WITHOUT_RESOURCE,
+        WITHOUT_FCNTL,
+        WITHOUT_PROC,
+        DEADLY_KILL,
+    )
+)
 
 
 def command(taken: str, *options: str) -> list[str]:
@@ -84,6 +95,8 @@ def test_where_nothing_can_fork_one_process_serves(
     with started(command(taken), store_path, tmp_path / "log", TMPDIR=str(scratch)) as server:
         assert label(server, picture) == "red"
         assert server.workers == []
+        assert "convscope_predictions_total" in get(f"{server.url}/metrics").text
+        assert "this platform cannot fork: one process serves" in server.log.read_text()
         assert "Serving colour/1, colour/2, flat/1 on " in server.log.read_text()
         server.process.send_signal(number)
         assert server.process.wait(30) == 0

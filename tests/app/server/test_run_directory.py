@@ -65,6 +65,51 @@ def test_directory_of_a_killed_supervisor_is_removed_at_the_next_start(
     assert list(scratch.iterdir()) == []
 
 
+OWNER = """
+import os, sys
+from pathlib import Path
+from app.server.run_directory import run_directory
+
+with run_directory(("127.0.0.1", 80)):
+    print(os.environ["PROMETHEUS_MULTIPROC_DIR"], flush=True)
+    sys.stdin.read()
+"""
+
+
+def owners(scratch: Path, count: int) -> dict[Path, subprocess.Popen[str]]:
+    """Start processes at once that have a directory each, as supervisors have."""
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", OWNER],
+            env={"PYTHONPATH": str(ROOT), "TMPDIR": str(scratch)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(count)
+    ]
+    found = {}
+    for process in processes:
+        assert process.stdout
+        found[Path(process.stdout.readline().strip())] = process
+    return found
+
+
+def test_many_that_start_at_once_remove_what_is_dead_and_nothing_else(scratch: Path) -> None:
+    first = owners(scratch, 6)
+    dead = list(first)[:3]
+    for directory in dead:
+        first[directory].kill()
+        first[directory].wait()
+    living = {path: owner for path, owner in first.items() if path not in dead}
+    living |= owners(scratch, 6)
+    assert set(scratch.iterdir()) == set(living)
+    assert all((directory / "address").exists() for directory in living)
+    for owner in {*first.values(), *living.values()}:
+        owner.communicate()
+    assert list(scratch.iterdir()) == []
+
+
 def test_directory_of_a_living_service_stays(
     store_path: Path, tmp_path: Path, scratch: Path, picture: Picture
 ) -> None:
