@@ -54,7 +54,7 @@ def running_services() -> list[Address]:
     directories = [Path(named)] if named else _own_directories()
     found = []
     for directory in directories:
-        with suppress(OSError), (directory / _ADDRESS).open("r+") as file:
+        with suppress(OSError, ValueError), (directory / _ADDRESS).open("r+") as file:
             if not lock(file):
                 host, port = file.read().split()
                 found.append((host, int(port)))

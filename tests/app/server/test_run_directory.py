@@ -210,6 +210,17 @@ def test_health_check_finds_a_service_whose_directory_is_named(
     assert probe(tmp_path, **named).returncode == 1
 
 
+def test_health_check_passes_over_what_is_no_address(
+    store_path: Path, tmp_path: Path, scratch: Path
+) -> None:
+    with started(SERVE, store_path, tmp_path / "log", TMPDIR=str(scratch)) as server:
+        (directory,) = scratch.iterdir()
+        (directory / "address").write_text("nonsense")
+        done = probe(scratch)
+        assert (done.returncode, done.stderr) == (1, "no service of this user runs\n")
+        assert server.stop() == 0
+
+
 def test_health_check_of_a_service_that_does_not_answer_fails(
     store_path: Path, tmp_path: Path, scratch: Path
 ) -> None:
