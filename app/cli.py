@@ -7,33 +7,39 @@ import sys
 from collections.abc import Sequence
 from contextlib import closing
 from functools import partial
-from pathlib import Path
+from typing import Literal
 
 import click
 
 # NumPy's BLAS would start threads that nothing uses, and a process with threads must not fork.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-import numpy as np
-
 from app.api.queries import VERSION_HELP
-from app.api.schemas import ModelVersion, Predictions
+from app.api.schemas import ModelVersion
 from app.artifact.store import Store, read_store
-from app.artifact.tensors import Images, Outputs
 from app.commands import OneLineErrors
-from app.errors import ConvscopeError, ImageError
-from app.images import RgbImage
-from app.images.decode import decode
-from app.inference.backends import batch_limit, open_backend
+from app.errors import ConvscopeError
+from app.local import FileClassifier, as_csv, as_json, as_text, find_files, is_folder
 from app.machine import can_fork, usable_cpus
 from app.server.run_directory import run_directory
 from app.settings import Settings, read_settings
-from app.tasks.classification import Interpreter
 from app.telemetry import logs
 
 BACKLOG = 2048
-SHOWN_CLASSES = 5
-"""The classes that `predict` prints of an image by default; JSON holds all of them."""
+COVERAGE = 0.9
+"""Of the sets that `predict` prints by default, as on the page."""
+
+EXIT_STATUS = (
+    "Exit status: 0 if every file is classified; 1 if a file cannot be classified, or the model or "
+    "a setting is wrong; 2 for wrong usage."
+)
+
+ERASE_LINE = "\r\033[K"
+
+MORE_MODELS = (
+    "This is the one model of the installation. CONVSCOPE_STORE names a folder of more: the "
+    "repository's models_store, or what `convscope-train export` writes."
+)
 
 
 @click.group(cls=OneLineErrors, errors=ConvscopeError)
@@ -79,34 +85,60 @@ def serve(host: str, port: int, workers: int | None, root_path: str | None) -> N
             serve_alone(settings, listener, opener, greet)
 
 
-@main.command()
+@main.command(epilog=EXIT_STATUS)
 @click.argument("files", nargs=-1, required=True)
 @click.option("--model", help="The model's name. Default: the default model.")
 @click.option("--version", help=VERSION_HELP)
 @click.option("--top-k", type=click.IntRange(1), help="How many classes to show.")
-@click.option("--json", "as_json", is_flag=True, help="Print what POST /predict answers.")
+@click.option(
+    "--coverage",
+    type=click.FloatRange(0.01, 0.99),
+    help="The probability with which the set of classes holds the true one, for pictures like "
+    f"those that the model was trained on. Default: {COVERAGE:g}, if the model has sets.",
+)
+@click.option("--json", "form", flag_value="json", help="Print JSON, as POST /predict answers it.")
+@click.option("--csv", "form", flag_value="csv", help="Print CSV, with a header.")
 def predict(
     files: Sequence[str],
     model: str | None,
     version: str | None,
     top_k: int | None,
-    *,
-    as_json: bool,
+    coverage: float | None,
+    form: Literal["json", "csv"] | None,
 ) -> None:
-    """Classify image FILES ("-" is standard input) without a server."""
+    """Classify FILES without a server: images, folders of them, patterns, "-" for standard input.
+
+    Prints a row for each file: its class, the probability, a set of classes that holds the true one
+    with the probability --coverage, and a warning if the picture is unlike those that the model was
+    trained on. A file that cannot be classified has the reason in its row.
+    """
     settings = read_settings()
-    artifact = _read_store(settings).find(model, version)
-    if top_k is None and not as_json:
-        top_k = min(SHOWN_CLASSES, len(artifact.manifest.classes))
-    interpreter = Interpreter(artifact, settings.precision, top_k=top_k)
-    backend = open_backend(artifact, settings.backend, settings.threads, settings.precision)
-    names, images = _decode_files(files, artifact.manifest.image_size, settings)
-    if names:
-        size = batch_limit(artifact, settings.backend, settings.max_batch)
-        outputs = Outputs.in_batches(backend.predict, images, size)
-        answer = interpreter.render(outputs, images, names)
-        _show(Predictions.model_validate_json(answer), as_json=as_json)
-    if len(names) < len(files):
+    store = _read_store(settings)
+    artifact = store.find(model, version)
+    if _is_only_model(store, settings):
+        click.echo(MORE_MODELS, err=True)
+    if coverage is None and settings.precision in artifact.manifest.confidence:
+        coverage = COVERAGE
+    if top_k is None and form is None:
+        top_k = 1
+    classifier = FileClassifier(artifact, settings, top_k=top_k, coverage=coverage)
+    on_terminal = sys.stderr.isatty() and any(map(is_folder, files))
+    count = sum(1 for _ in find_files(files)) if on_terminal else None
+    rows = classifier.rows(find_files(files))
+    with click.progressbar(
+        rows, length=count, show_pos=True, file=sys.stderr, hidden=not on_terminal
+    ) as shown:
+        if form == "json":
+            lines = as_json(shown, artifact.manifest)
+        elif form == "csv":
+            lines = as_csv(shown)
+        else:
+            lines = as_text(shown, coverage)
+        for line in lines:
+            if on_terminal and sys.stdout.isatty():
+                click.echo(ERASE_LINE, nl=False, err=True)
+            click.echo(line)
+    if classifier.failures:
         raise SystemExit(1)
 
 
@@ -136,6 +168,11 @@ def models(*, as_json: bool) -> None:
 
 def _read_store(settings: Settings) -> Store:
     return read_store(settings.store, settings.models, settings.default_model)
+
+
+def _is_only_model(store: Store, settings: Settings) -> bool:
+    """Whether there is no more than the model that comes with a wheel, since no store is named."""
+    return "store" not in settings.model_fields_set and len([*store]) == 1
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -170,38 +207,5 @@ def _greet(host: str, port: int, store: Store, settings: Settings) -> None:
         f"curl {url}/predict -H 'Content-Type: application/json' "
         f'-d \'{{"images": ["{EXAMPLE_BASE64}"]}}\'\n'
     )
-
-
-def _decode_files(
-    files: Sequence[str], size: tuple[int, int], settings: Settings
-) -> tuple[list[str], Images]:
-    """Decode files; print a line on stderr for each one that cannot be read or decoded."""
-    names: list[str] = []
-    images: list[RgbImage] = []
-    for name in files:
-        try:
-            data = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
-            images.append(
-                decode(
-                    data,
-                    size,
-                    settings.max_pixels,
-                    max_pixels_whole=settings.max_pixels_whole,
-                )
-            )
-            names.append(name)
-        except OSError as exc:
-            click.echo(f"{name}: {exc.strerror or exc}", err=True)
-        except ImageError as exc:
-            click.echo(f"{name}: {exc}", err=True)
-    return names, np.array(images)
-
-
-def _show(answer: Predictions, *, as_json: bool) -> None:
-    if as_json:
-        click.echo(answer.model_dump_json(indent=2, exclude_none=True))
-        return
-    for prediction in answer.predictions:
-        likely = prediction.probabilities.items()
-        classes = ", ".join(f"{label} {value:.1%}" for label, value in likely)
-        click.echo(f"{prediction.filename}: {classes}")
+    if _is_only_model(store, settings):
+        click.echo(MORE_MODELS)

@@ -1,14 +1,28 @@
+import csv
+import errno
 import io
 import json
+import os
+import pty
+import re
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from PIL import Image
 
+from app.api.schemas import Prediction
+from app.artifact.store import read_store
 from app.cli import main
+from app.local import FileClassifier, find_files
+from app.settings import read_settings
+from bench import ROOT
 from tests.conftest import Picture
-from tests.support.artifacts import CLASSES, copy_store
+from tests.support.artifacts import CLASSES, amend, confidence, copy_store, write_artifact
+from tests.support.servers import CONVSCOPE, START_SECONDS
 
 
 @pytest.fixture(autouse=True)
@@ -37,6 +51,52 @@ def test_predict_prints_a_line_for_each_image(images: Sequence[Path]) -> None:
     assert second.startswith(f"{images[1]}: blue 99.8%")
 
 
+@pytest.fixture
+def _sure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model with sets: up to 98%, they hold every class with a probability of 0.1 and more."""
+    path = write_artifact(tmp_path / "sure", "colour", "1").path
+    lac = (0.9,) * 98 + (1.0,)
+    amend(path, confidence={"float32": confidence(lac, lac, 0.5)})
+    monkeypatch.setenv("CONVSCOPE_STORE", str(tmp_path / "sure"))
+
+
+@pytest.mark.usefixtures("_sure")
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "90% set: red"),
+        (["--coverage", "0.95"], "95% set: red"),
+        (["--coverage", "0.981"], f"99% set: {', '.join(CLASSES)}"),
+    ],
+)
+def test_predict_prints_a_set_that_holds_the_true_class(
+    images: Sequence[Path], arguments: Sequence[str], said: str
+) -> None:
+    assert run("predict", images[0], *arguments).stdout == f"{images[0]}: red 99.8%; {said}\n"
+
+
+@pytest.mark.usefixtures("_sure")
+def test_predict_says_that_a_set_holds_no_class(tmp_path: Path) -> None:
+    mixed = tmp_path / "grey.png"
+    Image.new("RGB", (32, 32), (128, 128, 128)).save(mixed)
+    amend(
+        tmp_path / "sure/colour/1", confidence={"float32": confidence((0.1,) * 99, (0.1,) * 99, 1)}
+    )
+    assert run("predict", mixed).stdout.endswith("; 90% set: no class is likely enough\n")
+
+
+def test_predict_warns_of_a_picture_that_is_unlike_the_training_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CONVSCOPE_STORE", str(ROOT / "models_store"))
+    monkeypatch.setenv("CONVSCOPE_DEFAULT_MODEL", "simple-cnn")
+    noise = tmp_path / "noise.png"
+    Image.effect_noise((32, 32), 200).save(noise)
+    ship, foreign = run("predict", ROOT / "docs/images/ship.png", noise).stdout.splitlines()
+    assert re.search(r"/ship.png: ship 9\d\.\d%; 90% set: ship$", ship)
+    assert foreign.endswith("; unlike anything it was trained on")
+
+
 def test_predict_prints_the_answer_of_the_service_as_json(images: Sequence[Path]) -> None:
     result = run("predict", images[0], "--json", "--model", "flat", "--version", "1")
     answer = json.loads(result.stdout)
@@ -47,23 +107,158 @@ def test_predict_prints_the_answer_of_the_service_as_json(images: Sequence[Path]
     assert set(prediction["probabilities"]) == set(CLASSES)
 
 
+@pytest.mark.usefixtures("_sure")
+def test_predict_prints_a_row_of_csv_for_each_file(tmp_path: Path, picture: Picture) -> None:
+    image, text = tmp_path / 'red, "or" so.png', tmp_path / "text"
+    image.write_bytes(picture("red"))
+    text.write_text("hello")
+    result = run("predict", image, text, "--csv", "--coverage", "0.99")
+    first, second = csv.DictReader(io.StringIO(result.stdout))
+    assert (first["file"], first["label"], first["error"]) == (str(image), "red", "")
+    assert float(first["probability"]) == pytest.approx(0.998, abs=0.001)
+    assert first["prediction_set"] == "|".join(CLASSES)
+    assert (second["file"], second["label"]) == (str(text), "")
+    assert second["error"].startswith("not an image")
+
+
 def test_predict_reads_standard_input(picture: Picture) -> None:
     result = run("predict", "-", stdin=picture("green"))
     assert result.stdout.startswith("-: green")
 
 
-def test_predict_says_a_line_for_each_bad_file_and_goes_on(
+def test_predict_gives_the_reason_in_the_row_of_a_bad_file_and_goes_on(
     images: Sequence[Path], tmp_path: Path
 ) -> None:
     text = tmp_path / "notes.txt"
     text.write_text("hello")
-    result = run("predict", tmp_path / "none.png", images[0], text, tmp_path)
+    files = (tmp_path / "none.png", images[0], text, tmp_path / ("x" * 300))
+    result = run("predict", *files)
     assert result.exit_code == 1
-    assert result.stdout.startswith(f"{images[0]}: red")
-    missing, no_image, directory = result.stderr.splitlines()
-    assert missing == f"{tmp_path / 'none.png'}: No such file or directory"
-    assert no_image.startswith(f"{text}: not an image")
-    assert directory == f"{tmp_path}: Is a directory"
+    missing, sound, no_image, too_long = result.stdout.splitlines()
+    assert missing == f"{files[0]}: error: No such file or directory"
+    assert sound.startswith(f"{images[0]}: red")
+    assert no_image.startswith(f"{text}: error: not an image")
+    assert too_long.endswith(": error: File name too long")
+    rows = json.loads(run("predict", *files, "--json").stdout)["predictions"]
+    assert [row.get("label") for row in rows] == [None, "red", None, None]
+    assert rows[0] == {"filename": str(files[0]), "error": "No such file or directory"}
+
+
+def test_predict_reads_no_more_of_a_file_than_the_limit(
+    images: Sequence[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CONVSCOPE_MAX_BODY_BYTES", "1024")
+    endless = Path("/dev/zero")
+    result = run("predict", endless, images[0])
+    first, second = result.stdout.splitlines()
+    assert first == (
+        f"{endless}: error: holds more than 1024 bytes; CONVSCOPE_MAX_BODY_BYTES is the limit"
+    )
+    assert second.startswith(f"{images[0]}: red")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, picture: Picture) -> Path:
+    """Pictures in two folders among what is no picture."""
+    top = tmp_path / "photos"
+    (top / "more" / ".cache").mkdir(parents=True)
+    (top / "empty").mkdir()
+    for name, label in (("b.png", "blue"), ("more/a.png", "red"), ("z.png", "green")):
+        (top / name).write_bytes(picture(label))
+    for hidden in (".hidden.png", "more/.cache/x.png"):
+        (top / hidden).write_text("x")
+    (top / "notes.txt").write_text("hello")
+    os.mkfifo(top / "pipe")
+    return top
+
+
+def test_predict_finds_the_files_of_a_folder_in_order(folder: Path) -> None:
+    result = run("predict", folder, "--json")
+    assert result.exit_code == 1
+    rows = json.loads(result.stdout)["predictions"]
+    found = [(row["filename"], row.get("label") or row["error"][:12]) for row in rows]
+    assert found == [
+        (f"{folder}/b.png", "blue"),
+        (f"{folder}/notes.txt", "not an image"),
+        (f"{folder}/pipe", "not a regula"),
+        (f"{folder}/z.png", "green"),
+        (f"{folder}/more/a.png", "red"),
+    ]
+
+
+def test_predict_takes_patterns_that_the_shell_has_left(folder: Path) -> None:
+    (folder / "[b].png").write_bytes((folder / "b.png").read_bytes())
+    result = run("predict", f"{folder}/*.png", f"{folder}/[b].png", f"{folder}/**/a.png")
+    assert result.exit_code == 0
+    names = [
+        line.partition(": ")[0].removeprefix(f"{folder}/") for line in result.stdout.split("\n")
+    ]
+    assert names == ["[b].png", "b.png", "z.png", "[b].png", "more/a.png", ""]
+
+
+def test_predict_says_that_a_folder_or_a_pattern_holds_nothing(folder: Path) -> None:
+    result = run("predict", folder / "empty", folder / "*.jpg")
+    assert result.exit_code == 1
+    assert result.stdout.splitlines() == [
+        f"{folder / 'empty'}: error: holds no files",
+        f"{folder / '*.jpg'}: error: No such file or directory",
+    ]
+
+
+def test_predict_names_a_folder_that_cannot_be_read(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Root may read every folder, so the system's refusal is a double."""
+    read = os.scandir
+
+    def refuse(place: str) -> Any:
+        if place == f"{folder}/more":
+            raise PermissionError(errno.EACCES, "Permission denied", place)
+        return read(place)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    result = run("predict", folder)
+    assert result.exit_code == 1
+    assert result.stdout.splitlines()[-1] == f"{folder}/more: error: Permission denied"
+
+
+def test_predict_holds_one_batch_of_a_folder_in_memory(
+    tmp_path: Path, picture: Picture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CONVSCOPE_MAX_BATCH", "2")
+    for name in "abcd":
+        (tmp_path / f"{name}.png").write_bytes(picture("red"))
+    settings = read_settings()
+    artifact = read_store(settings.store, (), settings.default_model).default
+    classifier = FileClassifier(artifact, settings, top_k=1, coverage=None)
+    rows = classifier.rows(find_files([str(tmp_path)]))
+    next(rows)
+    (tmp_path / "c.png").write_bytes(picture("blue"))
+    assert [row.label for row in rows if isinstance(row, Prediction)] == ["red", "blue", "red"]
+
+
+def test_names_of_files_cannot_steer_the_terminal(tmp_path: Path, picture: Picture) -> None:
+    name = os.fsdecode(b"\x1b[2J\n\xff gr\xc3\xbcn.png")
+    (tmp_path / name).write_bytes(picture("green"))
+    text = run("predict", tmp_path)
+    assert text.stdout.startswith(f"{tmp_path}/\\x1b[2J\\n\\xff grün.png: green")
+    (row,) = json.loads(run("predict", tmp_path, "--json").stdout)["predictions"]
+    assert row["filename"] == f"{tmp_path}/\x1b[2J\n\\xff grün.png"
+
+
+def test_folder_shows_its_progress_on_a_terminal_alone(folder: Path) -> None:
+    command = [*CONVSCOPE, "predict", str(folder)]
+    quiet = subprocess.run(command, capture_output=True, check=False, timeout=START_SECONDS)
+    assert quiet.stderr == b""
+    terminal, inner = pty.openpty()
+    with os.fdopen(inner, "wb") as end:
+        done = subprocess.run(
+            command, stdout=subprocess.PIPE, stderr=end, check=False, timeout=START_SECONDS
+        )
+    shown = os.read(terminal, 1 << 16).decode()
+    os.close(terminal)
+    assert "5/5" in shown
+    assert done.stdout == quiet.stdout
 
 
 def test_predict_computes_many_images_in_batches(
