@@ -34,10 +34,12 @@ WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
 COPY app app
 COPY training training
-RUN pip --python /opt/venv/bin/python install --no-cache-dir --no-deps .
+COPY models_store models_store
+# The wheel carries one model for those who have nothing else; the image has them all in /models.
+RUN pip --python /opt/venv/bin/python install --no-cache-dir --no-deps . \
+    && rm -r /opt/venv/lib/python3*/site-packages/models_store
 # A checkout made under a strict umask would leave files that only root can read.
-COPY models_store /models
-RUN chmod -R a+rX /models
+RUN mv models_store /models && chmod -R a+rX /models
 
 FROM ${BASE_IMAGE} AS runtime
 RUN groupadd --gid 10001 convscope \
