@@ -5,7 +5,7 @@ from typing import Any
 
 from app.problems import PROBLEM_JSON
 
-_BINARY = {"type": "string", "format": "binary"}
+_BINARY = {"type": "string", "format": "binary", "minLength": 1}
 
 # An image of CIFAR-10's test set (a cat), as a WebP of 32x32 pixels.
 EXAMPLE_BASE64 = (
@@ -22,7 +22,7 @@ _TIMEOUT_PARAMETER = {
     "name": TIMEOUT_HEADER,
     "in": "header",
     "required": False,
-    "schema": {"type": "integer", "minimum": 1},
+    "schema": {"type": "integer", "minimum": 1, "maximum": 9_999_999_999},
     "description": "The time for the answer in milliseconds, from the body's last byte; after it, "
     "the answer is 504. A value above the service's limit counts as that limit.",
 }
@@ -37,18 +37,21 @@ def document_body(*, several: bool) -> dict[str, Any]:
     images: dict[str, Any] = {
         "type": "array",
         "items": {"type": "string", "contentEncoding": "base64"},
+        "minItems": 1,
     }
-    files: dict[str, Any] = {"type": "array", "items": _BINARY}
+    files: dict[str, Any] = {"type": "array", "items": _BINARY, "minItems": 1}
     if not several:
         images["maxItems"] = files["maxItems"] = 1
-    form = {"type": "object", "required": ["file"], "properties": {"file": files}}
-    document = {"type": "object", "required": ["images"], "properties": {"images": images}}
+    form, document = _only("file", files), _only("images", images)
     return {
         "parameters": [_TIMEOUT_PARAMETER],
         "requestBody": {
             "required": True,
             "content": {
-                "multipart/form-data": {"schema": form},
+                "multipart/form-data": {
+                    "schema": form,
+                    "encoding": {"file": {"contentType": "image/*"}},
+                },
                 "image/*": {"schema": _BINARY},
                 "application/octet-stream": {"schema": _BINARY},
                 "application/json": {
@@ -57,6 +60,15 @@ def document_body(*, several: bool) -> dict[str, Any]:
                 },
             },
         },
+    }
+
+
+def _only(name: str, schema: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "required": [name],
+        "properties": {name: schema},
+        "additionalProperties": False,
     }
 
 
