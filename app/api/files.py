@@ -28,5 +28,7 @@ class WholeFiles(StaticFiles):
         scope["headers"] = [(name, value) for name, value in scope["headers"] if name != b"range"]
         response = super().file_response(full_path, stat_result, scope, status_code)
         del response.headers["accept-ranges"]
+        # Weak: the file is the same, compressed or not (RFC 9110, 8.8.1).
+        response.headers["etag"] = f"W/{response.headers['etag']}"
         response.headers.update(self._headers)
         return response

@@ -15,7 +15,7 @@ async function ask(path, parameters, options = {}) {
   );
   let answer;
   try {
-    answer = await fetch(`${path}?${query}`, options);
+    answer = await fetch(query.size ? `${path}?${query}` : path, options);
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new Problem("The service does not answer. Is it running?", true);

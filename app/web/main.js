@@ -3,9 +3,6 @@
 import { html, render, useCallback, useEffect, useMemo, useState } from "./vendor/htm-preact-3.1.1.js";
 import * as api from "./api.js";
 import { Classify } from "./classify.js";
-import { Filters } from "./filters.js";
-import { Matrix } from "./matrix.js";
-import { Network } from "./network.js";
 import { Choice, Progress } from "./parts.js";
 import { Picture, SAMPLES, useGiven } from "./picture.js";
 import { NOTHING_CHOSEN, oneOf, useAddress, useAsked } from "./state.js";
@@ -24,6 +21,7 @@ function Page() {
   const view = oneOf(VIEWS, shown.view);
   const served = useMemo(() => inOrder(models.answer?.models ?? []), [models.answer]);
   const key = chosenModel(served, shown.model);
+  const inside = useAsked(() => INSIDE[view], [view]);
   const manifest = useAsked(
     () => (key && view ? (signal) => api.readManifest(key, signal) : undefined),
     [key, Boolean(view)],
@@ -102,6 +100,7 @@ function Page() {
           />
         </div>
       `}
+      <${Progress} state=${view ? inside : {}} what="Fetching the view" />
       <${Progress} state=${view ? manifest : {}} what="Reading the model" />
       ${view === "" &&
       served.length > 0 &&
@@ -110,7 +109,8 @@ function Page() {
       html`<${Classify} models=${served} image=${image} shown=${shown} show=${show} />`}
       ${view &&
       manifest.answer &&
-      html`<${INSIDE[view]}
+      inside.answer &&
+      html`<${inside.answer}
         manifest=${manifest.answer}
         modelKey=${key}
         image=${unreadable ? NO_IMAGE : image}
@@ -121,10 +121,14 @@ function Page() {
   `;
 }
 
+// Fetched when they are asked for.
 const INSIDE = {
-  network: (given) => given.image.data && html`<${Network} ...${given} />`,
-  filters: Filters,
-  matrix: Matrix,
+  network: async () => {
+    const { Network } = await import("./network.js");
+    return (given) => given.image.data && html`<${Network} ...${given} />`;
+  },
+  filters: async () => (await import("./filters.js")).Filters,
+  matrix: async () => (await import("./matrix.js")).Matrix,
 };
 
 // The default model first, then the fully connected one, which it is compared with.
@@ -145,9 +149,8 @@ const NO_IMAGE = {};
 function useImage(file, sample) {
   const fetched = useAsked(
     () => async (signal) => {
-      if (file) return { ...file, url: URL.createObjectURL(file.data) };
-      const data = await api.readSample(sample, signal);
-      return { data, name: sample, url: api.sampleUrl(sample) };
+      const given = file ?? { data: await api.readSample(sample, signal), name: sample };
+      return { ...given, url: URL.createObjectURL(given.data) };
     },
     [file, sample],
   );

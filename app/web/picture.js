@@ -3,6 +3,7 @@
 import { html, useEffect, useRef, useState } from "./vendor/htm-preact-3.1.1.js";
 import { sampleUrl } from "./api.js";
 
+// In the order of samples/all.png, which shows them side by side: one request for all.
 export const SAMPLES = [
   "airplane",
   "automobile",
@@ -86,14 +87,21 @@ export function Picture({ sample, file, given: [over, nothing], onSample, onFile
       `}
       <ul class="samples" aria-label="Samples">
         ${SAMPLES.map(
-          (name) => html`
+          (name, place) => html`
             <li>
               <button
                 type="button"
                 aria-pressed=${!file && sample === name}
                 onClick=${() => onSample(name)}
               >
-                <img src=${sampleUrl(name)} alt=${name} title=${name} width="48" height="48" />
+                <img
+                  src=${sampleUrl("all")}
+                  alt=${name}
+                  title=${name}
+                  width="48"
+                  height="48"
+                  style=${{ objectPosition: `${(100 * place) / (SAMPLES.length - 1)}%` }}
+                />
               </button>
             </li>
           `,

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from fastapi import APIRouter, Request
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.responses import Response
 from starlette.routing import Mount
 
@@ -32,4 +33,4 @@ async def page(request: Request) -> Response:
 
 def mount() -> Mount:
     """Return the route to the page's files."""
-    return Mount("/web", WholeFiles(WEB, HEADERS))
+    return Mount("/web", GZipMiddleware(WholeFiles(WEB, HEADERS)))

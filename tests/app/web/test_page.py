@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
+from PIL import Image
 
 from app.api.routes import page
 from tests.conftest import Connect
@@ -63,6 +65,46 @@ async def test_every_file_is_served_as_what_it_is(client: httpx.AsyncClient, pat
     assert response.headers["x-content-type-options"] == "nosniff"
     file = page.WEB / (path.removeprefix("/web/") if path != "/" else "index.html")
     assert response.content == file.read_bytes()
+
+
+@pytest.mark.parametrize("name", ["main.js", "style.css", "vendor/htm-preact-3.1.1.js"])
+async def test_text_is_compressed_for_clients_that_take_it(
+    client: httpx.AsyncClient, name: str
+) -> None:
+    plain = await client.get(f"/web/{name}", headers={"Accept-Encoding": "identity"})
+    packed = await client.get(f"/web/{name}", headers={"Accept-Encoding": "gzip"})
+    assert "content-encoding" not in plain.headers
+    assert packed.headers["content-encoding"] == "gzip"
+    assert int(packed.headers["content-length"]) < 0.55 * len(plain.content)
+    assert packed.content == plain.content == (page.WEB / name).read_bytes()
+    for answer in (plain, packed):
+        assert answer.headers["vary"] == "Accept-Encoding"
+        assert answer.headers["etag"].startswith("W/")
+        assert answer.headers["content-security-policy"] == page.HEADERS["Content-Security-Policy"]
+
+
+def test_the_sheet_shows_the_samples_in_their_order() -> None:
+    script = (page.WEB / "picture.js").read_text()
+    (listed,) = re.findall(r"SAMPLES = \[(.*?)\]", script, re.DOTALL)
+    names = re.findall(r'"(\w+)"', listed)
+    samples = page.WEB / "samples"
+    assert {path.stem for path in samples.iterdir()} == {*names, "all"}
+    parts = [np.asarray(Image.open(samples / f"{name}.png")) for name in names]
+    assert np.array_equal(np.asarray(Image.open(samples / "all.png")), np.hstack(parts))
+
+
+def test_what_the_first_view_imports_is_fetched_at_once() -> None:
+    html = (page.WEB / "index.html").read_text()
+    needed, new = set[Path](), {page.WEB / "main.js"}
+    while new:
+        needed |= new
+        new = {
+            (path.parent / name).resolve()
+            for path in new
+            for name in re.findall(r'(?m)^(?:import|\}) .*from "(\.[^"]+)"', path.read_text())
+        } - needed
+    named = re.findall(r'(?:modulepreload" href|src)="(web/[^"]+)"', html)
+    assert {page.WEB.parent / name for name in named} == needed
 
 
 @everything

@@ -4,10 +4,10 @@ import re
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Browser, Locator, Page, Route, expect
 
 from tests.support.browser import CNN, FC, SERVED, STORE, OpenPage, sample_file
-from tests.support.servers import CONVSCOPE, post, started
+from tests.support.servers import CONVSCOPE, Server, post, started
 
 pytestmark = pytest.mark.slow
 
@@ -56,6 +56,41 @@ def test_first_look_shows_what_every_model_makes_of_a_sample(open_page: OpenPage
         seen = page.get_by_role("img", name="The picture in the network's pixels")
         assert width_of(seen) == 32 * 8
         assert page.get_by_role("article").first.get_attribute("aria-label") == CNN
+
+
+def test_first_look_takes_few_requests_and_bytes(chromium: Browser, server: Server) -> None:
+    """With two models; each one adds a prediction and an explanation."""
+    context = chromium.new_context()
+    page = context.new_page()
+    session = context.new_cdp_session(page)
+    session.send("Network.enable")
+    bodies: list[int] = []
+    asked: list[str] = []
+    session.on("Network.loadingFinished", lambda event: bodies.append(event["encodedDataLength"]))
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(server.url, wait_until="networkidle")
+    expect(answer(page, FC)).not_to_be_empty()
+    context.close()
+    sent = [url for url in asked if not url.startswith("blob:")]
+    assert len(sent) <= 19, sent
+    assert len(set(sent)) == len(sent), sent
+    assert sum(bodies) < 80_000
+
+
+def test_predictions_do_not_move_when_the_picture_arrives(open_page: OpenPage) -> None:
+    with open_page(width=412) as page:
+        held: list[Route] = []
+        page.route("**/activations?*", lambda route: held.append(route))
+        page.reload()
+        predictions = page.get_by_role("region", name="Predictions")
+        expect(answer(page)).to_have_text("dog")
+        before = predictions.bounding_box()
+        held[0].continue_()
+        expect(page.get_by_alt_text("The picture in the network's pixels")).to_be_visible()
+        after = predictions.bounding_box()
+        assert before is not None
+        assert after is not None
+        assert after["y"] == before["y"]
 
 
 def test_sample_that_is_clicked_is_classified_and_stands_in_the_address(
