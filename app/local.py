@@ -40,6 +40,9 @@ class Failure:
 
 Row = Prediction | Failure
 
+UNFAMILIAR = "unlike anything it was trained on: probability and set promise nothing here"
+"""The page has the same words."""
+
 
 def find_files(names: Sequence[str]) -> Iterator[str | Failure]:
     """Yield the files that the words of a command line name, in the order of the words.
@@ -181,7 +184,7 @@ def _described(prediction: Prediction, coverage: float | None) -> str:
         members = ", ".join(prediction.prediction_set) or "no class is likely enough"
         parts.append(f"{percent}% set: {members}")
     if prediction.out_of_distribution:
-        parts.append("unlike anything it was trained on")
+        parts.append(UNFAMILIAR)
     return "; ".join(parts)
 
 

@@ -10,12 +10,11 @@ export class Problem extends Error {
 }
 
 async function ask(path, parameters, options = {}) {
-  const query = new URLSearchParams(
-    Object.entries(parameters).filter(([, value]) => value !== undefined && value !== null),
-  );
+  const given = Object.entries(parameters).filter(([, value]) => value !== undefined && value !== null);
+  const query = new URLSearchParams(given).toString();
   let answer;
   try {
-    answer = await fetch(query.size ? `${path}?${query}` : path, options);
+    answer = await fetch(`${path}${query && "?"}${query}`, options);
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new Problem("The service does not answer. Is it running?", true);

@@ -89,7 +89,7 @@ function Card({ model, image, coverage, announced, why, onWhy }) {
           <strong>${prediction.label}</strong> ${percent(prediction.confidence)}
           ${prediction.out_of_distribution && html`
             <span class="warning" title=${`score ${prediction.ood_score}`}>
-              unlike anything it was trained on
+              unlike anything it was trained on: probability and set promise nothing here
             </span>
           `}
         </p>

@@ -17,7 +17,7 @@ from PIL import Image
 from app.api.schemas import Prediction
 from app.artifact.store import read_store
 from app.cli import main
-from app.local import FileClassifier, find_files
+from app.local import UNFAMILIAR, FileClassifier, find_files
 from app.settings import read_settings
 from bench import ROOT
 from tests.conftest import Picture
@@ -94,7 +94,9 @@ def test_predict_warns_of_a_picture_that_is_unlike_the_training_images(
     Image.effect_noise((32, 32), 200).save(noise)
     ship, foreign = run("predict", ROOT / "docs/images/ship.png", noise).stdout.splitlines()
     assert re.search(r"/ship.png: ship 9\d\.\d%; 90% set: ship$", ship)
-    assert foreign.endswith("; unlike anything it was trained on")
+    warning = foreign.rpartition("; ")[2]
+    assert warning == UNFAMILIAR
+    assert warning in (ROOT / "app/web/classify.js").read_text()
 
 
 def test_predict_prints_the_answer_of_the_service_as_json(images: Sequence[Path]) -> None:
