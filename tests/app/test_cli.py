@@ -6,9 +6,9 @@ import os
 import pty
 import re
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 from click.testing import CliRunner, Result
@@ -248,19 +248,39 @@ def test_names_of_files_cannot_steer_the_terminal(tmp_path: Path, picture: Pictu
     assert row["filename"] == f"{tmp_path}/\x1b[2J\n\\xff grün.png"
 
 
-def test_folder_shows_its_progress_on_a_terminal_alone(folder: Path) -> None:
+@pytest.fixture
+def terminal() -> Iterator[tuple[int, BinaryIO]]:
+    """Both ends of a terminal: a file descriptor to read, and a file for a process."""
+    outer, inner = pty.openpty()
+    with os.fdopen(inner, "wb") as end:
+        yield outer, end
+    os.close(outer)
+
+
+def test_folder_shows_its_progress_on_a_terminal_alone(
+    folder: Path, terminal: tuple[int, BinaryIO]
+) -> None:
     command = [*CONVSCOPE, "predict", str(folder)]
     quiet = subprocess.run(command, capture_output=True, check=False, timeout=START_SECONDS)
     assert quiet.stderr == b""
-    terminal, inner = pty.openpty()
-    with os.fdopen(inner, "wb") as end:
-        done = subprocess.run(
-            command, stdout=subprocess.PIPE, stderr=end, check=False, timeout=START_SECONDS
-        )
-    shown = os.read(terminal, 1 << 16).decode()
-    os.close(terminal)
+    outer, end = terminal
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=end, check=False, timeout=START_SECONDS
+    )
+    shown = os.read(outer, 1 << 16).decode()
     assert "5/5" in shown
+    assert "\x1b[K" not in shown
     assert done.stdout == quiet.stdout
+
+
+def test_rows_take_the_place_of_the_progress_on_their_terminal(
+    folder: Path, terminal: tuple[int, BinaryIO]
+) -> None:
+    outer, end = terminal
+    command = [*CONVSCOPE, "predict", str(folder)]
+    subprocess.run(command, stdout=end, stderr=end, check=False, timeout=START_SECONDS)
+    shown = os.read(outer, 1 << 16).decode()
+    assert f"0/5\r\x1b[K{folder}/b.png: blue" in shown
 
 
 def test_predict_computes_many_images_in_batches(
