@@ -2,7 +2,7 @@
 
 import { html } from "./vendor/htm-preact-3.1.1.js";
 import * as api from "./api.js";
-import { Choice, Progress, percent } from "./parts.js";
+import { Choice, Progress, percent, useSeen } from "./parts.js";
 import { oneOf, useAsked } from "./state.js";
 
 // Occlusion costs 81 predictions. A model with more multiply-accumulates than this explains itself
@@ -69,15 +69,16 @@ function Card({ model, image, coverage, announced, why, onWhy }) {
   const atOnce = method === "cam" || model.macs <= LIGHT;
   const predicted = prediction?.image === image ? prediction.label : undefined;
   const explained = predicted && (why ?? (atOnce ? predicted : undefined));
+  const [place, seen] = useSeen(Boolean(predicted));
   const heat = useAsked(
     () =>
-      explained
+      explained && seen
         ? (signal) => api.explainOver(key, image.data, explained, method, signal)
         : undefined,
-    [key, image, explained],
+    [key, image, explained, seen],
   );
   return html`
-    <article class=${`card ${prediction && !predicted ? "old" : ""}`} aria-label=${key}>
+    <article ref=${place} class=${`card ${prediction && !predicted ? "old" : ""}`} aria-label=${key}>
       <h2>
         ${key}
         <small>${model.architecture}, ${percent(model.test_accuracy)} on the test images</small>

@@ -1,6 +1,6 @@
 // Components shared by several views.
 
-import { html, useEffect, useRef } from "./vendor/htm-preact-3.1.1.js";
+import { html, useEffect, useRef, useState } from "./vendor/htm-preact-3.1.1.js";
 import { signedColour } from "./colours.js";
 import { askAgain } from "./state.js";
 
@@ -48,6 +48,21 @@ export function useInSight(asked) {
   const place = useRef();
   useEffect(() => place.current?.scrollIntoView({ block: "nearest", inline: "nearest" }), asked);
   return place;
+}
+
+// Whether an element has been in view since it was `complete`, when it has its height.
+export function useSeen(complete) {
+  const place = useRef();
+  const [seen, setSeen] = useState(false);
+  useEffect(() => {
+    if (!complete) return undefined;
+    const observer = new IntersectionObserver(
+      ([entry]) => entry.isIntersecting && setSeen(true),
+    );
+    observer.observe(place.current);
+    return () => observer.disconnect();
+  }, [complete]);
+  return [place, seen];
 }
 
 // A layer name with line break opportunities after its dots.

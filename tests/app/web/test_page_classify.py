@@ -77,6 +77,15 @@ def test_first_look_takes_few_requests_and_bytes(chromium: Browser, server: Serv
     assert sum(bodies) < 80_000
 
 
+def test_picture_is_explained_when_its_card_comes_into_view(open_page: OpenPage) -> None:
+    with open_page(width=412) as page:
+        expect(heat_map(page, CNN, "dog")).to_be_visible()
+        expect(answer(page, FC)).not_to_be_empty()
+        assert card(page, FC).get_by_role("img").count() == 0
+        card(page, FC).scroll_into_view_if_needed()
+        expect(card(page, FC).get_by_role("img")).to_be_visible()
+
+
 def test_predictions_do_not_move_when_the_picture_arrives(open_page: OpenPage) -> None:
     with open_page(width=412) as page:
         held: list[Route] = []
