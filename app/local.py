@@ -53,6 +53,8 @@ def find_files(names: Sequence[str]) -> Iterator[str | Failure]:
     for name in names:
         is_there = name == STANDARD_INPUT or os.path.lexists(name)
         matches = [] if is_there else sorted(glob(name, recursive=True))  # noqa: PTH207 - of text
+        if "**" in name:  # it matches the files in the folders too
+            matches = [match for match in matches if not is_folder(match)]
         for match in matches or [name]:
             if is_folder(match):
                 yield from _files_in(match)

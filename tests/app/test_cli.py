@@ -198,6 +198,12 @@ def test_predict_takes_patterns_that_the_shell_has_left(folder: Path) -> None:
     assert names == ["[b].png", "b.png", "z.png", "[b].png", "more/a.png", ""]
 
 
+def test_pattern_of_all_folders_names_each_file_once(folder: Path) -> None:
+    result = run("predict", f"{folder}/more/**", f"{folder}/m*", "--csv")
+    files = [row["file"] for row in csv.DictReader(io.StringIO(result.stdout))]
+    assert files == [f"{folder}/more/a.png"] * 2
+
+
 def test_predict_says_that_a_folder_or_a_pattern_holds_nothing(folder: Path) -> None:
     result = run("predict", folder / "empty", folder / "*.jpg")
     assert result.exit_code == 1
