@@ -67,6 +67,9 @@ def serve(host: str, port: int, workers: int | None, root_path: str | None) -> N
     settings = read_settings(root_path=root_path)
     logs.configure(settings.log_format, settings.log_level)
     store = _read_store(settings)
+    # All workers serve one default model, and the log tells of its choice once.
+    default = settings.default_model or store.default.manifest.name
+    settings = settings.model_copy(update={"default_model": default})
     with closing(_listen(host, port)) as listener, run_directory(listener.getsockname()[:2]):
         import app.inference.backends.onnx_cpu  # noqa: F401 - before the workers fork
         from app.main import open_application

@@ -94,7 +94,7 @@ class Settings(BaseSettings):
 
     store: Path = Field(default_factory=_default_store)
     models: Annotated[tuple[Reference, ...], NoDecode, BeforeValidator(_split)] = ()
-    default_model: Reference = "simple-cnn"
+    default_model: Reference | None = None
     backend: BackendName = "onnx-cpu"
     precision: Precision = "float32"
     threads: Annotated[int, Field(ge=1, le=256)] = 1

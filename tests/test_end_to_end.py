@@ -45,7 +45,7 @@ def client(artifact: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Iter
     command = [str(Path(sys.executable).with_name("convscope")), "serve"]
     store = artifact.path.parent.parent
     log = tmp_path_factory.mktemp("serve") / "log"
-    with started(command, store, log, CONVSCOPE_DEFAULT_MODEL="sampled") as server:
+    with started(command, store, log, CONVSCOPE_DEFAULT_MODEL="") as server:
         with httpx.Client(base_url=server.url, timeout=30, trust_env=False) as connected:
             yield connected
         assert server.stop() == 0

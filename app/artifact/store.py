@@ -3,11 +3,17 @@
 Only manifests are read here.
 """
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from app.artifact.directory import Artifact, read_artifact
 from app.errors import ArtifactError, UnknownModel
+
+PREFERRED_MODEL = "simple-cnn"
+"""The default model where none is named."""
+
+_log = logging.getLogger(__name__)
 
 
 class Store:
@@ -64,13 +70,16 @@ class Store:
         return list(self._models[name].values())
 
 
-def read_store(path: Path, models: Sequence[str], default: str) -> Store:
+def read_store(path: Path, models: Sequence[str], default: str | None) -> Store:
     """Read the manifests of a store.
+
+    Without a named default, it is `PREFERRED_MODEL`, or else the first model by name. The log tells
+    of a choice between several.
 
     Args:
         path: the directory that holds `<name>/<version>/`.
         models: the ones to serve, as `name` (all its versions) or `name/version`; none means all.
-        default: the default model, as `name` or `name/version`.
+        default: the default model, as `name` or `name/version`, if one is named.
 
     Raises:
         ArtifactError: the store, or a wanted model, is missing or damaged.
@@ -85,7 +94,22 @@ def read_store(path: Path, models: Sequence[str], default: str) -> Store:
             raise ArtifactError(f"{path / wanted}: no such model; CONVSCOPE_MODELS names it")
     if models:
         places = [place for place in places if any(_means(wanted, place) for wanted in models)]
-    return Store([read_artifact(place) for place in places], default)
+    artifacts = [read_artifact(place) for place in places]
+    return Store(artifacts, default or _choose_default(artifacts))
+
+
+def _choose_default(artifacts: Sequence[Artifact]) -> str:
+    names = sorted({artifact.manifest.name for artifact in artifacts})
+    if PREFERRED_MODEL in names:
+        return PREFERRED_MODEL
+    if len(names) > 1:
+        _log.warning(
+            "%s is the default model, the first by name of %s; CONVSCOPE_DEFAULT_MODEL names "
+            "another",
+            names[0],
+            ", ".join(names),
+        )
+    return names[0]
 
 
 def _number(artifact: Artifact) -> int:

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from app.artifact.store import PREFERRED_MODEL
 from app.errors import SettingsError
 from app.settings import PREFIX, Settings, read_settings
 
@@ -26,6 +27,7 @@ def test_documented_defaults_are_the_defaults() -> None:
     assert documented.pop("store") == "models_store"
     assert documented.pop("models") == "all"
     assert documented.pop("root_path") == documented.pop("cors_origins") == "none"
+    assert documented.pop("default_model") == PREFERRED_MODEL
     for name, default in documented.items():
         value = Settings.model_fields[name].default
         assert default == (f"{value:g}" if isinstance(value, float) else str(value)), name

@@ -76,6 +76,32 @@ def test_default_that_is_not_served_is_named(store_path: Path) -> None:
         read_store(store_path, (), "vgg")
 
 
+@pytest.mark.parametrize(
+    ("served", "expected"),
+    [
+        (("b-net", "simple-cnn", "a-net"), "simple-cnn/1"),
+        (("b-net",), "b-net/1"),
+    ],
+)
+def test_default_that_nobody_names_is_simple_cnn_or_else_the_only_model(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, served: tuple[str, ...], expected: str
+) -> None:
+    for name in served:
+        write_artifact(tmp_path, name, "1")
+    assert read_store(tmp_path, (), None).default.ref == expected
+    assert caplog.messages == []
+
+
+def test_default_that_was_chosen_among_several_models_is_logged(
+    store_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert read_store(store_path, (), None).default.ref == "colour/2"
+    assert caplog.messages == [
+        "colour is the default model, the first by name of colour, flat; "
+        "CONVSCOPE_DEFAULT_MODEL names another"
+    ]
+
+
 def test_missing_store_is_named(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="nowhere: no such directory; CONVSCOPE_STORE"):
         read_store(tmp_path / "nowhere", (), "colour")

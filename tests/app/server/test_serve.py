@@ -45,6 +45,14 @@ def server(store_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         assert "Traceback" not in log.read_text()
 
 
+def test_default_model_that_nobody_names_is_logged_once(store_path: Path, tmp_path: Path) -> None:
+    command, log = [*CONVSCOPE, "serve", "--workers", "2"], tmp_path / "log"
+    with started(command, store_path, log, CONVSCOPE_DEFAULT_MODEL="") as server, client() as user:
+        models = user.get(f"{server.url}/models").json()["models"]
+    assert [model["name"] for model in models if model["default"]] == ["colour"]
+    assert log.read_text().count("colour is the default model, the first by name of") == 1
+
+
 def test_service_answers_and_names_no_server(server: Server, picture: Picture) -> None:
     response = post(f"{server.url}/predict", content=picture("red"), headers=PNG)
     assert response.json()["predictions"][0]["label"] == "red"
