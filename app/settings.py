@@ -3,13 +3,14 @@
 One frozen `Settings` is read when the process starts and passed down; nothing else in the service
 reads `CONVSCOPE_*`. Each field is described in `docs/configuration.md`. Host, port and number
 of workers belong to the command line: no field may be called `port` or `service_host`, because
-Kubernetes sets `CONVSCOPE_PORT` and `CONVSCOPE_SERVICE_HOST` beside a Service named `convscope`.
+Kubernetes sets `CONVSCOPE_PORT=tcp://...` and `CONVSCOPE_SERVICE_HOST` beside a Service named
+`convscope`.
 """
 
 import difflib
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -22,7 +23,13 @@ from app.errors import SettingsError
 PREFIX = "CONVSCOPE_"
 
 _OTHERS = {"DATA_DIR", "KERNELS", "CHROMIUM", "CONTAINER_CHECK"}  # of training and of the tests
-_KUBERNETES = re.compile(r"(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\w+)?)")
+_OPTIONS = {"HOST", "PORT", "WORKERS"}  # of `convscope serve`
+_SERVICE_LINK = re.compile(
+    r"(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)=.*"
+    r"|(\w+_)?PORT=\w+://.*",
+    re.DOTALL,
+)
+"""What Kubernetes sets for a Service. `PORT=8080` is not of it: somebody means the option."""
 _STORE = "models_store"
 _ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://[a-z0-9.:\[\]-]+")
 _ROOT_PATH = re.compile(r"(/(?!\.{1,2}(/|$))[\w.~-]+)*", re.ASCII)
@@ -163,7 +170,7 @@ def read_settings(**given: str | None) -> Settings:
     Raises:
         SettingsError: one line that names the variable, its value and the allowed values.
     """
-    _know_every_name(os.environ)
+    check_names(os.environ)
     try:
         options = {name: value for name, value in given.items() if value is not None}
         return Settings(**options)  # type: ignore[arg-type]  # the fields' validators read strings
@@ -176,13 +183,22 @@ def read_settings(**given: str | None) -> Settings:
         raise SettingsError(f"{variable}={error['input']}: {message}") from exc
 
 
-def _know_every_name(environment: Iterable[str]) -> None:
-    """Raise SettingsError for a variable that is no setting: a typo would go unnoticed."""
+def check_names(environment: Mapping[str, str]) -> None:
+    """Refuse a variable that begins like a setting and is none: a typo would go unnoticed.
+
+    Raises:
+        SettingsError: one line that names the variable and the nearest one that there is.
+    """
     known = {name.upper() for name in Settings.model_fields} | _OTHERS
-    for variable in environment:
+    for variable, value in environment.items():
         name = variable.upper().removeprefix(PREFIX)
-        if name in known or not variable.upper().startswith(PREFIX) or _KUBERNETES.fullmatch(name):
+        if not variable.upper().startswith(PREFIX) or name in known:
             continue
-        close = difflib.get_close_matches(name, known, n=1)
-        meant = f"; is {PREFIX}{close[0]} meant?" if close else ""
+        if _SERVICE_LINK.fullmatch(f"{name}={value}"):
+            continue
+        meant = ""
+        if name in _OPTIONS:
+            meant = f"; `convscope serve --{name.lower()}` is meant?"
+        elif close := difflib.get_close_matches(name, known, n=1, cutoff=0.4):
+            meant = f"; is {PREFIX}{close[0]} meant?"
         raise SettingsError(f"{variable}: there is no such setting{meant}")

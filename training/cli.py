@@ -3,6 +3,7 @@
 Reads arguments and prints. Every error of `training.errors` ends as one line and exit code 1.
 """
 
+import os
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -14,6 +15,8 @@ from rich.console import Console
 
 from app.artifact.manifest import Views, WeightFormat
 from app.commands import OneLineErrors
+from app.errors import SettingsError
+from app.settings import check_names
 from training import corruptions, evaluate, report
 from training.architectures import ARCHITECTURES
 from training.architectures.describe import describe as describe_architecture
@@ -85,6 +88,10 @@ def recipe_options(command: Command) -> Command:
 @click.group(cls=OneLineErrors, errors=TrainingError, context_settings={"max_content_width": 100})
 def main() -> None:
     """Train CIFAR-10 classifiers, measure them and export them for serving."""
+    try:
+        check_names(os.environ)
+    except SettingsError as exc:
+        raise click.ClickException(str(exc)) from exc
     use_allowed_processors()
 
 

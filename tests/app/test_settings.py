@@ -6,9 +6,10 @@ from pydantic import ValidationError
 
 from app.artifact.store import PREFERRED_MODEL
 from app.errors import SettingsError
-from app.settings import PREFIX, Settings, read_settings
+from app.settings import PREFIX, Settings, check_names, read_settings
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "configuration.md"
+ROOT = Path(__file__).parents[2]
+DOCUMENT = ROOT / "docs" / "configuration.md"
 
 
 def _documented() -> dict[str, str]:
@@ -73,18 +74,62 @@ def test_unknown_variable_is_one_line_with_the_name_that_may_be_meant(
 
 
 @pytest.mark.parametrize(
-    "variable",
+    ("variable", "meant"),
     [
-        "CONVSCOPE_DATA_DIR",  # of training
-        "CONVSCOPE_SERVICE_HOST",  # of Kubernetes, for a Service `convscope`
-        "CONVSCOPE_PORT_8000_TCP_ADDR",
-        "CONVSCOPE_WEB_SERVICE_PORT_HTTP",  # for a Service `convscope-web`
-        "CONVSCOPES_THREADS",
+        ("CONVSCOPE_DATADIR", "is CONVSCOPE_DATA_DIR meant?"),
+        ("CONVSCOPE_LOGLEVEL", "is CONVSCOPE_LOG_LEVEL meant?"),
+        ("CONVSCOPE_TIMEOUT", "is CONVSCOPE_HEAD_TIMEOUT_SECONDS meant?"),
+        ("convscope_thread", "is CONVSCOPE_THREADS meant?"),
+        ("CONVSCOPE_WORKERS", "`convscope serve --workers` is meant?"),
+        ("CONVSCOPE_PORT", "`convscope serve --port` is meant?"),
     ],
 )
-def test_variables_of_others_are_let_be(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
-    monkeypatch.setenv(variable, "x")
+def test_unknown_variable_names_the_nearest_one(
+    monkeypatch: pytest.MonkeyPatch, variable: str, meant: str
+) -> None:
+    monkeypatch.setenv(variable, "8080")
+    with pytest.raises(SettingsError, match=f"^{variable}: there is no such setting; {meant}"):
+        read_settings()
+
+
+def test_port_that_is_no_service_link_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONVSCOPE_METRICS_PORT", "9000")
+    with pytest.raises(SettingsError, match=r"^CONVSCOPE_METRICS_PORT: .* setting$"):
+        read_settings()
+
+
+@pytest.mark.parametrize(
+    "assignment",
+    [
+        "CONVSCOPE_SERVICE_HOST=10.96.0.7",  # of Kubernetes, for a Service `convscope`
+        "CONVSCOPE_SERVICE_PORT=8000",
+        "CONVSCOPE_PORT=tcp://10.96.0.7:8000",
+        "CONVSCOPE_PORT_8000_TCP=tcp://10.96.0.7:8000",
+        "CONVSCOPE_PORT_8000_TCP_ADDR=10.96.0.7",
+        "CONVSCOPE_WEB_SERVICE_PORT_HTTP=8000",  # for a Service `convscope-web`
+        "CONVSCOPE_WEB_PORT=tcp://10.96.0.8:8000",
+        "CONVSCOPES_THREADS=2",
+    ],
+)
+def test_variables_of_others_are_let_be(monkeypatch: pytest.MonkeyPatch, assignment: str) -> None:
+    monkeypatch.setenv(*assignment.split("=", 1))
     read_settings()
+
+
+def test_every_variable_that_the_project_reads_is_let_be() -> None:
+    sources = [
+        path
+        for folder in ("app", "training", "bench", "tests/support", "deploy", ".ci")
+        for path in (ROOT / folder).rglob("*")
+        if path.suffix in {"", ".py", ".yaml", ".yml"} and path.is_file()
+    ]
+    sources += [ROOT / name for name in ("Dockerfile", "compose.yaml", "Makefile", "README.md")]
+    sources += [*(ROOT / "docs").glob("*.md"), *(ROOT / "tests").glob("*.py")]
+    names = {
+        name for path in sources for name in re.findall(rf"\b{PREFIX}[A-Z_]+\b", path.read_text())
+    }
+    assert {"CONVSCOPE_STORE", "CONVSCOPE_KERNELS", "CONVSCOPE_CHROMIUM"} <= names
+    check_names(dict.fromkeys(names, "tcp://10.96.0.7:8000"))
 
 
 def test_queue_that_is_smaller_than_a_full_request_is_refused(
@@ -102,11 +147,6 @@ def test_models_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_empty_variable_counts_as_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CONVSCOPE_THREADS", "")
-    assert read_settings().threads == 1
-
-
-def test_variables_that_kubernetes_adds_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CONVSCOPE_PORT", "tcp://10.0.0.1:80")
     assert read_settings().threads == 1
 
 

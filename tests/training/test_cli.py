@@ -123,6 +123,15 @@ def test_an_error_is_one_line(arguments: list[str], message: str) -> None:
     assert _fail(*arguments).startswith(message)
 
 
+def test_a_mistyped_variable_is_refused_before_anything_is_downloaded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CONVSCOPE_DATADIR", "my-images")
+    assert _fail("data") == (
+        "Error: CONVSCOPE_DATADIR: there is no such setting; is CONVSCOPE_DATA_DIR meant?"
+    )
+
+
 def test_a_process_ends_with_one_line_and_status_1() -> None:
     command = [sys.executable, "-m", "training.cli", "evaluate", "nowhere"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
