@@ -23,7 +23,8 @@ from training.architectures.describe import describe as describe_architecture
 from training.compare import report as comparison_report
 from training.compare.compare import compare as compare_models
 from training.data import dataset
-from training.errors import RunError, TrainingError
+from training.data.class_folders import shown
+from training.errors import DataError, RunError, TrainingError
 from training.export.export import Export, check_exportable, next_version
 from training.export.export import export as export_artifact
 from training.recipes import RECIPES, Recipe, find_recipe
@@ -37,7 +38,7 @@ from training.run.train import train as run_training
 Command = Callable[..., Any]
 
 # A pipe has no width, and names may look like markup.
-console = Console(width=None if sys.stdout.isatty() else 120, markup=False)
+console = Console(width=None if sys.stdout.isatty() else 120, markup=False, emoji=False)
 data_dir_option = click.option(
     "--data-dir",
     type=click.Path(path_type=Path),
@@ -69,6 +70,9 @@ weights_option = click.option(
     show_default=True,
     help="The type that kernels and matrices are rounded to and stored in.",
 )
+strict_option = click.option(
+    "--strict", is_flag=True, help="Refuse a folder of pictures of which anything is left out."
+)
 run_argument = click.argument("run", type=click.Path(path_type=Path))
 
 
@@ -97,13 +101,15 @@ def main() -> None:
 
 @main.command("data")
 @data_dir_option
-def data_command(data_dir: Path | None) -> None:
+@strict_option
+def data_command(data_dir: Path | None, *, strict: bool) -> None:
     """Find the images and verify every file. Without any, download CIFAR-10."""
     source = dataset.find(data_dir)
+    _tell_findings(source, strict=strict)
     images = source.load_train()
-    console.print(f"{source.name} in {source.place}, sha256 {source.sha256}", soft_wrap=True)
+    console.print(f"{source.name} in {shown(source.place)}, sha256 {source.sha256}", soft_wrap=True)
     console.print(f"{len(images):,} training images in {len(source.classes)} classes:", end=" ")
-    console.print(", ".join(source.classes))
+    console.print(", ".join(map(shown, source.classes)))
 
 
 @main.command()
@@ -114,6 +120,7 @@ def data_command(data_dir: Path | None) -> None:
     "--out", type=click.Path(path_type=Path), help="The run's folder.  [default: runs/NAME-seedN]"
 )
 @click.option("--resume", is_flag=True, help="Go on from the newest checkpoint.")
+@strict_option
 @recipe_options
 def train(
     name: str,
@@ -121,6 +128,7 @@ def train(
     device: DeviceName,
     out: Path | None,
     resume: bool,
+    strict: bool,
     **overrides: Any,
 ) -> None:
     """Train by the recipe NAME. An option overrides any of its fields."""
@@ -129,7 +137,8 @@ def train(
     run = out or Path("runs") / f"{name}-seed{recipe.seed}"
     source = dataset.find(data_dir)
     console.quiet = not is_first_process()
-    console.print(f"{name} on {source.name} in {source.place} → {run}", soft_wrap=True)
+    console.print(f"{name} on {source.name} in {shown(source.place)} → {run}", soft_wrap=True)
+    _tell_findings(source, strict=strict)
     try:
         with watch(console) as reporter:
             last = run_training(recipe, source, run, reporter, device=device, resume=resume)
@@ -236,6 +245,23 @@ def corruptions_command(models: tuple[Path, ...], data_dir: Path | None) -> None
 def describe_command(name: str) -> None:
     """Print the layers of the architecture NAME, with their arithmetic."""
     console.print(report.description_table(describe_architecture(name)))
+
+
+def _tell_findings(source: dataset.Source, *, strict: bool) -> None:
+    """Print a folder's pictures by class, and what is left out of it.
+
+    Raises:
+        DataError: something is left out, and that is not allowed.
+    """
+    if source.findings is None:
+        return
+    console.print(report.findings_table(source, source.findings))
+    left_out = len(source.findings.left_out)
+    if strict and left_out:
+        files = "file is" if left_out == 1 else "files are"
+        raise DataError(
+            f"{shown(source.place)}: {left_out:,} {files} left out, and --strict allows none"
+        )
 
 
 def _data_of(run: Checkpoint, data_dir: Path | None) -> dataset.Source:

@@ -98,7 +98,7 @@ def load_splits(
 ) -> tuple[dataset.Split, dataset.Split]:
     """Return the images that the run learned from and the images that it held out, if any."""
     images, recipe = source.load_train(), checkpoint.state.recipe
-    train, heldout = dataset.split_holdout(images.labels, recipe.holdout, recipe.split_seed)
+    train, heldout = dataset.split_distinct(images, recipe.holdout, recipe.split_seed)
     return images[train], images[heldout]
 
 

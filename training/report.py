@@ -3,6 +3,7 @@
 `training.compare.report` has the tables of a comparison.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from app.artifact.manifest import Evaluation, LayerRecord
 from training import corruptions
 from training.architectures.describe import Description, count_weights
 from training.corruptions import Answers
+from training.data.class_folders import MOST_TOLD, shown
+from training.data.dataset import Findings, Source
 from training.errors import RunError
 from training.run.checkpoint import EpochFigures
 
@@ -132,6 +135,29 @@ def corruptions_table(models: Mapping[str, Mapping[str, Answers]]) -> Table:
     means = (f"{corruptions.mean_accuracy(found):.1%}" for found in models.values())
     title = f"{corruptions.IMAGES:,} test images: right, marked as foreign"
     return make_table(title, ("", *models), [*rows, ("mean of the corrupted", *means)])
+
+
+def findings_table(source: Source, findings: Findings) -> Table:
+    """Return the number of images by class, and the files that were left out, with the reasons."""
+    left_out = Counter(item.class_name for item in findings.left_out)
+    rows = [
+        (shown(name), f"{train:,}", f"{test:,}", format_count(left_out[name]), "")
+        for name, train, test in zip(source.classes, findings.train, findings.test, strict=True)
+    ]
+    if left_out[""]:
+        rows.append(("in no class", "", "", f"{left_out['']:,}", ""))
+    table = make_table(
+        f"{source.name}: {len(source.classes)} classes",
+        ("class", "training images", "test images", "left out", "why"),
+        rows,
+    )
+    table.columns[-1].justify = "left"
+    table.add_section()
+    for item in findings.left_out[:MOST_TOLD]:
+        table.add_row("", "", "", "", str(item))
+    if len(findings.left_out) > MOST_TOLD:
+        table.add_row("", "", "", "", f"and {len(findings.left_out) - MOST_TOLD:,} more")
+    return table
 
 
 def make_table(title: str, headings: Row, rows: Sequence[Row]) -> Table:

@@ -98,7 +98,7 @@ def make_reference_loop(recipe: Recipe, source: dataset.Source) -> ReferenceLoop
         source: data set.
     """
     images = source.load_train()
-    chosen, _ = dataset.split_holdout(images.labels, recipe.holdout, recipe.split_seed)
+    chosen, _ = dataset.split_distinct(images, recipe.holdout, recipe.split_seed)
     train = images[chosen]
     mean, deviation = dataset.channel_statistics(train.images)
     pictures = Pictures(train, make_transform(mean, deviation))

@@ -158,8 +158,8 @@ def measure(recipe: Recipe, source: dataset.Source, place: Path, commit: str) ->
     before = convolution_flops()
     timed = train_timed(recipe, source, place)
     after = convolution_flops()
-    labels = source.load_train().labels
-    trained_on, _ = dataset.split_holdout(labels, recipe.holdout, recipe.split_seed)
+    images = source.load_train()
+    trained_on, _ = dataset.split_distinct(images, recipe.holdout, recipe.split_seed)
     accuracy: dict[int, float] = {
         views: evaluate(timed.last, source, torch.device("cpu"), views).test.accuracy
         for views in VIEWS

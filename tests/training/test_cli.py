@@ -37,6 +37,47 @@ def test_data_says_what_was_found(image_folder: Path) -> None:
     assert "240 training images in 10 classes: airplane" in output.replace("\n", " ")
 
 
+@pytest.fixture
+def with_faults(image_folder: Path, tmp_path: Path) -> Path:
+    """Class folders, with a text file and 30 dangling links."""
+    folder = shutil.copytree(image_folder / "train", tmp_path / "pictures")
+    (folder / "cat" / "notes.txt").write_text("no image")
+    for number in range(30):
+        (folder / "truck" / f"{number}.png").symlink_to(folder / "nowhere")
+    return folder
+
+
+def test_a_training_begins_with_what_was_found_and_what_is_left_out(
+    with_faults: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    output = _run("train", "fc", "--data-dir", with_faults, "--out", run, "--epochs", "1")
+    table = output[: output.index("epoch 1/1")]
+    rows = [line.split() for line in table.splitlines()]
+    assert ["airplane", "19", "5", "-"] in rows
+    assert ["cat", "19", "5", "1"] in rows
+    assert ["truck", "19", "5", "30"] in rows
+    assert "cat/notes.txt: not an image in a known format" in table
+    assert table.count("is a link to nothing") == 19
+    assert "and 11 more" in table
+    assert "50 test images" in _run("evaluate", run)
+
+
+def test_strict_refuses_what_is_left_out_before_a_run_is_made(
+    with_faults: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    message = f"Error: {with_faults}: 31 files are left out, and --strict allows none"
+    assert _fail("data", "--data-dir", with_faults, "--strict") == message
+    options = ("--data-dir", with_faults, "--out", run, "--strict")
+    assert _fail("train", "fc", *options, "--epochs", "1") == message
+    assert not run.exists()
+
+
+def test_strict_takes_a_folder_of_which_nothing_is_left_out(image_folder: Path) -> None:
+    assert "240 training images" in _run("data", "--data-dir", image_folder, "--strict")
+
+
 @pytest.mark.slow
 def test_a_training_that_is_interrupted_says_how_to_go_on(
     image_folder: Path, tmp_path: Path
@@ -184,6 +225,18 @@ def test_names_are_shown_as_they_are(image_folder: Path, tmp_path: Path) -> None
     output = _run("data", "--data-dir", folder)
     assert f"in {folder}, sha256" in output
     assert "[other]" in output
+
+
+def test_names_that_cannot_be_printed_are_escaped(image_folder: Path, tmp_path: Path) -> None:
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    shutil.copytree(image_folder, folder)
+    for split in ("train", "test"):
+        (folder / split / "cat").rename(folder / split / "\x1b[31mcat")
+    output = _run("train", "fc", "--data-dir", folder, "--out", tmp_path / "run", "--epochs", "1")
+    assert f"fc on caf\\udce9 in {tmp_path}/caf\\udce9 → " in output
+    assert "\\x1b[31mcat" in output
+    assert "240 training images" in _run("data", "--data-dir", folder)
+    assert "80 test images" in _run("evaluate", tmp_path / "run")
 
 
 def test_figures_are_shown_where_they_cannot_be_kept(trained: Checkpoint, tmp_path: Path) -> None:

@@ -1,30 +1,44 @@
 """Images in memory: finding, verifying, splitting and normalising them.
 
 CIFAR-10 is read from either of its official layouts; every file is checked against its known hash
-before it is parsed. A folder in ImageFolder layout (`{train,test}/<class>/*`) serves as well. Only
-`training.evaluate` may call `Source.load_test`. Nothing here knows of networks.
+before it is parsed. Folders of pictures serve as well, `{train,test}/<class>/**` or `<class>/**`.
+Only `training.evaluate` may call `Source.load_test`. Nothing here knows of networks.
 """
 
-import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from app.errors import ImageError
-from app.images.decode import decode
 from training.data import cifar10
+from training.data.class_folders import (
+    ClassFolders,
+    LeftOut,
+    Pictures,
+    class_folders,
+    first_of_same,
+    holds_pictures,
+    read_class_folders,
+    shown,
+)
 from training.errors import DataError
 
 DATA_DIR_VARIABLE = "CONVSCOPE_DATA_DIR"
 DEFAULT_DATA_DIR = Path("data")
 IMAGE_SIZE = (32, 32)
-MAX_PIXELS = 100_000_000
+TEST_PART = 0.2
+TEST_SEED = 0
+"""The test images of class folders that lie in no `train` and `test`: always the same part."""
+
+_SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation"}
+_NEEDED = (
+    "needed are two or more folders of pictures, one for each class; or train and test with such "
+    f"folders; or {cifar10.BINARY.folder}"
+)
 LEAST_DEVIATION = 1 / 255
 """The deviation of a constant channel, which becomes zeros instead of a division by zero."""
 
@@ -52,6 +66,21 @@ class Split:
 
 
 @dataclass(frozen=True)
+class Findings:
+    """The pictures of a folder before they are learned from.
+
+    Attributes:
+        train: number of training images by label, those to hold out included.
+        test: number of test images by label.
+        left_out: what lies beside them and is not read.
+    """
+
+    train: list[int]
+    test: list[int]
+    left_out: tuple[LeftOut, ...]
+
+
+@dataclass(frozen=True)
 class Source:
     """A data set that was found and verified; its images are not yet in memory.
 
@@ -62,6 +91,7 @@ class Source:
         sha256: over the digests of all its files, in order.
         load_train: reads the training split.
         load_test: reads the test split; only `training.evaluate` may call it.
+        findings: in a folder of pictures. The files of CIFAR-10 are known.
     """
 
     name: str
@@ -70,6 +100,7 @@ class Source:
     sha256: str
     load_train: Callable[[], Split]
     load_test: Callable[[], Split]
+    findings: Findings | None = None
 
 
 def find(data_dir: Path | None, *, download: bool = True) -> Source:
@@ -80,19 +111,22 @@ def find(data_dir: Path | None, *, download: bool = True) -> Source:
         download: fetch CIFAR-10 into the first place if none of them holds a data set.
 
     Raises:
-        DataError: a file differs from its known hash, `data_dir` holds folders that are not a data
-            set's, or there is no data set; the message names every place.
+        DataError: a file differs from its known hash, a class cannot be learned, `data_dir` holds
+            folders or pictures that are not a data set's, or there is no data set; the message
+            names every place.
     """
     variable = os.environ.get(DATA_DIR_VARIABLE)
     named = [data_dir, Path(variable) if variable else None]
     places = [*filter(None, named), DEFAULT_DATA_DIR]
     try:
-        if data_dir is not None:
-            _refuse_other_folders(data_dir)
-        found = next(filter(None, map(_open, places)), None)
-        return found or _fetch(places[0], allowed=download)
+        for place in places:
+            if (found := _open(place)) is not None:
+                return found
+            if place is data_dir:
+                _refuse_other_content(place)
+        return _fetch(places[0], allowed=download)
     except (DataError, OSError) as exc:
-        raise DataError(f"{exc} (looked in: {', '.join(map(str, places))})") from exc
+        raise DataError(f"{exc} (looked in: {', '.join(map(shown, places))})") from exc
 
 
 def split_holdout(labels: Tensor, holdout: float, seed: int) -> tuple[Tensor, Tensor]:
@@ -126,6 +160,18 @@ def split_holdout(labels: Tensor, holdout: float, seed: int) -> tuple[Tensor, Te
     mask = torch.ones(len(labels), dtype=torch.bool)
     mask[heldout] = False
     return mask.nonzero().squeeze(1), heldout
+
+
+def split_distinct(images: Split, part: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Split as `split_holdout` does, with images of the same pixels on one side.
+
+    An image counts for the class of the first one with its pixels.
+    """
+    first = torch.from_numpy(first_of_same(images.images.numpy()))
+    firsts = (first == torch.arange(len(first))).nonzero().squeeze(1)
+    _, chosen = split_holdout(images.labels[firsts], part, seed)
+    mask = torch.isin(first, firsts[chosen])
+    return (~mask).nonzero().squeeze(1), mask.nonzero().squeeze(1)
 
 
 def channel_statistics(images: Tensor) -> tuple[list[float], list[float]]:
@@ -162,15 +208,12 @@ def _fetch(place: Path, *, allowed: bool) -> Source:
     return _open_cifar10(place / cifar10.BINARY.folder, cifar10.BINARY)
 
 
-def _refuse_other_folders(place: Path) -> None:
-    """Raise if `place` itself holds the classes: another data set might be trained on instead."""
-    folders = _class_folders(place) if place.is_dir() else ()
-    known = {"train", "test", cifar10.BINARY.folder, cifar10.PYTHON.folder}
-    if folders and known.isdisjoint(folders):
-        raise DataError(
-            f"{place}: holds the folders {', '.join(folders[:10])}; needed are train and test, "
-            f"with a folder for each class in both, or {cifar10.BINARY.folder}"
-        )
+def _refuse_other_content(place: Path) -> None:
+    """Raise if a place is not empty: another data set would be trained on instead."""
+    folders = class_folders(place) if place.is_dir() else []
+    if folders or (place.is_dir() and holds_pictures(place)):
+        holds = _listed(folders) if folders else "pictures in no folder"
+        raise DataError(f"{shown(place)}: holds {holds}; {_NEEDED}")
 
 
 def _open(place: Path) -> Source | None:
@@ -178,10 +221,17 @@ def _open(place: Path) -> Source | None:
         for folder in (place / layout.folder, place):
             if layout.folder in {folder.name, folder.resolve().name} and folder.is_dir():
                 return _open_cifar10(folder, layout)
-    splits = [split for split in ("train", "test") if (place / split).is_dir()]
-    if len(splits) == 1:
-        raise DataError(f"{place}: holds a folder {splits[0]}, but train and test are needed")
-    return _open_image_folder(place) if splits else None
+    folders = class_folders(place) if place.is_dir() else []
+    if {"train", "test"} <= set(folders):
+        return _open_splits(place)
+    splits = [
+        name for name in folders if name.casefold() in _SPLITS and class_folders(place / name)
+    ]
+    if splits:
+        raise DataError(f"{shown(place)}: holds {_listed(splits)}, but train and test are needed")
+    if sum(holds_pictures(place / name) for name in folders) < 2:
+        return None
+    return _open_classes(place)
 
 
 def _open_cifar10(folder: Path, layout: cifar10.Layout) -> Source:
@@ -201,52 +251,41 @@ def _open_cifar10(folder: Path, layout: cifar10.Layout) -> Source:
     )
 
 
-def _open_image_folder(place: Path) -> Source:
-    classes = _class_folders(place / "train")
-    if len(classes) < 2:
-        raise DataError(f"{place / 'train'}: holds {len(classes)} classes; at least 2 are needed")
-    if (found := _class_folders(place / "test")) != classes:
-        raise DataError(
-            f"{place / 'test'}: holds the classes {', '.join(found)}; "
-            f"train has {', '.join(classes)}"
-        )
-    digest = hashlib.sha256()
-    for split in ("train", "test"):
-        for name in classes:
-            for path in _picture_files(place / split / name):
-                digest.update(os.fsencode(path.relative_to(place)))
-                digest.update(hashlib.sha256(path.read_bytes()).digest())
+def _open_splits(place: Path) -> Source:
+    found = read_class_folders(place, IMAGE_SIZE, "train", "test")
+    train, test = map(_split, found.splits)
+    return _source(place, found, train, test)
+
+
+def _open_classes(place: Path) -> Source:
+    """Split class folders always in the same way, as no folder says what to test with."""
+    found = read_class_folders(place, IMAGE_SIZE)
+    images = _split(found.splits[0])
+    train, test = split_distinct(images, TEST_PART, TEST_SEED)
+    return _source(place, found, images[train], images[test])
+
+
+def _source(place: Path, found: ClassFolders, train: Split, test: Split) -> Source:
+    train_counts, test_counts = (
+        split.labels.bincount(minlength=len(found.classes)).tolist() for split in (train, test)
+    )
     return Source(
-        name=place.resolve().name,
+        name=shown(place.resolve().name),
         place=place,
-        classes=classes,
-        sha256=digest.hexdigest(),
-        load_train=cache(partial(_read_image_folder, place / "train", classes)),
-        load_test=cache(partial(_read_image_folder, place / "test", classes)),
+        classes=found.classes,
+        sha256=found.sha256,
+        load_train=lambda: train,
+        load_test=lambda: test,
+        findings=Findings(train_counts, test_counts, found.left_out),
     )
 
 
-def _class_folders(place: Path) -> tuple[str, ...]:
-    folders = (path for path in place.iterdir() if path.is_dir())
-    return tuple(sorted(path.name for path in folders if not path.name.startswith(".")))
+def _split(pictures: Pictures) -> Split:
+    images, labels = pictures
+    return Split(torch.from_numpy(images), torch.from_numpy(labels))
 
 
-def _picture_files(folder: Path) -> list[Path]:
-    files = (path for path in folder.iterdir() if path.is_file())
-    return sorted(path for path in files if not path.name.startswith("."))
-
-
-def _read_image_folder(place: Path, classes: tuple[str, ...]) -> Split:
-    """Decode every picture as the service does, so that training and serving see the same."""
-    images, labels = [], []
-    for label, name in enumerate(classes):
-        paths = _picture_files(place / name)
-        if not paths:
-            raise DataError(f"{place / name}: holds no images")
-        for path in paths:
-            try:
-                images.append(decode(path.read_bytes(), IMAGE_SIZE, MAX_PIXELS))
-            except (ImageError, OSError) as exc:
-                raise DataError(f"{path}: {exc}") from exc
-            labels.append(label)
-    return Split(torch.from_numpy(np.stack(images)), torch.tensor(labels))
+def _listed(folders: list[str]) -> str:
+    more = [f"and {len(folders) - 10} more"] if len(folders) > 10 else []
+    names = ", ".join([*map(shown, folders[:10]), *more])
+    return f"a folder {names}" if len(folders) == 1 else f"the folders {names}"

@@ -342,7 +342,7 @@ def _prepare(recipe: Recipe, source: dataset.Source, device: torch.device, worke
             f"{workers.count}"
         )
     images = source.load_train()
-    chosen, held = dataset.split_holdout(images.labels, recipe.holdout, recipe.split_seed)
+    chosen, held = dataset.split_distinct(images, recipe.holdout, recipe.split_seed)
     if len(chosen) < workers.count:
         raise DataError(
             f"{source.place}: {len(chosen)} images to learn from; {workers.count} processes need "

@@ -18,7 +18,7 @@ from PIL import Image
 from app.images.decode import decode
 from tests.support import sample
 from tests.support.training_fixtures import files_of_at_most
-from training.data import cifar10, dataset
+from training.data import cifar10, class_folders, dataset
 from training.errors import DataError
 
 
@@ -87,8 +87,7 @@ def test_a_named_folder_whose_classes_lie_in_no_split_is_not_passed_over(
     image_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(dataset.DATA_DIR_VARIABLE, str(image_folder))
-    with pytest.raises(DataError, match=r"train: holds the folders airplane, .* needed are train"):
-        dataset.find(image_folder / "train")
+    assert dataset.find(image_folder / "train").place == image_folder / "train"
 
 
 def test_nothing_is_downloaded_where_that_was_not_allowed(
@@ -182,10 +181,11 @@ def test_a_folder_is_decoded_once_however_often_it_is_read(
         decoded.append(content)
         return decode(content, *more)
 
-    monkeypatch.setattr(dataset, "decode", recorded)
+    monkeypatch.setattr(class_folders, "decode", recorded)
     source = dataset.find(image_folder)
     assert source.load_train() is source.load_train()
-    assert len(decoded) == 240
+    assert source.load_test() is source.load_test()
+    assert len(decoded) == 240 + 80
 
 
 def test_a_file_name_need_not_be_unicode(image_folder: Path, tmp_path: Path) -> None:
@@ -196,13 +196,16 @@ def test_a_file_name_need_not_be_unicode(image_folder: Path, tmp_path: Path) -> 
     assert len(dataset.find(folder).load_train()) == 240
 
 
-def test_a_file_that_is_no_image_is_named(image_folder: Path, tmp_path: Path) -> None:
+def test_a_file_that_is_no_image_is_left_out_and_named(image_folder: Path, tmp_path: Path) -> None:
     folder = tmp_path / "copy"
     shutil.copytree(image_folder, folder)
     bad = folder / "train" / "cat" / "zz.png"
     bad.write_bytes(b"no image")
-    with pytest.raises(DataError, match=str(bad)):
-        dataset.find(folder).load_train()
+    found = dataset.find(folder)
+    assert found.findings is not None
+    (told,) = map(str, found.findings.left_out)
+    assert told.startswith("train/cat/zz.png: not an image in a known format")
+    assert len(found.load_train()) == 240
 
 
 def test_a_folder_without_a_test_split_is_not_passed_over(

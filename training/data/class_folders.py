@@ -1,0 +1,287 @@
+"""Pictures in class folders, `<class>/**`: found, told of and decoded.
+
+A file that cannot be learned from is left out and told of. A class that cannot be learned is a
+fault, and all faults are raised together. Nothing here knows of torch.
+"""
+
+import hashlib
+import mimetypes
+import os
+import stat
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.errors import ImageError
+from app.images import RgbImage
+from app.images.decode import decode
+from training.errors import DataError
+
+MAX_PIXELS = 100_000_000
+MAX_BYTES = 1 << 28
+"""The largest file that is read."""
+
+LEAST_DISTINCT = 3
+"""The fewest different pictures of a class that can be split: one of them becomes a test image."""
+
+MOST_TOLD = 20
+"""How many faults, or files that were left out, are told one by one."""
+
+_OF_SYSTEMS = (".DS_Store", "._*", "__MACOSX", "Thumbs.db", "desktop.ini")
+"""What macOS and Windows put into folders beside the files of the user."""
+
+Pictures = tuple[NDArray[np.uint8], NDArray[np.int64]]
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A file or folder that is not learned from.
+
+    Attributes:
+        path: relative to the data set's folder.
+        class_name: the class in whose folder it lies, or an empty string.
+        reason: why it was left out.
+    """
+
+    path: Path
+    class_name: str
+    reason: str
+
+    def __str__(self) -> str:
+        return shown(f"{self.path}: {self.reason}")
+
+
+@dataclass(frozen=True)
+class ClassFolders:
+    """The pictures of a data set.
+
+    Attributes:
+        classes: names by label.
+        splits: images uint8 `[N,H,W,3]` and labels int64 `[N]`, one for each folder of classes.
+        sha256: over names and contents of all pictures, in order.
+        left_out: what lies beside them.
+    """
+
+    classes: tuple[str, ...]
+    splits: tuple[Pictures, ...]
+    sha256: str
+    left_out: tuple[LeftOut, ...]
+
+
+def read_class_folders(place: Path, size: tuple[int, int], *splits: str) -> ClassFolders:
+    """Decode every picture as the service does, so that training and serving see the same.
+
+    Args:
+        place: the data set's folder.
+        size: height and width in pixels of every image.
+        splits: its folders of classes; without any, it holds the classes itself, and each of them
+            needs enough pictures to be split.
+
+    Raises:
+        DataError: a class has no pictures, is not in every split or has a name that is not UTF-8,
+            or there are fewer than two classes. Names every fault, or the first `MOST_TOLD`.
+    """
+    return _Reader(place, size).read(splits)
+
+
+def class_folders(place: Path) -> list[str]:
+    """Return the names of the folders that would be classes, in order."""
+    folders = (path.name for path in place.iterdir() if path.is_dir())
+    return sorted(name for name in folders if not name.startswith(".") and not _is_of_system(name))
+
+
+def holds_pictures(folder: Path) -> bool:
+    """Return whether a file in a folder, or below it, is named like a picture."""
+    return any(
+        (mimetypes.guess_type(path.name)[0] or "").startswith("image/")
+        for path, reason in _below(folder)
+        if not reason
+    )
+
+
+def first_of_same(images: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Return for each image the index of the first one with the same pixels, int64 `[N]`."""
+    first: dict[bytes, int] = {}
+    digests = (hashlib.blake2b(image.tobytes()).digest() for image in images)
+    return np.array([first.setdefault(digest, i) for i, digest in enumerate(digests)], np.int64)
+
+
+def shown(path: Path | str) -> str:
+    """Return a name for people, with an escape for each character that cannot be printed."""
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+        for letter in str(path)
+    )
+
+
+class _Reader:
+    """Collects the faults of a data set and what it leaves out."""
+
+    def __init__(self, place: Path, size: tuple[int, int]) -> None:
+        self._place = place
+        self._size = size
+        self._faults: list[str] = []
+        self._left_out: list[LeftOut] = []
+        self._digest = hashlib.sha256()
+
+    def read(self, splits: Sequence[str]) -> ClassFolders:
+        if splits:
+            self._leave_out_others(splits)
+        folders = [self._find_classes(self._place / split) for split in splits or ("",)]
+        classes = sorted(set().union(*folders))
+        if len(classes) < 2:
+            self._faults.append(f"{len(classes)} classes; at least 2 are needed")
+        pictures = tuple(
+            self._read_split(split, classes, found)
+            for split, found in zip(splits or ("",), folders, strict=True)
+        )
+        if not splits:
+            self._check_enough(classes, *pictures[0])
+        if self._faults:
+            told = _at_most([*self._faults, *self._left_out])
+            raise DataError(f"{shown(self._place)}: cannot be trained on: {told}")
+        return ClassFolders(
+            tuple(classes), pictures, self._digest.hexdigest(), tuple(self._left_out)
+        )
+
+    def _leave_out_others(self, splits: Sequence[str]) -> None:
+        for path in sorted(self._place.iterdir()):
+            if path.name not in splits and not _is_of_system(path.name):
+                self._leave_out(path, f"is not in {' or '.join(splits)}")
+
+    def _find_classes(self, place: Path) -> dict[str, list[Path]]:
+        """Return the folders of each class by its name; two spellings of one name are one class."""
+        found: dict[str, list[Path]] = {}
+        for path in sorted(place.iterdir()):
+            if _is_of_system(path.name):
+                continue
+            if path.name.startswith(".") or not path.is_dir():
+                self._leave_out(path, _reason(path) or "lies in no class folder")
+                continue
+            found.setdefault(unicodedata.normalize("NFC", path.name), []).append(path)
+        return found
+
+    def _read_split(
+        self, split: str, classes: Sequence[str], found: dict[str, list[Path]]
+    ) -> Pictures:
+        images: list[RgbImage] = []
+        labels: list[int] = []
+        for label, name in enumerate(classes):
+            where = shown(Path(split, name))
+            if not _is_utf8(name):
+                self._faults.append(f"{where}: the name is not UTF-8")
+            if name not in found:
+                self._faults.append(f"{where}: no such folder")
+                continue
+            pictures = [image for path in found[name] for image in self._read_class(path, name)]
+            if not pictures:
+                self._faults.append(f"{where}: holds no pictures")
+            images.extend(pictures)
+            labels.extend([label] * len(pictures))
+        stacked = np.array(images, np.uint8).reshape(-1, *self._size, 3)
+        return stacked, np.array(labels, np.int64)
+
+    def _read_class(self, folder: Path, name: str) -> list[RgbImage]:
+        images = []
+        for path, reason in sorted(_below(folder)):
+            if reason:
+                self._leave_out(path, reason, name)
+                continue
+            try:
+                content = path.read_bytes()
+                images.append(decode(content, self._size, MAX_PIXELS))
+            except (ImageError, OSError) as exc:
+                self._leave_out(path, _said(exc), name)
+                continue
+            self._digest.update(os.fsencode(path.relative_to(self._place)))
+            self._digest.update(hashlib.sha256(content).digest())
+        return images
+
+    def _check_enough(
+        self, classes: Sequence[str], images: NDArray[np.uint8], labels: NDArray[np.int64]
+    ) -> None:
+        first = first_of_same(images) == np.arange(len(images))
+        for label, name in enumerate(classes):
+            count = np.sum(labels == label)
+            if count > 0 and (distinct := np.sum(first[labels == label])) < LEAST_DISTINCT:
+                self._faults.append(
+                    f"{shown(name)}: {count} pictures, {distinct} of them new; a split takes at "
+                    f"least {LEAST_DISTINCT} that differ from each other and from other classes'"
+                )
+
+    def _leave_out(self, path: Path, reason: str, class_name: str = "") -> None:
+        self._left_out.append(LeftOut(path.relative_to(self._place), class_name, reason))
+
+
+def _below(folder: Path) -> Iterator[tuple[Path, str]]:
+    """Yield each file below a folder, with the reason to leave it out or an empty string.
+
+    Folders in folders are entered, each once and none above: a link may lead back.
+    """
+    whole = folder.resolve()
+    waiting, entered = [folder], {whole, *whole.parents}
+    while waiting:
+        here = waiting.pop()
+        try:
+            paths = sorted(here.iterdir())
+        except OSError as exc:
+            yield here, _said(exc)
+            continue
+        for path in paths:
+            if _is_of_system(path.name):
+                continue
+            reason = _reason(path)
+            if reason or not path.is_dir():
+                yield path, reason
+            elif (target := path.resolve()) in entered:
+                yield path, "is a link to a folder that is read already"
+            else:
+                entered.add(target)
+                waiting.append(path)
+
+
+def _reason(path: Path) -> str:
+    """Return why a path is neither a folder nor a file to read, or an empty string."""
+    if path.name.startswith("."):
+        return "is hidden: its name begins with a dot"
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return "is a link to nothing"
+    except OSError as exc:
+        return _said(exc)
+    if stat.S_ISDIR(found.st_mode):
+        return ""
+    if not stat.S_ISREG(found.st_mode):
+        return "is neither a file nor a folder"
+    if found.st_size > MAX_BYTES:
+        return f"is {found.st_size:,} bytes; the limit is {MAX_BYTES:,}"
+    return ""
+
+
+def _at_most(told: Sequence[object]) -> str:
+    """Return the first `MOST_TOLD` in one line, and how many more there are."""
+    more = [f"and {len(told) - MOST_TOLD} more"] if len(told) > MOST_TOLD else []
+    return "; ".join([*map(str, told[:MOST_TOLD]), *more])
+
+
+def _said(error: Exception) -> str:
+    """Return an error's sentence, without the path that the operating system adds."""
+    return (isinstance(error, OSError) and error.strerror) or str(error)
+
+
+def _is_of_system(name: str) -> bool:
+    return any(fnmatch(name, pattern) for pattern in _OF_SYSTEMS)
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
