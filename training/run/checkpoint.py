@@ -89,6 +89,8 @@ class RunState:
     def resumed_on(self, now: "RunState") -> "RunState":
         """Return the state of a run that goes on, with the names of all its hardware in turn.
 
+        The recipe may have another number of epochs now.
+
         Args:
             now: the state of a run that starts here.
         """
@@ -98,6 +100,7 @@ class RunState:
         }
         return replace(
             self,
+            recipe=now.recipe,
             data_place=now.data_place,
             hardware=_in_turn(self.hardware, now.hardware),
             libraries=self.libraries | libraries,

@@ -105,7 +105,8 @@ def train(
         run_dir: the run's folder; made if it does not exist.
         reporter: is told how the run goes.
         device: `auto` is CUDA where there is a GPU.
-        resume: go on from the newest checkpoint, or start if there is none.
+        resume: go on from the newest checkpoint, or start if there is none. A recipe of more
+            epochs continues a run whose finished epochs are the same with it.
 
     Returns:
         The checkpoint of the last epoch.
@@ -436,15 +437,34 @@ def _check_resumable(
             f"{run_dir}: holds a run already; go on with --resume or choose another --out"
         )
     if last.state.recipe != recipe:
-        old, new = last.state.recipe.model_dump(), recipe.model_dump()
-        differing = ", ".join(
-            f"{name} {old[name]} (now {new[name]})" for name in old if old[name] != new[name]
-        )
-        raise RunError(f"{last.path}: is of another recipe: {differing}")
+        _check_other_epochs(last, recipe)
     if last.state.data_sha256 != source.sha256:
         raise RunError(
             f"{last.path}: was trained on data with sha256 {last.state.data_sha256}; "
             f"{source.place} has {source.sha256}"
+        )
+
+
+def _check_other_epochs(last: Checkpoint, recipe: Recipe) -> None:
+    """Raise unless only the number of epochs differs, and the finished ones do not depend on it.
+
+    The schedule and the crops of the first epochs do.
+    """
+    old, new = last.state.recipe.model_dump(), recipe.model_dump()
+    differing = [name for name in old if old[name] != new[name]]
+    if differing != ["epochs"]:
+        told = ", ".join(f"{name} {old[name]} (now {new[name]})" for name in differing)
+        raise RunError(f"{last.path}: is of another recipe: {told}")
+    if recipe.epochs < last.state.epoch:
+        raise RunError(
+            f"{last.path}: has {last.state.epoch} epochs; epochs {recipe.epochs} are fewer"
+        )
+    if recipe.schedule != "constant" or recipe.cropped:
+        cause = f"schedule {recipe.schedule}" if recipe.schedule != "constant" else "cropped images"
+        raise RunError(
+            f"{last.path}: is of a run of {old['epochs']} epochs, and with {cause} each epoch "
+            f"depends on their number; start anew, without --resume, with --epochs {recipe.epochs} "
+            f"--out {last.path.parent}-{recipe.epochs}-epochs"
         )
 
 

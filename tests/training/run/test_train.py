@@ -281,6 +281,45 @@ def test_a_checkpoint_of_another_recipe_is_refused_by_its_differences(
         train_quietly(other, source, trained.path.parent, resume=True)
 
 
+def test_a_run_at_a_constant_rate_goes_on_to_more_epochs_as_if_it_had_begun_with_them(
+    trained: Checkpoint, source: dataset.Source, tmp_path: Path
+) -> None:
+    run = shutil.copytree(trained.path.parent, tmp_path / "run")
+    longer = TINY.replace(epochs=4)
+    last = train_quietly(longer, source, run, resume=True)
+    assert last.state.epoch == 4
+    assert last.state.recipe == longer
+    assert _equal(last, train_quietly(longer, source, tmp_path / "undisturbed"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "cause"),
+    [
+        ({"schedule": "linear"}, "schedule linear"),
+        ({"schedule": "one-cycle"}, "schedule one-cycle"),
+        ({"crop": 28, "cropped": 0.5, "architecture": "speednet-proxy"}, "cropped images"),
+    ],
+)
+def test_more_epochs_that_would_have_changed_the_finished_ones_are_refused(
+    source: dataset.Source, tmp_path: Path, changes: dict[str, Any], cause: str
+) -> None:
+    recipe = TINY.replace(epochs=1, **changes)
+    train_quietly(recipe, source, tmp_path)
+    message = (
+        f"epoch-00001: is of a run of 1 epochs, and with {cause} each epoch depends on their "
+        f"number; start anew, without --resume, with --epochs 2 --out {tmp_path}-2-epochs"
+    )
+    with pytest.raises(RunError, match=message):
+        train_quietly(recipe.replace(epochs=2), source, tmp_path, resume=True)
+
+
+def test_fewer_epochs_than_a_run_has_are_refused(
+    trained: Checkpoint, source: dataset.Source
+) -> None:
+    with pytest.raises(RunError, match="has 2 epochs; epochs 1 are fewer"):
+        train_quietly(TINY.replace(epochs=1), source, trained.path.parent, resume=True)
+
+
 def test_a_checkpoint_of_other_data_is_refused(trained: Checkpoint, source: dataset.Source) -> None:
     other = replace(source, sha256="0" * 64)
     with pytest.raises(RunError, match="0" * 64):
