@@ -141,16 +141,16 @@ def findings_table(source: Source, findings: Findings) -> Table:
     """Return the number of images by class, and the files that were left out, with the reasons."""
     left_out = Counter(item.class_name for item in findings.left_out)
     rows = [
-        (shown(name), f"{train:,}", f"{test:,}", format_count(left_out[name]), "")
+        (shown(name), f"{train:,}", f"{test:,}", format_count(left_out[name]))
         for name, train, test in zip(source.classes, findings.train, findings.test, strict=True)
     ]
     if left_out[""]:
-        rows.append(("in no class", "", "", f"{left_out['']:,}", ""))
-    table = make_table(
-        f"{source.name}: {len(source.classes)} classes",
-        ("class", "training images", "test images", "left out", "why"),
-        rows,
-    )
+        rows.append(("in no class", "", "", f"{left_out['']:,}"))
+    headings = ("class", "training images", "test images", "left out")
+    title = f"{source.name}: {len(source.classes)} classes"
+    if not findings.left_out:
+        return make_table(title, headings, rows)
+    table = make_table(title, (*headings, "why"), rows)
     table.columns[-1].justify = "left"
     table.add_section()
     for item in findings.left_out[:MOST_TOLD]:

@@ -98,7 +98,7 @@ def class_folders(place: Path) -> list[str]:
 def holds_pictures(folder: Path) -> bool:
     """Return whether a file in a folder, or below it, is named like a picture."""
     return any(
-        (mimetypes.guess_type(path.name)[0] or "").startswith("image/")
+        (mimetypes.guess_type(path.name, strict=False)[0] or "").startswith("image/")
         for path, reason in _below(folder)
         if not reason
     )

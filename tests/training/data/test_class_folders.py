@@ -1,8 +1,10 @@
 import hashlib
+import mimetypes
 import os
 import re
 import shutil
 import unicodedata
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,15 @@ from tests.support import sample
 from training.data import dataset
 from training.data.class_folders import MAX_BYTES
 from training.errors import DataError
+
+
+@pytest.fixture
+def types_of_python_alone() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mimetypes, "knownfiles", [])
+        mimetypes.init()
+        yield
+    mimetypes.init()
 
 
 @pytest.fixture
@@ -232,6 +243,13 @@ def test_three_pictures_of_a_class_give_one_to_test_with(tmp_path: Path) -> None
     source = dataset.find(tmp_path)
     assert source.load_test().labels.tolist() == [0, 1]
     assert source.load_train().labels.tolist() == [0, 0, 1, 1]
+
+
+@pytest.mark.usefixtures("types_of_python_alone")
+def test_pictures_are_known_where_the_system_knows_no_types(tmp_path: Path) -> None:
+    for level in range(6):
+        _write(tmp_path / ("dark" if level < 3 else "light") / f"{level}.WebP", 40 * level)
+    assert dataset.find(tmp_path).classes == ("dark", "light")
 
 
 @pytest.mark.parametrize("names", [("Train", "Test"), ("train", "val"), ("training", "validation")])
