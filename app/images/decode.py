@@ -3,10 +3,11 @@
 It reads PNG, JPEG (including MPO), WebP, GIF, BMP, TIFF and, if Pillow was built with it, AVIF; of
 an animation it reads the first frame. The bytes come from strangers. All of Pillow's errors are
 translated here, sizes are checked in the header before anything is decoded, metadata that can cost
-more than the pixels never reaches Pillow, and no decoder in Python is used.
+more than the pixels never reaches Pillow, and no decoder in Python is used. `tiff`, `bmp` and
+`stripping` refuse by name the kinds of a format that Pillow reads wrongly or calls damaged.
 
 Colour is not managed: samples count as sRGB, as they do in training, and embedded profiles are not
-applied. Resource limits are the constants of this module and of `stripping`.
+applied. Resource limits are the constants of this module, `stripping`, `tiff` and `raw_profile`.
 """
 
 import io
@@ -31,9 +32,11 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from app.errors import DamagedImage, ImageError, NotAnImage, TooManyPixels, UnsupportedImage
 from app.images import RgbImage
+from app.images.bmp import check_bmp
 from app.images.plain_png import PlainPng
 from app.images.samples import eight_bit
 from app.images.stripping import MAX_PIECES, without_jpeg_metadata, without_png_metadata
+from app.images.tiff import check_tiff
 
 LIGHT_PIXELS = 2_100_000
 """Images up to this size, a screen of 1920x1080, are decoded however few bytes they have."""
@@ -42,15 +45,6 @@ MAX_PIXELS_A_BYTE = 400
 """The most pixels for each byte of a larger image. Flat screenshots and blurred skies have up to
 300; decompression bombs have 1000 and more."""
 
-MAX_TIFF_VALUES = 10_000
-"""The most strips or tiles of a TIFF. Pillow makes a Python object of each one."""
-
-MIN_TILE_PIXELS = 16 * 16
-"""The fewest pixels of a TIFF's tile: TIFF 6.0 wants multiples of 16 for both sides."""
-
-MAX_TIFF_TAGS = 1_000
-"""The most tags of a TIFF; most files have fewer than fifty."""
-
 MAX_JPEG_SCANS = 50
 """The most scans of a JPEG; about ten are usual. Even a short scan makes the decoder visit all
 pixels."""
@@ -58,14 +52,15 @@ pixels."""
 MAX_EXIF_BYTES = 65_536
 """The most bytes of EXIF that are read: the size of a JPEG segment."""
 
+MAX_BRAND_BYTES = 256
+"""The most bytes in which the brands of a HEIF or AVIF are looked for; about thirty are usual."""
+
 _SIGNATURE = re.compile(
     rb"(?P<PNG>\x89PNG\r\n\x1a\n)|(?P<JPEG>\xff\xd8\xff)|(?P<WebP>RIFF.{4}WEBP)"
     rb"|(?P<GIF>GIF8[79]a)|(?P<BMP>BM)|(?P<TIFF>II[*+]\0|MM\0[*+])"
-    rb"|(?P<AVIF>.{4}ftyp(?:avif|avis|mif1|msf1))|(?P<HEIC>.{4}ftyp(?:hei|hev))",
+    rb"|(?P<AVIF>.{4}ftypavi[fs])|(?P<HEIC>.{4}ftyp(?:hei|hev|mif1|msf1))",
     re.DOTALL,
 )
-
-_TILE_WIDTH, _TILE_LENGTH, _TIFF_XMP, _TIFF_ASCII = 322, 323, 700, 2
 
 _TRANSPOSES = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -124,12 +119,12 @@ def decode(
 ) -> RgbImage:
     """Decode an image file to the size that a model takes.
 
-    The image is rotated by its EXIF orientation and cropped to the largest centred part with the
-    model's aspect ratio. That part is resampled with an antialiased bicubic filter (as
-    torchvision's presets crop and timm's resample). Transparency is composited over white; 16-bit
-    samples keep their upper 8 bits. An image of the model's size keeps its pixels exactly. An image
-    of more than `LIGHT_PIXELS` needs a byte for every `MAX_PIXELS_A_BYTE` pixels, so that the bytes
-    a sender spends bound the work spent on them.
+    The image is rotated by its EXIF orientation (one in XMP alone is not read) and cropped to the
+    largest centred part with the model's aspect ratio. That part is resampled with an antialiased
+    bicubic filter (as torchvision's presets crop and timm's resample). Transparency is composited
+    over white; 16-bit samples keep their upper 8 bits. An image of the model's size keeps its
+    pixels exactly. An image of more than `LIGHT_PIXELS` needs a byte for every `MAX_PIXELS_A_BYTE`
+    pixels, so that the bytes a sender spends bound the work spent on them.
 
     Args:
         data: the file's bytes.
@@ -144,8 +139,8 @@ def decode(
     Raises:
         NotAnImage: the data do not start like any known format.
         DamagedImage: the data are cut short, broken, or made of too many pieces.
-        UnsupportedImage: HEIC, a run-length encoded BMP, or samples without a meaning in 8 bits,
-            such as floats.
+        UnsupportedImage: HEIC, or a kind of TIFF, BMP, JPEG or PNG that is not known to be read
+            right; the message names it.
         TooManyPixels: the header announces more than the limits; nothing was decoded.
     """
     whole = max_pixels_whole or max_pixels
@@ -200,6 +195,8 @@ def _translated(data: bytes, max_pixels: int, read: Callable[[str], RgbImage]) -
     """Call `read` with the file's format, and translate Pillow's errors."""
     match = _SIGNATURE.match(data)
     kind = match.lastgroup if match else None
+    if kind == "HEIC" and {b"avif", b"avis"} & _brands(data):
+        kind = "AVIF"
     if kind is None:
         raise NotAnImage(f"not an image in a known format: {', '.join(_READERS)}")
     if kind not in _READERS:
@@ -213,6 +210,12 @@ def _translated(data: bytes, max_pixels: int, read: Callable[[str], RgbImage]) -
         raise TooManyPixels(f"{kind} image is far over the limit of {limit}") from exc
     except Exception as exc:  # Pillow documents no list of what its decoders raise
         raise DamagedImage(f"{kind} image is damaged: {exc or type(exc).__name__}") from exc
+
+
+def _brands(data: bytes) -> set[bytes]:
+    """Return the compatible brands of a file that begins with a box `ftyp` (ISO 14496-12, 4.3)."""
+    end = min(int.from_bytes(data[:4], "big"), MAX_BRAND_BYTES)
+    return {data[at : at + 4] for at in range(16, end, 4)}
 
 
 def _load(kind: str, data: bytes, side: int, max_pixels: int, max_pixels_whole: int) -> _Loaded:
@@ -230,17 +233,18 @@ def _load(kind: str, data: bytes, side: int, max_pixels: int, max_pixels_whole: 
         data = without_png_metadata(data)
     elif kind == "JPEG":
         data = without_jpeg_metadata(data)
+    elif kind == "BMP":
+        check_bmp(data)
     elif kind == "TIFF":
-        _check_tiff_tags(data)
+        check_tiff(data, max_pixels_whole)
     # Each piece takes a byte, so a short file has few. The pieces of a TIFF may overlap.
     source = io.BytesIO(data) if len(data) <= MAX_PIECES and kind != "TIFF" else _Source(data)
     image = _READERS[kind](source)
-    _check_decoder(image)
     if isinstance(image, JpegImageFile) and _is_sequential(image, data[: source.tell()]):
         _check_pixels(image.size, len(data), max_pixels)
     else:
         _check_pixels(image.size, len(data), max_pixels_whole, what)
-        _check_passes(image, data, max_pixels_whole)
+        _check_passes(image, data)
     # libjpeg reduces with a box filter. Twice the target leaves enough for the bicubic one.
     image.draft(None, (2 * side, 2 * side))
     if kind == "JPEG":
@@ -275,50 +279,12 @@ def _megapixels(pixels: int) -> str:
     return f"{pixels / 1e6:.4g} megapixels"
 
 
-def _check_decoder(image: ImageFile) -> None:
-    """Refuse run-length encoded BMPs, which Pillow decodes in Python, pixel by pixel."""
-    if any(tile.codec_name in Image.DECODERS for tile in image.tile):
-        raise UnsupportedImage(
-            f"{image.format} image is run-length encoded, which is not read; send it uncompressed"
-        )
-
-
-def _check_passes(image: ImageFile, data: bytes, max_pixels: int) -> None:
+def _check_passes(image: ImageFile, data: bytes) -> None:
     """Refuse files that make a decoder visit far more pixels than the image has."""
     if isinstance(image, JpegImageFile):
         scans = data.count(b"\xff\xda")
         if scans > MAX_JPEG_SCANS:
             raise DamagedImage(f"JPEG image has {scans} scans; the limit is {MAX_JPEG_SCANS}")
-    elif isinstance(image, TiffImageFile):
-        width, height = image.tag_v2.get(_TILE_WIDTH, 0), image.tag_v2.get(_TILE_LENGTH, 0)
-        # A tag may hold bytes where a number belongs, and those would be repeated.
-        if not isinstance(width, int) or not isinstance(height, int):
-            raise DamagedImage("TIFF image has tiles whose size is not a number")
-        if 0 < width * height < MIN_TILE_PIXELS:
-            raise DamagedImage(f"TIFF image has tiles of {width}x{height}; the least are 16x16")
-        if width * height > max_pixels:
-            raise TooManyPixels(
-                f"TIFF image has tiles of {width}x{height} pixels; "
-                f"the limit is {_megapixels(max_pixels)}"
-            )
-
-
-def _check_tiff_tags(data: bytes) -> None:
-    """Refuse a first directory with more tags or values than Pillow can list quickly."""
-    order, big = "<" if data[:1] == b"I" else ">", b"+" in data[2:4]
-    (start,) = struct.unpack_from(order + ("Q" if big else "I"), data, 8 if big else 4)
-    (tags,) = struct.unpack_from(order + ("Q" if big else "H"), data, start)
-    if tags > MAX_TIFF_TAGS:
-        raise DamagedImage(f"TIFF image has {tags} tags; the limit is {MAX_TIFF_TAGS}")
-    entry = struct.Struct(order + ("HHQQ" if big else "HHII"))
-    for index in range(tags):
-        tag, kind, values, _ = entry.unpack_from(
-            data, start + (8 if big else 2) + index * entry.size
-        )
-        if tag < _TIFF_XMP and kind != _TIFF_ASCII and values > MAX_TIFF_VALUES:
-            raise DamagedImage(
-                f"TIFF tag {tag} has {values} values; the limit is {MAX_TIFF_VALUES}"
-            )
 
 
 def _orientation(exif: bytes) -> int:

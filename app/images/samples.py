@@ -7,13 +7,14 @@ as they are, except that a large image is reduced if it has to be copied.
 import numpy as np
 from PIL import Image
 from PIL.ExifTags import Base as ExifTag
+from PIL.GifImagePlugin import GifImageFile
 from PIL.ImageFile import ImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
-from app.errors import UnsupportedImage
-
 _STRIP_PIXELS = 1 << 18
+
+_Box = tuple[int, int, int, int]
 
 _CONVERSIONS = {
     "1": "L",
@@ -24,9 +25,7 @@ _CONVERSIONS = {
     "CMYK": "RGB",
     "YCbCr": "RGB",
 }
-# Other modes ("F", "I", "LAB") have no meaning in 8 bits that all writers agree on.
 _SIXTEEN = {"I;16", "I;16B", "I;16L", "I;16N"}
-_READ_MODES = {"L", "LA", "RGB", "RGBA", *_SIXTEEN, *_CONVERSIONS}
 
 
 def eight_bit(image: ImageFile, data: bytes, enough: int) -> tuple[Image.Image, int]:
@@ -39,33 +38,44 @@ def eight_bit(image: ImageFile, data: bytes, enough: int) -> tuple[Image.Image, 
         image: the opened and loaded file.
         data: the file's bytes.
         enough: pixels that the shorter side keeps at least, if it has them.
-
-    Raises:
-        UnsupportedImage: the samples have no meaning in 8 bits.
     """
-    if image.mode not in _READ_MODES:
-        raise UnsupportedImage(f"{image.format} image of mode {image.mode} is not read")
-    if image.mode in {"L", "RGB"} and "transparency" not in image.info:
+    frame = _smaller_frame(image)
+    if image.mode in {"L", "RGB"} and "transparency" not in image.info and not frame:
         return image, 1
     if isinstance(image, PngImageFile) and image.mode in {"L", "RGB"}:
         _scale_png_transparency(image, depth=data[24])
-    # Pillow leaves 12-bit samples in the lower bits.
-    bits = image.tag_v2.get(ExifTag.BitsPerSample) if isinstance(image, TiffImageFile) else None
-    shift = 4 if bits in {12, (12,)} else 8
+    shift, flip = _sixteen_bit_meaning(image)
+
+    def convert(top: int, part: Image.Image) -> Image.Image:
+        converted = _convert(part, shift, flip)
+        if frame:
+            _clear_outside(converted, frame, top)
+        return converted
+
     factor = min(image.size) // enough
     if factor < 2:
-        return _convert(image, shift), 1
+        return convert(0, image), 1
     width, height = image.size
     rows = max(_STRIP_PIXELS // (width * factor), 1) * factor
     boxes = [(0, top, width, min(top + rows, height)) for top in range(0, height, rows)]
-    reduced = [np.asarray(_convert(image.crop(box), shift).reduce(factor)) for box in boxes]
+    reduced = [np.asarray(convert(box[1], image.crop(box)).reduce(factor)) for box in boxes]
     return Image.fromarray(np.concatenate(reduced)), factor
 
 
-def _convert(image: Image.Image, shift: int) -> Image.Image:
+def _sixteen_bit_meaning(image: ImageFile) -> tuple[int, int]:
+    """Return by how many bits such samples are shifted, and which bits are turned before."""
+    if not isinstance(image, TiffImageFile):
+        return 8, 0
+    # Pillow leaves 12-bit samples in the lower bits, and does not know that 0 may be white.
+    shift = 4 if image.tag_v2.get(ExifTag.BitsPerSample) in {12, (12,)} else 8
+    turned = image.tag_v2.get(ExifTag.PhotometricInterpretation) == 0
+    return shift, 0xFFFF if turned else 0
+
+
+def _convert(image: Image.Image, shift: int, flip: int) -> Image.Image:
     if image.mode in _SIXTEEN:
         samples = np.asarray(image)
-        grey = Image.fromarray((samples >> shift).astype(np.uint8))
+        grey = Image.fromarray(((samples ^ flip) >> shift).astype(np.uint8))
         if "transparency" in image.info:
             opaque = samples != image.info["transparency"]
             grey.putalpha(Image.fromarray(opaque.astype(np.uint8) * 255))
@@ -73,6 +83,26 @@ def _convert(image: Image.Image, shift: int) -> Image.Image:
     if "transparency" in image.info:
         return image.convert("RGBA")
     return image.convert(_CONVERSIONS[image.mode]) if image.mode in _CONVERSIONS else image
+
+
+def _smaller_frame(image: ImageFile) -> _Box | None:
+    """Return the frame of a GIF that leaves some of its canvas free, where Pillow has colour 0."""
+    if isinstance(image, GifImageFile) and image.dispose_extent != (0, 0, *image.size):
+        return image.dispose_extent
+    return None
+
+
+def _clear_outside(picture: Image.Image, frame: _Box, top: int) -> None:
+    """Paint white, as transparency looks, round a frame; the picture begins in row `top`."""
+    (left, upper, right, lower), (width, height) = frame, picture.size
+    for box in (
+        (0, 0, width, upper - top),
+        (0, lower - top, width, height),
+        (0, 0, left, height),
+        (right, 0, width, height),
+    ):
+        if box[0] < box[2] and box[1] < box[3]:
+            picture.paste("white", box)
 
 
 def _scale_png_transparency(image: PngImageFile, depth: int) -> None:

@@ -1,13 +1,16 @@
 """Removing the parts of PNG and JPEG files that hold no pixels, before Pillow reads the file.
 
 Pillow copies, inflates and parses these parts at once, which can cost far more than the pixels.
-EXIF stays, because it holds the orientation. Nothing is decoded here.
+EXIF stays, because it holds the orientation. No pixels are decoded here. Kinds of JPEG and PNG that
+Pillow calls damaged are named on the way.
 """
 
 import struct
+import zlib
 from collections.abc import Iterator
 
-from app.errors import DamagedImage
+from app.errors import DamagedImage, UnsupportedImage
+from app.images.raw_profile import KEYWORD, MAX_TEXT_BYTES, exif_of
 
 MAX_PIECES = 20_000
 """The most chunks, segments or other pieces of a file. Python visits them one by one."""
@@ -16,8 +19,19 @@ MAX_JPEG_TABLE_BYTES = 16_384
 """The most bytes of the tables before a JPEG's first scan; about a thousand are usual."""
 
 _PNG_CHUNKS = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"eXIf", b"IEND"})
+_PNG_TEXTS = frozenset({b"tEXt", b"zTXt", b"iTXt"})
+_PNG_HEADER = 33
+"""Bytes of the signature and the first chunk."""
 
 _SCAN, _FILL, _COMMENT = 0xDA, 0xFF, 0xFE
+# Frames by how they are coded. 0xC0 to 0xC2, 0xC9 and 0xCA are read.
+_UNSUPPORTED_FRAMES = {
+    0xC3: "lossless",
+    **dict.fromkeys((0xC5, 0xC6, 0xC7, 0xCD, 0xCE, 0xCF, 0xDE), "hierarchical"),
+    0xCB: "lossless, arithmetic-coded",
+    0xF7: "JPEG-LS",
+}
+_FRAMES = frozenset({0xC0, 0xC1, 0xC2, 0xC9, 0xCA})
 _APPLICATIONS = range(0xE0, 0xF0)
 # JFIF and Adobe name the colour space of the samples.
 _KEPT_APPLICATIONS = {0xE0: b"JFIF\0", 0xE1: b"Exif\0\0", 0xEE: b"Adobe"}
@@ -28,27 +42,45 @@ _BARE = frozenset({*range(0xC0), 0xC8, *range(0xD0, 0xDA), *range(0xF0, 0xFE)})
 def without_png_metadata(data: bytes) -> bytes:
     """Return a PNG with only the chunks that decoding needs, and EXIF.
 
+    EXIF in a text chunk, where writers put it before there was a chunk for it, gets that chunk.
     Animation chunks are removed too, which leaves the default image. A PNG without anything to
     remove is not copied.
 
     Raises:
         DamagedImage: it has more than `MAX_PIECES` chunks.
+        UnsupportedImage: its pixels are packed in Apple's own way.
     """
-    view, kept, start = memoryview(data), [], 0
+    view, kept, start = memoryview(data), [], _PNG_HEADER
     position, end = 8, len(data)
+    exif: bytes | None = None
     for _ in range(MAX_PIECES):
         if position + 8 > end:
             break
         length, kind = struct.unpack_from(">I4s", data, position)
+        if kind == b"CgBI":
+            raise UnsupportedImage(
+                "PNG image of this kind is not read: Apple's own (CgBI); convert it to standard PNG"
+            )
         if kind not in _PNG_CHUNKS:
             kept.append(view[start:position])
+            body = position + 8
+            if exif is None and kind in _PNG_TEXTS and data.startswith(KEYWORD, body):
+                exif = exif_of(kind, data[body : body + min(length, MAX_TEXT_BYTES)])
             start = position + 12 + length
         position += 12 + length
         if kind == b"IEND":
             break
     else:
         raise DamagedImage(f"PNG image is made of more than {MAX_PIECES} chunks")
-    return b"".join([*kept, view[start:position]]) if kept else data[:position]
+    if not kept:
+        return data[:position]
+    # Of several, Pillow takes the last: a chunk of the file's own comes after this one.
+    own = _png_chunk(b"eXIf", exif) if exif else b""
+    return b"".join([view[:_PNG_HEADER], own, *kept, view[start:position]])
+
+
+def _png_chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
 def without_jpeg_metadata(data: bytes) -> bytes:
@@ -59,6 +91,7 @@ def without_jpeg_metadata(data: bytes) -> bytes:
     Raises:
         DamagedImage: it has no scan, more than `MAX_PIECES` segments, or more than
             `MAX_JPEG_TABLE_BYTES` of tables.
+        UnsupportedImage: its samples or their coding are of another kind than is read.
     """
     view, wanted = memoryview(data), dict(_KEPT_APPLICATIONS)
     kept, tables = [view[:2]], 0
@@ -70,6 +103,7 @@ def without_jpeg_metadata(data: bytes) -> bytes:
         elif marker == _SCAN:
             kept.append(view[start:])
         elif marker not in {0x00, _FILL, _COMMENT}:
+            _check_frame(data, marker, start)
             kept.append(view[start:end])
             tables += end - start
             if tables > MAX_JPEG_TABLE_BYTES:
@@ -78,6 +112,23 @@ def without_jpeg_metadata(data: bytes) -> bytes:
                     f"the limit is {MAX_JPEG_TABLE_BYTES} bytes"
                 )
     return data if sum(map(len, kept)) == len(data) else b"".join(kept)
+
+
+def _check_frame(data: bytes, marker: int, start: int) -> None:
+    """Refuse a frame (ITU-T T.81, B.2.2) that Pillow calls damaged."""
+    kind = _UNSUPPORTED_FRAMES.get(marker)
+    if marker in _FRAMES:
+        bits, height, _, components = struct.unpack_from(">4xBHHB", data, start)
+        if bits != 8:
+            kind = f"{bits}-bit"
+        elif components not in {1, 3, 4}:
+            kind = f"of {components} components"
+        elif not height:
+            kind = "of a height that stands behind its first scan"
+    if kind:
+        raise UnsupportedImage(
+            f"JPEG image of this kind is not read: {kind}; convert it to PNG or to baseline JPEG"
+        )
 
 
 def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:

@@ -17,7 +17,6 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 from PIL import Image, ImageFile
-from PIL.BmpImagePlugin import BmpImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from starlette.responses import Response
@@ -107,18 +106,6 @@ def test_pillow_reads_a_jpeg_at_once_if_its_block_is_as_long() -> None:
     image.load()
     assert [len(block) for block in read] == [length]
     assert length > ImageFile.MAXBLOCK
-
-
-@pytest.mark.parametrize(("compression", "python"), [(0, False), (1, True)])
-def test_pillow_lists_the_decoders_that_are_written_in_python(
-    compression: int, *, python: bool
-) -> None:
-    data = io.BytesIO()
-    Image.new("P", (8, 4)).save(data, "BMP")
-    header = bytearray(data.getvalue())
-    header[30] = compression  # 1: run lengths of bytes
-    (tile,) = BmpImageFile(io.BytesIO(header)).tile
-    assert (tile.codec_name in Image.DECODERS) is python
 
 
 def test_onnxruntime_keeps_a_graphs_bytes_where_they_are_dropped(store_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Image files made of pixels, and pixels of the pictures that the service draws."""
 
 import io
+import struct
 from typing import Any
 
 import httpx
@@ -39,3 +40,21 @@ def read_png(png: bytes) -> NDArray[np.uint8]:
     with Image.open(io.BytesIO(png)) as picture:
         assert picture.format == "PNG"
         return np.asarray(picture.convert("RGB"))
+
+
+def tiff(tags: list[tuple[int, int, int, int]], data: bytes = b"", order: str = "<") -> bytes:
+    """Return a TIFF of one directory; `data` begins at `tiff_data_offset(len(tags))`.
+
+    Args:
+        tags: each with its type, count and value, which fills four bytes.
+        data: what follows the directory.
+        order: "<" or ">", little or big-endian.
+    """
+    entries = b"".join(struct.pack(f"{order}HHII", *tag) for tag in tags)
+    signature = b"II*\0" if order == "<" else b"MM\0*"
+    return signature + struct.pack(f"{order}IH", 8, len(tags)) + entries + bytes(4) + data
+
+
+def tiff_data_offset(tags: int) -> int:
+    """Return where `tiff` puts its data behind so many tags."""
+    return 8 + 2 + 12 * tags + 4

@@ -11,15 +11,17 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+import imagecodecs
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
 from app.errors import DamagedImage, ImageError, NotAnImage, TooManyPixels, UnsupportedImage
 from app.images import decode as decode_module
 from app.images.decode import decode
 from app.images.plain_png import PlainPng
+from tests.support.pictures import tiff, tiff_data_offset
 
 SIZE = (32, 32)
 LIMIT = 40_000_000
@@ -64,16 +66,6 @@ def png(
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
     data = chunk(b"IDAT", zlib.compress(rows))
     return b"".join([b"\x89PNG\r\n\x1a\n", header, *extra, data, after, chunk(b"IEND")])
-
-
-def tiff(tags: list[tuple[int, int, int, int]], data: bytes = b"") -> bytes:
-    """A little-endian TIFF of one directory; `data` begins at `tiff_data_offset(tags)`."""
-    entries = b"".join(struct.pack("<HHII", *tag) for tag in tags)
-    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + data
-
-
-def tiff_data_offset(tags: int) -> int:
-    return 8 + 2 + 12 * tags + 4
 
 
 LOSSLESS: list[tuple[str, dict[str, Any]]] = [
@@ -186,13 +178,6 @@ def test_sixteen_bit_grey_is_scaled_and_not_clipped() -> None:
         np.testing.assert_array_equal(found[..., 1], samples >> 8)
 
 
-def test_twelve_bit_grey_tiff_is_scaled_to_white() -> None:
-    tags = [(256, 3, 1, 2), (257, 3, 1, 1), (258, 3, 1, 12), (259, 3, 1, 1), (262, 3, 1, 1)]
-    tags += [(273, 4, 1, tiff_data_offset(8)), (277, 3, 1, 1), (279, 4, 1, 3)]
-    found = decode(tiff(tags, bytes([0xFF, 0xF0, 0x00])), (1, 2), LIMIT)
-    assert found[0].tolist() == [[255] * 3, [0] * 3]
-
-
 def test_cmyk_is_converted_to_rgb(photo: Pixels) -> None:
     image = Image.fromarray(photo).convert("CMYK")
     expected = np.asarray(image.convert("RGB"), np.int16)
@@ -201,33 +186,104 @@ def test_cmyk_is_converted_to_rgb(photo: Pixels) -> None:
     assert np.abs(found - expected).mean() < 3
 
 
-@pytest.mark.parametrize(("mode", "dtype"), [("F", np.float32), ("I", np.int32)])
-def test_samples_without_a_meaning_in_eight_bits_are_named(mode: str, dtype: type) -> None:
-    data = encode(Image.fromarray(np.zeros((32, 32), dtype)), "TIFF")
-    with pytest.raises(UnsupportedImage, match=f"TIFF image of mode {mode} is not read"):
+@pytest.mark.parametrize("brands", [b"heic", b"hevc", b"mif1heic", b"msf1hevcmif1", b"mif1"])
+def test_heic_is_named_with_what_is_read_instead(brands: bytes) -> None:
+    body = b"ftyp" + brands[:4] + bytes(4) + brands
+    data = struct.pack(">I", 4 + len(body)) + body + b"avif" + bytes(100)
+    with pytest.raises(UnsupportedImage, match="HEIC is not read; send PNG, JPEG"):
         decode(data, SIZE, LIMIT)
 
 
-def test_heic_is_named_with_what_is_read_instead() -> None:
-    with pytest.raises(UnsupportedImage, match="HEIC is not read; send PNG, JPEG"):
-        decode(b"\0\0\0\x18ftypheic" + bytes(100), SIZE, LIMIT)
+def test_avif_whose_first_brand_is_of_all_heif_is_read(photo: Pixels) -> None:
+    data = encode(photo, "AVIF", quality=90)
+    assert data[8:12] == b"avif"
+    assert b"avif" in data[16 : int.from_bytes(data[:4], "big")]
+    general = data[:8] + b"mif1" + data[12:]
+    np.testing.assert_array_equal(decode(general, SIZE, LIMIT), decode(data, SIZE, LIMIT))
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF", "AVIF"])
-def test_exif_orientation_is_applied_once(kind: str, orientation: int) -> None:
-    # Blocks of 8 pixels, so that lossy formats keep the corners apart.
-    picture = np.zeros((32, 48, 3), np.uint8)
-    picture[:8, :8], picture[:8, -8:], picture[-8:, :8] = (255, 0, 0), (0, 255, 0), (0, 0, 255)
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    options = {"lossless": True} if kind == "WEBP" else {}
-    data = encode(picture, kind, exif=exif, **options)
-    turned = Image.fromarray(picture)
-    turned.getexif()[0x0112] = orientation
-    expected = np.asarray(ImageOps.exif_transpose(turned), np.int16)
-    found = decode(data, (expected.shape[0], expected.shape[1]), LIMIT)
-    assert np.abs(found - expected).mean() < 6
+def a_jpeg(photo: Pixels, at: int, replacement: bytes) -> bytes:
+    """A JPEG in whose frame's header some bytes are others; `at` counts from the marker."""
+    data = encode(photo, "JPEG")
+    at += data.index(b"\xff\xc0")
+    return data[:at] + replacement + data[at + len(replacement) :]
+
+
+@pytest.mark.parametrize(
+    ("at", "replacement", "kind"),
+    [
+        (1, b"\xc3", "lossless"),
+        (1, b"\xc5", "hierarchical"),
+        (1, b"\xcb", "lossless, arithmetic-coded"),
+        (1, b"\xf7", "JPEG-LS"),
+        (4, b"\x0c", "12-bit"),
+        (5, b"\0\0", "of a height that stands behind its first scan"),
+        (9, b"\2", "of 2 components"),
+    ],
+)
+def test_jpeg_of_another_kind_is_named_with_what_to_send(
+    photo: Pixels, at: int, replacement: bytes, kind: str
+) -> None:
+    with pytest.raises(UnsupportedImage) as caught:
+        decode(a_jpeg(photo, at, replacement), SIZE, LIMIT)
+    assert str(caught.value) == (
+        f"JPEG image of this kind is not read: {kind}; convert it to PNG or to baseline JPEG"
+    )
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        imagecodecs.jpeg8_encode(np.zeros((32, 32, 3), np.uint16), bitspersample=12),
+        imagecodecs.jpeg8_encode(np.zeros((32, 32, 3), np.uint8), lossless=True),
+        imagecodecs.jpegls_encode(np.zeros((32, 32), np.uint8)),
+    ],
+    ids=["12-bit", "lossless", "JPEG-LS"],
+)
+def test_jpeg_of_another_kind_by_another_encoder_is_not_called_damaged(data: bytes) -> None:
+    with pytest.raises(UnsupportedImage, match="JPEG image of this kind is not read"):
+        decode(data, SIZE, LIMIT)
+
+
+def test_png_of_apples_own_kind_is_named_with_what_to_send(photo: Pixels) -> None:
+    data = encode(photo, "PNG")
+    with pytest.raises(UnsupportedImage, match=r"Apple's own \(CgBI\); convert it to standard"):
+        decode(data[:8] + chunk(b"CgBI", bytes(4)) + data[8:], SIZE, LIMIT)
+
+
+def gif(frame: Image.Image, canvas: tuple[int, int], left: int, upper: int) -> bytes:
+    """A GIF whose only frame lies at a place of a larger canvas."""
+    data = encode(frame, "GIF")
+    at = data.index(b"," + struct.pack("<HHHH", 0, 0, *frame.size))
+    header = data[:6] + struct.pack("<HH", *canvas) + data[10 : at + 1]
+    return header + struct.pack("<HH", left, upper) + data[at + 5 :]
+
+
+@pytest.mark.parametrize("transparency", [None, 2])
+@pytest.mark.parametrize("mode", ["P", "L"])
+def test_part_of_a_gifs_canvas_without_a_frame_is_transparent(
+    mode: str, transparency: int | None
+) -> None:
+    frame = Image.fromarray(noise(7, 9, 1) % 4, mode)
+    if mode == "P":
+        frame.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90, 100, 110, 120])
+    if transparency is not None:
+        frame.info["transparency"] = transparency
+    found = decode(gif(frame, (20, 16), 5, 4), (16, 20), LIMIT)
+    expected = Image.new("RGB", (20, 16), "white")
+    expected.paste(frame.convert("RGBA"), (5, 4), frame.convert("RGBA"))
+    np.testing.assert_array_equal(found, np.asarray(expected))
+
+
+def test_large_gif_with_a_small_frame_is_reduced_with_white_round_it() -> None:
+    frame = Image.new("P", (500, 601))
+    frame.putpalette([200, 0, 0])
+    expected = Image.new("RGB", (1203, 1203), "white")
+    expected.paste((200, 0, 0), (301, 299, 801, 900))
+    reduced = np.asarray(expected.resize(SIZE, Image.Resampling.BICUBIC), np.int16)
+    found = decode(gif(frame, (1203, 1203), 301, 299), SIZE, LIMIT)
+    assert np.abs(found - reduced).max() <= 12
+    assert np.abs(found - reduced).mean() < 1
 
 
 def test_pillow_warnings_about_metadata_neither_escape_nor_refuse_the_picture() -> None:
@@ -429,24 +485,13 @@ def jpeg_announcing(data: bytes, width: int, height: int) -> bytes:
     return data[:at] + struct.pack(">HH", height, width) + data[at + 4 :]
 
 
-def bmp_of_runs(width: int, height: int, runs: bytes, compression: int = 1) -> bytes:
-    """A run-length encoded BMP with a black palette: of 8 bits, of 4 where `compression` is 2."""
-    bits, colours = 8 // compression, 256 // compression**4
-    offset = 54 + 4 * colours
+def bmp_of_runs(width: int, height: int, runs: bytes) -> bytes:
+    """A run-length encoded BMP of 8 bits with a black palette."""
+    offset = 54 + 4 * 256
     sizes = struct.pack("<IHHI", offset + len(runs), 0, 0, offset)
-    header = struct.pack("<iiHHII", width, height, 1, bits, compression, len(runs))
-    end = struct.pack("<iiII", 0, 0, colours, 0)
-    return b"BM" + sizes + struct.pack("<I", 40) + header + end + bytes(4 * colours) + runs
-
-
-@pytest.mark.parametrize("compression", [1, 2])
-def test_run_length_encoded_bmp_is_named_with_what_to_send(compression: int) -> None:
-    data = bmp_of_runs(2, 1, b"\2\1\0\1", compression)
-    with pytest.raises(UnsupportedImage) as caught:
-        decode(data, SIZE, LIMIT)
-    assert str(caught.value) == (
-        "BMP image is run-length encoded, which is not read; send it uncompressed"
-    )
+    header = struct.pack("<iiHHII", width, height, 1, 8, 1, len(runs))
+    end = struct.pack("<iiII", 0, 0, 256, 0)
+    return b"BM" + sizes + struct.pack("<I", 40) + header + end + bytes(4 * 256) + runs
 
 
 @pytest.fixture(scope="module")
