@@ -28,6 +28,9 @@ class Prediction(BaseModel):
         description="Whether the score is higher than that of 95% of the images of known classes.",
     )
     filename: str | None = None
+    warning: str | None = Field(
+        None, description="What is amiss with a file that was read all the same."
+    )
 
 
 class Predictions(BaseModel):

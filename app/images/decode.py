@@ -14,6 +14,7 @@ import io
 import re
 import struct
 import warnings
+import zlib
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -35,7 +36,14 @@ from app.images import RgbImage
 from app.images.bmp import check_bmp
 from app.images.plain_png import PlainPng
 from app.images.samples import eight_bit
-from app.images.stripping import MAX_PIECES, without_jpeg_metadata, without_png_metadata
+from app.images.stripping import (
+    JPEG_END,
+    MAX_PIECES,
+    jpeg_has_all_scans,
+    jpeg_lacks_end,
+    without_jpeg_metadata,
+    without_png_metadata,
+)
 from app.images.tiff import check_tiff
 
 LIGHT_PIXELS = 2_100_000
@@ -61,6 +69,12 @@ _SIGNATURE = re.compile(
     rb"|(?P<AVIF>.{4}ftypavi[fs])|(?P<HEIC>.{4}ftyp(?:hei|hev|mif1|msf1))",
     re.DOTALL,
 )
+
+# Begins with 101, where libjpeg fills up with zeros, so that it means other samples in any Huffman
+# code; as long as the ten blocks that libjpeg decodes at a time can be.
+_FILLING = bytes((0xA5 + 7 * index) % 0xFB for index in range(4096))
+_RESTARTS = re.compile(rb"\xff[\xd0-\xd7]")
+_CHECKED_ROWS = 64
 
 _TRANSPOSES = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -110,8 +124,18 @@ _READERS: dict[str, type[ImageFile]] = {
 
 
 def is_bounded(data: bytes) -> bool:
-    """Return whether few bytes and pixels mean little time; a TIFF's strips may be very many."""
-    return not data.startswith((b"II", b"MM"))
+    """Return whether few bytes and pixels mean little time, and `warning_of` has nothing to say.
+
+    A TIFF's strips may be very many, and a JPEG without an end is decoded twice.
+    """
+    return data.startswith(b"\x89PNG") or not (
+        data.startswith((b"II", b"MM")) or jpeg_lacks_end(data)
+    )
+
+
+def warning_of(data: bytes) -> str | None:
+    """Return what is amiss with a file that `decode` reads all the same; None for most files."""
+    return "the JPEG has no end marker; its pixels are all there" if jpeg_lacks_end(data) else None
 
 
 def decode(
@@ -124,7 +148,8 @@ def decode(
     bicubic filter (as torchvision's presets crop and timm's resample). Transparency is composited
     over white; 16-bit samples keep their upper 8 bits. An image of the model's size keeps its
     pixels exactly. An image of more than `LIGHT_PIXELS` needs a byte for every `MAX_PIXELS_A_BYTE`
-    pixels, so that the bytes a sender spends bound the work spent on them.
+    pixels, so that the bytes a sender spends bound the work spent on them. A JPEG that lacks only
+    its end marker is read, as browsers do; `warning_of` tells.
 
     Args:
         data: the file's bytes.
@@ -232,6 +257,8 @@ def _load(kind: str, data: bytes, side: int, max_pixels: int, max_pixels_whole: 
     if kind == "PNG":
         data = without_png_metadata(data)
     elif kind == "JPEG":
+        if jpeg_lacks_end(data):
+            return _load_without_end(data, side, max_pixels, max_pixels_whole)
         data = without_jpeg_metadata(data)
     elif kind == "BMP":
         check_bmp(data)
@@ -254,6 +281,36 @@ def _load(kind: str, data: bytes, side: int, max_pixels: int, max_pixels_whole: 
     # Pillow rotates a TIFF when it loads it, and leaves no EXIF in `info`.
     orientation = _orientation(image.info["exif"]) if "exif" in image.info else 1
     return _Loaded(picture, (image.width / factor, image.height / factor), orientation)
+
+
+def _load_without_end(data: bytes, side: int, max_pixels: int, max_pixels_whole: int) -> _Loaded:
+    """Decode a JPEG that lacks its end marker, and none of its pixels.
+
+    libjpeg fills up what is missing without a word. So the file is decoded twice, with other bytes
+    in place of what may be missing: pixels that depend on them are not in the file.
+    """
+
+    def load(filling: bytes) -> _Loaded:
+        ended = data.rstrip(b"\xff") + filling + JPEG_END
+        return _load("JPEG", ended, side, max_pixels, max_pixels_whole)
+
+    restarts = _RESTARTS.findall(data, data.rindex(b"\xff\xda"))
+    restart = (restarts[-1][1] + 1) % 8 | 0xD0 if restarts else 0xD0
+    expected = _checksum(load(b"").image)
+    loaded = load(_FILLING + bytes([0xFF, restart]) + _FILLING)
+    if _checksum(loaded.image) != expected or not jpeg_has_all_scans(data):
+        raise DamagedImage("JPEG image is damaged: it ends before its last pixels")
+    return loaded
+
+
+def _checksum(image: Image.Image) -> int:
+    """Return a checksum of the pixels, made strip by strip because a copy takes memory."""
+    checksum = 0
+    for top in range(0, image.height, _CHECKED_ROWS):
+        bottom = min(top + _CHECKED_ROWS, image.height)
+        strip = image.crop((0, top, image.width, bottom))
+        checksum = zlib.crc32(strip.tobytes(), checksum)
+    return checksum
 
 
 def _is_sequential(image: JpegImageFile, before_scan: bytes) -> bool:

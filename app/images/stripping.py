@@ -18,6 +18,8 @@ MAX_PIECES = 20_000
 MAX_JPEG_TABLE_BYTES = 16_384
 """The most bytes of the tables before a JPEG's first scan; about a thousand are usual."""
 
+JPEG_END = b"\xff\xd9"
+
 _PNG_CHUNKS = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"eXIf", b"IEND"})
 _PNG_TEXTS = frozenset({b"tEXt", b"zTXt", b"iTXt"})
 _PNG_HEADER = 33
@@ -112,6 +114,40 @@ def without_jpeg_metadata(data: bytes) -> bytes:
                     f"the limit is {MAX_JPEG_TABLE_BYTES} bytes"
                 )
     return data if sum(map(len, kept)) == len(data) else b"".join(kept)
+
+
+def jpeg_lacks_end(data: bytes) -> bool:
+    """Whether a file is a JPEG that has a scan, and no end marker behind it."""
+    if not data.startswith(b"\xff\xd8\xff") or data.endswith(JPEG_END):
+        return False
+    try:
+        *_, (_, scan, _) = _jpeg_segments(data)
+    except DamagedImage:
+        return False
+    return data.find(JPEG_END, scan) < 0
+
+
+def jpeg_has_all_scans(data: bytes) -> bool:
+    """Whether the scans give every coefficient of every component in full (ITU-T T.81, G.1.1.1).
+
+    Args:
+        data: a JPEG that was decoded.
+    """
+    missing: set[tuple[int, int]] = set()
+    scan = 0
+    for marker, start, _ in _jpeg_segments(data):
+        if marker in _FRAMES:
+            components = data[start + 10 : start + 10 + 3 * data[start + 9] : 3]
+            missing = {(each, index) for each in components for index in range(64)}
+        scan = start
+    while scan >= 0:
+        after = scan + 5 + 2 * data[scan + 4]
+        first, last, approximation = data[after : after + 3]
+        if approximation & 15 == 0:
+            components = data[scan + 5 : after : 2]
+            missing -= {(each, index) for each in components for index in range(first, last + 1)}
+        scan = data.find(b"\xff\xda", after)
+    return not missing
 
 
 def _check_frame(data: bytes, marker: int, start: int) -> None:

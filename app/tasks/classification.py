@@ -88,7 +88,13 @@ class Interpreter:
         self._confidence = confidence
         self._method = method
 
-    def render(self, outputs: Outputs, images: Images, filenames: Sequence[str | None]) -> str:
+    def render(
+        self,
+        outputs: Outputs,
+        images: Images,
+        filenames: Sequence[str | None],
+        warnings: Sequence[str | None] | None = None,
+    ) -> str:
         """Return the answer, the JSON of `app.api.schemas.Predictions`.
 
         It is written without a model object, which would take longer to fill than all the rest.
@@ -97,13 +103,14 @@ class Interpreter:
             outputs: of the graph, for N images.
             images: uint8 `[N,H,W,3]`.
             filenames: of the N images.
+            warnings: of the N images; none unless given.
         """
         rows = outputs.probabilities.tolist()
+        sets, scores = self._sets(outputs, images), self._scores(outputs)
+        warnings = warnings or [None] * len(rows)
         predictions = [
             self._render_image(*each)
-            for each in zip(
-                rows, self._sets(outputs, images), self._scores(outputs), filenames, strict=True
-            )
+            for each in zip(rows, sets, scores, filenames, warnings, strict=True)
         ]
         return (
             f'{{"model":"{self._manifest.name}","version":"{self._manifest.version}",'
@@ -111,7 +118,12 @@ class Interpreter:
         )
 
     def _render_image(
-        self, row: Sequence[float], members: str, score: str, filename: str | None
+        self,
+        row: Sequence[float],
+        members: str,
+        score: str,
+        filename: str | None,
+        warning: str | None,
     ) -> str:
         names = _quoted(self._manifest.classes)
         # A stable sort leaves equal probabilities in the order of the classes, as argmax does.
@@ -119,9 +131,10 @@ class Interpreter:
         # A float32 has six significant digits.
         pairs = ",".join([f"{names[index]}:{row[index]:.6g}" for index in best])
         named = "" if filename is None else f',"filename":{json.dumps(filename)}'
+        warned = "" if warning is None else f',"warning":{json.dumps(warning)}'
         return (
             f'{{"label":{names[best[0]]},"class_id":{best[0]},"confidence":{row[best[0]]:.6g},'
-            f'"probabilities":{{{pairs}}}{members}{score}{named}}}'
+            f'"probabilities":{{{pairs}}}{members}{score}{named}{warned}}}'
         )
 
     def _sets(self, outputs: Outputs, images: Images) -> Sequence[str]:

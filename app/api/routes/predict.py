@@ -18,6 +18,7 @@ from app.api.schemas import Predictions
 from app.api.state import Service
 from app.artifact.directory import Artifact
 from app.errors import DeadlineExceeded
+from app.images.decode import warning_of
 from app.inference.batcher import Answer
 from app.tasks.classification import Interpreter
 
@@ -56,7 +57,8 @@ async def predict(request: Request, query: Annotated[PredictQuery, Query()]) -> 
             answer = await batcher.submit(images, deadline)
         except (TimeoutError, DeadlineExceeded) as exc:
             raise DeadlineExceeded(f"no answer within {timeout:g} s") from exc
-    content = interpreter.render(answer.outputs, images, [file.filename for file in files])
+    names, warnings = [file.filename for file in files], [warning_of(file.data) for file in files]
+    content = interpreter.render(answer.outputs, images, names, warnings)
     service.metrics.observe_stages(read - started, decoded - read)
     labels = interpreter.labels(answer.outputs)
     service.model_metrics[artifact.ref].answered(labels, answer.queue_seconds)

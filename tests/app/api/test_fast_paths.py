@@ -135,6 +135,8 @@ async def test_form_and_json_of_one_small_image_are_answered_as_by_fastapi(
         ({"json": {"images": []}}, False),
         ({"content": picture("red", size=(200, 200))}, False),
         ({"content": picture("red", kind="TIFF")}, False),
+        ({"content": picture("red", kind="JPEG")}, True),
+        ({"content": picture("red", kind="JPEG")[:-2]}, False),
     ]
     async with _fast(client) as (fast, offers, _):
         for options, _taken in bodies:

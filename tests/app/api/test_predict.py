@@ -123,6 +123,18 @@ async def test_formats_are_read(client: httpx.AsyncClient, picture: Picture, kin
     assert response.json()["predictions"][0]["label"] == "blue"
 
 
+async def test_file_with_a_fault_that_was_read_has_a_warning(
+    client: httpx.AsyncClient, picture: Picture
+) -> None:
+    jpeg = picture("blue", "JPEG")
+    parts = _files(("sound.jpg", jpeg), ("cut.jpg", jpeg[:-2]))
+    answer = (await client.post("/predict", files=parts)).json()
+    sound, cut = answer["predictions"]
+    assert "warning" not in sound
+    assert cut.pop("warning") == "the JPEG has no end marker; its pixels are all there"
+    assert cut == sound | {"filename": "cut.jpg"}
+
+
 async def test_large_image_is_decoded_in_a_thread_and_answered_the_same(
     client: httpx.AsyncClient, picture: Picture
 ) -> None:

@@ -19,7 +19,7 @@ from PIL import Image
 
 from app.errors import DamagedImage, ImageError, NotAnImage, TooManyPixels, UnsupportedImage
 from app.images import decode as decode_module
-from app.images.decode import decode
+from app.images.decode import decode, warning_of
 from app.images.plain_png import PlainPng
 from tests.support.pictures import tiff, tiff_data_offset
 
@@ -243,6 +243,77 @@ def test_jpeg_of_another_kind_is_named_with_what_to_send(
 def test_jpeg_of_another_kind_by_another_encoder_is_not_called_damaged(data: bytes) -> None:
     with pytest.raises(UnsupportedImage, match="JPEG image of this kind is not read"):
         decode(data, SIZE, LIMIT)
+
+
+SCANS: list[dict[str, Any]] = [
+    {},
+    {"optimize": True},
+    {"progressive": True},
+    {"subsampling": 0},
+    {"restart_marker_blocks": 2},
+]
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+@pytest.mark.parametrize("options", SCANS)
+@pytest.mark.parametrize("size", [(32, 32), (100, 75), (600, 450)])
+def test_jpeg_that_lacks_only_its_end_is_read_with_a_warning(
+    photo: Pixels, size: tuple[int, int], options: dict[str, Any], mode: str
+) -> None:
+    data = encode(Image.fromarray(photo).resize(size).convert(mode), "JPEG", **options)
+    whole = decode(data, SIZE, LIMIT)
+    assert warning_of(data) is None
+    for end in (1, 2):
+        np.testing.assert_array_equal(decode(data[:-end], SIZE, LIMIT), whole)
+        assert warning_of(data[:-end]) == "the JPEG has no end marker; its pixels are all there"
+        with pytest.raises(TooManyPixels):
+            decode(data[:-end], SIZE, 1000)
+
+
+@pytest.mark.parametrize("options", SCANS)
+@pytest.mark.parametrize("size", [(32, 32), (100, 75), (600, 450)])
+def test_jpeg_that_lacks_pixels_is_damaged(
+    photo: Pixels, size: tuple[int, int], options: dict[str, Any]
+) -> None:
+    data = encode(Image.fromarray(photo).resize(size), "JPEG", quality=90, **options)
+    whole = decode(data, SIZE, LIMIT)
+    for missing in (*range(3, 100), len(data) // 4, len(data) // 2):
+        for cut in (data[:-missing], data[:-missing] + b"\xff"):
+            try:
+                found = decode(cut, SIZE, LIMIT)
+            except DamagedImage:
+                continue
+            # The last bytes may make no difference at the size of the model.
+            assert missing < 8
+            np.testing.assert_array_equal(found, whole)
+
+
+def test_progressive_jpeg_that_lacks_scans_is_damaged(photo: Pixels) -> None:
+    data = encode(photo, "JPEG", progressive=True)
+    scans = [at for at in range(len(data)) if data.startswith(b"\xff\xda", at)]
+    assert len(scans) > 5
+    for at in scans[1:]:
+        with pytest.raises(DamagedImage, match="it ends before its last pixels"):
+            decode(data[: data.rindex(b"\xff\xc4", 0, at)], SIZE, LIMIT)
+
+
+def test_end_of_a_thumbnail_is_not_that_of_its_jpeg(photo: Pixels) -> None:
+    exif = b"Exif\0\0" + encode(photo, "JPEG")
+    data = encode(photo, "JPEG", exif=exif)
+    assert warning_of(data) is None
+    assert warning_of(data + b"more") is None
+    assert warning_of(data[:-2]) is not None
+    np.testing.assert_array_equal(decode(data[:-2], SIZE, LIMIT), decode(data, SIZE, LIMIT))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"])
+def test_other_formats_have_no_warning(photo: Pixels, kind: str) -> None:
+    assert warning_of(encode(photo, kind)) is None
+
+
+@pytest.mark.parametrize("data", [b"", b"\xff\xd8\xff", b"\xff\xd8\xff\xda", b"\xff\xd8\xff" * 99])
+def test_what_is_no_jpeg_has_no_warning(data: bytes) -> None:
+    assert warning_of(data) is None
 
 
 def test_png_of_apples_own_kind_is_named_with_what_to_send(photo: Pixels) -> None:
@@ -528,6 +599,8 @@ def hostile(photo: Pixels) -> dict[str, bytes]:
         "jpeg comments": b"\xff\xd8" + b"\xff\xfe\0\x02" * 1_000_000 + jpeg[2:],
         "jpeg junk": b"\xff\xd8\xff" + bytes(5_000_000),
         "jpeg exif": b"\xff\xd8" + b"".join(segments) + jpeg[2:],
+        "jpeg without an end": encode(noise(1300, 1600), "JPEG")[:-2],
+        "jpeg without its last half": encode(noise(1300, 1600), "JPEG")[:400_000],
         **hostile_jpeg_segments(jpeg),
         "gif canvas": gif[:6] + b"\xff\xff\xff\xff" + gif[10:],
         "gif comments": gif[:13] + bytes(768) + b"!\xfe" + b"\x01a" * 2_000_000 + b"\0;",
@@ -603,7 +676,7 @@ def hostile_tiffs() -> dict[str, bytes]:
 CHILD = """
 import contextlib, gc, json, pathlib, sys, time, tracemalloc
 from app.errors import ImageError
-from app.images.decode import decode
+from app.images.decode import decode, warning_of
 
 def status(key):
     lines = pathlib.Path("/proc/self/status").read_text().splitlines()
