@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -286,6 +287,15 @@ def test_jpeg_that_lacks_pixels_is_damaged(
             # The last bytes may make no difference at the size of the model.
             assert missing < 8
             np.testing.assert_array_equal(found, whole)
+
+
+def test_jpeg_that_lacks_pixels_from_a_restart_on_is_damaged(photo: Pixels) -> None:
+    data = encode(Image.fromarray(photo).resize((100, 75)), "JPEG", restart_marker_blocks=2)
+    restarts = [match.start() for match in re.finditer(rb"\xff[\xd0-\xd7]", data)]
+    assert len(restarts) > 16
+    for at in restarts:
+        with pytest.raises(DamagedImage, match="it ends before its last pixels"):
+            decode(data[:at], SIZE, LIMIT)
 
 
 def test_progressive_jpeg_that_lacks_scans_is_damaged(photo: Pixels) -> None:
