@@ -26,10 +26,10 @@ MAX_SAMPLES = 8
 
 _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER, _SAMPLES = 258, 259, 262, 266, 277
 _PLANAR, _PREDICTOR, _TILE_WIDTH, _TILE_LENGTH, _EXTRA, _FORMAT = 284, 317, 322, 323, 338, 339
-_XMP = 700
+_INK_SET, _XMP = 332, 700
 _SEVERAL = frozenset({_BITS, _EXTRA, _FORMAT})
 _READ = _SEVERAL | {_COMPRESSION, _PHOTOMETRIC, _FILL_ORDER, _SAMPLES, _PLANAR, _PREDICTOR}
-_READ |= {_TILE_WIDTH, _TILE_LENGTH}
+_READ |= {_TILE_WIDTH, _TILE_LENGTH, _INK_SET}
 
 _ASCII = 2
 _INTEGERS = {1: "B", 3: "H", 4: "I", 16: "Q"}  # by type
@@ -123,6 +123,7 @@ class _Kind(NamedTuple):
     compression: int
     predictor: int
     fill_order: int
+    ink_set: int
 
     @classmethod
     def of(cls, tags: dict[int, tuple[int, ...]], order: str, *, big: bool) -> Self:
@@ -146,6 +147,7 @@ class _Kind(NamedTuple):
             number(_COMPRESSION, _NONE),
             number(_PREDICTOR, 1),
             number(_FILL_ORDER, 1),
+            number(_INK_SET, 1),
         )
 
     @property
@@ -163,6 +165,7 @@ class _Kind(NamedTuple):
             and self.samples == _CHANNELS[self.photometric] + len(self.extra)
             and self.bits in {(bits,), (bits,) * self.samples}
             and set(self.formats) == {1}
+            and self.ink_set == 1
             and (self.order == "<" or not (self.big or self._is_little_endian_alone(bits)))
             and self._is_packing_admitted(bits)
         )
@@ -200,6 +203,7 @@ class _Kind(NamedTuple):
             _COMPRESSIONS.get(self.compression, f"compression {self.compression}"),
             f"predictor {self.predictor}" if self.predictor != 1 else "",
             f"fill order {self.fill_order}" if self.fill_order != 1 else "",
+            f"ink set {self.ink_set}" if self.ink_set != 1 else "",
             "little-endian" if self.order == "<" else "big-endian",
             "BigTIFF" if self.big else "",
         ]

@@ -246,6 +246,30 @@ def test_jpeg_of_another_kind_by_another_encoder_is_not_called_damaged(data: byt
         decode(data, SIZE, LIMIT)
 
 
+# Both are of the same grey ramp, made by libjpeg's jpegtran.
+ARITHMETIC = {
+    "sequential": (
+        "ffd8ffe000104a46494600010100000100010000ffdb004300020101010101020101010202020202040302020202"
+        "0504040304060506060605060606070908060709070606080b08090a0a0a0a0a06080b0c0b0a0c090a0a0affc900"
+        "0b080008000801011100ffcc000600101005ffda0008010100003f00ff00a51ced813d0859c442327a66f3c50cff"
+        "d9"
+    ),
+    "progressive": (
+        "ffd8ffe000104a46494600010100000100010000ffdb004300020101010101020101010202020202040302020202"
+        "0504040304060506060605060606070908060709070606080b08090a0a0a0a0a06080b0c0b0a0c090a0a0affca00"
+        "0b080008000801011100ffcc00040010ffda0008010100000001ff0048ffcc00041005ffda000801010001050215"
+        "f7ef0e80ffcc00041005ffda0008010100063f0260084df0ffcc00041005ffda0008010100013f21aa4974ffda00"
+        "08010100000010ffcc00041005ffda0008010100013f10d5c27343b4ffd9"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ARITHMETIC)
+def test_arithmetic_coded_jpeg_is_read(name: str) -> None:
+    found = decode(bytes.fromhex(ARITHMETIC[name]), (8, 8), LIMIT)
+    assert np.abs(found[..., 0] - (20.0 + 3 * np.arange(64).reshape(8, 8))).max() <= 1
+
+
 SCANS: list[dict[str, Any]] = [
     {},
     {"optimize": True},

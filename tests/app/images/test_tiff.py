@@ -320,6 +320,15 @@ def test_grey_of_two_samples_without_a_tag_for_the_last_is_named() -> None:
         decode(data[:at] + b"\xfe" + data[at + 1 :], SIZE, LIMIT)
 
 
+def test_inks_other_than_cmyk_are_named() -> None:
+    kind = Kind("separated")
+    file = io.BytesIO()
+    other = [(332, "H", 1, 2, True)]
+    tifffile.imwrite(file, ramps(kind), photometric="separated", metadata=None, extratags=other)
+    with pytest.raises(UnsupportedImage, match="8-bit CMYK, uncompressed, ink set 2, little-endi"):
+        decode(file.getvalue(), SIZE, LIMIT)
+
+
 def small(*tags: tuple[int, int, int, int]) -> bytes:
     """An uncompressed grey file of 2x1 pixels with more tags, or others."""
     entries = {256: 2, 257: 1, 258: 8, 259: 1, 262: 1, 273: tiff_data_offset(8), 277: 1, 279: 2}
