@@ -22,7 +22,7 @@ from app.errors import DamagedImage, ImageError, NotAnImage, TooManyPixels, Unsu
 from app.images import decode as decode_module
 from app.images.decode import decode, warning_of
 from app.images.plain_png import PlainPng
-from tests.support.pictures import tiff, tiff_data_offset
+from tests.support.pictures import chunk, tiff, tiff_data_offset
 
 SIZE = (32, 32)
 LIMIT = 40_000_000
@@ -55,10 +55,6 @@ def over_white(rgba: Pixels) -> NDArray[np.float64]:
     alpha = rgba[..., 3:].astype(np.float64) / 255
     blended: NDArray[np.float64] = rgba[..., :3] * alpha + 255 * (1 - alpha)
     return blended
-
-
-def chunk(kind: bytes, body: bytes = b"") -> bytes:
-    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
 def png(

@@ -1,7 +1,6 @@
 """Every carrier of an orientation in every format that has it; the pixels are known."""
 
 import io
-import struct
 import zlib
 from typing import Any
 
@@ -12,7 +11,7 @@ from PIL import Image, ImageOps
 
 from app.images.decode import decode
 from app.images.raw_profile import KEYWORD, MAX_TEXT_BYTES, exif_of
-from tests.support.pictures import turned
+from tests.support.pictures import chunk, turned
 
 LIMIT = 1_000_000
 
@@ -31,10 +30,6 @@ def encode(kind: str, **options: Any) -> bytes:
     file = io.BytesIO()
     Image.fromarray(PICTURE).save(file, kind, **options)
     return file.getvalue()
-
-
-def chunk(kind: bytes, body: bytes) -> bytes:
-    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
 def raw_profile(exif: bytes) -> bytes:
