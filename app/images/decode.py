@@ -129,7 +129,8 @@ def is_bounded(data: bytes) -> bool:
     A TIFF's strips may be very many, and a JPEG without an end is decoded twice.
     """
     return data.startswith(b"\x89PNG") or not (
-        data.startswith((b"II", b"MM")) or jpeg_lacks_end(data)
+        data.startswith((b"II", b"MM"))
+        or (data.startswith(b"\xff\xd8") and not data.endswith(JPEG_END))
     )
 
 

@@ -5,6 +5,8 @@ EXIF stays, because it holds the orientation. No pixels are decoded here. Kinds 
 Pillow calls damaged are named on the way.
 """
 
+import contextlib
+import itertools
 import struct
 import zlib
 from collections.abc import Iterator
@@ -19,6 +21,10 @@ MAX_JPEG_TABLE_BYTES = 16_384
 """The most bytes of the tables before a JPEG's first scan; about a thousand are usual."""
 
 JPEG_END = b"\xff\xd9"
+
+MAX_SEGMENTS_WITHOUT_END = 1_000
+"""The most segments of a JPEG that is read without its end; a hundred are many. It is asked for in
+the event loop."""
 
 _PNG_CHUNKS = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"eXIf", b"IEND"})
 _PNG_TEXTS = frozenset({b"tEXt", b"zTXt", b"iTXt"})
@@ -117,14 +123,17 @@ def without_jpeg_metadata(data: bytes) -> bytes:
 
 
 def jpeg_lacks_end(data: bytes) -> bool:
-    """Whether a file is a JPEG that has a scan, and no end marker behind it."""
+    """Whether a file is a JPEG that has a scan, and no end marker behind it.
+
+    The scan is looked for in the first `MAX_SEGMENTS_WITHOUT_END` segments.
+    """
     if not data.startswith(b"\xff\xd8\xff") or data.endswith(JPEG_END):
         return False
-    try:
-        *_, (_, scan, _) = _jpeg_segments(data)
-    except DamagedImage:
-        return False
-    return data.find(JPEG_END, scan) < 0
+    with contextlib.suppress(DamagedImage):
+        for marker, start, _ in itertools.islice(_jpeg_segments(data), MAX_SEGMENTS_WITHOUT_END):
+            if marker == _SCAN:
+                return data.find(JPEG_END, start) < 0
+    return False
 
 
 def jpeg_has_all_scans(data: bytes) -> bool:

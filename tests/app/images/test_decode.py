@@ -22,6 +22,7 @@ from app.errors import DamagedImage, ImageError, NotAnImage, TooManyPixels, Unsu
 from app.images import decode as decode_module
 from app.images.decode import decode, warning_of
 from app.images.plain_png import PlainPng
+from app.images.stripping import MAX_SEGMENTS_WITHOUT_END
 from tests.support.pictures import chunk, tiff, tiff_data_offset
 
 SIZE = (32, 32)
@@ -334,6 +335,18 @@ def test_end_of_a_thumbnail_is_not_that_of_its_jpeg(photo: Pixels) -> None:
     assert warning_of(data + b"more") is None
     assert warning_of(data[:-2]) is not None
     np.testing.assert_array_equal(decode(data[:-2], SIZE, LIMIT), decode(data, SIZE, LIMIT))
+
+
+def test_jpeg_of_very_many_segments_is_not_read_without_its_end(photo: Pixels) -> None:
+    data = encode(photo, "JPEG")[:-2]
+    comments = b"\xff\xfe\0\2" * MAX_SEGMENTS_WITHOUT_END
+    few = data[:2] + comments[: len(comments) // 2] + data[2:]
+    assert warning_of(few) is not None
+    assert decode(few, SIZE, LIMIT).shape == (32, 32, 3)
+    many = data[:2] + comments + data[2:]
+    assert warning_of(many) is None
+    with pytest.raises(DamagedImage):
+        decode(many, SIZE, LIMIT)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"])
