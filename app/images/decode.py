@@ -73,7 +73,6 @@ _SIGNATURE = re.compile(
 # Begins with 101, where libjpeg fills up with zeros, so that it means other samples in any Huffman
 # code; as long as the ten blocks that libjpeg decodes at a time can be.
 _FILLING = bytes((0xA5 + 7 * index) % 0xFB for index in range(4096))
-_RESTARTS = re.compile(rb"\xff[\xd0-\xd7]")
 _CHECKED_ROWS = 64
 
 _TRANSPOSES = {
@@ -288,17 +287,19 @@ def _load_without_end(data: bytes, side: int, max_pixels: int, max_pixels_whole:
     """Decode a JPEG that lacks its end marker, and none of its pixels.
 
     libjpeg fills up what is missing without a word. So the file is decoded twice, with other bytes
-    in place of what may be missing: pixels that depend on them are not in the file.
+    in place of what may be missing: pixels that depend on them are not in the file. After those
+    bytes comes the restart marker that is due, because libjpeg looks for it where it lacks one.
     """
 
     def load(filling: bytes) -> _Loaded:
         ended = data.rstrip(b"\xff") + filling + JPEG_END
         return _load("JPEG", ended, side, max_pixels, max_pixels_whole)
 
-    restarts = _RESTARTS.findall(data, data.rindex(b"\xff\xda"))
-    restart = (restarts[-1][1] + 1) % 8 | 0xD0 if restarts else 0xD0
+    scan = data.rindex(b"\xff\xda")
+    restarts = [data.rfind(bytes([0xFF, 0xD0 + each]), scan) for each in range(8)]
+    due = (restarts.index(max(restarts)) + 1) % 8 if max(restarts) > 0 else 0
     expected = _checksum(load(b"").image)
-    loaded = load(_FILLING + bytes([0xFF, restart]) + _FILLING)
+    loaded = load(_FILLING + bytes([0xFF, 0xD0 + due]) + _FILLING)
     if _checksum(loaded.image) != expected or not jpeg_has_all_scans(data):
         raise DamagedImage("JPEG image is damaged: it ends before its last pixels")
     return loaded

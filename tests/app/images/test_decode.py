@@ -644,6 +644,7 @@ def hostile(photo: Pixels) -> dict[str, bytes]:
         "jpeg exif": b"\xff\xd8" + b"".join(segments) + jpeg[2:],
         "jpeg without an end": encode(noise(1300, 1600), "JPEG")[:-2],
         "jpeg without its last half": encode(noise(1300, 1600), "JPEG")[:400_000],
+        "jpeg restarts without an end": jpeg[:-2] + b"\xff\xd0" * 500_000,
         **hostile_jpeg_segments(jpeg),
         "gif canvas": gif[:6] + b"\xff\xff\xff\xff" + gif[10:],
         "gif comments": gif[:13] + bytes(768) + b"!\xfe" + b"\x01a" * 2_000_000 + b"\0;",
