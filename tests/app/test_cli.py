@@ -80,7 +80,7 @@ def test_predict_says_that_a_set_holds_no_class(tmp_path: Path) -> None:
     mixed = tmp_path / "grey.png"
     Image.new("RGB", (32, 32), (128, 128, 128)).save(mixed)
     amend(
-        tmp_path / "sure/colour/1", confidence={"float32": confidence((0.1,) * 99, (0.1,) * 99, 1)}
+        tmp_path / "sure/colour/1", confidence={"float32": confidence((0.1,) * 99, (0.0,) * 99, 1)}
     )
     assert run("predict", mixed).stdout.endswith("; 90% set: no class is likely enough\n")
 
