@@ -5,6 +5,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 
 import httpx
@@ -206,13 +207,15 @@ async def test_crowd_of_scrapers_shares_a_rendering_and_leaves_the_loop_to_other
     scrapes = [asyncio.create_task(shown.text("")) for _ in range(100)]
     asked = time.perf_counter()
     await asyncio.sleep(0.01)
-    assert time.perf_counter() - asked < 0.04
+    assert time.perf_counter() - asked < 0.25  # a rendering for each would take half a second
     for scrape in scrapes:
         text, _ = await scrape
         assert b"convscope_http_requests_in_flight 1.0" in text
-    (first, _), (second, thread) = begun
-    assert thread is threading.main_thread()
-    assert second - first >= 0.005 / exposition.MAX_SHARE
+    # A machine that stands still before the crowd asks has the first of it rendered for alone.
+    assert len(begun) in {2, 3}
+    assert {thread for _, thread in begun} == {threading.main_thread()}
+    for (first, _), (second, _) in pairwise(begun):
+        assert second - first >= 0.005 / exposition.MAX_SHARE
 
 
 async def test_rendering_that_takes_long_has_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
