@@ -1,5 +1,6 @@
-"""The command groups of `convscope` and `convscope-train`, which print errors in one line."""
+"""What the commands of `convscope` and `convscope-train` share: how they print errors and names."""
 
+from pathlib import Path
 from typing import Any
 
 import click
@@ -19,3 +20,11 @@ class OneLineErrors(click.Group):
             return super().invoke(ctx)
         except self._errors as exc:
             raise click.ClickException(str(exc)) from exc
+
+
+def printable(text: Path | str) -> str:
+    """Escape what is not printable: a file's name could move a terminal's cursor."""
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+        for letter in str(text)
+    )

@@ -6,7 +6,6 @@ Memory is bounded: files are found, read and decoded a batch at a time.
 import csv
 import io
 import json
-import math
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,12 +19,13 @@ import numpy as np
 from app.api.schemas import Prediction, Predictions
 from app.artifact.directory import Artifact
 from app.artifact.manifest import Manifest
+from app.commands import printable
 from app.errors import ImageError, UploadError, UploadTooLarge
 from app.images import RgbImage
 from app.images.decode import decode
 from app.inference.backends import batch_limit, open_backend
 from app.settings import PREFIX, Settings
-from app.tasks.classification import Interpreter
+from app.tasks.classification import Interpreter, whole_percent
 
 STANDARD_INPUT = "-"
 
@@ -175,26 +175,18 @@ def as_text(rows: Iterable[Row], coverage: float | None) -> Iterator[str]:
     """Yield a line for each row: a name, then the answer in the words of the page."""
     for row in rows:
         said = f"error: {row.error}" if isinstance(row, Failure) else _described(row, coverage)
-        yield _printable(f"{row.filename}: {said}")
+        yield printable(f"{row.filename}: {said}")
 
 
 def _described(prediction: Prediction, coverage: float | None) -> str:
     likely = prediction.probabilities.items()
     parts = [", ".join(f"{label} {value:.1%}" for label, value in likely)]
     if coverage is not None and prediction.prediction_set is not None:
-        percent = math.ceil(round(coverage * 100, 9))  # the threshold's
         members = ", ".join(prediction.prediction_set) or "no class is likely enough"
-        parts.append(f"{percent}% set: {members}")
+        parts.append(f"{whole_percent(coverage)}% set: {members}")
     if prediction.out_of_distribution:
         parts.append(UNFAMILIAR)
     return "; ".join(parts)
-
-
-def _printable(line: str) -> str:
-    """Escape what is not printable: a file's name could move a terminal's cursor."""
-    return "".join(
-        char if char.isprintable() else char.encode("unicode_escape").decode() for char in line
-    )
 
 
 COLUMNS = (

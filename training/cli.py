@@ -14,7 +14,7 @@ import click
 from rich.console import Console
 
 from app.artifact.manifest import Views, WeightFormat
-from app.commands import OneLineErrors
+from app.commands import OneLineErrors, printable
 from app.errors import SettingsError
 from app.settings import check_names
 from training import corruptions, evaluate, report
@@ -23,7 +23,6 @@ from training.architectures.describe import describe as describe_architecture
 from training.compare import report as comparison_report
 from training.compare.compare import compare as compare_models
 from training.data import dataset
-from training.data.class_folders import shown
 from training.errors import DataError, RunError, TrainingError
 from training.export.export import Export, check_exportable, next_version
 from training.export.export import export as export_artifact
@@ -107,9 +106,11 @@ def data_command(data_dir: Path | None, *, strict: bool) -> None:
     source = dataset.find(data_dir)
     _tell_findings(source, strict=strict)
     images = source.load_train()
-    console.print(f"{source.name} in {shown(source.place)}, sha256 {source.sha256}", soft_wrap=True)
+    console.print(
+        f"{source.name} in {printable(source.place)}, sha256 {source.sha256}", soft_wrap=True
+    )
     console.print(f"{len(images):,} training images in {len(source.classes)} classes:", end=" ")
-    console.print(", ".join(map(shown, source.classes)))
+    console.print(", ".join(map(printable, source.classes)))
 
 
 @main.command()
@@ -137,7 +138,7 @@ def train(
     run = out or Path("runs") / f"{name}-seed{recipe.seed}"
     source = dataset.find(data_dir)
     console.quiet = not is_first_process()
-    console.print(f"{name} on {source.name} in {shown(source.place)} → {run}", soft_wrap=True)
+    console.print(f"{name} on {source.name} in {printable(source.place)} → {run}", soft_wrap=True)
     _tell_findings(source, strict=strict)
     try:
         with watch(console) as reporter:
@@ -260,7 +261,7 @@ def _tell_findings(source: dataset.Source, *, strict: bool) -> None:
     if strict and left_out:
         files = "file is" if left_out == 1 else "files are"
         raise DataError(
-            f"{shown(source.place)}: {left_out:,} {files} left out, and --strict allows none"
+            f"{printable(source.place)}: {left_out:,} {files} left out, and --strict allows none"
         )
 
 

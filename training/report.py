@@ -13,10 +13,11 @@ from rich import box
 from rich.table import Table
 
 from app.artifact.manifest import Evaluation, LayerRecord
+from app.commands import printable
 from training import corruptions
 from training.architectures.describe import Description, count_weights
 from training.corruptions import Answers
-from training.data.class_folders import MOST_TOLD, shown
+from training.data.class_folders import MOST_TOLD
 from training.data.dataset import Findings, Source
 from training.errors import RunError
 from training.run.checkpoint import EpochFigures
@@ -141,7 +142,7 @@ def findings_table(source: Source, findings: Findings) -> Table:
     """Return the number of images by class, and the files that were left out, with the reasons."""
     left_out = Counter(item.class_name for item in findings.left_out)
     rows = [
-        (shown(name), f"{train:,}", f"{test:,}", format_count(left_out[name]))
+        (printable(name), f"{train:,}", f"{test:,}", format_count(left_out[name]))
         for name, train, test in zip(source.classes, findings.train, findings.test, strict=True)
     ]
     if left_out[""]:

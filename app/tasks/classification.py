@@ -208,6 +208,11 @@ def fit_threshold(true_scores: NDArray[np.float64], coverage: float) -> float:
     return float(np.sort(true_scores)[rank - 1])
 
 
+def whole_percent(coverage: float) -> int:
+    """Return a coverage, 0.01 to 0.99, rounded up to a whole percent, as thresholds are fitted."""
+    return math.ceil(round(coverage * 100, 9))
+
+
 def find_threshold(conformal: Conformal, coverage: float, method: SetMethod) -> Threshold | None:
     """Return the manifest's threshold for a coverage, rounded up to a whole percent.
 
@@ -218,7 +223,7 @@ def find_threshold(conformal: Conformal, coverage: float, method: SetMethod) -> 
         coverage: 0.01 to 0.99.
         method: how classes are chosen.
     """
-    place = math.ceil(round(coverage * 100, 9)) - 1
+    place = whole_percent(coverage) - 1
     if method == "class-conditional":
         classes = conformal.class_conditional
         return np.array([thresholds[place] for thresholds in classes]) if classes else None

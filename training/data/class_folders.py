@@ -8,7 +8,6 @@ import hashlib
 import mimetypes
 import os
 import stat
-import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -17,6 +16,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from app.artifact.manifest import composed
+from app.commands import printable
 from app.errors import ImageError
 from app.images import RgbImage
 from app.images.decode import decode
@@ -53,7 +54,7 @@ class LeftOut:
     reason: str
 
     def __str__(self) -> str:
-        return shown(f"{self.path}: {self.reason}")
+        return printable(f"{self.path}: {self.reason}")
 
 
 @dataclass(frozen=True)
@@ -111,14 +112,6 @@ def first_of_same(images: NDArray[np.uint8]) -> NDArray[np.int64]:
     return np.array([first.setdefault(digest, i) for i, digest in enumerate(digests)], np.int64)
 
 
-def shown(path: Path | str) -> str:
-    """Return a name for people, with an escape for each character that cannot be printed."""
-    return "".join(
-        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
-        for letter in str(path)
-    )
-
-
 class _Reader:
     """Collects the faults of a data set and what it leaves out."""
 
@@ -144,7 +137,7 @@ class _Reader:
             self._check_enough(classes, *pictures[0])
         if self._faults:
             told = _at_most([*self._faults, *self._left_out])
-            raise DataError(f"{shown(self._place)}: cannot be trained on: {told}")
+            raise DataError(f"{printable(self._place)}: cannot be trained on: {told}")
         return ClassFolders(
             tuple(classes), pictures, self._digest.hexdigest(), tuple(self._left_out)
         )
@@ -163,7 +156,7 @@ class _Reader:
             if path.name.startswith(".") or not path.is_dir():
                 self._leave_out(path, _reason(path) or "lies in no class folder")
                 continue
-            found.setdefault(unicodedata.normalize("NFC", path.name), []).append(path)
+            found.setdefault(composed(path.name), []).append(path)
         return found
 
     def _read_split(
@@ -172,7 +165,7 @@ class _Reader:
         images: list[RgbImage] = []
         labels: list[int] = []
         for label, name in enumerate(classes):
-            where = shown(Path(split, name))
+            where = printable(Path(split, name))
             if not _is_utf8(name):
                 self._faults.append(f"{where}: the name is not UTF-8")
             if name not in found:
@@ -210,8 +203,8 @@ class _Reader:
             count = np.sum(labels == label)
             if count > 0 and (distinct := np.sum(first[labels == label])) < LEAST_DISTINCT:
                 self._faults.append(
-                    f"{shown(name)}: {count} pictures, {distinct} of them new; a split takes at "
-                    f"least {LEAST_DISTINCT} that differ from each other and from other classes'"
+                    f"{printable(name)}: {count} pictures, {distinct} of them new; a split takes "
+                    f"at least {LEAST_DISTINCT} that differ from each other and from other classes'"
                 )
 
     def _leave_out(self, path: Path, reason: str, class_name: str = "") -> None:

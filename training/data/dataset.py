@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from app.commands import printable
 from training.data import cifar10
 from training.data.class_folders import (
     ClassFolders,
@@ -23,7 +24,6 @@ from training.data.class_folders import (
     first_of_same,
     holds_pictures,
     read_class_folders,
-    shown,
 )
 from training.errors import DataError
 
@@ -126,7 +126,7 @@ def find(data_dir: Path | None, *, download: bool = True) -> Source:
                 _refuse_other_content(place)
         return _fetch(places[0], allowed=download)
     except (DataError, OSError) as exc:
-        raise DataError(f"{exc} (looked in: {', '.join(map(shown, places))})") from exc
+        raise DataError(f"{exc} (looked in: {', '.join(map(printable, places))})") from exc
 
 
 def split_holdout(labels: Tensor, holdout: float, seed: int) -> tuple[Tensor, Tensor]:
@@ -213,7 +213,7 @@ def _refuse_other_content(place: Path) -> None:
     folders = class_folders(place) if place.is_dir() else []
     if folders or (place.is_dir() and holds_pictures(place)):
         holds = _listed(folders) if folders else "pictures in no folder"
-        raise DataError(f"{shown(place)}: holds {holds}; {_NEEDED}")
+        raise DataError(f"{printable(place)}: holds {holds}; {_NEEDED}")
 
 
 def _open(place: Path) -> Source | None:
@@ -228,7 +228,9 @@ def _open(place: Path) -> Source | None:
         name for name in folders if name.casefold() in _SPLITS and class_folders(place / name)
     ]
     if splits:
-        raise DataError(f"{shown(place)}: holds {_listed(splits)}, but train and test are needed")
+        raise DataError(
+            f"{printable(place)}: holds {_listed(splits)}, but train and test are needed"
+        )
     if sum(holds_pictures(place / name) for name in folders) < 2:
         return None
     return _open_classes(place)
@@ -270,7 +272,7 @@ def _source(place: Path, found: ClassFolders, train: Split, test: Split) -> Sour
         split.labels.bincount(minlength=len(found.classes)).tolist() for split in (train, test)
     )
     return Source(
-        name=shown(place.resolve().name),
+        name=printable(place.resolve().name),
         place=place,
         classes=found.classes,
         sha256=found.sha256,
@@ -287,5 +289,5 @@ def _split(pictures: Pictures) -> Split:
 
 def _listed(folders: list[str]) -> str:
     more = [f"and {len(folders) - 10} more"] if len(folders) > 10 else []
-    names = ", ".join([*map(shown, folders[:10]), *more])
+    names = ", ".join([*map(printable, folders[:10]), *more])
     return f"a folder {names}" if len(folders) == 1 else f"the folders {names}"
