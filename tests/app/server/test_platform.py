@@ -69,7 +69,10 @@ def label(server: Server, picture: Picture) -> str:
 def test_service_runs_without_what_other_platforms_lack(
     store_path: Path, tmp_path: Path, picture: Picture, taken: str
 ) -> None:
-    with started(command(taken), store_path, tmp_path / "log") as server:
+    # Without locks it would be taken for dead by the services of other tests that start meanwhile.
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    with started(command(taken), store_path, tmp_path / "log", TMPDIR=str(scratch)) as server:
         assert label(server, picture) == "red"
         wait_until(lambda: len(server.workers) >= 1)
         assert server.stop() == 0
