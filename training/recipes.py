@@ -152,6 +152,11 @@ class Recipe(BaseModel):
         "instead of its label (Hinton et al. 2015). They are computed once, for the image as it "
         "is, whatever augmentation makes of it. Empty: none.",
     )
+    start: str = Field(
+        default="",
+        description="Folder of a model of the same architecture whose weights the run begins with. "
+        "Its last layer is left out if it has other classes. Empty: none.",
+    )
     proxy: str = Field(
         default="",
         description="Architecture of a small network that is trained beside and chooses the images "
