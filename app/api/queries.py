@@ -69,9 +69,9 @@ class ExplainQuery(ModelQuery):
         None, alias="class", description="The predicted class unless given."
     )
     method: SaliencyMethod = Field(
-        "occlusion",
-        description="`occlusion` works for every model, `cam` for networks that end in global "
-        "average pooling.",
+        "regions",
+        description="`regions` and `occlusion` work for every model, `cam` for networks that end "
+        "in global average pooling.",
     )
     format: Literal["json", "png", "overlay"] | None = Field(
         None,

@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from app.artifact.manifest import ClassFigures, Confusion, Manifest, Precision
 from app.explore.confusion_matrix import Normalization
-from app.explore.saliency import SaliencyMethod
+from app.explore.saliency import PERTURBATIONS, SaliencyMethod
 
 
 class Prediction(BaseModel):
@@ -90,7 +90,7 @@ class ModelVersion(BaseModel):
             macs=manifest.macs,
             test_accuracy=manifest.test.accuracy,
             precisions=manifest.precisions,
-            explanations=("occlusion", "cam") if manifest.averages_features else ("occlusion",),
+            explanations=(*PERTURBATIONS, *(("cam",) if manifest.averages_features else ())),
         )
 
 
@@ -151,8 +151,8 @@ class ConfusionCell(BaseModel):
 class Explanation(BaseModel):
     """The evidence of each pixel for a class (above 0) or against it, rows from the top.
 
-    With `occlusion`, a value is the log-probability in nats that the class loses when a square
-    around the pixel is covered; with `cam`, it is the pixel's contribution to the class's logit.
+    With `regions` and `occlusion`, a value is of log-probabilities of the class, in nats; with `cam`,
+    it is the pixel's contribution to the class's logit.
     """
 
     model: str

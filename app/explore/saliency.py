@@ -1,11 +1,14 @@
-"""Which pixels of an image speak for a class, without gradients: occlusion and activation maps.
+"""Which pixels of an image speak for a class, without gradients: three ways to tell.
 
-Occlusion (Zeiler & Fergus 2014) asks the model again with parts of the image covered, and works
-for any network. A class activation map (Zhou et al. 2016) is the sum of the last feature map's
-channels, weighted by the last layer; it needs a network with only global average pooling between
-the two. Nothing here runs a model or draws.
+*Regions* asks the model about enlarged parts of the image, each alone, and about the image with a
+part covered: what suffices for the class, and what it needs. *Occlusion* (Zeiler & Fergus 2014)
+covers smaller parts only. Both work for any network. A *class activation map* (Zhou et al. 2016)
+is the sum of the last feature map's channels, weighted by the last layer; it needs a network with
+only global average pooling between the two. Nothing here runs a model or draws.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -15,55 +18,129 @@ from PIL import Image
 from app.artifact.tensors import Images, Probabilities
 from app.images import RgbImage
 
-SaliencyMethod = Literal["occlusion", "cam"]
-
-PATCH = 8
-STRIDE = 4
+SaliencyMethod = Literal["regions", "occlusion", "cam"]
 
 Heat = NDArray[np.float32]
 """How much each pixel speaks for a class (above 0) or against it: float32 `[H,W]`."""
 
+_LEAST_PROBABILITY = 0.01
+"""Smaller ones count as this with `regions`: how unlikely an unlikely class is tells nothing."""
 
-def occlude(image: RgbImage) -> Images:
-    """Return copies of the image, each with one square of its mean colour.
 
-    The squares have 8×8 pixels and stand 4 pixels apart. Those at the border lie partly outside, so
-    that every pixel is covered equally often.
+@dataclass(frozen=True)
+class _Squares:
+    """Rows of equal squares over an image, in pixels.
 
-    Args:
-        image: uint8 `[H,W,3]`.
-
-    Returns:
-        uint8 `[places,H,W,3]`.
+    Attributes:
+        side: of a square.
+        step: from one square to the next.
+        outside: what the outermost squares reach beyond the image.
     """
-    places = _places(image.shape[:2])
-    covered = np.repeat(image[np.newaxis], len(places), axis=0)
-    colour = np.rint(image.mean(axis=(0, 1))).astype(np.uint8)
-    for copy, place in zip(covered, places, strict=True):
-        copy[place] = colour
-    return covered
+
+    side: int
+    step: int
+    outside: int
+
+    def weights(self, length: int) -> NDArray[np.float64]:
+        """Return each square's weights along a side of the image, `[squares,length]`.
+
+        A square has weights above 0 inside alone, which fall along a line from its middle.
+        """
+        starts = np.arange(-self.outside, length - self.side + self.outside + 1, self.step)
+        distances = np.arange(0.5, length) - (starts[:, np.newaxis] + self.side / 2)
+        return np.maximum(0, 1 - np.abs(distances) / (self.side / 2))
+
+    def masks(self, size: tuple[int, int]) -> NDArray[np.bool_]:
+        """Return the squares of an image of this height and width, `[squares,H,W]`."""
+        rows, columns = (self.weights(length) > 0 for length in size)
+        return (rows[:, np.newaxis, :, np.newaxis] & columns[:, np.newaxis]).reshape(-1, *size)
+
+    def mean(self, size: tuple[int, int], values: NDArray[np.float32]) -> Heat:
+        """Return the mean of each pixel's squares by their weights, `[H,W]`."""
+        rows, columns = (self.weights(length) for length in size)
+        total = rows.T @ values.reshape(len(rows), len(columns)) @ columns
+        return (total / np.outer(rows.sum(0), columns.sum(0))).astype(np.float32)
 
 
-def occlusion_map(
+_PATCHES = _Squares(side=8, step=4, outside=4)
+_REGIONS = _Squares(side=20, step=6, outside=0)
+_COVERED = _Squares(side=16, step=8, outside=4)
+
+
+@dataclass(frozen=True)
+class Perturbation:
+    """A way to explain an answer by the answers to changed copies of the image.
+
+    Attributes:
+        copies: makes the copies, uint8 `[copies,H,W,3]`, of an image, uint8 `[H,W,3]`.
+        heat: makes the map from the image's height and width, the class, and the probabilities
+            for the image, float32 `[classes]`, and for the copies, `[copies,classes]`.
+    """
+
+    copies: Callable[[RgbImage], Images]
+    heat: Callable[[tuple[int, int], int, Probabilities, Probabilities], Heat]
+
+
+def _occlude(image: RgbImage) -> Images:
+    return _cover(image, _PATCHES)
+
+
+def _occlusion_map(
     size: tuple[int, int], class_id: int, before: Probabilities, after: Probabilities
 ) -> Heat:
-    """Return for each pixel the loss of the class's log-probability, in nats, when it is covered.
+    """Return the loss of log-probability, in nats, when squares around a pixel are covered."""
+    least = float(np.finfo(np.float32).tiny)
+    lost = _log(before[class_id], least) - _log(after[:, class_id], least)
+    return _PATCHES.mean(size, lost)
 
-    The loss is the mean over the squares that cover the pixel.
 
-    Args:
-        size: height and width of the image.
-        class_id: the class.
-        before: the probabilities for the image, float32 `[classes]`.
-        after: the probabilities for the copies of `occlude`, float32 `[places,classes]`.
+def _look_at_regions(image: RgbImage) -> Images:
+    return np.concatenate([_enlarge(image, _REGIONS), _cover(image, _COVERED)])
+
+
+def _region_map(
+    size: tuple[int, int], class_id: int, before: Probabilities, after: Probabilities
+) -> Heat:
+    """Return two logarithms of ratios, added, in nats.
+
+    How much likelier the class is in regions around a pixel than by chance, and how much less
+    likely when squares around it are covered.
     """
-    tiny = np.finfo(np.float32).tiny
-    lost = np.log(np.maximum(before[class_id], tiny)) - np.log(np.maximum(after[:, class_id], tiny))
-    total, times = np.zeros(size), np.zeros(size)
-    for place, loss in zip(_places(size), lost, strict=True):
-        total[place] += loss
-        times[place] += 1
-    return (total / times).astype(np.float32)
+    chance = np.float32(1 / len(before))
+    found = _log(after[:, class_id], _LEAST_PROBABILITY)
+    regions, covered = np.split(found, [len(_REGIONS.masks(size))])
+    suffices = _REGIONS.mean(size, regions - np.log(chance))
+    needed = _COVERED.mean(size, _log(before[class_id], _LEAST_PROBABILITY) - covered)
+    return suffices + needed
+
+
+PERTURBATIONS: dict[SaliencyMethod, Perturbation] = {
+    "regions": Perturbation(_look_at_regions, _region_map),
+    "occlusion": Perturbation(_occlude, _occlusion_map),
+}
+
+
+def _cover(image: RgbImage, squares: _Squares) -> Images:
+    """Return copies of the image, each with one square of its mean colour."""
+    height, width = image.shape[:2]
+    colour = np.rint(image.mean(axis=(0, 1))).astype(np.uint8)
+    return np.where(squares.masks((height, width))[..., np.newaxis], colour, image)
+
+
+def _enlarge(image: RgbImage, squares: _Squares) -> Images:
+    """Return each square of the image at the image's size."""
+    height, width = image.shape[:2]
+    whole, found = Image.fromarray(image), []
+    for mask in squares.masks((height, width)):
+        rows, columns = np.nonzero(mask)
+        box = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
+        part = whole.crop(box)  # or else the pixels around it would count at its border
+        found.append(np.asarray(part.resize((width, height), Image.Resampling.BILINEAR)))
+    return np.stack(found)
+
+
+def _log(probabilities: Probabilities | np.float32, least: float) -> NDArray[np.float32]:
+    return np.log(np.maximum(probabilities, np.float32(least)))
 
 
 def class_activation_map(
@@ -82,12 +159,3 @@ def class_activation_map(
     height, width = size
     enlarged = Image.fromarray(activation).resize((width, height), Image.Resampling.BILINEAR)
     return np.asarray(enlarged, np.float32)
-
-
-def _places(size: tuple[int, ...]) -> list[tuple[slice, slice]]:
-    first = STRIDE - PATCH
-    rows, columns = (
-        [slice(max(start, 0), start + PATCH) for start in range(first, side, STRIDE)]
-        for side in size[:2]
-    )
-    return [(row, column) for row in rows for column in columns]

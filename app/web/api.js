@@ -58,8 +58,8 @@ const post = (path, key, image, parameters, signal) =>
 export const predict = (key, image, coverage, signal) =>
   json(post("predict", key, image, { coverage }, signal));
 
-export const explainOver = (key, image, name, method, signal) =>
-  picture(post("explain", key, image, { class: name, method, format: "overlay" }, signal));
+export const explainOver = (key, image, name, signal) =>
+  picture(post("explain", key, image, { class: name, format: "overlay" }, signal));
 
 export const activations = (key, image, layer, signal) =>
   json(post("activations", key, image, { layer, format: "json" }, signal));

@@ -5,17 +5,9 @@ import * as api from "./api.js";
 import { Choice, Progress, percent, useSeen } from "./parts.js";
 import { oneOf, useAsked } from "./state.js";
 
-// Occlusion costs 81 predictions. A model with more multiply-accumulates than this explains itself
-// on request only.
-const LIGHT = 700e6;
-
-const HEAT = {
-  occlusion: {
-    asking: "Covering one part after the other",
-    said: "what covering a part of the picture costs it",
-  },
-  cam: { asking: "Weighing the last feature maps", said: "what the last feature maps add to it" },
-};
+// An explanation by regions costs 25 predictions. A model with more multiply-accumulates than this
+// explains itself on request only.
+const LIGHT = 2e9;
 
 const COVERAGES = [
   ["0.9", "90%"],
@@ -60,20 +52,19 @@ export function Classify({ models, image, shown, show }) {
 
 function Card({ model, image, coverage, announced, why, onWhy }) {
   const key = `${model.name}/${model.version}`;
-  const method = model.explanations.at(-1);
   const answer = useAsked(
     () => (signal) => predict(key, image, coverage, signal),
     [key, image, coverage],
   );
   const prediction = answer.answer ?? (answer.error ? undefined : answer.before);
-  const atOnce = method === "cam" || model.macs <= LIGHT;
+  const atOnce = model.macs <= LIGHT;
   const predicted = prediction?.image === image ? prediction.label : undefined;
   const explained = predicted && (why ?? (atOnce ? predicted : undefined));
   const [place, seen] = useSeen(Boolean(predicted));
   const heat = useAsked(
     () =>
       explained && seen
-        ? (signal) => api.explainOver(key, image.data, explained, method, signal)
+        ? (signal) => api.explainOver(key, image.data, explained, signal)
         : undefined,
     [key, image, explained, seen],
   );
@@ -120,12 +111,12 @@ function Card({ model, image, coverage, announced, why, onWhy }) {
           Show what speaks for ${predicted}
         </button>
       `}
-      <${Progress} state=${heat} what=${HEAT[method].asking} />
+      <${Progress} state=${heat} what="Asking about one part after the other" />
       ${heat.answer &&
       html`
         <figure>
           <img class="overlay" src=${heat.answer} alt=${`What speaks for ${explained} in the picture`} />
-          <figcaption>${explained}: ${HEAT[method].said}</figcaption>
+          <figcaption>${explained}: what a part alone says for it, and what it loses without the part</figcaption>
         </figure>
       `}
     </article>

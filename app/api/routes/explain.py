@@ -13,14 +13,14 @@ from app.api.queries import ExplainQuery
 from app.api.schemas import Explanation
 from app.api.state import Service
 from app.artifact.directory import Artifact
-from app.artifact.tensors import Probabilities
+from app.artifact.tensors import Images, Probabilities
 from app.errors import InvalidParameter, NothingToSee
 from app.explore import heat_maps, saliency
 from app.explore.layers import Inside
-from app.explore.saliency import Heat, SaliencyMethod
+from app.explore.saliency import PERTURBATIONS, Heat, SaliencyMethod
 from app.images.decode import central_box, decode_whole
 
-# Multiply-accumulates of a batch of occlusions: a twentieth of a second of one core, so that a
+# Multiply-accumulates of a batch of copies: a twentieth of a second of one core, so that a
 # prediction does not wait long behind it.
 TURN_MACS = 2_000_000_000
 
@@ -65,10 +65,10 @@ async def explain(request: Request, query: Annotated[ExplainQuery, Query()]) -> 
             inside = await service.look_inside(artifact)
             heat = await service.explore(_class_activation, inside, picture, class_id)
         else:
-            after = await _ask_again(service, artifact, picture)
-            heat = saliency.occlusion_map(
-                artifact.manifest.image_size, class_id, probabilities, after
-            )
+            perturbation = PERTURBATIONS[method]
+            after = await _ask(service, artifact, perturbation.copies(picture.image), picture)
+            size = artifact.manifest.image_size
+            heat = perturbation.heat(size, class_id, probabilities, after)
         if media_type == JSON:
             content = _as_json(artifact, method, class_id, probabilities, heat)
         elif query.format == "overlay":
@@ -82,24 +82,25 @@ def _method(artifact: Artifact, query: ExplainQuery) -> SaliencyMethod:
     if query.method == "cam" and not artifact.manifest.averages_features:
         raise NothingToSee(
             f"method=cam: {artifact.ref} ({artifact.manifest.architecture}) does not end in global "
-            "average pooling; method=occlusion works for every model"
+            f"average pooling; method={' and method='.join(PERTURBATIONS)} work for every model"
         )
     return query.method
 
 
-async def _ask_again(service: Service, artifact: Artifact, picture: Picture) -> Probabilities:
-    """Return the probabilities `[places,classes]` with one place of the image covered.
+async def _ask(
+    service: Service, artifact: Artifact, copies: Images, picture: Picture
+) -> Probabilities:
+    """Return the probabilities of a picture's copies, `[copies,classes]`.
 
     A small batch at a time: other requests get their turn in between.
     """
-    covered = saliency.occlude(picture.image)
     batcher = service.batchers[artifact.ref]
     settings = service.settings
     light = artifact.manifest.images_within(TURN_MACS)
     size = min(light, settings.max_batch, settings.queue_capacity)
     answers = [
-        await batcher.submit(covered[start : start + size], picture.deadline)
-        for start in range(0, len(covered), size)
+        await batcher.submit(copies[start : start + size], picture.deadline)
+        for start in range(0, len(copies), size)
     ]
     return np.concatenate([answer.outputs.probabilities for answer in answers])
 
