@@ -16,10 +16,13 @@ MUON = find_recipe("fc").replace(
 )
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(16, 64), (64, 16), (32, 32)])
-def test_an_orthogonalized_matrix_has_singular_values_about_one(shape: tuple[int, int]) -> None:
+def test_an_orthogonalized_matrix_has_singular_values_about_one(
+    shape: tuple[int, int], dtype: torch.dtype
+) -> None:
     torch.manual_seed(0)
-    matrix = torch.randn(shape)
+    matrix = torch.randn(shape, dtype=dtype)
     values = torch.linalg.svdvals(orthogonalize(matrix, steps=5))
     assert values.min() > 0.5
     assert values.max() < 1.3
@@ -46,6 +49,16 @@ def _step(recipe: Recipe, network: nn.Module, part: float) -> None:
     set_learning_rate(optimizer, part)
     network(torch.randn(4, 3, 32, 32)).square().mean().backward()
     optimizer.step()
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)]
+)
+def test_muon_multiplies_in_the_recipes_precision(precision: str, dtype: torch.dtype) -> None:
+    recipe = MUON.replace(precision=precision)
+    optimizer = make_optimizer(recipe, find_architecture("fc").build(10, 0.0))
+    assert isinstance(optimizer, Muon)
+    assert optimizer.dtype == dtype
 
 
 def test_muons_groups_are_kernels_biases_and_the_last_layer() -> None:
