@@ -151,8 +151,8 @@ class ConfusionCell(BaseModel):
 class Explanation(BaseModel):
     """The evidence of each pixel for a class (above 0) or against it, rows from the top.
 
-    With `regions` and `occlusion`, a value is of log-probabilities of the class, in nats; with `cam`,
-    it is the pixel's contribution to the class's logit.
+    With `regions` and `occlusion`, values are differences of the class's log-probability, in nats;
+    with `cam`, contributions to its logit.
     """
 
     model: str

@@ -143,9 +143,7 @@ def delete_and_insert(explain: Explain, ask: Ask, images: Images) -> tuple[float
         order = np.argsort(-explain(image, class_id), axis=None, kind="stable")
         rank = np.argsort(order).reshape(image.shape[:2])
         colour = np.rint(image.mean(axis=(0, 1))).astype(np.uint8)
-        changed = [
-            rank[..., np.newaxis] < order.size * step // STEPS for step in range(STEPS + 1)
-        ]
+        changed = [rank[..., np.newaxis] < order.size * step // STEPS for step in range(STEPS + 1)]
         deleted = np.stack([np.where(mask, colour, image) for mask in changed])
         inserted = np.stack([np.where(mask, image, colour) for mask in changed])
         answers = ask(np.concatenate([deleted, inserted]))[:, class_id]

@@ -42,7 +42,7 @@ _SCORES = {
     "energy": "the log of the sum of the logits' exponentials, negative",
     "distance, last": "Mahalanobis distance of the last layer's inputs from the nearest class mean",
     "distance, early": "Mahalanobis distance of channels' means and deviations at the served layer",
-    "served": "`distance, early` and `max probability`, each scaled by held-out images, halved",
+    "served": "`distance, early` and `energy`, each scaled by held-out images, halved",
 }
 
 Figures = dict[str, dict[str, float]]
@@ -98,7 +98,7 @@ def _scores(
     look: Looked, labels: Tensor, heldout: Looked, layer: str
 ) -> dict[str, Callable[[Looked], Tensor]]:
     ours = OodScore(layer, look.early)
-    ours.calibrate(heldout.early, heldout.probabilities)
+    ours.calibrate(heldout.early, heldout.logits)
     last = _class_distance(look.last, labels)
     alone = OodScore(layer, look.early)
     return {
@@ -106,8 +106,8 @@ def _scores(
         "max logit": lambda seen: -seen.logits.amax(1),
         "energy": lambda seen: -seen.logits.logsumexp(1),
         "distance, last": lambda seen: last(seen.last),
-        "distance, early": lambda seen: alone.halves(seen.early, seen.probabilities)[:, 0],
-        "served": lambda seen: ours.combine(ours.halves(seen.early, seen.probabilities)),
+        "distance, early": lambda seen: alone.halves(seen.early, seen.logits)[:, 0],
+        "served": lambda seen: ours.combine(ours.halves(seen.early, seen.logits)),
     }
 
 

@@ -47,13 +47,13 @@ def fit_ood_score(served: ServedNetwork, train: Images, heldout: Images) -> OodS
 
 @torch.inference_mode()
 def _look(served: ServedNetwork, layer: str, images: Images) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the statistics of a layer's maps `[N,2C]`, and the probabilities `[N,classes]`."""
-    statistics, probabilities = [], []
+    """Return the statistics of a layer's maps `[N,2C]`, and the logits `[N,classes]`."""
+    statistics, logits = [], []
     for batch in torch.from_numpy(images).split(SERVED_BATCH):
         with outputs_of(served.plain, [layer], len(batch)) as maps:
-            probabilities.append(served(batch)[1])
+            logits.append(served(batch)[0])
         statistics.append(statistics_of(maps[layer]))
-    return torch.cat(statistics), torch.cat(probabilities)
+    return torch.cat(statistics), torch.cat(logits)
 
 
 def measure_confidence(

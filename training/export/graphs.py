@@ -82,7 +82,7 @@ class ServedNetwork(nn.Module):
         if self._averaged is not None:
             outputs.append(maps[self._averaged])
         if self.ood_score is not None:
-            outputs.append(self.ood_score(maps[self.ood_score.layer], probabilities))
+            outputs.append(self.ood_score(maps[self.ood_score.layer], logits))
         return tuple(outputs)
 
     @torch.inference_mode()

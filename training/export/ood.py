@@ -2,9 +2,9 @@
 
 One half is an odd look: the squared Mahalanobis distance (Lee et al. 2018) of the means and
 deviations of a feature map's channels from those of training images, at a layer that still sees
-textures and colours. The other half is an unsure answer: one minus the highest probability
-(Hendrycks & Gimpel 2017). The first finds images that look like none of the training images, the
-second finds photographs of other things. `docs/confidence.md` has the measurements.
+textures and colours. The other half is weak evidence for any class: the energy (Liu et al. 2020).
+The first finds images that look like none of the training images, the second finds photographs of
+other things. `docs/confidence.md` has the measurements.
 """
 
 from collections.abc import Sequence
@@ -54,42 +54,42 @@ class OodScore(nn.Module):
         self.register_buffer("usual", torch.zeros(2))
         self.register_buffer("spread", torch.ones(2))
 
-    def calibrate(self, statistics: Tensor, probabilities: Tensor) -> None:
+    def calibrate(self, statistics: Tensor, logits: Tensor) -> None:
         """Scale both halves: 0 at the median of held-out images, 1 at their 95th percentile.
 
         Args:
             statistics: of held-out images, float `[N,2C]`.
-            probabilities: the network's answers, `[N,classes]`.
+            logits: the network's, `[N,classes]`.
         """
-        halves = self.halves(statistics, probabilities)
+        halves = self.halves(statistics, logits)
         usual = halves.median(0).values
         self.usual.copy_(usual)
         spread = halves.quantile(0.95, dim=0) - usual
         self.spread.copy_(spread.clamp_min(_LEAST_SPREAD))
 
-    def forward(self, maps: Tensor, probabilities: Tensor) -> Tensor:
+    def forward(self, maps: Tensor, logits: Tensor) -> Tensor:
         """Return the scores, float `[N]`.
 
         Args:
             maps: the layer's outputs, float `[N,C,h,w]`.
-            probabilities: the network's answers, `[N,classes]`.
+            logits: the network's, `[N,classes]`.
         """
-        return self.combine(self.halves(statistics_of(maps), probabilities))
+        return self.combine(self.halves(statistics_of(maps), logits))
 
     def combine(self, halves: Tensor) -> Tensor:
         """Return the scores, float `[N]`, from their two halves `[N,2]`."""
         return ((halves - self.usual) / self.spread).mean(1)
 
-    def halves(self, statistics: Tensor, probabilities: Tensor) -> Tensor:
-        """Return the odd look and the unsure answer, float `[N,2]`.
+    def halves(self, statistics: Tensor, logits: Tensor) -> Tensor:
+        """Return the odd look and the energy, float `[N,2]`.
 
         Args:
             statistics: `statistics_of` the layer's maps, float `[N,2C]`.
-            probabilities: the network's answers, `[N,classes]`.
+            logits: the network's, `[N,classes]`.
         """
         away = statistics - self.mean
         distance = ((away @ self.precision) * away).sum(1)
-        return torch.stack([distance, 1 - probabilities.amax(1)], 1)
+        return torch.stack([distance, -logits.logsumexp(1)], 1)
 
 
 def layer_for_score(layers: Sequence[LayerRecord]) -> str:

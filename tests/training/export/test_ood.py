@@ -8,7 +8,7 @@ from training.architectures import find_architecture
 from training.architectures.describe import changing_layers, describe
 from training.export.ood import OodScore, layer_for_score, statistics_of
 
-SURE = torch.tensor([[1.0, 0.0]])
+SURE = torch.tensor([[0.0, -100.0]])  # its energy is 0
 
 
 def _drawn(count: int, seed: int = 0) -> Tensor:
@@ -52,13 +52,13 @@ def test_from_the_median_to_nineteen_of_twenty_held_out_images_is_one() -> None:
     assert looks.quantile(0.95).item() == pytest.approx(1, abs=1e-3)
 
 
-def test_an_unsure_answer_counts_as_much_as_an_odd_look() -> None:
+def test_weak_evidence_counts_as_much_as_an_odd_look() -> None:
     score, heldout = OodScore("layer", _drawn(2000)), _drawn(1001, 1)
-    highest = torch.linspace(1, 0.5, 1001)
-    probabilities = torch.stack([highest, 1 - highest], 1)
-    score.calibrate(heldout, probabilities)
+    highest = torch.linspace(9, 5, 1001)
+    logits = torch.stack([highest, highest], 1) - np.log(2)  # the energy is minus the highest
+    score.calibrate(heldout, logits)
     same = _maps(heldout[:1].abs()).expand(3, -1, -1, -1)
-    chosen = probabilities[[500, 950, 1000]]  # the median, 19 of 20, the least sure
+    chosen = logits[[500, 950, 1000]]  # the median, 19 of 20, the weakest
     steps = 2 * (score(same, chosen) - score(same, chosen)[0])
     np.testing.assert_allclose(steps.numpy(), [0, 1, 500 / 450], atol=1e-3)
 
