@@ -27,7 +27,7 @@ from app.artifact.directory import Artifact
 from app.artifact.store import read_store
 from app.artifact.tensors import Images, Probabilities
 from app.explore.layers import Insides
-from app.explore.saliency import PERTURBATIONS, Heat, class_activation_map
+from app.explore.saliency import PERTURBATIONS, Heat, Perturbation, class_activation_map
 from app.images import RgbImage
 from app.inference.backends import open_backend
 from app.settings import read_settings
@@ -91,15 +91,14 @@ def measure(artifact: Artifact, test: dataset.Split) -> dict[str, dict[str, floa
 def explainers(artifact: Artifact, ask: Ask) -> dict[str, Explain]:
     """Return the methods of `/explain` that work for a model, by name."""
 
-    def perturb(name: str) -> Explain:
+    def perturb(way: Perturbation) -> Explain:
         def explain(image: RgbImage, class_id: int) -> Heat:
-            way = PERTURBATIONS[name]
             answers = ask(np.concatenate([image[np.newaxis], way.copies(image)]))
             return way.heat(image.shape[:2], class_id, answers[0], answers[1:])
 
         return explain
 
-    found = {name: perturb(name) for name in PERTURBATIONS}
+    found: dict[str, Explain] = {name: perturb(way) for name, way in PERTURBATIONS.items()}
     if artifact.manifest.averages_features:
         inside = Insides().open(artifact)
 

@@ -118,7 +118,7 @@ def orthogonalize(matrix: Tensor, steps: int = 3) -> Tensor:
     end near one, not at one, which is enough for Muon. Multiplies in the type of the matrix.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = matrix / (matrix.norm() + 1e-7)
+    x: Tensor = matrix / (matrix.norm() + 1e-7)
     tall = x.shape[0] > x.shape[1]
     if tall:
         x = x.T

@@ -111,8 +111,8 @@ def _folded(
         if isinstance(layers, nn.Sequential):
             for (first, layer), (second, norm) in pairwise(layers.named_children()):
                 name, norm_name = (f"{path}.{part}".lstrip(".") for part in (first, second))
-                pair = isinstance(layer, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
-                if pair and f"{norm_name}.running_mean" not in weights:
+                kept = f"{norm_name}.running_mean" in weights
+                if isinstance(layer, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d) and not kept:
                     yield name, layer, norm
 
 
