@@ -103,13 +103,12 @@ def _region_map(
 ) -> Heat:
     """Return two logarithms of ratios, added, in nats.
 
-    How much likelier the class is in regions around a pixel than by chance, and how much less
-    likely when squares around it are covered.
+    How much likelier the class is in regions around a pixel than in the mean region, and how much
+    less likely when squares around it are covered.
     """
-    chance = np.float32(1 / len(before))
     found = _log(after[:, class_id], _LEAST_PROBABILITY)
     regions, covered = np.split(found, [len(_REGIONS.masks(size))])
-    suffices = _REGIONS.mean(size, regions - np.log(chance))
+    suffices = _REGIONS.mean(size, regions - regions.mean())
     needed = _COVERED.mean(size, _log(before[class_id], _LEAST_PROBABILITY) - covered)
     return suffices + needed
 
