@@ -154,8 +154,8 @@ class Recipe(BaseModel):
     )
     start: str = Field(
         default="",
-        description="Folder of a model of the same architecture whose weights the run begins with. "
-        "Its last layer is left out if it has other classes. Empty: none.",
+        description="Folder of a run or model of the same architecture, whose weights the run "
+        "begins with. Its last layer is left out if it has other classes. Empty: none.",
     )
     proxy: str = Field(
         default="",

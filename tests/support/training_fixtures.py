@@ -113,6 +113,18 @@ def exported(
 
 
 @pytest.fixture(scope="session")
+def half(source: dataset.Source, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """An artifact `half/1` with float16 weights, two views and an int8 graph."""
+
+    def make(folder: Path) -> None:
+        last = train_quietly(TINY.replace(epochs=1, holdout=0.4), source, folder / "run")
+        found = evaluate(last, source, torch.device("cpu"), views=2, weights="float16")
+        export(Export(last, found, source, "half", "1", int8=True), folder / "store")
+
+    return read_artifact(made_once(tmp_path_factory, "half", make) / "store" / "half" / "1")
+
+
+@pytest.fixture(scope="session")
 def real_cifar10() -> dataset.Source:
     """The whole of CIFAR-10, where `CONVSCOPE_DATA_DIR` names a folder that holds it."""
     place = os.environ.get(dataset.DATA_DIR_VARIABLE)

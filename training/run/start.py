@@ -1,21 +1,25 @@
-"""The weights of a trained model as the beginning of a run, on its images or on others."""
+"""The weights of a trained network as the beginning of a run, on its images or on others."""
 
 import io
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from app.artifact.directory import Artifact, read_artifact
+from app.artifact.directory import read_artifact
 from app.artifact.files import TORCHSCRIPT_GRAPH
 from app.errors import ConvscopeError
 from training.data.dataset import Source
-from training.errors import RecipeError
+from training.errors import RecipeError, RunError
 from training.recipes import Recipe
+from training.run import checkpoint
 
 _PREFIX = "plain."
 _NARROW = ".parametrizations.weight.original"
@@ -24,63 +28,97 @@ _NARROW = ".parametrizations.weight.original"
 _MEASURED = 1000
 
 
-def start_from_model(recipe: Recipe, source: Source, network: nn.Module, images: Tensor) -> None:
-    """Give a newly built network the weights of the model that the recipe starts from.
+@dataclass(frozen=True)
+class _Trained:
+    """A trained network, and what it has seen."""
 
-    The last layer keeps its own if the model has other classes.
+    architecture: str
+    classes: tuple[str, ...]
+    data_sha256: str
+    holdout: float
+    split_seed: int
+    weights: dict[str, Tensor]
+
+
+def start_from_trained(recipe: Recipe, source: Source, network: nn.Module, images: Tensor) -> None:
+    """Give a newly built network the weights of the one that the recipe starts from.
+
+    The last layer keeps its own if the other has other classes.
 
     Args:
-        recipe: `start` names the model's folder, as `export` writes it.
+        recipe: `start` names the folder of a run, or of a model as `export` writes it.
         source: of the images that the run learns from.
         network: its weights are replaced.
         images: normalised float `[N,3,H,W]`, on the network's device. Where the export made a
             normalisation part of a convolution, their statistics take it out again.
 
     Raises:
-        RecipeError: the folder holds no sound model, or one of another architecture, or a model
-            that has learned from images that this run would hold out.
+        RecipeError: the folder holds neither, or a network of another architecture, or one that
+            has learned from images that this run would hold out.
     """
     folder = Path(recipe.start)
     try:
-        artifact = read_artifact(folder)
-        if artifact.manifest.architecture != recipe.architecture:
-            raise RecipeError(
-                f"start is {recipe.start!r}, which is a {artifact.manifest.architecture}; "
-                f"architecture is {recipe.architecture!r}"
-            )
-        _check_holdout(recipe, source, artifact)
-        weights = _read_weights(artifact)
-        if artifact.manifest.classes != source.classes:
+        trained = _read_run(folder) or _read_model(folder)
+        _check(recipe, source, trained)
+        weights = trained.weights
+        if trained.classes != source.classes:
             last = [name for name, layer in network.named_modules() if isinstance(layer, nn.Linear)]
             weights = {name: weights[name] for name in weights if not name.startswith(last[-1])}
         _load(network, weights, images[:_MEASURED])
-    except (ConvscopeError, RuntimeError) as exc:
-        raise RecipeError(f"start is {str(folder)!r}: {exc}") from exc
+    except (ConvscopeError, RunError, SafetensorError, RuntimeError) as exc:
+        raise RecipeError(f"start is {recipe.start!r}: {exc}") from exc
 
 
-def _check_holdout(recipe: Recipe, source: Source, artifact: Artifact) -> None:
-    learned = artifact.manifest
-    if learned.data.sha256 != source.sha256:
-        return
-    part, seed = learned.recipe["holdout"], learned.recipe["split_seed"]
-    if recipe.holdout > part or (recipe.holdout and recipe.split_seed != seed):
+def _check(recipe: Recipe, source: Source, trained: _Trained) -> None:
+    if trained.architecture != recipe.architecture:
+        raise RecipeError(
+            f"start is {recipe.start!r}, which is a {trained.architecture}; "
+            f"architecture is {recipe.architecture!r}"
+        )
+    other_seed = recipe.holdout > 0 and recipe.split_seed != trained.split_seed
+    if trained.data_sha256 == source.sha256 and (recipe.holdout > trained.holdout or other_seed):
         raise RecipeError(
             f"start is {recipe.start!r}, which has learned from images that holdout "
             f"{recipe.holdout} and split_seed {recipe.split_seed} would hold out; it held out "
-            f"{part} by split_seed {seed}"
+            f"{trained.holdout} by split_seed {trained.split_seed}"
         )
 
 
-def _read_weights(artifact: Artifact) -> dict[str, Tensor]:
-    """Return the tensors of the network in a model's TorchScript file, by name."""
+def _read_run(folder: Path) -> _Trained | None:
+    """Return the network of a run's newest checkpoint, or None if the folder has none."""
+    last = checkpoint.newest(folder)
+    if last is None:
+        return None
+    recipe, weights = last.state.recipe, load_file(last.path / checkpoint.NETWORK)
+    return _Trained(
+        architecture=recipe.architecture,
+        classes=last.state.classes,
+        data_sha256=last.state.data_sha256,
+        holdout=recipe.holdout,
+        split_seed=recipe.split_seed,
+        weights=weights,
+    )
+
+
+def _read_model(folder: Path) -> _Trained:
+    """Return the network of a model's TorchScript file."""
+    artifact = read_artifact(folder)
+    manifest, graph = artifact.manifest, artifact.read(TORCHSCRIPT_GRAPH)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        module = torch.jit.load(io.BytesIO(artifact.read(TORCHSCRIPT_GRAPH)), map_location="cpu")
-    return {
-        name.removeprefix(_PREFIX).replace(_NARROW, ".weight"): tensor
-        for name, tensor in module.state_dict().items()
-        if name.startswith(_PREFIX)
-    }
+        module = torch.jit.load(io.BytesIO(graph), map_location="cpu")
+    return _Trained(
+        architecture=manifest.architecture,
+        classes=manifest.classes,
+        data_sha256=manifest.data.sha256,
+        holdout=manifest.recipe["holdout"],
+        split_seed=manifest.recipe["split_seed"],
+        weights={
+            name.removeprefix(_PREFIX).replace(_NARROW, ".weight"): tensor
+            for name, tensor in module.state_dict().items()
+            if name.startswith(_PREFIX)
+        },
+    )
 
 
 @torch.no_grad()

@@ -37,7 +37,7 @@ from training.run.hardware import (
 )
 from training.run.optimization import make_optimizer, schedule, set_learning_rate
 from training.run.progress import Reporter, SilentReporter
-from training.run.start import start_from_model
+from training.run.start import start_from_trained
 from training.run.teacher import ask_teacher
 from training.tasks import classification
 
@@ -362,7 +362,7 @@ def _prepare(recipe: Recipe, source: dataset.Source, device: torch.device, worke
         for architecture in filter(None, (recipe.architecture, recipe.proxy))
     )
     if recipe.start:
-        start_from_model(recipe, source, learner.network, first)
+        start_from_trained(recipe, source, learner.network, first)
     return Run(
         recipe=recipe,
         learner=learner,

@@ -66,7 +66,7 @@ def test_regions_find_what_suffices_for_a_class_and_what_it_needs(top: int, left
 def _nothing_known(method: SaliencyMethod) -> Heat:
     perturbation = PERTURBATIONS[method]
     image = np.random.default_rng(0).integers(0, 256, (*SIZE, 3), np.uint8)
-    answers = np.tile(np.float32([0.1, 0.9]), (1 + len(perturbation.copies(image)), 1))
+    answers = np.array([[0.1, 0.9]] * (1 + len(perturbation.copies(image))), np.float32)
     return perturbation.heat(SIZE, 1, answers[0], answers[1:])
 
 

@@ -10,24 +10,11 @@ from torch import nn
 from app.artifact.directory import Artifact
 from app.artifact.files import ONNX_GRAPH, TORCHSCRIPT_GRAPH
 from app.inference.backends import open_backend
-from tests.support.training_fixtures import TINY, train_quietly
 from training.architectures import find_architecture
 from training.architectures.rounding import rounded
-from training.data import dataset
 from training.errors import ExportError
-from training.evaluate import evaluate
-from training.export.export import Export, export
 from training.export.graphs import ServedNetwork, onnx_graph
 from training.export.half_weights import pack_onnx, unpack_onnx
-
-
-@pytest.fixture(scope="module")
-def half(source: dataset.Source, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    """A run's artifact with float16 weights, two views and an int8 graph."""
-    folder = tmp_path_factory.mktemp("half")
-    last = train_quietly(TINY.replace(epochs=1, holdout=0.4), source, folder / "run")
-    found = evaluate(last, source, torch.device("cpu"), views=2, weights="float16")
-    return export(Export(last, found, source, "half", "1", int8=True), folder / "store")
 
 
 def test_rounding_folds_normalisation_and_leaves_what_a_float16_holds() -> None:

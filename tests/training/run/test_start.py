@@ -1,6 +1,8 @@
+import copy
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -11,60 +13,77 @@ from app.inference.backends import open_backend
 from tests.support.artifacts import copy_store
 from tests.support.training_fixtures import TINY, train_quietly
 from training.architectures import find_architecture
+from training.architectures.rounding import rounded
 from training.data import dataset
 from training.errors import RecipeError
-from training.evaluate import evaluate
-from training.export.export import Export, export
 from training.recipes import Recipe
-from training.run.start import start_from_model
+from training.run import start
+from training.run.checkpoint import Checkpoint
+from training.run.start import start_from_trained
 
 
-@pytest.fixture(scope="module")
-def folded(source: dataset.Source, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    """A network with shortcuts whose normalisation has become part of its convolutions."""
-    folder = tmp_path_factory.mktemp("folded")
-    last = train_quietly(TINY.replace(architecture="resnet20", epochs=1), source, folder / "run")
-    found = evaluate(last, source, torch.device("cpu"), weights="float16")
-    return export(Export(last, found, source, "folded", "1"), folder / "store")
-
-
-def _started(recipe: Recipe, source: dataset.Source) -> tuple[nn.Module, torch.Tensor]:
-    """Return a network that starts from the recipe's model, and normalised training images."""
+def _started(recipe: Recipe, source: dataset.Source) -> tuple[nn.Module, dataset.Split]:
+    """Return a network that starts as the recipe says, and the images that it would learn from."""
     images = source.load_train()
     chosen, _ = dataset.split_distinct(images, recipe.holdout, recipe.split_seed)
-    learned = images[chosen].images
-    pixels = dataset.normalize(learned, *dataset.channel_statistics(learned))
+    learned = images[chosen]
     torch.manual_seed(1)
     network = find_architecture(recipe.architecture).build(len(source.classes), 0.0)
-    start_from_model(recipe, source, network, pixels)
-    return network, pixels
+    start_from_trained(recipe, source, network, _normalized(learned))
+    return network, learned
 
 
-@pytest.mark.parametrize("kind", ["exported", "folded"])
+def _normalized(split: dataset.Split) -> torch.Tensor:
+    return dataset.normalize(split.images, *dataset.channel_statistics(split.images))
+
+
+def _probabilities(network: nn.Module, split: dataset.Split, temperature: float) -> np.ndarray:
+    with torch.no_grad():
+        answers: np.ndarray = (network(_normalized(split)) / temperature).softmax(1).numpy()
+    return answers
+
+
+@pytest.mark.parametrize("kind", ["exported", "half"])
 def test_a_network_starts_with_a_models_answers(
     kind: str, source: dataset.Source, request: pytest.FixtureRequest
 ) -> None:
     model: Artifact = request.getfixturevalue(kind)
-    recipe = TINY.replace(architecture=model.manifest.architecture, start=str(model.path))
-    network, pixels = _started(recipe, source)
-    with torch.no_grad():
-        logits = network.eval()(pixels) / model.manifest.temperature
-        learning = network.train()(pixels) / model.manifest.temperature
-    images = source.load_train()
-    chosen, _ = dataset.split_distinct(images, recipe.holdout, recipe.split_seed)
-    expected = open_backend(model, "onnx-cpu").predict(images[chosen].images.numpy()).probabilities
-    assert logits.softmax(1).numpy() == pytest.approx(expected, abs=2e-3)
-    if kind == "folded":  # its statistics are those of just these images
-        assert learning.softmax(1).numpy() == pytest.approx(expected, abs=2e-3)
+    network, learned = _started(TINY.replace(start=str(model.path)), source)
+    found = _probabilities(network.eval(), learned, model.manifest.temperature)
+    expected = open_backend(model, "onnx-cpu").predict(learned.images.numpy()).probabilities
+    if kind == "exported":
+        assert found == pytest.approx(expected, abs=2e-3)
+    else:  # the model looks at the mirror image too
+        assert (found.argmax(1) == expected.argmax(1)).mean() > 0.7
 
 
-def test_a_run_goes_on_where_its_model_stopped(
-    exported: Artifact, source: dataset.Source, tmp_path: Path
+def test_a_normalisation_that_became_part_of_a_convolution_is_taken_out_again(
+    source: dataset.Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    torch.manual_seed(0)
+    resnet = find_architecture("resnet20").build(10, 0.0).train()
+    learned = source.load_train()
+    resnet(_normalized(learned))  # moves the statistics of its normalisations
+    folded = rounded(copy.deepcopy(resnet)).state_dict()
+    weights = {name: tensor.half() for name, tensor in folded.items()}
+    trained = start._Trained("resnet20", source.classes, "other", 0.1, 0, weights)
+    monkeypatch.setattr(start, "_read_model", lambda _: trained)
+    recipe = TINY.replace(architecture="resnet20", start="somewhere", holdout=0.0)
+    network, _ = _started(recipe, source)
+    expected = _probabilities(resnet.eval(), learned, 1.0)
+    assert _probabilities(network.eval(), learned, 1.0) == pytest.approx(expected, abs=5e-3)
+    # The statistics are of just these images, so nothing moves when it learns from them.
+    assert _probabilities(network.train(), learned, 1.0) == pytest.approx(expected, abs=5e-3)
+
+
+@pytest.mark.parametrize("kind", ["model", "run"])
+def test_a_run_goes_on_where_another_stopped(
+    kind: str, exported: Artifact, trained: Checkpoint, source: dataset.Source, tmp_path: Path
+) -> None:
+    place = str(exported.path if kind == "model" else trained.path.parent)
     fresh = train_quietly(TINY.replace(epochs=1), source, tmp_path / "fresh").state
-    recipe = TINY.replace(epochs=1, start=str(exported.path))
-    state = train_quietly(recipe, source, tmp_path / "started").state
-    assert state.recipe.start == str(exported.path)
+    state = train_quietly(TINY.replace(epochs=1, start=place), source, tmp_path / "started").state
+    assert state.recipe.start == place
     assert state.history[0].loss < 0.9 * fresh.history[0].loss
 
 
