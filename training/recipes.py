@@ -326,6 +326,14 @@ RECIPES: dict[str, Recipe] = {
     "simple-cnn": Recipe(architecture="simple-cnn"),
     "fc": Recipe(architecture="fc"),
     "simple-cnn-augmented": AUGMENTED,
+    "simple-cnn-robust": NORMALIZED.replace(
+        architecture="simple-cnn",
+        epochs=110,
+        crop=0,
+        cropped=0,
+        label_smoothing=0.1,
+        degraded=0.5,
+    ),
     "fc-augmented": AUGMENTED.replace(architecture="fc", label_smoothing=0.0, dropout=0.0),
     "alexnet": AUGMENTED.replace(
         architecture="alexnet",
@@ -352,6 +360,18 @@ RECIPES: dict[str, Recipe] = {
     ),
     "speednet": SPEEDNET,
     "fast": SPEEDNET.replace(architecture="fast", epochs=40, translate=4, noise=12),
+    "fast-robust": SPEEDNET.replace(
+        architecture="fast",
+        start="runs/fast-seed0",
+        epochs=16,
+        learning_rate=0.1,
+        bias_learning_rate=0.03,
+        head_learning_rate=0.3,
+        translate=4,
+        cropped=0.5,
+        noise=6,
+        degraded=0.5,
+    ),
     "speednet-95": SPEEDNET.replace(
         architecture="speednet-95",
         epochs=24,
