@@ -113,7 +113,8 @@ def predict(
 
     Prints a row for each file: its class, the probability, a set of classes that holds the true one
     with the probability --coverage, and a warning if the picture is unlike those that the model was
-    trained on. A file that cannot be classified has the reason in its row.
+    trained on, or if its file has a fault. A file that cannot be classified has the reason in its
+    row.
     """
     settings = read_settings()
     store = _read_store(settings)
