@@ -175,8 +175,9 @@ def _read_store(settings: Settings) -> Store:
 
 
 def _is_only_model(store: Store, settings: Settings) -> bool:
-    """Whether there is no more than the model that comes with a wheel, since no store is named."""
-    return "store" not in settings.model_fields_set and len([*store]) == 1
+    """Whether there is one model although no setting asked for just that."""
+    asked_for_less = not settings.model_fields_set.isdisjoint({"store", "models"})
+    return not asked_for_less and len([*store]) == 1
 
 
 def _listen(host: str, port: int) -> socket.socket:

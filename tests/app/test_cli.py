@@ -85,6 +85,16 @@ def test_predict_says_that_a_set_holds_no_class(tmp_path: Path) -> None:
     assert run("predict", mixed).stdout.endswith("; 90% set: no class is likely enough\n")
 
 
+def test_predict_says_nothing_of_more_models_where_the_settings_chose_one(
+    images: Sequence[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CONVSCOPE_STORE")
+    monkeypatch.delenv("CONVSCOPE_DEFAULT_MODEL")
+    monkeypatch.setenv("CONVSCOPE_MODELS", "fast")
+    result = run("predict", images[0])
+    assert (result.exit_code, result.stderr) == (0, "")
+
+
 def test_predict_warns_of_a_picture_that_is_unlike_the_training_images(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
