@@ -41,9 +41,15 @@ RUN pip --python /opt/venv/bin/python install --no-cache-dir --no-deps . \
 # A checkout made under a strict umask would leave files that only root can read.
 RUN mv models_store /models && chmod -R a+rX /models
 
+FROM ${BASE_IMAGE} AS fribidi
+# hadolint ignore=DL3008
+RUN apt-get update && apt-get install --yes --no-install-recommends libfribidi0
+
 FROM ${BASE_IMAGE} AS runtime
 RUN groupadd --gid 10001 convscope \
     && useradd --uid 10001 --gid 10001 --no-log-init --create-home convscope
+# Pillow looks for it when it writes names from right to left in pictures.
+COPY --from=fribidi /usr/lib/*/libfribidi.so.0 /usr/lib/
 # pip compiled the modules at installation, and the root file system may be read-only.
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \

@@ -113,7 +113,8 @@ def predict(
 
     Prints a row for each file: its class, the probability, a set of classes that holds the true one
     with the probability --coverage, and a warning if the picture is unlike those that the model was
-    trained on. A file that cannot be classified has the reason in its row.
+    trained on, or if its file has a fault. A file that cannot be classified has the reason in its
+    row.
     """
     settings = read_settings()
     store = _read_store(settings)
@@ -174,8 +175,9 @@ def _read_store(settings: Settings) -> Store:
 
 
 def _is_only_model(store: Store, settings: Settings) -> bool:
-    """Whether there is no more than the model that comes with a wheel, since no store is named."""
-    return "store" not in settings.model_fields_set and len([*store]) == 1
+    """Whether there is one model although no setting asked for just that."""
+    asked_for_less = not settings.model_fields_set.isdisjoint({"store", "models"})
+    return not asked_for_less and len([*store]) == 1
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -22,7 +22,7 @@ from app.artifact.manifest import Manifest
 from app.commands import printable
 from app.errors import ImageError, UploadError, UploadTooLarge
 from app.images import RgbImage
-from app.images.decode import decode
+from app.images.decode import decode, warning_of
 from app.inference.backends import batch_limit, open_backend
 from app.settings import PREFIX, Settings
 from app.tasks.classification import Interpreter, whole_percent
@@ -36,6 +36,15 @@ class Failure:
 
     filename: str
     error: str
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """A file that is read: its name as it is shown, its image, and its fault if it has one."""
+
+    filename: str
+    image: RgbImage
+    warning: str | None
 
 
 Row = Prediction | Failure
@@ -130,8 +139,7 @@ class FileClassifier:
                 else:
                     yield next(predictions)
 
-    def _read(self, file: str | Failure) -> tuple[str, RgbImage] | Failure:
-        """Return a file's name, as it is shown, and its image, uint8 `[H,W,3]`."""
+    def _read(self, file: str | Failure) -> _Picture | Failure:
         if isinstance(file, Failure):
             return Failure(_shown(file.filename), file.error)
         settings = self._settings
@@ -143,14 +151,15 @@ class FileClassifier:
             return Failure(_shown(file), exc.strerror or str(exc))
         except (ImageError, UploadError) as exc:
             return Failure(_shown(file), str(exc))
-        return _shown(file), image
+        return _Picture(_shown(file), image, warning_of(data))
 
-    def _predict(self, pictures: Sequence[tuple[str, RgbImage]]) -> list[Prediction]:
+    def _predict(self, pictures: Sequence[_Picture]) -> list[Prediction]:
         if not pictures:
             return []
-        images = np.array([image for _, image in pictures])
-        names = [name for name, _ in pictures]
-        answer = self._interpreter.render(self._backend.predict(images), images, names)
+        images = np.array([picture.image for picture in pictures])
+        names = [picture.filename for picture in pictures]
+        warnings = [picture.warning for picture in pictures]
+        answer = self._interpreter.render(self._backend.predict(images), images, names, warnings)
         return Predictions.model_validate_json(answer).predictions
 
 
@@ -186,6 +195,8 @@ def _described(prediction: Prediction, coverage: float | None) -> str:
         parts.append(f"{whole_percent(coverage)}% set: {members}")
     if prediction.out_of_distribution:
         parts.append(UNFAMILIAR)
+    if prediction.warning is not None:
+        parts.append(prediction.warning)
     return "; ".join(parts)
 
 
@@ -196,6 +207,7 @@ COLUMNS = (
     "prediction_set",
     "ood_score",
     "out_of_distribution",
+    "warning",
     "error",
 )
 """Of the CSV. The members of a set are separated by `|`."""

@@ -13,10 +13,10 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from app.api.cors import Cors
-from app.api.fast_paths import MAX_BYTES, PATHS, FastPaths, Handler, Headers
+from app.api.fast_paths import MAX_BYTES, PATHS, FastPaths, Handler
 from app.api.handlers import respond
 from app.api.middleware import RequestMiddleware
-from app.api.prefix import PrefixMiddleware
+from app.api.prefix import Address, Headers, Prefix, PrefixMiddleware
 from app.api.routes import (
     activations,
     confusion_matrix,
@@ -57,15 +57,19 @@ class Application:
     """
 
     def __init__(
-        self, framework: FastAPI, metrics: Metrics, settings: Settings, cors: Cors | None
+        self,
+        framework: FastAPI,
+        metrics: Metrics,
+        settings: Settings,
+        cors: Cors | None,
+        prefix: Prefix,
     ) -> None:
         self.framework = framework
         self.metrics = metrics
         self.cors = cors
         self.most_bytes = min(MAX_BYTES, settings.max_body_bytes)
-        trusted = os.environ.get(TRUSTED_PROXIES_VARIABLE, "127.0.0.1")
-        prefixed = PrefixMiddleware(cors or framework, settings.root_path, trusted)
-        self._handle = RequestMiddleware(prefixed, metrics)
+        self._prefix = prefix
+        self._handle = RequestMiddleware(PrefixMiddleware(cors or framework, prefix), metrics)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, or run the lifespan."""
@@ -102,6 +106,10 @@ class Application:
         """As `FastPaths.refusal`."""
         return self._fast.refusal(target)
 
+    def published(self, path: str, headers: Headers, client: Address) -> str:
+        """As `Prefix.published`."""
+        return self._prefix.published(path, headers, client)
+
 
 def create_app(
     settings: Settings | None = None,
@@ -131,7 +139,7 @@ def create_app(
         )
         async with run_service(settings, served, proven, metrics) as service:
             framework.state.service = service
-            framework.state.fast_paths = FastPaths(service, cors)
+            framework.state.fast_paths = FastPaths(service, cors, prefix)
             yield
 
     framework = FastAPI(
@@ -147,6 +155,7 @@ def create_app(
     )
     # The outermost of its layers, so that answers to failures have the headers too.
     cors = Cors(framework, settings.cors_origins) if settings.cors_origins else None
+    prefix = Prefix(settings.root_path, os.environ.get(TRUSTED_PROXIES_VARIABLE, "127.0.0.1"))
     modules = (predict, explain, activations, filters, confusion_matrix, models, health)
     for module in (*modules, metrics_route, documentation, page):
         framework.include_router(module.router)
@@ -160,7 +169,7 @@ def create_app(
     ):
         framework.add_exception_handler(error, respond)
     _document(framework)
-    return Application(framework, metrics, settings, cors)
+    return Application(framework, metrics, settings, cors, prefix)
 
 
 def open_application(settings: Settings) -> Application:

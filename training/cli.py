@@ -139,7 +139,7 @@ def train(
     source = dataset.find(data_dir)
     console.quiet = not is_first_process()
     console.print(f"{name} on {source.name} in {printable(source.place)} → {run}", soft_wrap=True)
-    _tell_findings(source, strict=strict)
+    _tell_findings(source, strict=strict, recipe=recipe)
     try:
         with watch(console) as reporter:
             last = run_training(recipe, source, run, reporter, device=device, resume=resume)
@@ -248,15 +248,21 @@ def describe_command(name: str) -> None:
     console.print(report.description_table(describe_architecture(name)))
 
 
-def _tell_findings(source: dataset.Source, *, strict: bool) -> None:
-    """Print a folder's pictures by class, and what is left out of it.
+def _tell_findings(source: dataset.Source, *, strict: bool, recipe: Recipe | None = None) -> None:
+    """Print a folder's pictures by class, those that a recipe holds out, and what is left out.
 
     Raises:
-        DataError: something is left out, and that is not allowed.
+        DataError: something is left out, and that is not allowed; or the recipe cannot hold out
+            its part of a class.
     """
     if source.findings is None:
         return
-    console.print(report.findings_table(source, source.findings))
+    held_out = None
+    if recipe is not None:
+        images = source.load_train()
+        _, held = dataset.split_distinct(images, recipe.holdout, recipe.split_seed)
+        held_out = images.labels[held].bincount(minlength=len(source.classes)).tolist()
+    console.print(report.findings_table(source, source.findings, held_out))
     left_out = len(source.findings.left_out)
     if strict and left_out:
         files = "file is" if left_out == 1 else "files are"

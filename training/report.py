@@ -138,16 +138,29 @@ def corruptions_table(models: Mapping[str, Mapping[str, Answers]]) -> Table:
     return make_table(title, ("", *models), [*rows, ("mean of the corrupted", *means)])
 
 
-def findings_table(source: Source, findings: Findings) -> Table:
-    """Return the number of images by class, and the files that were left out, with the reasons."""
+def findings_table(
+    source: Source, findings: Findings, held_out: Sequence[int] | None = None
+) -> Table:
+    """Return the number of images by class, and the files that were left out, with the reasons.
+
+    Args:
+        source: of the images.
+        findings: in it.
+        held_out: number of training images to hold out by label, if a recipe says how many.
+    """
     left_out = Counter(item.class_name for item in findings.left_out)
+    counts: dict[str, Sequence[int]] = {"training images": findings.train}
+    if held_out is not None:
+        counts["held out"] = held_out
+    counts["test images"] = findings.test
     rows = [
-        (printable(name), f"{train:,}", f"{test:,}", format_count(left_out[name]))
-        for name, train, test in zip(source.classes, findings.train, findings.test, strict=True)
+        (printable(name), *(f"{count:,}" for count in of_class), format_count(left_out[name]))
+        for name, *of_class in zip(source.classes, *counts.values(), strict=True)
     ]
+    blanks = [""] * len(counts)
     if left_out[""]:
-        rows.append(("in no class", "", "", f"{left_out['']:,}"))
-    headings = ("class", "training images", "test images", "left out")
+        rows.append(("in no class", *blanks, f"{left_out['']:,}"))
+    headings = ("class", *counts, "left out")
     title = f"{source.name}: {len(source.classes)} classes"
     if not findings.left_out:
         return make_table(title, headings, rows)
@@ -155,9 +168,9 @@ def findings_table(source: Source, findings: Findings) -> Table:
     table.columns[-1].justify = "left"
     table.add_section()
     for item in findings.left_out[:MOST_TOLD]:
-        table.add_row("", "", "", "", str(item))
+        table.add_row("", *blanks, "", str(item))
     if len(findings.left_out) > MOST_TOLD:
-        table.add_row("", "", "", "", f"and {len(findings.left_out) - MOST_TOLD:,} more")
+        table.add_row("", *blanks, "", f"and {len(findings.left_out) - MOST_TOLD:,} more")
     return table
 
 

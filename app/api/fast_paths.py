@@ -11,7 +11,6 @@ it, and a test compares the answers.
 
 import asyncio
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -24,6 +23,7 @@ from app.api.cors import Cors
 from app.api.dependencies import refuse_repeated
 from app.api.middleware import end_request
 from app.api.pictures import INLINE_PIXELS, timeout_of
+from app.api.prefix import Address, Headers, Prefix
 from app.api.queries import PredictQuery
 from app.api.routes import predict
 from app.api.state import Service
@@ -47,11 +47,13 @@ because bodies that are collected are not counted with the others."""
 MAX_PLANS = 64
 """Of targets that are remembered."""
 
-Headers = Sequence[tuple[bytes, bytes]]
-
 
 class Client(Protocol):
     """The client of a whole request, as in `app.server.application`."""
+
+    @property
+    def address(self) -> Address:
+        """Host and port."""
 
     def reply(self, status: int, lines: bytes, body: bytes) -> bool:
         """Write status, lines of headers and body; return whether the client was there."""
@@ -76,14 +78,16 @@ class FastPaths:
     Attributes:
         service: that answers.
         cors: lets pages of other origins read answers.
+        prefix: finds the prefix of a proxy.
         upload_limits: of one image.
         max_pixels: of an image that is decoded in the event loop.
     """
 
-    def __init__(self, service: Service, cors: Cors | None) -> None:
+    def __init__(self, service: Service, cors: Cors | None, prefix: Prefix) -> None:
         settings = service.settings
         self.service = service
         self.cors = cors
+        self.prefix = prefix
         self.upload_limits = replace(service.upload_limits, max_images=1)
         self.max_pixels = min(INLINE_PIXELS, settings.max_pixels, settings.max_pixels_whole)
         self._plans: dict[bytes, _Plan] = {}
@@ -141,8 +145,10 @@ class Handler:
         self.service = paths.service
         self.plan = plan
         self.headers = dict(headers)
+        self.all_headers = headers
         self.request_id = given_id(headers)
         self.timeout = timeout_of(self.headers, self.service.settings)
+        self.prefix = paths.prefix
         self.cross_origin = paths.cors.lines(headers).decode("latin-1") if paths.cors else ""
         self._paths = paths
 
@@ -270,6 +276,12 @@ class Prediction:
         interpreter = self._handler.plan.interpreter
         return interpreter.render(answer.outputs, self._images, [self._file.filename]).encode()
 
+    @property
+    def _path(self) -> str:
+        """The path as the client knows it."""
+        handler = self._handler
+        return handler.prefix.published(predict.PATH, handler.all_headers, self._client.address)
+
     def _refusal(self, error: Exception) -> tuple[int, bytes, bytes]:
         if isinstance(error, DeadlineExceeded):
             error = DeadlineExceeded(f"no answer within {self._handler.timeout:g} s")
@@ -277,7 +289,7 @@ class Prediction:
             self.state.rejection = problems.reason(type(error))
         token = requests.current.set(self.state)
         try:
-            status, headers, content = problems.render(error, predict.PATH, self.state.request_id)
+            status, headers, content = problems.render(error, self._path, self.state.request_id)
         finally:
             requests.current.reset(token)
         headers["x-request-id"] = self.state.request_id

@@ -4,6 +4,7 @@ The prefix is the service's own setting, or the proxy names it in `X-Forwarded-P
 answers begin with it. The proxy may strip it from the paths of requests, or leave it there.
 """
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 from starlette.responses import RedirectResponse
@@ -14,25 +15,57 @@ from app.settings import check_root_path
 
 HEADER = b"x-forwarded-prefix"
 
+Headers = Sequence[tuple[bytes, bytes]]
+Address = tuple[str, int] | None
+"""Host and port of a client; None if its socket has no such name."""
+
+
+class Prefix:
+    """Finds the prefix of a request."""
+
+    def __init__(self, root_path: str, trusted: str) -> None:
+        """Prepare.
+
+        Args:
+            root_path: the prefix; if it is empty, that of the header counts.
+            trusted: the addresses of proxies whose header counts, as in `FORWARDED_ALLOW_IPS`.
+        """
+        self._root_path = root_path
+        self._proxies = ProxyHeadersMiddleware(cast(Any, None), trusted).trusted_hosts
+
+    def of(self, headers: Headers, client: Address) -> str:
+        """Return the prefix of a request from this client, or an empty text."""
+        return self._root_path or self._forwarded(headers, client)
+
+    def published(self, path: str, headers: Headers, client: Address) -> str:
+        """Return a path of the service as its clients know it."""
+        return _below(self.of(headers, client), path)
+
+    def _forwarded(self, headers: Headers, client: Address) -> str:
+        """Return the prefix of the header, if a proxy that is trusted sent just a sound one.
+
+        Proxies pass on a client's own header, so a prefix must not lead to another host.
+        """
+        given = [value for name, value in headers if name == HEADER]
+        if len(given) != 1 or client is None or client[0] not in self._proxies:
+            return ""
+        try:
+            return check_root_path(given[0].decode("latin-1"))
+        except ValueError:
+            return ""
+
 
 class PrefixMiddleware:
     """Tells the application its prefix as ASGI does: `root_path`, with which `path` begins."""
 
-    def __init__(self, app: ASGIApp, root_path: str, trusted: str) -> None:
-        """Prepare.
-
-        Args:
-            app: is told.
-            root_path: the prefix; if it is empty, that of the header counts.
-            trusted: the addresses of proxies whose header counts, as in `FORWARDED_ALLOW_IPS`.
-        """
+    def __init__(self, app: ASGIApp, prefix: Prefix) -> None:
         self._app = app
-        self._root_path = root_path
-        self._proxies = ProxyHeadersMiddleware(cast(Any, app), trusted).trusted_hosts
+        self._prefix = prefix
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on; one to the prefix alone is sent to the page, which lies below it."""
-        prefix = scope["type"] == "http" and (self._root_path or self._forwarded(scope))
+        http = scope["type"] == "http"
+        prefix = self._prefix.of(scope["headers"], scope.get("client")) if http else ""
         if not prefix:
             await self._app(scope, receive, send)
         elif scope["path"] == prefix:
@@ -41,20 +74,11 @@ class PrefixMiddleware:
             await page(scope, receive, send)
         else:
             scope["root_path"] = prefix
-            if not scope["path"].startswith(f"{prefix}/"):
-                scope["path"] = prefix + scope["path"]
+            scope["path"] = _below(prefix, scope["path"])
             await self._app(scope, receive, send)
 
-    def _forwarded(self, scope: Scope) -> str:
-        """Return the prefix of the header, if a proxy that is trusted sent just a sound one.
 
-        Proxies pass on a client's own header, so a prefix must not lead to another host.
-        """
-        given = [value for name, value in scope["headers"] if name == HEADER]
-        client = scope.get("client")
-        if len(given) != 1 or client is None or client[0] not in self._proxies:
-            return ""
-        try:
-            return check_root_path(given[0].decode("latin-1"))
-        except ValueError:
-            return ""
+def _below(prefix: str, path: str) -> str:
+    """Return a path that begins with the prefix; one that is no path, such as `*`, as it is."""
+    is_below = path == prefix or path.startswith(f"{prefix}/")
+    return path if is_below or not path.startswith("/") else prefix + path

@@ -45,6 +45,9 @@ SLOW_SECONDS = 1.0
 
 MAX_FILENAME_CHARACTERS = 255
 MAX_BOUNDARY_BYTES = 256
+MAX_PADDING = 256
+"""Blanks between a boundary and the end of its line (RFC 2046, 5.1.1)."""
+
 MAX_PART_HEADERS = 16
 MAX_PART_HEADER_BYTES = 4096
 MAX_PART_HEAD_BYTES = 64 << 10
@@ -374,7 +377,7 @@ async def _read_form(chunks: _Body, boundary: bytes, limits: UploadLimits) -> li
     not see a file: after a line that only begins like a boundary, it can take the next boundary for
     data.
     """
-    body = _Marked(chunks, len(b"\r\n--" + boundary + b"--"))
+    body = _Marked(chunks, len(b"\r\n--" + boundary + b"\r\n") + MAX_PADDING)
     delimiter = _delimiter(boundary)
     files: list[Upload] = []
     before, mark = await body.read_until(delimiter)
@@ -412,7 +415,7 @@ async def _read_form(chunks: _Body, boundary: bytes, limits: UploadLimits) -> li
 
 @lru_cache(16)
 def _delimiter(boundary: bytes) -> re.Pattern[bytes]:
-    return re.compile(rb"\r\n--" + re.escape(boundary) + rb"(?:--|\r\n)")
+    return re.compile(rb"\r\n--" + re.escape(boundary) + rb"(?:--|[ \t]{0,%d}\r\n)" % MAX_PADDING)
 
 
 class _Marked:
@@ -540,10 +543,7 @@ def _parse_json(body: bytes) -> list[Any]:
         body = body[len(codecs.BOM_UTF8) :]
     elif encoding != "utf-8":
         raise MalformedUpload(f"JSON body is in {encoding.upper()}; send it in UTF-8")
-    try:
-        document = orjson.loads(body)
-    except orjson.JSONDecodeError as exc:
-        raise MalformedUpload(f"body is not JSON: {exc}") from exc
+    document = _load_json(body)
     if not isinstance(document, dict) or "images" not in document:
         raise MalformedUpload('JSON body is not an object {"images": ["<base64>", ...]}')
     for key in document.keys() - {"images"}:
@@ -552,6 +552,17 @@ def _parse_json(body: bytes) -> list[Any]:
     if not isinstance(images, list) or not images:
         raise MalformedUpload("JSON value of 'images' is not a list of at least one image")
     return images
+
+
+def _load_json(body: bytes) -> Any:
+    """Parse JSON whose strings may be broken into lines, as pasted base64 is."""
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError as exc:
+        try:
+            return orjson.loads(body.translate(None, b"\r\n\t"))
+        except orjson.JSONDecodeError:
+            raise MalformedUpload(f"body is not JSON: {exc}") from exc
 
 
 def _decode_image(item: object, where: str) -> bytes:

@@ -11,7 +11,11 @@ from app.telemetry.requests import RequestState
 
 
 class Client(Protocol):
-    """The client that waits for the answer to a whole request; one of these is called, once."""
+    """The client that waits for the answer to a whole request; it is answered or declined, once."""
+
+    @property
+    def address(self) -> tuple[str, int] | None:
+        """Host and port."""
 
     def reply(self, status: int, lines: bytes, body: bytes) -> bool:
         """Answer; return whether the client was still there.
@@ -77,6 +81,17 @@ class Application(Protocol):
 
     def refusal(self, target: bytes) -> QueueFull | None:
         """Return the error of a POST to this target, if there is no room for it now."""
+
+    def published(
+        self, path: str, headers: Sequence[tuple[bytes, bytes]], client: tuple[str, int] | None
+    ) -> str:
+        """Return the path of a request as its client knows it, below the prefix of a proxy.
+
+        Args:
+            path: that was asked for.
+            headers: of the request; names are in lower case.
+            client: host and port.
+        """
 
     def stop_being_ready(self) -> None:
         """Tell load balancers from now on that the service stops; it still answers."""

@@ -117,7 +117,7 @@ class Exchange:
         request = self.scope.get(SCOPE_KEY)
         request = request or RequestState(self.scope["method"], self.scope["path"])
         self.keep = False
-        self._wire.write(refusal(exc, request))
+        self._wire.write(refusal(exc, request, request.path))
         self._complete()
 
     # The request

@@ -20,10 +20,10 @@ _PLAIN_LINE = re.compile(rb"POST /[!-~]* HTTP/1\.1\r\n")
 _PLAIN_LENGTH = re.compile(rb"\r\ncontent-length: ?(\d{1,9})(?=\r\n)", re.IGNORECASE)
 _NOT_PLAIN = re.compile(
     rb"\r\n(?:transfer-encoding|connection:(?! ?keep-alive\r)|expect|upgrade|[ \t]"
-    rb"|content-length(?!: ?\d{1,9}\r))|(?<!\r)\n|\r(?!\n)",
+    rb"|content-length(?!: ?\d{1,9}\r))",
     re.IGNORECASE,
 )
-_ORIGIN = re.compile(rb"\r\norigin:", re.IGNORECASE)
+_READ = re.compile(rb"\r\n(origin|x-forwarded-prefix):([^\r]*)", re.IGNORECASE)
 _PLACEHOLDER = "0" * 32  # of a request id
 
 
@@ -38,12 +38,16 @@ def is_plain_post(data: bytes) -> bool:
     length = _PLAIN_LENGTH.findall(data, 0, end + 2)
     if len(length) != 1 or int(length[0]) != len(data) - end - 4:
         return False
+    lines = data.count(b"\r\n", 0, end + 2)
+    if data.count(b"\r", 0, end + 2) != lines or data.count(b"\n", 0, end + 2) != lines:
+        return False
     return not _NOT_PLAIN.search(data, 0, end + 2)
 
 
-def has_origin(data: bytes) -> bool:
-    """Whether a page of another origin may have sent this plain POST."""
-    return _ORIGIN.search(data, 0, MAX_HEAD_BYTES) is not None
+def headers_read(data: bytes) -> list[tuple[bytes, bytes]]:
+    """Return the headers of a plain POST that its refusal depends on; names are in lower case."""
+    end = data.find(b"\r\n\r\n", 0, MAX_HEAD_BYTES)
+    return [(name.lower(), value.lstrip(b" \t")) for name, value in _READ.findall(data, 0, end + 2)]
 
 
 def split_length(head: bytes) -> tuple[bytes, bytes] | None:
@@ -67,15 +71,16 @@ def framing_too_large(size: int) -> MalformedRequest:
     )
 
 
-def refusal(error: Exception, request: RequestState, lines: bytes = b"") -> bytes:
+def refusal(error: Exception, request: RequestState, path: str, lines: bytes = b"") -> bytes:
     """Return the whole answer that refuses a request and announces the connection's end.
 
     Args:
         error: says why.
         request: the facts about it.
+        path: the request's, as its client knows it.
         lines: further headers.
     """
-    answer = _answer(error, request.path, request.request_id, lines, keep=False)
+    answer = _answer(error, path, request.request_id, lines, keep=False)
     if request.method == "HEAD":
         answer = answer[: answer.index(b"\r\n\r\n") + 4]
     return answer
@@ -86,7 +91,7 @@ def shed_answer(error: QueueFull, path: str, lines: bytes = b"", *, keep: bool) 
 
     Args:
         error: says why; always the same object.
-        path: the request's.
+        path: the request's, as its client knows it.
         lines: further headers.
         keep: whether the connection stays open.
     """

@@ -25,8 +25,8 @@ from app.server.exchange import Exchange
 from app.server.overload import (
     MAX_HEAD_BYTES,
     framing_too_large,
-    has_origin,
     head_too_large,
+    headers_read,
     is_plain_post,
     refusal,
     shed_answer,
@@ -319,9 +319,7 @@ class HttpProtocol(asyncio.Protocol):
         error = self._connections.refusal or self._app.refusal(target)
         if error is None or not is_plain_post(data):
             return False
-        if self._app.cors is not None and has_origin(data):
-            return False
-        self._target, self._headers, self._repeatable = target, [], None
+        self._target, self._headers, self._repeatable = target, headers_read(data), None
         self._answer_shed(error, keep=not self._connections.closing)
         return True
 
@@ -597,6 +595,11 @@ class HttpProtocol(asyncio.Protocol):
 
     # What the handler does; `Client`
 
+    @property
+    def address(self) -> tuple[str, int] | None:
+        """Host and port of the client."""
+        return self._client
+
     def decline(self, body: bytes) -> None:
         """Let the application answer a request by ASGI although its offer was taken."""
         if self._pending is not None:
@@ -681,7 +684,7 @@ class HttpProtocol(asyncio.Protocol):
     def _answer_shed(self, error: errors.QueueFull, *, keep: bool) -> None:
         """Refuse a request that has arrived whole because there is no room for it."""
         self._connections.count_shed(self._path)
-        self._transport.write(shed_answer(error, self._path, self._cross_origin, keep=keep))
+        self._transport.write(shed_answer(error, self._published, self._cross_origin, keep=keep))
         if self._state is State.ANSWERING:
             self.answered(keep=keep)
         elif keep:
@@ -700,7 +703,7 @@ class HttpProtocol(asyncio.Protocol):
         collecting = self._collected is not None
         seen = self._end_request(status)
         request = seen or self._request()
-        self._transport.write(refusal(error, request, self._cross_origin))
+        self._transport.write(refusal(error, request, self._published, self._cross_origin))
         if isinstance(error, errors.QueueFull):
             self._connections.count_shed(self._path)
         elif seen is not None:  # the middleware counts and logs it
@@ -754,6 +757,11 @@ class HttpProtocol(asyncio.Protocol):
         """Headers that let the page which sent the request read its refusal, if it may."""
         cors = self._app.cors
         return cors.lines(self._headers) if cors is not None else b""
+
+    @property
+    def _published(self) -> str:
+        """The request's path as its client knows it."""
+        return self._app.published(self._path, self._headers, self._client)
 
     @property
     def _path(self) -> str:

@@ -84,6 +84,7 @@ function Card({ model, image, coverage, announced, why, onWhy }) {
               unlike anything it was trained on: probability and set promise nothing here
             </span>
           `}
+          ${prediction.warning && html` <span class="warning">${prediction.warning}</span>`}
         </p>
         <${Sets} prediction=${prediction} />
         <ul class="bars" aria-label="Probabilities; choose a class to see what speaks for it">

@@ -85,6 +85,16 @@ def test_predict_says_that_a_set_holds_no_class(tmp_path: Path) -> None:
     assert run("predict", mixed).stdout.endswith("; 90% set: no class is likely enough\n")
 
 
+def test_predict_says_nothing_of_more_models_where_the_settings_chose_one(
+    images: Sequence[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CONVSCOPE_STORE")
+    monkeypatch.delenv("CONVSCOPE_DEFAULT_MODEL")
+    monkeypatch.setenv("CONVSCOPE_MODELS", "fast")
+    result = run("predict", images[0])
+    assert (result.exit_code, result.stderr) == (0, "")
+
+
 def test_predict_warns_of_a_picture_that_is_unlike_the_training_images(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -97,6 +107,23 @@ def test_predict_warns_of_a_picture_that_is_unlike_the_training_images(
     warning = foreign.rpartition("; ")[2]
     assert warning == UNFAMILIAR
     assert warning in (ROOT / "app/web/classify.js").read_text()
+
+
+def test_predict_shows_the_fault_of_a_file_that_was_read(
+    images: Sequence[Path], tmp_path: Path
+) -> None:
+    cut = tmp_path / "cut.jpg"
+    with Image.open(images[0]) as picture:
+        picture.save(cut, quality=95)
+    cut.write_bytes(cut.read_bytes()[:-2])
+    fault = "the JPEG has no end marker; its pixels are all there"
+    sound, flagged = run("predict", images[0], cut).stdout.splitlines()
+    assert "marker" not in sound
+    assert re.fullmatch(rf"{cut}: red \d\d\.\d%; {fault}", flagged)
+    of_json = json.loads(run("predict", images[0], cut, "--json").stdout)["predictions"]
+    assert [row.get("warning") for row in of_json] == [None, fault]
+    of_csv = csv.DictReader(io.StringIO(run("predict", images[0], cut, "--csv").stdout))
+    assert [row["warning"] for row in of_csv] == ["", fault]
 
 
 def test_predict_prints_the_answer_of_the_service_as_json(images: Sequence[Path]) -> None:

@@ -36,5 +36,8 @@ class AsgiOnly:
     def refusal(self, _: object) -> None:
         return None
 
+    def published(self, path: str, *_: object) -> str:
+        return path
+
     def stop_being_ready(self) -> None:
         pass

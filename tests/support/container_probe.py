@@ -12,7 +12,7 @@ from pathlib import Path
 
 import httpx
 import numpy as np
-from PIL import Image
+from PIL import Image, features
 
 SERVICE = "http://127.0.0.1:8000"
 
@@ -22,6 +22,7 @@ def main() -> None:
     check_user()
     check_file_system()
     assert importlib.util.find_spec("torch") is None, "torch is installed"
+    assert features.check("fribidi"), "Pillow cannot write from right to left"
     with httpx.Client(base_url=SERVICE, timeout=10, trust_env=False) as client:
         ready = client.get("/health/ready")
         assert ready.status_code == 200, ready.text

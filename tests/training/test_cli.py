@@ -51,12 +51,14 @@ def test_a_training_begins_with_what_was_found_and_what_is_left_out(
     with_faults: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    output = _run("train", "fc", "--data-dir", with_faults, "--out", run, "--epochs", "1")
+    options = ("--data-dir", with_faults, "--epochs", "1", "--holdout", "0.2")
+    output = _run("train", "fc", "--out", run, *options)
     table = output[: output.index("epoch 1/1")]
     rows = [line.split() for line in table.splitlines()]
-    assert ["airplane", "19", "5", "-"] in rows
-    assert ["cat", "19", "5", "1"] in rows
-    assert ["truck", "19", "5", "30"] in rows
+    assert "training images   held out   test images" in table
+    assert ["airplane", "19", "4", "5", "-"] in rows
+    assert ["cat", "19", "4", "5", "1"] in rows
+    assert ["truck", "19", "4", "5", "30"] in rows
     assert "cat/notes.txt: not an image in a known format" in table
     assert table.count("is a link to nothing") == 19
     assert "and 11 more" in table
@@ -75,7 +77,9 @@ def test_strict_refuses_what_is_left_out_before_a_run_is_made(
 
 
 def test_strict_takes_a_folder_of_which_nothing_is_left_out(image_folder: Path) -> None:
-    assert "240 training images" in _run("data", "--data-dir", image_folder, "--strict")
+    output = _run("data", "--data-dir", image_folder, "--strict")
+    assert "240 training images" in output
+    assert ["airplane", "24", "8", "-"] in [line.split() for line in output.splitlines()]
 
 
 @pytest.mark.slow

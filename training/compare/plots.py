@@ -4,8 +4,9 @@ Measures nothing. Tables are in `training.compare.report`.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,10 +15,13 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure, SubFigure
+from matplotlib.font_manager import fontManager
+from matplotlib.ft2font import FT2Font
 from matplotlib.ticker import LogLocator, NullFormatter
 from matplotlib.transforms import Bbox
 from numpy.typing import NDArray
 
+from app.explore.lettering import SHIPPED, write_labels
 from app.images import RgbImage
 from training.compare.compare import ModelFigures, Point, pareto_front
 from training.compare.overlap import MistakeGroup, Overlap
@@ -29,6 +33,9 @@ PICTURES = 16
 """The number of images on a contact sheet."""
 
 _SHEET = (4, 4)
+_FONT = "DejaVu Sans"
+"""matplotlib's own. It has every letter of the shipped font and of Pillow's own."""
+
 _HARDWARE_MARKERS = "os^Dv"
 _COLORS = [to_hex(colormaps["tab20"](i)) for i in (*range(0, 20, 2), *range(1, 20, 2))]
 """Ten dark colours, then the same ten pale."""
@@ -73,10 +80,14 @@ def draw_accuracy_by_class(models: Sequence[ModelFigures], path: Path) -> None:
     values = np.array(
         [[100 * model.recall_by_class.get(label, np.nan) for label in labels] for model in models]
     )
-    size = (max(6, 0.75 * len(labels) + 2.5), 0.34 * len(models) + 1.4)
+    names = _lettering(labels)
+    longest = max(map(len, names.texts.values()))
+    size = (max(6, 0.75 * len(labels) + 2.5), 0.34 * len(models) + 0.055 * longest + 0.85)
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots()
-    _heat_map(axes, values, [model.model for model in models], labels, ".1f")
+    _heat_map(axes, values, [model.model for model in models], [*names.texts.values()], ".1f")
+    for label in axes.get_xticklabels():
+        label.set_fontfamily(names.fonts)
     axes.set_title("recognised (%)", fontsize=10)
     figure.savefig(path, dpi=DPI)
 
@@ -131,9 +142,39 @@ def draw_error_overlap(overlap: Overlap, pictures: dict[int, RgbImage], path: Pa
     _heat_map(axes, 100 * np.array(overlap.shared), overlap.models, overlap.models, ".0f")
     axes.set_aspect("equal")
     matrix.suptitle("errors shared by two models, % of the errors of either", fontsize=10)
+    shown = [example for _, group in sheets for example in group.examples]
+    names = _lettering([*dict.fromkeys(name for e in shown for name in (e.true, e.predicted))])
     for place, (title, group) in zip(places, sheets, strict=True):
-        _draw_sheet(place, title, group, pictures)
+        _draw_sheet(place, title, group, pictures, names)
     figure.savefig(path, dpi=DPI)
+
+
+@dataclass(frozen=True)
+class _Lettering:
+    """How names of classes are written.
+
+    Attributes:
+        texts: by name; two names never look the same.
+        fonts: families that have all letters of the texts.
+    """
+
+    texts: Mapping[str, str]
+    fonts: Sequence[str]
+
+
+def _lettering(names: Sequence[str]) -> _Lettering:
+    labels = write_labels(names, _LABEL_FONT_SIZE)
+    files = dict.fromkeys(label.font.path for label in labels)
+    others = [_family(file) for file in files if isinstance(file, str) and file != SHIPPED]
+    texts = dict(zip(names, (label.text for label in labels), strict=True))
+    return _Lettering(texts, [_FONT, *others])
+
+
+@lru_cache
+def _family(file: str) -> str:
+    """Let matplotlib use a font of the system, and return the name of its family."""
+    fontManager.addfont(file)
+    return FT2Font(file).family_name
 
 
 def _plot_latency(axes: Axes, models: Sequence[ModelFigures]) -> list[list[Point]]:
@@ -206,7 +247,14 @@ def _heat_map(
 ) -> None:
     """Draw percentages as colours with their numbers; a missing number has no colour."""
     axes.imshow(values, cmap="Blues", vmin=0, vmax=100, aspect="auto")
-    axes.set_xticks(range(len(columns)), columns, rotation=45, ha="right", rotation_mode="anchor")
+    axes.set_xticks(
+        range(len(columns)),
+        columns,
+        rotation=45,
+        ha="right",
+        rotation_mode="anchor",
+        parse_math=False,
+    )
     axes.set_yticks(range(len(rows)), rows)
     axes.tick_params(length=0, labelsize=9)
     axes.spines[:].set_visible(False)
@@ -219,7 +267,11 @@ def _heat_map(
 
 
 def _draw_sheet(
-    place: SubFigure, title: str, group: MistakeGroup, pictures: dict[int, RgbImage]
+    place: SubFigure,
+    title: str,
+    group: MistakeGroup,
+    pictures: dict[int, RgbImage],
+    names: _Lettering,
 ) -> None:
     """Draw the first images of a group, with their class and the predicted class."""
     shown = group.examples[:PICTURES]
@@ -228,7 +280,14 @@ def _draw_sheet(
     panels = place.subplots(*_SHEET).flatten()
     for axes, example in zip(panels, shown, strict=False):
         axes.imshow(pictures[example.index])
-        axes.set_xlabel(f"{example.true}\n→ {example.predicted}", fontsize=8, labelpad=2)
+        true, predicted = names.texts[example.true], names.texts[example.predicted]
+        axes.set_xlabel(
+            f"{true}\n\N{LEFT-TO-RIGHT MARK}→ {predicted}",
+            fontsize=8,
+            fontfamily=names.fonts,
+            labelpad=2,
+            parse_math=False,
+        )
         axes.set_xticks([])
         axes.set_yticks([])
         axes.spines[:].set_visible(False)

@@ -14,7 +14,7 @@ import pytest
 
 from app.api.fast_paths import MAX_BYTES, PATHS
 from app.server.connections import Connections
-from bench.harness.requests import message
+from bench.harness.requests import end_of_form, form_type, message, part
 from tests.conftest import Connect, Picture
 from tests.support.answers import read_answer
 from tests.support.applications import application_of
@@ -130,6 +130,20 @@ async def test_form_and_json_of_one_small_image_are_answered_as_by_fastapi(
     bodies: list[tuple[dict[str, Any], bool]] = [
         ({"files": {"file": ("r.png", red)}}, True),
         ({"json": {"images": [base64.b64encode(red).decode()]}}, True),
+        (
+            {
+                "content": b'{"images": ["%s"]}' % base64.encodebytes(red),
+                "headers": {"Content-Type": "application/json"},
+            },
+            True,
+        ),
+        (
+            {
+                "content": part('name="file"', red).replace(b"\r\n", b" \t\r\n", 1) + end_of_form(),
+                "headers": {"Content-Type": form_type()},
+            },
+            True,
+        ),
         ({"files": [("file", ("r.png", red)), ("file", ("s.png", red))]}, False),
         ({"files": {"image": ("r.png", red)}}, False),
         ({"json": {"images": []}}, False),

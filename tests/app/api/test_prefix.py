@@ -1,14 +1,21 @@
 """Behind a proxy, at a path prefix."""
 
+import asyncio
 import re
 
 import httpx
 import pytest
 
 from app.errors import SettingsError
+from app.problems import Problem
 from app.settings import read_settings
-from tests.conftest import Connect
+from bench.harness.requests import head, message
+from tests.conftest import Connect, Picture
+from tests.support.answers import read_answer
 from tests.support.applications import application_of
+from tests.support.fakes import FailingBackend, HeldBackend, black
+from tests.support.pictures import as_png
+from tests.support.servers import sockets
 
 pytestmark = pytest.mark.anyio
 
@@ -94,6 +101,73 @@ async def test_header_given_twice_is_ignored(client: httpx.AsyncClient) -> None:
 async def test_setting_counts_more_than_the_header(connect: Connect) -> None:
     async with connect(root_path="/vision") as client:
         assert await docs_prefix(client, **{FORWARDED: "/other"}) == "/vision"
+
+
+async def refused(port: int, request: bytes) -> str:
+    """Return the path that a refusal of a request names."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(request)
+    answer = await read_answer(reader)
+    writer.close()
+    return Problem.model_validate_json(answer.body).instance
+
+
+PROXIES = pytest.mark.parametrize(
+    ("settings", "headers", "instance"),
+    [
+        ({}, [], "/predict"),
+        ({"root_path": "/vision"}, [], "/vision/predict"),
+        ({}, ["x-forwarded-PREFIX:\t/vision"], "/vision/predict"),
+        ({}, [f"{FORWARDED}: //evil.example"], "/predict"),
+        ({}, [f"{FORWARDED}: /a", f"{FORWARDED}: /b"], "/predict"),
+    ],
+)
+
+
+@PROXIES
+async def test_refusals_of_a_full_worker_name_the_path_below_the_prefix(
+    connect: Connect,
+    picture: Picture,
+    settings: dict[str, str],
+    headers: list[str],
+    instance: str,
+) -> None:
+    backend = HeldBackend()
+    unparsed = message("POST /predict", picture("red"), *headers)
+    parsed = message("POST /predict", picture("red"), *headers, "Connection: close")
+    async with (
+        connect(backend, max_requests=1, **settings) as client,
+        sockets(client) as (port, connections),
+    ):
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(unparsed)
+        assert await asyncio.to_thread(backend.entered.wait, 10)
+        assert connections.working == 1
+        assert [await refused(port, request) for request in (unparsed, parsed)] == [instance] * 2
+        backend.release.set()
+        writer.close()
+
+
+@PROXIES
+async def test_refusals_of_the_fast_path_name_the_path_below_the_prefix(
+    connect: Connect, settings: dict[str, str], headers: list[str], instance: str
+) -> None:
+    image = as_png(black()[0])
+    by_route = message("POST /predict?model=colour&top_k=99", image, *headers)
+    async with connect(FailingBackend(), **settings) as client, sockets(client) as (port, _):
+        assert await refused(port, message("POST /predict", image, *headers)) == instance
+        assert await refused(port, by_route) == instance
+
+
+@pytest.mark.parametrize(
+    ("target", "instance"),
+    [("/predict", "/vision/predict"), ("/vision/predict", "/vision/predict"), ("*", "*")],
+)
+async def test_refusals_of_a_head_name_the_path_below_the_prefix(
+    connect: Connect, target: str, instance: str
+) -> None:
+    async with connect(root_path="/vision") as client, sockets(client) as (port, _):
+        assert await refused(port, head(f"POST {target}", f"X: {40_000 * 'x'}")) == instance
 
 
 @pytest.mark.parametrize("value", ["vision", "//host", "/a b", "/../x"])

@@ -19,7 +19,7 @@ from starlette.routing import Route
 from starlette.types import Message
 
 from app.api import uploads
-from app.api.uploads import Bodies, Upload, UploadLimits, read
+from app.api.uploads import MAX_PADDING, Bodies, Upload, UploadLimits, read
 from app.errors import (
     EmptyUpload,
     MalformedUpload,
@@ -503,6 +503,15 @@ async def test_what_stands_around_a_form_is_passed_over(preamble: bytes, epilogu
         assert await read_form(body, step) == [Upload(b"x")], step
 
 
+@pytest.mark.parametrize("padding", [b" ", b"\t", b" \t" * (MAX_PADDING // 2)])
+async def test_blanks_after_a_boundary_are_passed_over(padding: bytes) -> None:
+    data = [b"x", b"\r\n--a" + padding + b"y", b"\r\n--a \n", b"z" + padding]
+    begun = HEAD.replace(b"--a\r\n", b"--a" + padding + b"\r\n")
+    body = b"".join(begun + item + b"\r\n" for item in data) + b"--a--" + padding + b"\r\n"
+    for step in (1, 2, 3, 50, len(body)):
+        assert await read_form(body, step) == [Upload(item) for item in data], step
+
+
 async def test_json_images_are_decoded() -> None:
     text = base64.b64encode(b"\x00\xff\xfeabc").decode()
     found = await post_json({"images": [text, "data:image/png;base64," + text]})
@@ -534,6 +543,14 @@ async def test_data_url_of_another_type_is_refused_by_its_type(media_type: str) 
 @pytest.mark.parametrize("text", ["_-8=", "/+8=", "/+8", " /+\r\n\t8=\n", "_-8", "_\n-8=="])
 async def test_base64_is_read_however_it_is_written(text: str) -> None:
     assert await post_json({"images": [text]}) == [Upload(b"\xff\xef")]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r", "\n\t"])
+async def test_json_strings_may_be_broken_into_lines(end: str) -> None:
+    data = bytes(range(256))
+    wrapped = base64.encodebytes(data).decode().replace("\n", end)
+    body = f'{{\n\t"images":\n[{end}"{wrapped}",\n"data:image/png;base64,{end}{wrapped}"]\n}}\n'
+    assert await post(body.encode(), "application/json") == [Upload(data)] * 2
 
 
 async def test_byte_order_mark_before_json_is_passed_over() -> None:
@@ -581,6 +598,8 @@ async def test_malformed_json_document_is_refused(document: object, message: str
     ("body", "message"),
     [
         (b"{", "body is not JSON"),
+        (b'{"images":\n[x]}', "body is not JSON: .*: line 2 column 2"),
+        (b'{"images": ["eA\0=="]}', "body is not JSON: unexpected control character"),
         (b"\xff\xfe", "JSON body is in UTF-16; send it in UTF-8"),
         (b'{"images": ["\xff"]}', "body is not JSON"),
         ('{"images": ["eA=="]}'.encode("utf-16"), "JSON body is in UTF-16; send it in UTF-8"),

@@ -11,9 +11,7 @@ from PIL import features
 
 from app.explore import lettering
 from app.explore.lettering import MAX_LABEL, SYSTEM, Label, load_font, write_labels
-
-TWO_LETTERS = Path(__file__).parents[2] / "support" / "two_letters.ttf"
-"""A font of 字 and ü."""
+from tests.support.fonts import TWO_LETTERS, forget
 
 
 @pytest.fixture(autouse=True)
@@ -22,12 +20,6 @@ def no_system_fonts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     forget()
     yield
     forget()
-
-
-def forget() -> None:
-    lettering._system_files.cache_clear()
-    lettering._has.cache_clear()
-    load_font.cache_clear()
 
 
 def ink(label: Label) -> tuple[tuple[int, int], bytes]:

@@ -144,6 +144,9 @@ class _App:
             raise ValueError("as the path says")
         await send({"type": "http.response.body", "body": b"x"})
 
+    def published(self, path: str, *_: object) -> str:
+        return path
+
     def refusal(self, target: bytes) -> QueueFull | None:
         return self._full if b"w" in target and self._random.random() < 0.05 else None
 

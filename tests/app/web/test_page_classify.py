@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, Route, expect
 
 from tests.support.browser import CNN, FC, SERVED, STORE, OpenPage, sample_file
@@ -237,6 +238,18 @@ CHECKERBOARD = """async () => {
   transfer.items.add(new File([blob], "board.png", { type: "image/png" }));
   return transfer;
 }"""
+
+
+def test_fault_of_a_file_that_was_read_is_shown(open_page: OpenPage, tmp_path: Path) -> None:
+    cut = tmp_path / "cut.jpg"
+    with Image.open(sample_file("ship")) as picture:
+        picture.save(cut, quality=95)
+    cut.write_bytes(cut.read_bytes()[:-2])
+    with open_page() as page:
+        page.get_by_label("Picture file").set_input_files(cut)
+        expect(answer(page)).to_have_text("ship")
+        for model in (CNN, FC):
+            expect(card(page, model).locator(".warning", has_text="no end marker")).to_be_visible()
 
 
 def test_broken_picture_is_said_in_words_and_the_next_one_works(
