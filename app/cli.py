@@ -112,9 +112,9 @@ def predict(
     """Classify FILES without a server: images, folders of them, patterns, "-" for standard input.
 
     Prints a row for each file: its class, the probability, a set of classes that holds the true one
-    with the probability --coverage, and a warning if the picture is unlike those that the model was
-    trained on, or if its file has a fault. A file that cannot be classified has the reason in its
-    row.
+    with the probability --coverage, for pictures like the training images, and a warning if the
+    picture is unlike those, or if its file has a fault. A file that cannot be classified has the
+    reason in its row.
     """
     settings = read_settings()
     store = _read_store(settings)

@@ -26,6 +26,7 @@ export function Classify({ models, image, shown, show }) {
           options=${COVERAGES}
           onChoose=${(value) => show({ coverage: value })}
         />
+        <span class="legend">for pictures like the training images</span>
         <span class="legend">
           <span class="swatch for"></span> speaks for the class, ${" "}
           <span class="swatch against"></span> against it

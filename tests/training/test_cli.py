@@ -133,6 +133,7 @@ def test_every_field_of_a_recipe_is_an_option(
         "noise": 9.0,
         "degraded": 0.4,
         "teacher": str(exported.path),
+        "start": "",
         "proxy": "speednet-proxy",
         "selected": 0.5,
         "holdout": 0.2,
@@ -140,12 +141,15 @@ def test_every_field_of_a_recipe_is_an_option(
         "seed": 7,
         "precision": "float32",
     }
-    options = [word for name, value in given.items() for word in (f"--{name}", str(value))]
-    output = _run("train", "fc", "--data-dir", image_folder, "--out", tmp_path, *options)
-    assert "epoch 1/1  loss" in output
-    recipe = open_run(tmp_path).state.recipe
-    values = {name.replace("_", "-"): value for name, value in recipe.model_dump().items()}
-    assert values == given
+    for run, start in (("first", ""), ("second", str(tmp_path / "first"))):
+        given["start"] = start
+        options = [word for name, value in given.items() for word in (f"--{name}", str(value))]
+        place = tmp_path / run
+        output = _run("train", "fc", "--data-dir", image_folder, "--out", place, *options)
+        assert "epoch 1/1  loss" in output
+        recipe = open_run(place).state.recipe
+        values = {name.replace("_", "-"): value for name, value in recipe.model_dump().items()}
+        assert values == given
 
 
 def test_a_run_leaves_its_history_and_its_learning_curve(trained: Checkpoint) -> None:
