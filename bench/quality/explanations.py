@@ -34,10 +34,12 @@ from app.settings import read_settings
 from bench import ROOT
 from bench.harness.report import publish, table
 from training.data import dataset
+from training.evaluate import changed_test
 
 DOCUMENT = ROOT / "docs" / "confidence.md"
-IMAGES = 200
-HEAVY, FEW = 1e9, 40  # a model with more multiply-accumulates gets fewer images
+TEST_IMAGES = 2000
+IMAGES = 100
+HEAVY, FEW = 2e8, 20  # a model with more multiply-accumulates gets fewer images
 STEPS = 16
 THREADS = 2
 RANDOM = {"random pixels": 1, "random squares": 4}
@@ -65,7 +67,7 @@ def measure(artifact: Artifact, test: dataset.Split) -> dict[str, dict[str, floa
 
     Args:
         artifact: the model.
-        test: the test images.
+        test: test images.
     """
     count = FEW if artifact.manifest.macs > HEAVY else IMAGES
     backend = open_backend(artifact, "onnx-cpu", THREADS)
@@ -163,7 +165,7 @@ def _random_heat(side: int, image: RgbImage, class_id: int) -> Heat:
 def main() -> None:
     """Measure, write the results and fill the document."""
     settings = read_settings()
-    test = dataset.find(None).load_test()
+    test = changed_test(dataset.find(None), lambda images: images, TEST_IMAGES)
     models = {}
     for artifact in read_store(settings.store, settings.models, settings.default_model):
         models[artifact.ref] = measure(artifact, test)

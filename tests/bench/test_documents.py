@@ -5,6 +5,7 @@ from typing import Any
 
 from bench import RESULTS, ROOT
 from bench.quality.corruptions import corruption_table
+from bench.quality.explanations import explanation_table as explanation_figures
 from bench.quality.ood_scores import score_table
 from bench.serving import report
 from bench.serving.explain import explanation_table
@@ -48,6 +49,11 @@ def test_confidence_shows_the_accuracy_on_corrupted_images() -> None:
         for model, found in _results("corruptions")["models"].items()
     }
     assert _document("confidence.md", "corruptions") == corruption_table(models)
+
+
+def test_confidence_shows_where_explanations_point() -> None:
+    table = explanation_figures(_results("explanations")["models"])
+    assert _document("confidence.md", "explanations") == table
 
 
 def test_training_shows_both_benchmarks() -> None:

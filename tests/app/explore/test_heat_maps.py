@@ -101,7 +101,8 @@ async def test_heat_map_is_a_picture_where_that_is_accepted(
 async def test_heat_map_is_orange_at_what_the_answer_depends_on(connect: Connect) -> None:
     image = _red_at(slice(8, 12), slice(20, 24))
     async with connect(PatchBackend(8, 20)) as client:
-        pixels = shown(await client.post("/explain?format=png", content=as_png(image)))
+        path = "/explain?method=occlusion&format=png"
+        pixels = shown(await client.post(path, content=as_png(image)))
     red, _, blue = pixels[9 * 8 + 4, 21 * 8 + 4].astype(int)
     assert red > blue + 50
     assert pixels[4, 4].tolist() == WHITE
@@ -147,7 +148,8 @@ async def test_overlay_is_turned_as_the_picture_is_shown(
     stored = np.ascontiguousarray(_STORED[orientation](upright))
     content = as_file(stored, "PNG", exif=turned(orientation))
     async with connect(PatchBackend(4, 20)) as client:
-        pixels = shown(await client.post("/explain?format=overlay&class=green", content=content))
+        path = "/explain?method=occlusion&format=overlay&class=green"
+        pixels = shown(await client.post(path, content=content))
     assert pixels.shape == upright.shape
     rows, columns = np.nonzero(_colourful(pixels))
     assert abs(rows.mean() - 6 * 4) < 8

@@ -80,15 +80,17 @@ def test_every_layer_gives_what_the_network_gives_for_the_image_as_it_is(pair: P
             )
 
 
-def test_the_score_is_of_its_layers_maps_and_of_the_probabilities(pair: Pair) -> None:
+def test_the_score_is_of_its_layers_maps_and_of_the_logits(pair: Pair) -> None:
     served, artifact = pair
     score, image = served.ood_score, some_images()[11]
     assert score is not None
     (maps,) = open_layers(artifact).outputs(image, [score.layer])
     outputs = open_backend(artifact, "onnx-cpu").predict(image[np.newaxis])
-    parts = torch.from_numpy(maps[np.newaxis]), torch.from_numpy(outputs.probabilities)
+    with torch.no_grad():
+        logits = served(torch.from_numpy(image[np.newaxis]))[0]
+    expected = score(torch.from_numpy(maps[np.newaxis]), logits).item()
     assert outputs.ood_scores is not None
-    assert outputs.ood_scores[0] == pytest.approx(score(*parts).item(), abs=1e-3)
+    assert outputs.ood_scores[0] == pytest.approx(expected, abs=1e-3)
 
 
 def test_layers_can_be_asked_for_in_any_order_and_alone(pair: Pair) -> None:
