@@ -155,18 +155,27 @@ class Checkpoint:
         Raises:
             RunError: the file is damaged or holds other tensors than the network.
         """
-        path = self.path / (prefix + NETWORK)
+        weights = self.read(prefix + NETWORK)
         try:
-            network.load_state_dict(load_file(path))
-        except (OSError, SafetensorError, RuntimeError) as exc:
+            network.load_state_dict(weights)
+        except RuntimeError as exc:
+            raise RunError(f"{self.path / (prefix + NETWORK)}: {exc}") from exc
+
+    def read(self, file_name: str) -> dict[str, Tensor]:
+        """Return the tensors of one of its files, by name.
+
+        Raises:
+            RunError: the file is missing or damaged.
+        """
+        path = self.path / file_name
+        try:
+            return load_file(path)
+        except (OSError, SafetensorError) as exc:
             raise RunError(f"{path}: {exc}") from exc
 
     def _load_optimizer(self, optimizer: torch.optim.Optimizer, prefix: str = "") -> None:
         path = self.path / (prefix + OPTIMIZER)
-        try:
-            tensors = load_file(path)
-        except (OSError, SafetensorError) as exc:
-            raise RunError(f"{path}: {exc}") from exc
+        tensors = self.read(path.name)
         state: dict[int, dict[str, Tensor]] = {}
         for key, tensor in tensors.items():
             index, _, name = key.partition(".")

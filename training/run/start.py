@@ -9,8 +9,6 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from app.artifact.directory import read_artifact
@@ -65,7 +63,7 @@ def start_from_trained(recipe: Recipe, source: Source, network: nn.Module, image
             last = [name for name, layer in network.named_modules() if isinstance(layer, nn.Linear)]
             weights = {name: weights[name] for name in weights if not name.startswith(last[-1])}
         _load(network, weights, images[:_MEASURED])
-    except (ConvscopeError, RunError, SafetensorError, RuntimeError) as exc:
+    except (ConvscopeError, RunError, RuntimeError) as exc:
         raise RecipeError(f"start is {recipe.start!r}: {exc}") from exc
 
 
@@ -89,14 +87,14 @@ def _read_run(folder: Path) -> _Trained | None:
     last = checkpoint.newest(folder)
     if last is None:
         return None
-    recipe, weights = last.state.recipe, load_file(last.path / checkpoint.NETWORK)
+    recipe = last.state.recipe
     return _Trained(
         architecture=recipe.architecture,
         classes=last.state.classes,
         data_sha256=last.state.data_sha256,
         holdout=recipe.holdout,
         split_seed=recipe.split_seed,
-        weights=weights,
+        weights=last.read(checkpoint.NETWORK),
     )
 
 

@@ -1,4 +1,5 @@
 import copy
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from training.data import dataset
 from training.errors import RecipeError
 from training.recipes import Recipe
 from training.run import start
-from training.run.checkpoint import Checkpoint
+from training.run.checkpoint import NETWORK, Checkpoint
 from training.run.start import start_from_trained
 
 
@@ -98,6 +99,17 @@ def test_the_last_layer_is_new_where_the_classes_are(
     for name in ours:
         if not name.startswith("fc2."):
             assert torch.equal(ours[name], theirs[name]), name
+
+
+def test_a_run_that_has_lost_its_weights_is_named(
+    trained: Checkpoint, source: dataset.Source, tmp_path: Path
+) -> None:
+    copied = Path(shutil.copytree(trained.path.parent, tmp_path / "first"))
+    weights = copied / trained.path.name / NETWORK
+    weights.unlink()
+    recipe = TINY.replace(start=str(copied))
+    with pytest.raises(RecipeError, match=f"^start is '{copied}': {weights}: No such file"):
+        train_quietly(recipe, source, tmp_path / "second")
 
 
 @pytest.mark.parametrize(
