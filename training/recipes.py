@@ -146,12 +146,6 @@ class Recipe(BaseModel):
         description="Make this part of the training images worse, as pictures are that reach a "
         "service: compressed, blurred, noisy, pale, resampled (after Hendrycks & Dietterich 2019).",
     )
-    teacher: str = Field(
-        default="",
-        description="Folder of a model whose probabilities for each training image are learned "
-        "instead of its label (Hinton et al. 2015). They are computed once, for the image as it "
-        "is, whatever augmentation makes of it. Empty: none.",
-    )
     start: str = Field(
         default="",
         description="Folder of a run or model of the same architecture, whose weights the run "

@@ -45,11 +45,7 @@ LEAST_DEVIATION = 1 / 255
 
 @dataclass(frozen=True)
 class Split:
-    """Images uint8 `[N,32,32,3]` RGB and labels, on one device.
-
-    The labels are int64 `[N]`. To learn from, they can be a teacher's probabilities, float32
-    `[N,classes]`.
-    """
+    """Images uint8 `[N,32,32,3]` RGB and labels int64 `[N]`, on one device."""
 
     images: Tensor
     labels: Tensor

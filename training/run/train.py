@@ -38,7 +38,6 @@ from training.run.hardware import (
 from training.run.optimization import make_optimizer, schedule, set_learning_rate
 from training.run.progress import Reporter, SilentReporter
 from training.run.start import start_from_trained
-from training.run.teacher import ask_teacher
 from training.tasks import classification
 
 EVALUATION_BATCH = 500
@@ -55,7 +54,7 @@ class Run:
         recipe: with `precision` resolved.
         learner: the network and its optimizer.
         proxy: the small network that chooses images, where the recipe has one.
-        train: the images to learn from, on the device, with a teacher's answers if there is one.
+        train: the images to learn from, on the device.
         heldout: the images held out, on the device.
         mean: of each channel of `train`, 0 to 1.
         deviation: of each channel of `train`, 0 to 1.
@@ -354,8 +353,6 @@ def _prepare(recipe: Recipe, source: dataset.Source, device: torch.device, worke
     mean, deviation = dataset.channel_statistics(train.images)
     spaced = train.images[:: max(1, len(train) // INITIALIZATION_IMAGES)]  # of all classes
     first = dataset.normalize(spaced[:INITIALIZATION_IMAGES], mean, deviation)
-    if recipe.teacher:
-        train = ask_teacher(Path(recipe.teacher), source.classes, train)
     torch.manual_seed(recipe.seed)
     learner, *proxies = (
         _new_learner(recipe, architecture, len(source.classes), first, workers)

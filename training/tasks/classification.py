@@ -24,25 +24,19 @@ TEMPERATURES = (0.05, 20.0)
 logits drown in rounding."""
 
 
-def losses(logits: Tensor, targets: Tensor, label_smoothing: float) -> Tensor:
+def losses(logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
     """Return each image's cross-entropy in nats, `[N]`.
 
     Args:
         logits: float `[N,classes]`.
-        targets: labels, int64 `[N]`, or probabilities, float `[N,classes]`.
+        labels: int64 `[N]`.
         label_smoothing: weight of the uniform distribution in the target, 0 to below 1.
     """
-    return F.cross_entropy(logits, targets, label_smoothing=label_smoothing, reduction="none")
+    return F.cross_entropy(logits, labels, label_smoothing=label_smoothing, reduction="none")
 
 
-def count_correct(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return how many images have their highest logit at their most probable class, int64 `[]`.
-
-    Args:
-        logits: float `[N,classes]`.
-        targets: as in `losses`.
-    """
-    labels = targets if targets.ndim == 1 else targets.argmax(1)
+def count_correct(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return how many images have their highest logit at their label, int64 `[]`."""
     return (logits.argmax(1) == labels).sum()
 
 

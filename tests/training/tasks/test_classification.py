@@ -13,15 +13,6 @@ def test_smoothed_labels_spread_a_part_of_the_target_over_all_classes() -> None:
     assert found.tolist() == pytest.approx(expected.tolist(), rel=1e-6)
 
 
-def test_probabilities_are_targets_as_labels_are() -> None:
-    logits = torch.tensor([[2.0, 0.0, -1.0], [0.0, 1.0, 3.0]])
-    targets = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.5, 0.4]])
-    found = classification.losses(logits, targets, label_smoothing=0.0)
-    expected = -(targets * logits.log_softmax(1)).sum(1)
-    assert found.tolist() == pytest.approx(expected.tolist(), rel=1e-6)
-    assert classification.count_correct(logits, targets).item() == 1
-
-
 def test_an_answer_is_correct_where_the_highest_logit_is_the_labels() -> None:
     logits = torch.tensor([[2.0, 0.0], [0.0, 1.0], [3.0, 1.0]])
     assert classification.count_correct(logits, torch.tensor([0, 1, 1])).item() == 2
