@@ -1,18 +1,19 @@
 """The table of corruptions in `docs/confidence.md`: `python -m bench.quality.corruptions`.
 
 It holds what `convscope-train corruptions` measures, for every model of the store
-(`CONVSCOPE_STORE`). The figures also go to `bench/results/corruptions.json`. CIFAR-10 is found as
-by `convscope-train`.
+(`CONVSCOPE_STORE`) that was not measured yet. The figures also go to
+`bench/results/corruptions.json`. CIFAR-10 is found as by `convscope-train`.
 """
 
 from dataclasses import asdict
+from typing import Any
 
 import click
 
-from app.artifact.store import read_store
-from app.settings import read_settings
+from app.artifact.directory import Artifact
 from bench import ROOT
 from bench.harness.report import publish, table
+from bench.quality.stored_models import measure_store
 from training.corruptions import (
     CORRUPTIONS,
     IMAGES,
@@ -37,21 +38,24 @@ def corruption_table(models: dict[str, dict[str, Answers]]) -> str:
     return f"{columns}\n\n{said}; *mean*: of the accuracies but the clean one."
 
 
+def answers_in(results: dict[str, Any]) -> dict[str, dict[str, Answers]]:
+    """Return the models' answers from the content of the results file."""
+    return {
+        model: {name: Answers(**answers) for name, answers in found.items()}
+        for model, found in results["models"].items()
+    }
+
+
 @click.command(help=__doc__)
 def main() -> None:
     """Measure, write the results and fill the document."""
-    settings = read_settings()
     tests = corrupted_tests(dataset.find(None))
-    models = {}
-    for artifact in read_store(settings.store, settings.models, settings.default_model):
-        models[artifact.ref] = measure(artifact, tests)
-        click.echo(f"{artifact.ref} is done")
-    figures = {
-        model: {name: asdict(answers) for name, answers in found.items()}
-        for model, found in models.items()
-    }
-    content = corruption_table(models)
-    publish("corruptions", {"images": IMAGES, "models": figures}, content, DOCUMENT)
+
+    def figures_of(artifact: Artifact) -> dict[str, Any]:
+        return {name: asdict(answers) for name, answers in measure(artifact, tests).items()}
+
+    found = measure_store("corruptions", figures_of, images=IMAGES)
+    publish("corruptions", found, corruption_table(answers_in(found)), DOCUMENT)
 
 
 if __name__ == "__main__":

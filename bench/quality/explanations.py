@@ -1,7 +1,7 @@
 """Whether explanations point at the evidence: `python -m bench.quality.explanations`.
 
-Three measures of each method of `/explain`, for every model of the store (`CONVSCOPE_STORE`), by
-the float32 graphs that are served and on test images alone:
+Three measures of each method of `/explain`, for every model of the store (`CONVSCOPE_STORE`) that
+was not measured yet, by the float32 graphs that are served and on test images alone:
 
 - *pointing*: four images of different classes, each at half its size, make a mosaic. The map of
   each of the four classes is right if its mean is highest in the class's own quarter (a grid
@@ -16,7 +16,6 @@ Prints a table, writes `bench/results/explanations.json` and fills `docs/confide
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
 
 import click
 import numpy as np
@@ -24,15 +23,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from app.artifact.directory import Artifact
-from app.artifact.store import read_store
 from app.artifact.tensors import Images, Probabilities
 from app.explore.layers import Insides
 from app.explore.saliency import PERTURBATIONS, Heat, Perturbation, class_activation_map
 from app.images import RgbImage
 from app.inference.backends import open_backend
-from app.settings import read_settings
 from bench import ROOT
 from bench.harness.report import publish, table
+from bench.quality.stored_models import measure_store
 from training.data import dataset
 from training.evaluate import changed_test
 
@@ -164,14 +162,11 @@ def _random_heat(side: int, image: RgbImage, class_id: int) -> Heat:
 @click.command(help=__doc__)
 def main() -> None:
     """Measure, write the results and fill the document."""
-    settings = read_settings()
     test = changed_test(dataset.find(None), lambda images: images, TEST_IMAGES)
-    models = {}
-    for artifact in read_store(settings.store, settings.models, settings.default_model):
-        models[artifact.ref] = measure(artifact, test)
-        click.echo(explanation_table({artifact.ref: models[artifact.ref]}))
-    figures: dict[str, Any] = {"images": IMAGES, "images_of_heavy_models": FEW, "models": models}
-    publish("explanations", figures, explanation_table(models), DOCUMENT)
+    found = measure_store(
+        "explanations", partial(measure, test=test), images=IMAGES, images_of_heavy_models=FEW
+    )
+    publish("explanations", found, explanation_table(found["models"]), DOCUMENT)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from bench import RESULTS, ROOT
-from bench.quality.corruptions import corruption_table
+from bench.quality.corruptions import answers_in, corruption_table
 from bench.quality.explanations import explanation_table as explanation_figures
 from bench.quality.ood_scores import score_table
 from bench.serving import report
@@ -12,7 +12,6 @@ from bench.serving.explain import explanation_table
 from bench.serving.results import Run
 from bench.training.exercise import ExerciseResults, exercise_table
 from bench.training.speednet import SpeednetResults, speednet_table
-from training.corruptions import Answers
 
 
 def _results(name: str) -> dict[str, Any]:
@@ -44,11 +43,8 @@ def test_confidence_shows_the_scores_of_foreign_images() -> None:
 
 
 def test_confidence_shows_the_accuracy_on_corrupted_images() -> None:
-    models = {
-        model: {name: Answers(**answers) for name, answers in found.items()}
-        for model, found in _results("corruptions")["models"].items()
-    }
-    assert _document("confidence.md", "corruptions") == corruption_table(models)
+    table = corruption_table(answers_in(_results("corruptions")))
+    assert _document("confidence.md", "corruptions") == table
 
 
 def test_confidence_shows_where_explanations_point() -> None:

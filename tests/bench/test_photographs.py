@@ -1,0 +1,61 @@
+"""Figures of photographs, on folders of which the answer is known."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from app.artifact.directory import Artifact, read_artifact
+from bench import ARTIFACT
+from bench.quality.photographs import COLUMNS, Photographs, measure, photograph_table
+from tests.support import sample
+from training.data import dataset
+
+
+@pytest.fixture(scope="module")
+def artifact() -> Artifact:
+    return read_artifact(ARTIFACT)
+
+
+@pytest.fixture(scope="module")
+def test() -> dataset.Split:
+    images, labels = sample.read("test")
+    return dataset.Split(torch.from_numpy(images), torch.from_numpy(labels))
+
+
+def _save(folder: Path, images: np.ndarray) -> None:
+    folder.mkdir()
+    for number, pixels in enumerate(images):
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+
+
+def test_photographs_are_known_by_their_folder_and_others_are_foreign(
+    artifact: Artifact, test: dataset.Split, tmp_path: Path
+) -> None:
+    images, labels = test.images.numpy(), test.labels.numpy()
+    for label in (0, 3):
+        _save(tmp_path / artifact.manifest.classes[label], images[labels == label])
+    _save(tmp_path / "boats", images[labels == 8])
+    noise = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), np.uint8)
+    _save(tmp_path / "noise", noise)
+    found = measure(artifact, Photographs(tmp_path), test)
+    assert 0.5 < float(found["right"]) < 1
+    assert 0.8 < float(found["in the set"]) <= 1
+    assert float(found["flagged"]) < 0.2
+    assert (found["worst kind"], found["best kind"]) == ("boats", "noise")
+    assert float(found["worst"]) < 0.7 < 0.99 < float(found["best"])
+    foreign = len(noise) + int((labels == 8).sum())
+    assert float(found["foreign flagged"]) >= len(noise) / foreign - 1e-3
+    row = photograph_table({"simple-cnn/1": found}).splitlines()[2]
+    assert row.count("|") == len(COLUMNS) + 2
+    assert f"{float(found['best']):.3f} (noise)" in row
+
+
+def test_the_hash_is_of_the_pictures_files(tmp_path: Path) -> None:
+    _save(tmp_path / "cat", sample.read("test")[0][:2])
+    before = Photographs(tmp_path).sha256.hexdigest()
+    assert Photographs(tmp_path).sha256.hexdigest() == before
+    (tmp_path / "cat" / "1.png").unlink()
+    assert Photographs(tmp_path).sha256.hexdigest() != before
