@@ -7,6 +7,7 @@ from bench import RESULTS, ROOT
 from bench.quality.corruptions import answers_in, corruption_table
 from bench.quality.explanations import explanation_table as explanation_figures
 from bench.quality.ood_scores import score_table
+from bench.quality.photographs import photograph_table
 from bench.serving import report
 from bench.serving.explain import explanation_table
 from bench.serving.results import Run
@@ -50,6 +51,11 @@ def test_confidence_shows_the_accuracy_on_corrupted_images() -> None:
 def test_confidence_shows_where_explanations_point() -> None:
     table = explanation_figures(_results("explanations")["models"])
     assert _document("confidence.md", "explanations") == table
+
+
+def test_confidence_shows_what_models_make_of_photographs() -> None:
+    table = photograph_table(_results("photographs")["models"])
+    assert _document("confidence.md", "photographs") == table
 
 
 def test_training_shows_both_benchmarks() -> None:
