@@ -171,7 +171,11 @@ def test_prediction_sets_hold_the_truth_as_often_as_is_asked(artifact: Artifact)
     error = COARSEST_COVERAGE.get(artifact.ref, 0.01)
     for confidence in artifact.manifest.confidence.values():
         for measured in confidence.conformal.measured:
-            assert measured.found == pytest.approx(measured.wanted, abs=error)
+            assert measured.found >= measured.wanted - error
+            if measured.method == "aps":
+                assert measured.empty == 0
+            if measured.method != "aps" or measured.wanted > artifact.manifest.test.accuracy + 0.03:
+                assert measured.found <= measured.wanted + error
 
 
 def test_probabilities_are_calibrated(artifact: Artifact, int8: Int8Record) -> None:

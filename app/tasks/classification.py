@@ -10,10 +10,10 @@ the true classes' scores among images that the network was not trained on.
 
 `lac` (Sadinle et al. 2019) scores a class by one minus its probability, which gives the smallest
 sets on average. `aps` (Romano et al. 2020) scores it by the probabilities of all likelier classes
-and a random part of its own, which gives difficult images larger sets. `class-conditional` (Vovk
-2012) scores as `lac` does, and has a threshold for each class, from the images of that class. All
-may give an empty set: no class is likely enough. The manifest holds the thresholds; nothing here
-reads a file.
+and a random part of its own, which gives difficult images larger sets; the likeliest class is in
+every set (Angelopoulos et al. 2021). `class-conditional` (Vovk 2012) scores as `lac` does, and has
+a threshold for each class, from the images of that class. Both may give an empty set: no class is
+likely enough. The manifest holds the thresholds; nothing here reads a file.
 """
 
 import hashlib
@@ -242,4 +242,6 @@ def prediction_sets(
         threshold: the highest score of each class in a set.
     """
     members: NDArray[np.bool_] = class_scores(probabilities, images, method) <= threshold
+    if method == "aps":
+        members[np.arange(len(members)), probabilities.argmax(axis=1)] = True
     return members
