@@ -1,10 +1,10 @@
-"""Tables and plots of one model, for the terminal and as PNG. Measures nothing.
+"""Tables and plots of one model or data set, for the terminal and as PNG. Measures nothing.
 
-`training.compare.report` has the tables of a comparison.
+`training.compare.report` has the tables of several models.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -14,9 +14,7 @@ from rich.table import Table
 
 from app.artifact.manifest import Evaluation, LayerRecord
 from app.commands import printable
-from training import corruptions
 from training.architectures.describe import Description, count_weights
-from training.corruptions import Answers
 from training.data.class_folders import MOST_TOLD
 from training.data.dataset import Findings, Source
 from training.errors import RunError
@@ -126,16 +124,6 @@ def label_axes(axes: Axes, x: str, y: str) -> None:
     axes.set_ylabel(y)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-
-
-def corruptions_table(models: Mapping[str, Mapping[str, Answers]]) -> Table:
-    """Return each model's accuracy after each corruption, and the part that it marks as foreign."""
-    rows = [
-        (name, *(str(found[name]) for found in models.values())) for name in corruptions.CORRUPTIONS
-    ]
-    means = (f"{corruptions.mean_accuracy(found):.1%}" for found in models.values())
-    title = f"{corruptions.IMAGES:,} test images: right, marked as foreign"
-    return make_table(title, ("", *models), [*rows, ("mean of the corrupted", *means)])
 
 
 def findings_table(

@@ -15,7 +15,7 @@ import torch
 
 from bench import BUILD, ROOT
 from bench.harness.report import publish, table
-from training.corruptions import CLEAN, CORRUPTIONS
+from training.compare.corruptions import CLEAN, CORRUPTIONS
 from training.data import dataset, degradation
 from training.evaluate import load_heldout, load_network
 from training.recipes import find_recipe
