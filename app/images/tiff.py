@@ -10,7 +10,8 @@ Pillow reads the file, and only what is known to be read right is admitted: the 
 import struct
 from typing import NamedTuple, Self
 
-from app.errors import DamagedImage, TooManyPixels, UnsupportedImage
+from app.errors import DamagedImage, TooManyPixels
+from app.images.limits import megapixels, unsupported
 
 MAX_VALUES = 10_000
 """The most strips or tiles. Pillow makes a Python object of each one."""
@@ -227,10 +228,7 @@ def check_tiff(data: bytes, max_pixels: int) -> None:
     tags, counts = _read_tags(data, order, big=big)
     kind = _Kind.of(tags, order, big=big)
     if not kind.admitted:
-        raise UnsupportedImage(
-            f"TIFF image of this kind is not read: {kind}; convert it to PNG, or to TIFF of 8-bit "
-            "grey or RGB in one plane"
-        )
+        raise unsupported("TIFF", str(kind), "PNG, or to TIFF of 8-bit grey or RGB in one plane")
     for tag, values in counts.items():
         if tag < _XMP and values > MAX_VALUES:
             raise DamagedImage(f"TIFF tag {tag} has {values} values; the limit is {MAX_VALUES}")
@@ -240,7 +238,7 @@ def check_tiff(data: bytes, max_pixels: int) -> None:
     if width * height > max_pixels:
         raise TooManyPixels(
             f"TIFF image has tiles of {width}x{height} pixels; "
-            f"the limit is {max_pixels / 1e6:.4g} megapixels"
+            f"the limit is {megapixels(max_pixels)}"
         )
 
 
