@@ -15,7 +15,7 @@ from rich.table import Table
 from app.artifact.manifest import Evaluation, LayerRecord
 from app.commands import printable
 from training.architectures.describe import Description, count_weights
-from training.data.class_folders import MOST_TOLD
+from training.data.class_folders import first_told
 from training.data.dataset import Findings, Source
 from training.errors import RunError
 from training.run.checkpoint import EpochFigures
@@ -155,10 +155,8 @@ def findings_table(
     table = make_table(title, (*headings, "why"), rows)
     table.columns[-1].justify = "left"
     table.add_section()
-    for item in findings.left_out[:MOST_TOLD]:
-        table.add_row("", *blanks, "", str(item))
-    if len(findings.left_out) > MOST_TOLD:
-        table.add_row("", *blanks, "", f"and {len(findings.left_out) - MOST_TOLD:,} more")
+    for line in first_told(findings.left_out):
+        table.add_row("", *blanks, "", line)
     return table
 
 

@@ -112,6 +112,12 @@ def first_of_same(images: NDArray[np.uint8]) -> NDArray[np.int64]:
     return np.array([first.setdefault(digest, i) for i, digest in enumerate(digests)], np.int64)
 
 
+def first_told(told: Sequence[object], most: int = MOST_TOLD) -> list[str]:
+    """Return the first `most` as text, and how many more there are."""
+    more = [f"and {len(told) - most:,} more"] if len(told) > most else []
+    return [*map(str, told[:most]), *more]
+
+
 class _Reader:
     """Collects the faults of a data set and what it leaves out."""
 
@@ -136,7 +142,7 @@ class _Reader:
         if not splits:
             self._check_enough(classes, *pictures[0])
         if self._faults:
-            told = _at_most([*self._faults, *self._left_out])
+            told = "; ".join(first_told([*self._faults, *self._left_out]))
             raise DataError(f"{printable(self._place)}: cannot be trained on: {told}")
         return ClassFolders(
             tuple(classes), pictures, self._digest.hexdigest(), tuple(self._left_out)
@@ -255,12 +261,6 @@ def _reason(path: Path) -> str:
     if found.st_size > MAX_BYTES:
         return f"is {found.st_size:,} bytes; the limit is {MAX_BYTES:,}"
     return ""
-
-
-def _at_most(told: Sequence[object]) -> str:
-    """Return the first `MOST_TOLD` in one line, and how many more there are."""
-    more = [f"and {len(told) - MOST_TOLD} more"] if len(told) > MOST_TOLD else []
-    return "; ".join([*map(str, told[:MOST_TOLD]), *more])
 
 
 def _said(error: Exception) -> str:

@@ -125,7 +125,7 @@ def test_all_faults_are_told_at_once(splits: Path) -> None:
     with pytest.raises(DataError) as caught:
         dataset.find(splits)
     for fault in (
-        r"train/k\udce4tzchen: the name is not UTF-8",
+        r"train/k\xe4tzchen: the name is not UTF-8",
         "train/cat: no such folder",
         "test/dog: no such folder",
         "train/frog: holds no pictures",
@@ -167,7 +167,7 @@ def test_two_spellings_of_one_name_are_one_class(classes: Path) -> None:
 def test_a_data_set_whose_name_is_not_utf8_is_named_by_escapes(classes: Path) -> None:
     place = classes.rename(os.fsdecode(os.fsencode(classes.parent) + b"/caf\xe9"))
     found = dataset.find(place)
-    assert found.name == r"caf\udce9"
+    assert found.name == r"caf\xe9"
 
 
 def test_the_digest_is_of_names_and_contents(splits: Path) -> None:
