@@ -25,7 +25,7 @@ from bench import ROOT
 from bench.harness.report import publish, table
 from bench.quality.stored_models import measure_store
 from training.data import dataset
-from training.evaluate import SERVED_BATCH, changed_test
+from training.evaluate import SERVED_BATCH, first_test_images
 from training.export.confidence import auroc
 
 DOCUMENT = ROOT / "docs" / "confidence.md"
@@ -138,7 +138,7 @@ def _part(chosen: NDArray[np.bool_]) -> float:
 def main(folder: Path) -> None:
     """Measure, write the results and fill the document."""
     photographs = Photographs(folder)
-    test = changed_test(dataset.find(None), lambda images: images, TEST_IMAGES)
+    test = first_test_images(dataset.find(None), TEST_IMAGES)
     counts = {name: len(images) for name, images in photographs.kinds.items()}
     found = measure_store(
         "photographs",
