@@ -16,7 +16,7 @@ from app.api.cors import Cors
 from app.api.fast_paths import MAX_BYTES, PATHS, FastPaths, Handler
 from app.api.handlers import respond
 from app.api.middleware import RequestMiddleware
-from app.api.prefix import Address, Headers, Prefix, PrefixMiddleware
+from app.api.prefix import Prefix, PrefixMiddleware
 from app.api.routes import (
     activations,
     confusion_matrix,
@@ -37,6 +37,7 @@ from app.problems import Problem
 from app.settings import Settings, read_settings
 from app.telemetry import logs
 from app.telemetry.metrics import Metrics
+from app.telemetry.requests import ClientAddress, Headers
 
 DESCRIPTION = """Classify images, and look inside the network that does it.
 
@@ -106,7 +107,7 @@ class Application:
         """As `FastPaths.refusal`."""
         return self._fast.refusal(target)
 
-    def published(self, path: str, headers: Headers, client: Address) -> str:
+    def published(self, path: str, headers: Headers, client: ClientAddress) -> str:
         """As `Prefix.published`."""
         return self._prefix.published(path, headers, client)
 
