@@ -198,7 +198,7 @@ def check_names(environment: Mapping[str, str]) -> None:
             continue
         meant = ""
         if name in _OPTIONS:
-            meant = f"; `convscope serve --{name.lower()}` is meant?"
+            meant = f"; did you mean `convscope serve --{name.lower()}`?"
         elif close := difflib.get_close_matches(name, known, n=1, cutoff=0.4):
-            meant = f"; is {PREFIX}{close[0]} meant?"
+            meant = f"; did you mean {PREFIX}{close[0]}?"
         raise SettingsError(f"{variable}: there is no such setting{meant}")

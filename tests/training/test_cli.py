@@ -178,7 +178,7 @@ def test_a_mistyped_variable_is_refused_before_anything_is_downloaded(
 ) -> None:
     monkeypatch.setenv("CONVSCOPE_DATADIR", "my-images")
     assert _fail("data") == (
-        "Error: CONVSCOPE_DATADIR: there is no such setting; is CONVSCOPE_DATA_DIR meant?"
+        "Error: CONVSCOPE_DATADIR: there is no such setting; did you mean CONVSCOPE_DATA_DIR?"
     )
 
 
