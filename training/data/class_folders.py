@@ -24,6 +24,8 @@ from app.images.decode import decode
 from training.errors import DataError
 
 MAX_PIXELS = 100_000_000
+"""The most pixels of a picture: more than the service's default, as the files are one's own."""
+
 MAX_BYTES = 1 << 28
 """The largest file that is read."""
 
@@ -209,8 +211,8 @@ class _Reader:
             count = np.sum(labels == label)
             if count > 0 and (distinct := np.sum(first[labels == label])) < LEAST_DISTINCT:
                 self._faults.append(
-                    f"{printable(name)}: {count} pictures, {distinct} of them new; a split takes "
-                    f"at least {LEAST_DISTINCT} that differ from each other and from other classes'"
+                    f"{printable(name)}: {count} pictures, of which {distinct} differ from each "
+                    f"other and from those of earlier classes; a split needs {LEAST_DISTINCT}"
                 )
 
     def _leave_out(self, path: Path, reason: str, class_name: str = "") -> None:

@@ -82,7 +82,7 @@ class Findings:
 
 @dataclass(frozen=True)
 class Source:
-    """A data set that was found and verified; its images are not yet in memory.
+    """A data set that was found and verified; pictures in class folders are decoded already.
 
     Attributes:
         name: `cifar-10`, or the folder's name.

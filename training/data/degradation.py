@@ -148,8 +148,8 @@ def veil(images: Tensor, generator: torch.Generator) -> Tensor:
     )
     low, high = cloud.amin((2, 3), keepdim=True), cloud.amax((2, 3), keepdim=True)
     thickness = _uniform(0.1, 1.0, len(images), generator)
-    veil = thickness * (cloud - low) / (high - low)
-    return images * (1 - veil) + 255 * veil
+    white = thickness * (cloud - low) / (high - low)
+    return images * (1 - white) + 255 * white
 
 
 def resample(images: Tensor, generator: torch.Generator) -> Tensor:
