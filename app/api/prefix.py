@@ -27,6 +27,7 @@ class Prefix:
             trusted: the addresses of proxies whose header counts, as in `FORWARDED_ALLOW_IPS`.
         """
         self._root_path = root_path
+        # uvicorn's own reading of the variable; the middleware around nothing is never called.
         self._proxies = ProxyHeadersMiddleware(cast(Any, None), trusted).trusted_hosts
 
     def of(self, headers: Headers, client: ClientAddress) -> str:

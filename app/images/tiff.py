@@ -137,18 +137,18 @@ class _Kind(NamedTuple):
         # Some writers of RGB with alpha leave the tag out.
         without_tag = (_ALPHA,) if (photometric, samples) == (_RGB, 4) else ()
         return cls(
-            order,
-            big,
-            photometric,
-            tags.get(_BITS, (1,)),
-            tags.get(_FORMAT, (1,)),
-            tags.get(_EXTRA, without_tag),
-            samples,
-            number(_PLANAR, 1),
-            number(_COMPRESSION, _NONE),
-            number(_PREDICTOR, 1),
-            number(_FILL_ORDER, 1),
-            number(_INK_SET, 1),
+            order=order,
+            big=big,
+            photometric=photometric,
+            bits=tags.get(_BITS, (1,)),
+            formats=tags.get(_FORMAT, (1,)),
+            extra=tags.get(_EXTRA, without_tag),
+            samples=samples,
+            planar=number(_PLANAR, 1),
+            compression=number(_COMPRESSION, _NONE),
+            predictor=number(_PREDICTOR, 1),
+            fill_order=number(_FILL_ORDER, 1),
+            ink_set=number(_INK_SET, 1),
         )
 
     @property
