@@ -135,7 +135,7 @@ def is_bounded(data: bytes) -> bool:
 
 
 def warning_of(data: bytes) -> str | None:
-    """Return what is amiss with a file that `decode` reads all the same; None for most files."""
+    """Return the fault of a file that `decode` reads all the same; None for most files."""
     return "the JPEG has no end marker; its pixels are all there" if jpeg_lacks_end(data) else None
 
 
