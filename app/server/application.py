@@ -92,7 +92,7 @@ class Application(Protocol):
         """
 
     def stop_being_ready(self) -> None:
-        """Tell load balancers from now on that the service stops; it still answers."""
+        """Tell load balancers from now on that the service is stopping; it still answers."""
 
     @property
     def fast_paths(self) -> Collection[str]:
