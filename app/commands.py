@@ -1,4 +1,4 @@
-"""What the commands of `convscope` and `convscope-train` share: how they print errors and names."""
+"""Shared by the commands of `convscope` and `convscope-train`: printing of errors and names."""
 
 from pathlib import Path
 from typing import Any

@@ -29,7 +29,7 @@ _SERVICE_LINK = re.compile(
     r"|(\w+_)?PORT=\w+://.*",
     re.DOTALL,
 )
-"""What Kubernetes sets for a Service. `PORT=8080` is not of it: somebody means the option."""
+"""Variables that Kubernetes sets for a Service. `PORT=8080` is none: somebody means the option."""
 _STORE = "models_store"
 _ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://[a-z0-9.:\[\]-]+")
 _ROOT_PATH = re.compile(r"(/(?!\.{1,2}(/|$))[\w.~-]+)*", re.ASCII)

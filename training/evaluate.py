@@ -146,7 +146,7 @@ def answer_test(predict: Predict, source: dataset.Source) -> Answered:
 
 
 def first_test_images(source: dataset.Source, count: int) -> dataset.Split:
-    """Return the first test images, to measure what a finished model makes of them."""
+    """Return the first test images, on which a finished model is measured."""
     test = source.load_test()
     return dataset.Split(test.images[:count], test.labels[:count])
 

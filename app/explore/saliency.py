@@ -35,7 +35,7 @@ class _Squares:
     Attributes:
         side: of a square.
         step: from one square to the next.
-        outside: what the outermost squares reach beyond the image.
+        outside: how far the outermost squares reach beyond the image.
     """
 
     side: int

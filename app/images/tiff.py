@@ -212,7 +212,7 @@ class _Kind(NamedTuple):
 
 
 def check_tiff(data: bytes, max_pixels: int) -> None:
-    """Refuse what Pillow would not read right or not read quickly.
+    """Refuse a file that Pillow would not read right or not read quickly.
 
     Args:
         data: the file; begins with the signature of TIFF or BigTIFF.
@@ -245,7 +245,7 @@ def check_tiff(data: bytes, max_pixels: int) -> None:
 def _read_tags(
     data: bytes, order: str, *, big: bool
 ) -> tuple[dict[int, tuple[int, ...]], dict[int, int]]:
-    """Return of the first directory what is read here, and how many values each tag has."""
+    """Return the values of the tags that are read here, and each tag's number of values."""
     word = "Q" if big else "I"
     (start,) = struct.unpack_from(order + word, data, 8 if big else 4)
     number = struct.Struct(order + ("Q" if big else "H"))

@@ -100,7 +100,7 @@ class Application(Protocol):
 
     @property
     def cors(self) -> Cors | None:
-        """What refusals say to pages of other origins; None if these may read nothing."""
+        """Headers of refusals for pages of other origins; None if these may read nothing."""
 
     @property
     def most_bytes(self) -> int:

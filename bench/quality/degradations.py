@@ -1,4 +1,4 @@
-"""What each way of degrading training images is good for: `python -m bench.quality.degradations`.
+"""The use of each way of degrading training images: `python -m bench.quality.degradations`.
 
 The exercise's CNN goes on from `simple-cnn/1` for some epochs, with half of the images degraded in
 one way alone, and answers the held-out images, clean and after each of the corruptions. Prints a

@@ -36,7 +36,7 @@ MOST_TOLD = 20
 """How many faults, or files that were left out, are told one by one."""
 
 _OF_SYSTEMS = (".DS_Store", "._*", "__MACOSX", "Thumbs.db", "desktop.ini")
-"""What macOS and Windows put into folders beside the files of the user."""
+"""Files of macOS and Windows beside those of the user."""
 
 Pictures = tuple[NDArray[np.uint8], NDArray[np.int64]]
 
@@ -67,7 +67,7 @@ class ClassFolders:
         classes: names by label.
         splits: images uint8 `[N,H,W,3]` and labels int64 `[N]`, one for each folder of classes.
         sha256: over names and contents of all pictures, in order.
-        left_out: what lies beside them.
+        left_out: files and folders beside them.
     """
 
     classes: tuple[str, ...]
@@ -121,7 +121,7 @@ def first_told(told: Sequence[object], most: int = MOST_TOLD) -> list[str]:
 
 
 class _Reader:
-    """Collects the faults of a data set and what it leaves out."""
+    """Collects the faults of a data set and the files that it leaves out."""
 
     def __init__(self, place: Path, size: tuple[int, int]) -> None:
         self._place = place

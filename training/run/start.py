@@ -29,7 +29,7 @@ _MEASURED = 1000
 
 @dataclass(frozen=True)
 class _Trained:
-    """A trained network, and what it has seen."""
+    """A trained network, and the images that it has seen."""
 
     architecture: str
     classes: tuple[str, ...]
@@ -120,7 +120,7 @@ def _read_model(folder: Path) -> _Trained:
 
 @torch.no_grad()
 def _load(network: nn.Module, weights: dict[str, Tensor], images: Tensor) -> None:
-    """Load the weights; what they lack stays as it is, except for folded normalisations."""
+    """Load the weights; tensors that they lack stay, except for folded normalisations."""
     hooks = []
     for name, layer, norm in _folded(network, weights):
         bias = weights[f"{name}.bias"].to(images)
