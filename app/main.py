@@ -157,18 +157,7 @@ def create_app(
     # The outermost of its layers, so that answers to failures have the headers too.
     cors = Cors(framework, settings.cors_origins) if settings.cors_origins else None
     prefix = Prefix(settings.root_path, os.environ.get(TRUSTED_PROXIES_VARIABLE, "127.0.0.1"))
-    modules = (predict, explain, activations, filters, confusion_matrix, models, health)
-    for module in (*modules, metrics_route, documentation, page):
-        framework.include_router(module.router)
-    framework.routes.extend((documentation.mount(), page.mount()))
-    for error in (
-        ConvscopeError,
-        RequestValidationError,
-        HTTPException,
-        ClientDisconnect,
-        Exception,
-    ):
-        framework.add_exception_handler(error, respond)
+    _add_routes(framework)
     _document(framework)
     return Application(framework, metrics, settings, cors, prefix)
 
@@ -190,6 +179,22 @@ def _settings_or_exit() -> Settings:
         return read_settings()
     except SettingsError as exc:
         raise SystemExit(f"convscope: {exc}") from exc
+
+
+def _add_routes(framework: FastAPI) -> None:
+    """Add all resources, and the one handler of their errors."""
+    modules = (predict, explain, activations, filters, confusion_matrix, models, health)
+    for module in (*modules, metrics_route, documentation, page):
+        framework.include_router(module.router)
+    framework.routes.extend((documentation.mount(), page.mount()))
+    for error in (
+        ConvscopeError,
+        RequestValidationError,
+        HTTPException,
+        ClientDisconnect,
+        Exception,
+    ):
+        framework.add_exception_handler(error, respond)
 
 
 def _document(framework: FastAPI) -> None:
