@@ -28,9 +28,15 @@ _LEAST_PROBABILITY = 0.01
 """Smaller ones count as this with `regions`: how unlikely an unlikely class is tells nothing."""
 
 
+_PARTS = 32
+
+
 @dataclass(frozen=True)
 class _Squares:
-    """Rows of equal squares over an image, in pixels.
+    """Rows of equal squares over an image, in parts of its side: each number is of 32.
+
+    So their number is the same for images of any size, and they reach all of its pixels. In an
+    image that is no square, they are rectangles.
 
     Attributes:
         side: of a square.
@@ -42,14 +48,16 @@ class _Squares:
     step: int
     outside: int
 
-    def starts(self, length: int) -> range:
-        """Return where the squares begin along a side of the image."""
-        return range(-self.outside, length - self.side + self.outside + 1, self.step)
+    def spans(self, length: int) -> list[tuple[float, float]]:
+        """Return where the squares begin and end along a side of the image, in pixels."""
+        starts = range(-self.outside, _PARTS - self.side + self.outside + 1, self.step)
+        scale = length / _PARTS
+        return [(scale * start, scale * (start + self.side)) for start in starts]
 
     def slices(self, size: tuple[int, int]) -> list[tuple[slice, slice]]:
         """Return rows and columns of each square in an image of this height and width."""
         rows, columns = (
-            [slice(max(start, 0), start + self.side) for start in self.starts(length)]
+            [slice(max(round(start), 0), round(end)) for start, end in self.spans(length)]
             for length in size
         )
         return list(product(rows, columns))
@@ -67,9 +75,10 @@ class _Squares:
 
     def _weights(self, length: int) -> NDArray[np.float64]:
         """Return each square's weights along a side of the image, `[squares,length]`; 0 outside."""
-        middles = np.array(self.starts(length))[:, np.newaxis] + self.side / 2
-        distances = np.arange(0.5, length) - middles
-        return np.maximum(0, 1 - np.abs(distances) / (self.side / 2))
+        starts, ends = np.array(self.spans(length)).T[..., np.newaxis]
+        distances = np.arange(0.5, length) - (starts + ends) / 2
+        weights: NDArray[np.float64] = 1 - np.abs(distances) / ((ends - starts) / 2)
+        return weights.clip(0)
 
 
 _PATCHES = _Squares(side=8, step=4, outside=4)
