@@ -21,7 +21,7 @@ from app.commands import OneLineErrors
 from app.errors import ConvscopeError
 from app.local import FileClassifier, as_csv, as_json, as_text, find_files, is_folder
 from app.machine import can_fork, usable_cpus
-from app.server.run_directory import run_directory
+from app.server.run_directory import reachable, run_directory
 from app.settings import Settings, read_settings
 from app.telemetry import logs
 
@@ -204,7 +204,7 @@ def _greet(host: str, port: int, store: Store, settings: Settings) -> None:
         return
     from app.api.openapi import EXAMPLE_BASE64
 
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - an address to connect to
+    host = reachable(host)
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     names = ", ".join(item.ref for item in store)
     click.echo(

@@ -1,4 +1,4 @@
-"""What the commands of `convscope` and `convscope-train` share: how they print errors and names."""
+"""Shared by the commands of `convscope` and `convscope-train`: printing of errors and names."""
 
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,17 @@ class OneLineErrors(click.Group):
             raise click.ClickException(str(exc)) from exc
 
 
+def as_unicode(name: str) -> str:
+    r"""Return a file's name as text that JSON can hold: bytes that are not UTF-8 become `\xff`."""
+    return "".join(_escape(letter) if "\ud800" <= letter <= "\udfff" else letter for letter in name)
+
+
 def printable(text: Path | str) -> str:
     """Escape what is not printable: a file's name could move a terminal's cursor."""
-    return "".join(
-        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
-        for letter in str(text)
-    )
+    return "".join(letter if letter.isprintable() else _escape(letter) for letter in str(text))
+
+
+def _escape(letter: str) -> str:
+    if "\udc80" <= letter <= "\udcff":  # a byte that is not UTF-8 (PEP 383)
+        return f"\\x{ord(letter) - 0xDC00:02x}"
+    return letter.encode("unicode_escape").decode()

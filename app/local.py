@@ -19,7 +19,7 @@ import numpy as np
 from app.api.schemas import Prediction, Predictions
 from app.artifact.directory import Artifact
 from app.artifact.manifest import Manifest
-from app.commands import printable
+from app.commands import as_unicode, printable
 from app.errors import ImageError, UploadError, UploadTooLarge
 from app.images import RgbImage
 from app.images.decode import decode, warning_of
@@ -141,17 +141,17 @@ class FileClassifier:
 
     def _read(self, file: str | Failure) -> _Picture | Failure:
         if isinstance(file, Failure):
-            return Failure(_shown(file.filename), file.error)
+            return Failure(as_unicode(file.filename), file.error)
         settings = self._settings
         try:
             data = _read_bytes(file, settings.max_body_bytes)
             whole = settings.max_pixels_whole
             image = decode(data, self._size, settings.max_pixels, max_pixels_whole=whole)
         except OSError as exc:
-            return Failure(_shown(file), exc.strerror or str(exc))
+            return Failure(as_unicode(file), exc.strerror or str(exc))
         except (ImageError, UploadError) as exc:
-            return Failure(_shown(file), str(exc))
-        return _Picture(_shown(file), image, warning_of(data))
+            return Failure(as_unicode(file), str(exc))
+        return _Picture(as_unicode(file), image, warning_of(data))
 
     def _predict(self, pictures: Sequence[_Picture]) -> list[Prediction]:
         if not pictures:
@@ -173,11 +173,6 @@ def _read_bytes(name: str, limit: int) -> bytes:
     if len(data) > limit:
         raise UploadTooLarge(f"holds more than {limit} bytes; {PREFIX}MAX_BODY_BYTES is the limit")
     return data
-
-
-def _shown(name: str) -> str:
-    """Return a file's name as Unicode; bytes of another encoding are escaped."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def as_text(rows: Iterable[Row], coverage: float | None) -> Iterator[str]:

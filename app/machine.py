@@ -1,4 +1,4 @@
-"""The platform: what it gives to this process, and what to do where it lacks something.
+"""The platform: its resources for this process, and a fallback for each name that it lacks.
 
 Every name that some platform lacks is used here alone: macOS has no `sched_getaffinity`, no control
 groups and no number for its limit of open files; Windows has no `fork`, `resource` and `fcntl`.

@@ -16,7 +16,7 @@ from app.api.cors import Cors
 from app.api.fast_paths import MAX_BYTES, PATHS, FastPaths, Handler
 from app.api.handlers import respond
 from app.api.middleware import RequestMiddleware
-from app.api.prefix import Address, Headers, Prefix, PrefixMiddleware
+from app.api.prefix import Prefix, PrefixMiddleware
 from app.api.routes import (
     activations,
     confusion_matrix,
@@ -37,6 +37,7 @@ from app.problems import Problem
 from app.settings import Settings, read_settings
 from app.telemetry import logs
 from app.telemetry.metrics import Metrics
+from app.telemetry.requests import ClientAddress, Headers
 
 DESCRIPTION = """Classify images, and look inside the network that does it.
 
@@ -106,7 +107,7 @@ class Application:
         """As `FastPaths.refusal`."""
         return self._fast.refusal(target)
 
-    def published(self, path: str, headers: Headers, client: Address) -> str:
+    def published(self, path: str, headers: Headers, client: ClientAddress) -> str:
         """As `Prefix.published`."""
         return self._prefix.published(path, headers, client)
 
@@ -156,18 +157,7 @@ def create_app(
     # The outermost of its layers, so that answers to failures have the headers too.
     cors = Cors(framework, settings.cors_origins) if settings.cors_origins else None
     prefix = Prefix(settings.root_path, os.environ.get(TRUSTED_PROXIES_VARIABLE, "127.0.0.1"))
-    modules = (predict, explain, activations, filters, confusion_matrix, models, health)
-    for module in (*modules, metrics_route, documentation, page):
-        framework.include_router(module.router)
-    framework.routes.extend((documentation.mount(), page.mount()))
-    for error in (
-        ConvscopeError,
-        RequestValidationError,
-        HTTPException,
-        ClientDisconnect,
-        Exception,
-    ):
-        framework.add_exception_handler(error, respond)
+    _add_routes(framework)
     _document(framework)
     return Application(framework, metrics, settings, cors, prefix)
 
@@ -189,6 +179,22 @@ def _settings_or_exit() -> Settings:
         return read_settings()
     except SettingsError as exc:
         raise SystemExit(f"convscope: {exc}") from exc
+
+
+def _add_routes(framework: FastAPI) -> None:
+    """Add all resources, and the one handler of their errors."""
+    modules = (predict, explain, activations, filters, confusion_matrix, models, health)
+    for module in (*modules, metrics_route, documentation, page):
+        framework.include_router(module.router)
+    framework.routes.extend((documentation.mount(), page.mount()))
+    for error in (
+        ConvscopeError,
+        RequestValidationError,
+        HTTPException,
+        ClientDisconnect,
+        Exception,
+    ):
+        framework.add_exception_handler(error, respond)
 
 
 def _document(framework: FastAPI) -> None:

@@ -29,7 +29,7 @@ _SERVICE_LINK = re.compile(
     r"|(\w+_)?PORT=\w+://.*",
     re.DOTALL,
 )
-"""What Kubernetes sets for a Service. `PORT=8080` is not of it: somebody means the option."""
+"""Variables that Kubernetes sets for a Service. `PORT=8080` is none: somebody means the option."""
 _STORE = "models_store"
 _ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://[a-z0-9.:\[\]-]+")
 _ROOT_PATH = re.compile(r"(/(?!\.{1,2}(/|$))[\w.~-]+)*", re.ASCII)
@@ -198,7 +198,7 @@ def check_names(environment: Mapping[str, str]) -> None:
             continue
         meant = ""
         if name in _OPTIONS:
-            meant = f"; `convscope serve --{name.lower()}` is meant?"
+            meant = f"; did you mean `convscope serve --{name.lower()}`?"
         elif close := difflib.get_close_matches(name, known, n=1, cutoff=0.4):
-            meant = f"; is {PREFIX}{close[0]} meant?"
+            meant = f"; did you mean {PREFIX}{close[0]}?"
         raise SettingsError(f"{variable}: there is no such setting{meant}")

@@ -17,9 +17,10 @@ from app.artifact.manifest import Views, WeightFormat
 from app.commands import OneLineErrors, printable
 from app.errors import SettingsError
 from app.settings import check_names
-from training import corruptions, evaluate, report
+from training import evaluate, report
 from training.architectures import ARCHITECTURES
 from training.architectures.describe import describe as describe_architecture
+from training.compare import corruptions
 from training.compare import report as comparison_report
 from training.compare.compare import compare as compare_models
 from training.data import dataset
@@ -238,7 +239,7 @@ def corruptions_command(models: tuple[Path, ...], data_dir: Path | None) -> None
     """Measure the models in the folders MODELS on corrupted test images."""
     source = dataset.find(data_dir, download=False)
     found = corruptions.measure_all(models, source, console.print)
-    console.print(report.corruptions_table(found))
+    console.print(comparison_report.corruptions_table(found))
 
 
 @main.command("describe")

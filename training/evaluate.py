@@ -145,19 +145,10 @@ def answer_test(predict: Predict, source: dataset.Source) -> Answered:
     return answer(predict, source.load_test())
 
 
-def changed_test(
-    source: dataset.Source, change: Callable[[Images], Images], images: int
-) -> dataset.Split:
-    """Return the first test images after a change, to measure how a finished model bears it.
-
-    Args:
-        source: the data set.
-        change: from uint8 images `[N,H,W,3]` to others of the same shape.
-        images: how many to return.
-    """
+def first_test_images(source: dataset.Source, count: int) -> dataset.Split:
+    """Return the first test images, on which a finished model is measured."""
     test = source.load_test()
-    changed = torch.from_numpy(change(test.images[:images].numpy()))
-    return dataset.Split(changed, test.labels[:images])
+    return dataset.Split(test.images[:count], test.labels[:count])
 
 
 def outputs_for(predict: Predict, images: Images) -> Outputs:

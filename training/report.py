@@ -1,10 +1,10 @@
-"""Tables and plots of one model, for the terminal and as PNG. Measures nothing.
+"""Tables and plots of one model or data set, for the terminal and as PNG. Measures nothing.
 
-`training.compare.report` has the tables of a comparison.
+`training.compare.report` has the tables of several models.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -14,10 +14,8 @@ from rich.table import Table
 
 from app.artifact.manifest import Evaluation, LayerRecord
 from app.commands import printable
-from training import corruptions
 from training.architectures.describe import Description, count_weights
-from training.corruptions import Answers
-from training.data.class_folders import MOST_TOLD
+from training.data.class_folders import first_told
 from training.data.dataset import Findings, Source
 from training.errors import RunError
 from training.run.checkpoint import EpochFigures
@@ -128,16 +126,6 @@ def label_axes(axes: Axes, x: str, y: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def corruptions_table(models: Mapping[str, Mapping[str, Answers]]) -> Table:
-    """Return each model's accuracy after each corruption, and the part that it marks as foreign."""
-    rows = [
-        (name, *(str(found[name]) for found in models.values())) for name in corruptions.CORRUPTIONS
-    ]
-    means = (f"{corruptions.mean_accuracy(found):.1%}" for found in models.values())
-    title = f"{corruptions.IMAGES:,} test images: right, marked as foreign"
-    return make_table(title, ("", *models), [*rows, ("mean of the corrupted", *means)])
-
-
 def findings_table(
     source: Source, findings: Findings, held_out: Sequence[int] | None = None
 ) -> Table:
@@ -167,10 +155,8 @@ def findings_table(
     table = make_table(title, (*headings, "why"), rows)
     table.columns[-1].justify = "left"
     table.add_section()
-    for item in findings.left_out[:MOST_TOLD]:
-        table.add_row("", *blanks, "", str(item))
-    if len(findings.left_out) > MOST_TOLD:
-        table.add_row("", *blanks, "", f"and {len(findings.left_out) - MOST_TOLD:,} more")
+    for line in first_told(findings.left_out):
+        table.add_row("", *blanks, "", line)
     return table
 
 

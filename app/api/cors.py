@@ -4,7 +4,7 @@ Starlette's middleware decides and answers preflight requests. The fast paths an
 refusals go round it, and take the same headers from `Cors.lines`.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
@@ -13,6 +13,7 @@ from starlette.types import ASGIApp
 
 from app.api.openapi import TIMEOUT_HEADER
 from app.errors import CrossOriginRefused
+from app.telemetry import requests
 
 _METHODS = ("GET", "HEAD", "POST")
 _REQUEST_HEADERS = ("If-None-Match", "X-Request-ID", TIMEOUT_HEADER)
@@ -46,11 +47,10 @@ class Cors(CORSMiddleware):
             )
         return response
 
-    def lines(self, headers: Sequence[tuple[bytes, bytes]]) -> bytes:
+    def lines(self, headers: requests.Headers) -> bytes:
         """Return the headers, each with its line end, of an answer to a request with `headers`."""
-        origin = next((value for name, value in headers if name == b"origin"), b"").decode(
-            "latin-1"
-        )
+        given = next((value for name, value in headers if name == b"origin"), b"")
+        origin = given.decode("latin-1")
         if not origin:
             return b""
         ours = MutableHeaders(self.simple_headers)

@@ -23,7 +23,7 @@ from app.api.cors import Cors
 from app.api.dependencies import refuse_repeated
 from app.api.middleware import end_request
 from app.api.pictures import INLINE_PIXELS, timeout_of
-from app.api.prefix import Address, Headers, Prefix
+from app.api.prefix import Prefix
 from app.api.queries import PredictQuery
 from app.api.routes import predict
 from app.api.state import Service
@@ -36,7 +36,13 @@ from app.inference.batcher import Answer, Batcher
 from app.tasks.classification import Interpreter
 from app.telemetry import requests
 from app.telemetry.metrics import ModelMetrics
-from app.telemetry.requests import RequestState, given_id, new_request_id
+from app.telemetry.requests import (
+    ClientAddress,
+    Headers,
+    RequestState,
+    given_id,
+    new_request_id,
+)
 
 PATHS = frozenset({predict.PATH})
 
@@ -52,7 +58,7 @@ class Client(Protocol):
     """The client of a whole request, as in `app.server.application`."""
 
     @property
-    def address(self) -> Address:
+    def address(self) -> ClientAddress:
         """Host and port."""
 
     def reply(self, status: int, lines: bytes, body: bytes) -> bool:

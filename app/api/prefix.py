@@ -4,7 +4,6 @@ The prefix is the service's own setting, or the proxy names it in `X-Forwarded-P
 answers begin with it. The proxy may strip it from the paths of requests, or leave it there.
 """
 
-from collections.abc import Sequence
 from typing import Any, cast
 
 from starlette.responses import RedirectResponse
@@ -12,12 +11,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from app.settings import check_root_path
+from app.telemetry.requests import ClientAddress, Headers
 
 HEADER = b"x-forwarded-prefix"
-
-Headers = Sequence[tuple[bytes, bytes]]
-Address = tuple[str, int] | None
-"""Host and port of a client; None if its socket has no such name."""
 
 
 class Prefix:
@@ -31,17 +27,18 @@ class Prefix:
             trusted: the addresses of proxies whose header counts, as in `FORWARDED_ALLOW_IPS`.
         """
         self._root_path = root_path
+        # uvicorn's own reading of the variable; the middleware around nothing is never called.
         self._proxies = ProxyHeadersMiddleware(cast(Any, None), trusted).trusted_hosts
 
-    def of(self, headers: Headers, client: Address) -> str:
+    def of(self, headers: Headers, client: ClientAddress) -> str:
         """Return the prefix of a request from this client, or an empty text."""
         return self._root_path or self._forwarded(headers, client)
 
-    def published(self, path: str, headers: Headers, client: Address) -> str:
+    def published(self, path: str, headers: Headers, client: ClientAddress) -> str:
         """Return a path of the service as its clients know it."""
         return _below(self.of(headers, client), path)
 
-    def _forwarded(self, headers: Headers, client: Address) -> str:
+    def _forwarded(self, headers: Headers, client: ClientAddress) -> str:
         """Return the prefix of the header, if a proxy that is trusted sent just a sound one.
 
         Proxies pass on a client's own header, so a prefix must not lead to another host.

@@ -7,6 +7,7 @@ from pydantic import AfterValidator, BaseModel, Field, model_validator
 from app.artifact.manifest import SetMethod, composed
 from app.explore.confusion_matrix import Normalization
 from app.explore.saliency import SaliencyMethod
+from app.tasks.classification import DEFAULT_SETS
 
 VERSION_HELP = "The model's version; the highest, or for the default model its own, unless given."
 
@@ -55,7 +56,7 @@ class PredictQuery(ModelQuery):
         "probability, rounded up to a whole percent.",
     )
     sets: SetMethod = Field(
-        "aps",
+        DEFAULT_SETS,
         description="The method of prediction sets: `aps` gives difficult images larger ones and "
         "loses least on pictures that are not clean, `lac` gives the smallest on average, "
         "`class-conditional` holds each class as often as asked, not only all together.",

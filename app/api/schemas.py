@@ -29,7 +29,7 @@ class Prediction(BaseModel):
     )
     filename: str | None = None
     warning: str | None = Field(
-        None, description="What is amiss with a file that was read all the same."
+        None, description="The fault of a file that was decoded all the same."
     )
 
 

@@ -9,6 +9,7 @@ only global average pooling between the two. Nothing here runs a model or draws.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
 from typing import Literal
 
 import numpy as np
@@ -27,39 +28,57 @@ _LEAST_PROBABILITY = 0.01
 """Smaller ones count as this with `regions`: how unlikely an unlikely class is tells nothing."""
 
 
+_PARTS = 32
+
+
 @dataclass(frozen=True)
 class _Squares:
-    """Rows of equal squares over an image, in pixels.
+    """Rows of equal squares over an image, in parts of its side: each number is of 32.
+
+    So their number is the same for images of any size, and they reach all of its pixels. In an
+    image that is no square, they are rectangles.
 
     Attributes:
         side: of a square.
         step: from one square to the next.
-        outside: what the outermost squares reach beyond the image.
+        outside: how far the outermost squares reach beyond the image.
     """
 
     side: int
     step: int
     outside: int
 
-    def weights(self, length: int) -> NDArray[np.float64]:
-        """Return each square's weights along a side of the image, `[squares,length]`.
+    def spans(self, length: int) -> list[tuple[float, float]]:
+        """Return where the squares begin and end along a side of the image, in pixels."""
+        starts = range(-self.outside, _PARTS - self.side + self.outside + 1, self.step)
+        scale = length / _PARTS
+        return [(scale * start, scale * (start + self.side)) for start in starts]
 
-        A square has weights above 0 inside alone, which fall along a line from its middle.
-        """
-        starts = np.arange(-self.outside, length - self.side + self.outside + 1, self.step)
-        distances = np.arange(0.5, length) - (starts[:, np.newaxis] + self.side / 2)
-        return np.maximum(0, 1 - np.abs(distances) / (self.side / 2))
-
-    def masks(self, size: tuple[int, int]) -> NDArray[np.bool_]:
-        """Return the squares of an image of this height and width, `[squares,H,W]`."""
-        rows, columns = (self.weights(length) > 0 for length in size)
-        return (rows[:, np.newaxis, :, np.newaxis] & columns[:, np.newaxis]).reshape(-1, *size)
+    def slices(self, size: tuple[int, int]) -> list[tuple[slice, slice]]:
+        """Return rows and columns of each square in an image of this height and width."""
+        rows, columns = (
+            [slice(max(round(start), 0), round(end)) for start, end in self.spans(length)]
+            for length in size
+        )
+        return list(product(rows, columns))
 
     def mean(self, size: tuple[int, int], values: NDArray[np.float32]) -> Heat:
-        """Return the mean of each pixel's squares by their weights, `[H,W]`."""
-        rows, columns = (self.weights(length) for length in size)
+        """Return the mean of each pixel's squares, `[H,W]`, by weights that fall from their middle.
+
+        Args:
+            size: height and width of the image.
+            values: of the squares, in the order of `slices`.
+        """
+        rows, columns = (self._weights(length) for length in size)
         total = rows.T @ values.reshape(len(rows), len(columns)) @ columns
         return (total / np.outer(rows.sum(0), columns.sum(0))).astype(np.float32)
+
+    def _weights(self, length: int) -> NDArray[np.float64]:
+        """Return each square's weights along a side of the image, `[squares,length]`; 0 outside."""
+        starts, ends = np.array(self.spans(length)).T[..., np.newaxis]
+        distances = np.arange(0.5, length) - (starts + ends) / 2
+        weights: NDArray[np.float64] = 1 - np.abs(distances) / ((ends - starts) / 2)
+        return weights.clip(0)
 
 
 _PATCHES = _Squares(side=8, step=4, outside=4)
@@ -107,7 +126,7 @@ def _region_map(
     less likely when squares around it are covered.
     """
     found = _log(after[:, class_id], _LEAST_PROBABILITY)
-    regions, covered = np.split(found, [len(_REGIONS.masks(size))])
+    regions, covered = np.split(found, [len(_REGIONS.slices(size))])
     suffices = _REGIONS.mean(size, regions - regions.mean())
     needed = _COVERED.mean(size, _log(before[class_id], _LEAST_PROBABILITY) - covered)
     return suffices + needed
@@ -121,21 +140,22 @@ PERTURBATIONS: dict[SaliencyMethod, Perturbation] = {
 
 def _cover(image: RgbImage, squares: _Squares) -> Images:
     """Return copies of the image, each with one square of its mean colour."""
-    height, width = image.shape[:2]
+    slices = squares.slices(image.shape[:2])
+    copies = np.repeat(image[np.newaxis], len(slices), axis=0)
     colour = np.rint(image.mean(axis=(0, 1))).astype(np.uint8)
-    return np.where(squares.masks((height, width))[..., np.newaxis], colour, image)
+    for copy, square in zip(copies, slices, strict=True):
+        copy[square] = colour
+    return copies
 
 
 def _enlarge(image: RgbImage, squares: _Squares) -> Images:
     """Return each square of the image at the image's size."""
     height, width = image.shape[:2]
-    whole, found = Image.fromarray(image), []
-    for mask in squares.masks((height, width)):
-        rows, columns = np.nonzero(mask)
-        box = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
-        part = whole.crop(box)  # or else the pixels around it would count at its border
-        found.append(np.asarray(part.resize((width, height), Image.Resampling.BILINEAR)))
-    return np.stack(found)
+    # Cut out first: otherwise the pixels around a square would count at its border.
+    parts = [Image.fromarray(image[square]) for square in squares.slices((height, width))]
+    return np.stack(
+        [np.asarray(part.resize((width, height), Image.Resampling.BILINEAR)) for part in parts]
+    )
 
 
 def _log(probabilities: Probabilities | np.float32, least: float) -> NDArray[np.float32]:

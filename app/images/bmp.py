@@ -7,7 +7,7 @@ known to be read right is admitted, as `tests/app/images/test_bmp.py` proves it.
 
 import struct
 
-from app.errors import UnsupportedImage
+from app.images.limits import unsupported
 
 _CORE_HEADER, _OS2_HEADER = 12, 64
 _HEADERS = frozenset({_CORE_HEADER, 40, 52, 56, _OS2_HEADER, 108, 124})
@@ -51,10 +51,7 @@ def check_bmp(data: bytes) -> None:
     """
     kind = _unsupported_kind(data)
     if kind:
-        raise UnsupportedImage(
-            f"BMP image of this kind is not read: {kind}; convert it to PNG, or to BMP of 24 bits "
-            "without compression"
-        )
+        raise unsupported("BMP", kind, "PNG, or to BMP of 24 bits without compression")
 
 
 def _unsupported_kind(data: bytes) -> str | None:

@@ -3,11 +3,12 @@
 It reads PNG, JPEG (including MPO), WebP, GIF, BMP, TIFF and, if Pillow was built with it, AVIF; of
 an animation it reads the first frame. The bytes come from strangers. All of Pillow's errors are
 translated here, sizes are checked in the header before anything is decoded, metadata that can cost
-more than the pixels never reaches Pillow, and no decoder in Python is used. `tiff`, `bmp` and
-`stripping` refuse by name the kinds of a format that Pillow reads wrongly or calls damaged.
+more than the pixels never reaches Pillow, and no decoder in Python is used. `png`, `jpeg`, `tiff`
+and `bmp` refuse by name the kinds of a format that Pillow reads wrongly or calls damaged.
 
 Colour is not managed: samples count as sRGB, as they do in training, and embedded profiles are not
-applied. Resource limits are the constants of this module, `stripping`, `tiff` and `raw_profile`.
+applied. Resource limits are the constants of this module, `limits`, `jpeg`, `tiff` and
+`raw_profile`.
 """
 
 import io
@@ -34,16 +35,16 @@ from PIL.WebPImagePlugin import WebPImageFile
 from app.errors import DamagedImage, ImageError, NotAnImage, TooManyPixels, UnsupportedImage
 from app.images import RgbImage
 from app.images.bmp import check_bmp
-from app.images.plain_png import PlainPng
-from app.images.samples import eight_bit
-from app.images.stripping import (
+from app.images.jpeg import (
     JPEG_END,
-    MAX_PIECES,
     jpeg_has_all_scans,
     jpeg_lacks_end,
     without_jpeg_metadata,
-    without_png_metadata,
 )
+from app.images.limits import MAX_PIECES, megapixels
+from app.images.plain_png import PlainPng
+from app.images.png import without_png_metadata
+from app.images.samples import eight_bit
 from app.images.tiff import check_tiff
 
 LIGHT_PIXELS = 2_100_000
@@ -134,7 +135,7 @@ def is_bounded(data: bytes) -> bool:
 
 
 def warning_of(data: bytes) -> str | None:
-    """Return what is amiss with a file that `decode` reads all the same; None for most files."""
+    """Return the fault of a file that `decode` reads all the same; None for most files."""
     return "the JPEG has no end marker; its pixels are all there" if jpeg_lacks_end(data) else None
 
 
@@ -231,7 +232,7 @@ def _translated(data: bytes, max_pixels: int, read: Callable[[str], RgbImage]) -
     except ImageError:
         raise
     except Image.DecompressionBombError as exc:  # raised before Pillow says how large it is
-        limit = _megapixels(max_pixels)
+        limit = megapixels(max_pixels)
         raise TooManyPixels(f"{kind} image is far over the limit of {limit}") from exc
     except Exception as exc:  # Pillow documents no list of what its decoders raise
         raise DamagedImage(f"{kind} image is damaged: {exc or type(exc).__name__}") from exc
@@ -325,17 +326,13 @@ def _check_pixels(size: tuple[int, int], weight: int, limit: int, what: str = ""
     width, height = size
     if width * height > limit:
         raise TooManyPixels(
-            f"image is {width}x{height} pixels; the limit is {_megapixels(limit)}{what}"
+            f"image is {width}x{height} pixels; the limit is {megapixels(limit)}{what}"
         )
     if width * height > max(LIGHT_PIXELS, weight * MAX_PIXELS_A_BYTE):
         raise TooManyPixels(
             f"image is {width}x{height} pixels in {weight} bytes; above "
-            f"{_megapixels(LIGHT_PIXELS)} at most {MAX_PIXELS_A_BYTE} pixels a byte are decoded"
+            f"{megapixels(LIGHT_PIXELS)} at most {MAX_PIXELS_A_BYTE} pixels a byte are decoded"
         )
-
-
-def _megapixels(pixels: int) -> str:
-    return f"{pixels / 1e6:.4g} megapixels"
 
 
 def _check_passes(image: ImageFile, data: bytes) -> None:

@@ -27,10 +27,11 @@ def exif_of(kind: bytes, body: bytes) -> bytes:
         As much as can be read; empty if the chunk is broken.
     """
     text = body[len(KEYWORD) : MAX_TEXT_BYTES]
-    if kind == b"iTXt":  # whether it is compressed, the method, a language, a translated keyword
+    is_compressed = kind == b"zTXt"
+    if is_compressed:
+        text = text[1:]  # without the method
+    elif kind == b"iTXt":  # whether it is compressed, the method, a language, a translated keyword
         is_compressed, text = text[:1] == b"\1", b"".join(text[2:].split(b"\0", 2)[2:])
-    else:  # the method
-        is_compressed, text = kind == b"zTXt", text[kind == b"zTXt" :]
     if is_compressed:
         try:
             text = zlib.decompressobj().decompress(text, MAX_TEXT_BYTES)

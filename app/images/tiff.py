@@ -10,7 +10,8 @@ Pillow reads the file, and only what is known to be read right is admitted: the 
 import struct
 from typing import NamedTuple, Self
 
-from app.errors import DamagedImage, TooManyPixels, UnsupportedImage
+from app.errors import DamagedImage, TooManyPixels
+from app.images.limits import megapixels, unsupported
 
 MAX_VALUES = 10_000
 """The most strips or tiles. Pillow makes a Python object of each one."""
@@ -136,18 +137,18 @@ class _Kind(NamedTuple):
         # Some writers of RGB with alpha leave the tag out.
         without_tag = (_ALPHA,) if (photometric, samples) == (_RGB, 4) else ()
         return cls(
-            order,
-            big,
-            photometric,
-            tags.get(_BITS, (1,)),
-            tags.get(_FORMAT, (1,)),
-            tags.get(_EXTRA, without_tag),
-            samples,
-            number(_PLANAR, 1),
-            number(_COMPRESSION, _NONE),
-            number(_PREDICTOR, 1),
-            number(_FILL_ORDER, 1),
-            number(_INK_SET, 1),
+            order=order,
+            big=big,
+            photometric=photometric,
+            bits=tags.get(_BITS, (1,)),
+            formats=tags.get(_FORMAT, (1,)),
+            extra=tags.get(_EXTRA, without_tag),
+            samples=samples,
+            planar=number(_PLANAR, 1),
+            compression=number(_COMPRESSION, _NONE),
+            predictor=number(_PREDICTOR, 1),
+            fill_order=number(_FILL_ORDER, 1),
+            ink_set=number(_INK_SET, 1),
         )
 
     @property
@@ -211,7 +212,7 @@ class _Kind(NamedTuple):
 
 
 def check_tiff(data: bytes, max_pixels: int) -> None:
-    """Refuse what Pillow would not read right or not read quickly.
+    """Refuse a file that Pillow would not read right or not read quickly.
 
     Args:
         data: the file; begins with the signature of TIFF or BigTIFF.
@@ -227,10 +228,7 @@ def check_tiff(data: bytes, max_pixels: int) -> None:
     tags, counts = _read_tags(data, order, big=big)
     kind = _Kind.of(tags, order, big=big)
     if not kind.admitted:
-        raise UnsupportedImage(
-            f"TIFF image of this kind is not read: {kind}; convert it to PNG, or to TIFF of 8-bit "
-            "grey or RGB in one plane"
-        )
+        raise unsupported("TIFF", str(kind), "PNG, or to TIFF of 8-bit grey or RGB in one plane")
     for tag, values in counts.items():
         if tag < _XMP and values > MAX_VALUES:
             raise DamagedImage(f"TIFF tag {tag} has {values} values; the limit is {MAX_VALUES}")
@@ -240,14 +238,14 @@ def check_tiff(data: bytes, max_pixels: int) -> None:
     if width * height > max_pixels:
         raise TooManyPixels(
             f"TIFF image has tiles of {width}x{height} pixels; "
-            f"the limit is {max_pixels / 1e6:.4g} megapixels"
+            f"the limit is {megapixels(max_pixels)}"
         )
 
 
 def _read_tags(
     data: bytes, order: str, *, big: bool
 ) -> tuple[dict[int, tuple[int, ...]], dict[int, int]]:
-    """Return of the first directory what is read here, and how many values each tag has."""
+    """Return the values of the tags that are read here, and each tag's number of values."""
     word = "Q" if big else "I"
     (start,) = struct.unpack_from(order + word, data, 8 if big else 4)
     number = struct.Struct(order + ("Q" if big else "H"))

@@ -1,20 +1,20 @@
 """What the server asks of an application."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from typing import Protocol
 
 from starlette.types import Receive, Scope, Send
 
 from app.errors import QueueFull
 from app.telemetry.metrics import Metrics
-from app.telemetry.requests import RequestState
+from app.telemetry.requests import ClientAddress, Headers, RequestState
 
 
 class Client(Protocol):
     """The client that waits for the answer to a whole request; it is answered or declined, once."""
 
     @property
-    def address(self) -> tuple[str, int] | None:
+    def address(self) -> ClientAddress:
         """Host and port."""
 
     def reply(self, status: int, lines: bytes, body: bytes) -> bool:
@@ -61,7 +61,7 @@ class Handler(Protocol):
 class Cors(Protocol):
     """Lets pages of other origins read answers."""
 
-    def lines(self, headers: Sequence[tuple[bytes, bytes]]) -> bytes:
+    def lines(self, headers: Headers) -> bytes:
         """Return headers, each with its line end, for a refusal of a request with `headers`."""
 
 
@@ -71,7 +71,7 @@ class Application(Protocol):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, or run the lifespan (ASGI)."""
 
-    def handler(self, target: bytes, headers: Sequence[tuple[bytes, bytes]]) -> Handler | None:
+    def handler(self, target: bytes, headers: Headers) -> Handler | None:
         """Return the handler of a POST to one of `fast_paths`, or None to leave it to ASGI.
 
         Args:
@@ -82,9 +82,7 @@ class Application(Protocol):
     def refusal(self, target: bytes) -> QueueFull | None:
         """Return the error of a POST to this target, if there is no room for it now."""
 
-    def published(
-        self, path: str, headers: Sequence[tuple[bytes, bytes]], client: tuple[str, int] | None
-    ) -> str:
+    def published(self, path: str, headers: Headers, client: ClientAddress) -> str:
         """Return the path of a request as its client knows it, below the prefix of a proxy.
 
         Args:
@@ -94,7 +92,7 @@ class Application(Protocol):
         """
 
     def stop_being_ready(self) -> None:
-        """Tell load balancers from now on that the service stops; it still answers."""
+        """Tell load balancers from now on that the service is stopping; it still answers."""
 
     @property
     def fast_paths(self) -> Collection[str]:
@@ -102,7 +100,7 @@ class Application(Protocol):
 
     @property
     def cors(self) -> Cors | None:
-        """What refusals say to pages of other origins; None if these may read nothing."""
+        """Headers of refusals for pages of other origins; None if these may read nothing."""
 
     @property
     def most_bytes(self) -> int:

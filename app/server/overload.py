@@ -23,6 +23,7 @@ _NOT_PLAIN = re.compile(
     rb"|content-length(?!: ?\d{1,9}\r))",
     re.IGNORECASE,
 )
+# The headers that `Cors.lines` and `Application.published` read: one more there is one more here.
 _READ = re.compile(rb"\r\n(origin|x-forwarded-prefix):([^\r]*)", re.IGNORECASE)
 _PLACEHOLDER = "0" * 32  # of a request id
 

@@ -7,11 +7,9 @@ whatever proxy the environment names. It imports little, because it runs every f
 import sys
 from http.client import HTTPConnection, HTTPException
 
-from app.server.run_directory import Address, running_services
+from app.server.run_directory import Address, reachable, running_services
 
 TIMEOUT_SECONDS = 4.0
-
-_ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - where such a service is reached
 
 
 def main() -> None:
@@ -26,7 +24,7 @@ def main() -> None:
 
 def _fault(address: Address) -> str | None:
     host, port = address
-    connection = HTTPConnection(_ANY_ADDRESS.get(host, host), port, timeout=TIMEOUT_SECONDS)
+    connection = HTTPConnection(reachable(host), port, timeout=TIMEOUT_SECONDS)
     try:
         connection.request("GET", "/health/ready")
         answer = connection.getresponse()

@@ -34,7 +34,13 @@ from app.server.overload import (
     status_line,
 )
 from app.telemetry.metrics import OTHER
-from app.telemetry.requests import SCOPE_KEY, STARTED_KEY, RequestState, request_id_of
+from app.telemetry.requests import (
+    SCOPE_KEY,
+    STARTED_KEY,
+    ClientAddress,
+    RequestState,
+    request_id_of,
+)
 
 DRAIN_SECONDS = 10
 DRAIN_BYTES = 64 << 20
@@ -596,7 +602,7 @@ class HttpProtocol(asyncio.Protocol):
     # What the handler does; `Client`
 
     @property
-    def address(self) -> tuple[str, int] | None:
+    def address(self) -> ClientAddress:
         """Host and port of the client."""
         return self._client
 
@@ -768,6 +774,6 @@ class HttpProtocol(asyncio.Protocol):
         return self._target.partition(b"?")[0].decode("ascii", "backslashreplace")
 
 
-def _address(name: object) -> tuple[str, int] | None:
+def _address(name: object) -> ClientAddress:
     """Return host and port of a socket's name."""
     return (str(name[0]), int(name[1])) if isinstance(name, tuple) else None

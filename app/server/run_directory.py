@@ -48,6 +48,12 @@ def run_directory(address: Address) -> Iterator[None]:
         yield
 
 
+def reachable(host: str) -> str:
+    """Return the host at which a service that listens on `host` is reached on this machine."""
+    every_address = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - nothing listens here
+    return every_address.get(host, host)
+
+
 def running_services() -> list[Address]:
     """Return the addresses of this user's services on this machine."""
     named = os.environ.get(METRICS_DIRECTORY_VARIABLE)

@@ -23,7 +23,7 @@ from types import FrameType
 from app.errors import ArtifactError, ConvscopeError
 from app.server.application import Application
 from app.server.connections import Share, Shares
-from app.server.worker import Server, end_quietly, open_application
+from app.server.worker import Server, end_quietly, open_in_process
 from app.settings import Settings
 
 _BEAT_SECONDS = 1.0
@@ -229,7 +229,7 @@ class Supervisor:
         for connection in (reader, *(worker.reader for worker in self._workers)):
             connection.close()
         try:
-            application = open_application(self.open_application)
+            application = open_in_process(self.open_application)
         except ConvscopeError as exc:
             writer.send_bytes(f"error {exc}".encode())
             sys.exit(1)

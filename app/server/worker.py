@@ -174,12 +174,12 @@ class Server(uvicorn.Server):
         return HttpProtocol(self._app, self._connections, self.lifespan.state)
 
 
-def open_application(opener: Callable[[], Application]) -> Application:
+def open_in_process(open_application: Callable[[], Application]) -> Application:
     """Open an application in the process that will serve it."""
     # The model's thread waits no longer than this for the interpreter. The default, 5 ms, is
     # longer than most requests take.
     sys.setswitchinterval(0.001)
-    application = opener()
+    application = open_application()
     gc.collect()
     gc.freeze()  # the models stay, so no collection needs to examine them
     return application
@@ -188,7 +188,7 @@ def open_application(opener: Callable[[], Application]) -> Application:
 def serve_alone(
     settings: Settings,
     listener: socket.socket,
-    opener: Callable[[], Application],
+    open_application: Callable[[], Application],
     on_ready: Callable[[], None],
 ) -> None:
     """Serve in this process until SIGTERM or SIGINT; nothing replaces it if it dies or hangs.
@@ -196,7 +196,7 @@ def serve_alone(
     Args:
         settings: the limits.
         listener: a listening socket.
-        opener: is called once, before the event loop starts.
+        open_application: is called once, before the event loop starts.
         on_ready: is called once, when the process serves.
 
     Raises:
@@ -204,14 +204,16 @@ def serve_alone(
     """
     _log.warning("this platform cannot fork: one process serves, and nothing replaces it")
     end_quietly(signal.SIGTERM, signal.SIGINT)
-    news = iter([on_ready])
+    served = False
 
     def beat() -> None:
-        for tell in news:
-            tell()
+        nonlocal served
+        if not served:
+            served = True
+            on_ready()
 
     share = Share(Shares(1), 0)
-    Server(open_application(opener), listener, settings, share, beat).run()
+    Server(open_in_process(open_application), listener, settings, share, beat).run()
 
 
 def end_quietly(*signals: signal.Signals) -> None:

@@ -34,6 +34,9 @@ Scores = NDArray[np.float64]
 """Nonconformity scores, 0 to 1: how odd each class would be as the answer, float64 `[N,classes]`.
 """
 
+DEFAULT_SETS: SetMethod = "aps"
+"""The method of prediction sets unless another is asked for; it loses least under corruptions."""
+
 Threshold = float | NDArray[np.float64]
 """The highest score of a class in a set: of every class, or of each, float64 `[classes]`."""
 
@@ -51,7 +54,7 @@ class Interpreter:
         *,
         top_k: int | None = None,
         coverage: float | None = None,
-        method: SetMethod = "aps",
+        method: SetMethod = DEFAULT_SETS,
     ) -> None:
         """Check the parameters.
 

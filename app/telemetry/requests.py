@@ -2,10 +2,16 @@
 
 import random
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, cast
+
+Headers = Sequence[tuple[bytes, bytes]]
+"""The headers of a request; names are in lower case."""
+
+ClientAddress = tuple[str, int] | None
+"""Host and port of a client; None if its socket has no such name."""
 
 SCOPE_KEY = "convscope.request"
 """Where the ASGI scope of a request holds its `RequestState`."""
@@ -27,7 +33,7 @@ def new_request_id() -> str:
     return f"{random.getrandbits(128):032x}"  # not secret; a call of the system would cost more
 
 
-def given_id(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
+def given_id(headers: Headers) -> str | None:
     """Return the client's id of a request, the first that is a sane one."""
     for name, value in headers:
         if name == REQUEST_ID and _SANE_ID.fullmatch(value):
@@ -35,7 +41,7 @@ def given_id(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
     return None
 
 
-def request_id_of(headers: Iterable[tuple[bytes, bytes]]) -> str:
+def request_id_of(headers: Headers) -> str:
     """Return the client's id of a request, or else a new one."""
     return given_id(headers) or new_request_id()
 

@@ -14,7 +14,7 @@ from app.artifact.directory import Artifact
 from bench import ROOT
 from bench.harness.report import publish, table
 from bench.quality.stored_models import measure_store
-from training.corruptions import (
+from training.compare.corruptions import (
     CORRUPTIONS,
     IMAGES,
     Answers,

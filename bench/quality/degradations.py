@@ -1,4 +1,4 @@
-"""What each way of degrading training images is good for: `python -m bench.quality.degradations`.
+"""The use of each way of degrading training images: `python -m bench.quality.degradations`.
 
 The exercise's CNN goes on from `simple-cnn/1` for some epochs, with half of the images degraded in
 one way alone, and answers the held-out images, clean and after each of the corruptions. Prints a
@@ -15,7 +15,7 @@ import torch
 
 from bench import BUILD, ROOT
 from bench.harness.report import publish, table
-from training.corruptions import CLEAN, CORRUPTIONS
+from training.compare.corruptions import CLEAN, CORRUPTIONS
 from training.data import dataset, degradation
 from training.evaluate import load_heldout, load_network
 from training.recipes import find_recipe

@@ -100,13 +100,12 @@ def _scores(
     ours = OodScore(layer, look.early)
     ours.calibrate(heldout.early, heldout.logits)
     last = _class_distance(look.last, labels)
-    alone = OodScore(layer, look.early)
     return {
         "max probability": lambda seen: 1 - seen.probabilities.amax(1),
         "max logit": lambda seen: -seen.logits.amax(1),
         "energy": lambda seen: -seen.logits.logsumexp(1),
         "distance, last": lambda seen: last(seen.last),
-        "distance, early": lambda seen: alone.halves(seen.early, seen.logits)[:, 0],
+        "distance, early": lambda seen: ours.halves(seen.early, seen.logits)[:, 0],
         "served": lambda seen: ours.combine(ours.halves(seen.early, seen.logits)),
     }
 

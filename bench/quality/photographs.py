@@ -17,16 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.artifact.directory import Artifact
-from app.artifact.manifest import SetMethod
 from app.artifact.tensors import Images, Outputs
 from app.images.decode import decode
 from app.inference.backends import open_backend
-from app.tasks.classification import find_threshold, prediction_sets
+from app.tasks.classification import DEFAULT_SETS, find_threshold, prediction_sets
 from bench import ROOT
 from bench.harness.report import publish, table
 from bench.quality.stored_models import measure_store
 from training.data import dataset
-from training.evaluate import SERVED_BATCH, changed_test
+from training.evaluate import SERVED_BATCH, first_test_images
 from training.export.confidence import auroc
 
 DOCUMENT = ROOT / "docs" / "confidence.md"
@@ -35,7 +34,6 @@ THREADS = 2
 SIDE = 32
 MAX_PIXELS = 40_000_000
 COVERAGE = 0.95
-SETS: SetMethod = "aps"
 COLUMNS = {
     "right": "photographs of the ten classes that are answered rightly",
     "in the set": "those whose class the 95% set holds",
@@ -112,10 +110,10 @@ def measure(artifact: Artifact, photographs: Photographs, test: dataset.Split) -
     every = np.concatenate(list(foreign.values()))
     kinds = {name: auroc(usual, scores) for name, scores in foreign.items()}
     worst, best = min(kinds, key=kinds.__getitem__), max(kinds, key=kinds.__getitem__)
-    threshold = find_threshold(confidence.conformal, COVERAGE, SETS)
+    threshold = find_threshold(confidence.conformal, COVERAGE, DEFAULT_SETS)
     if threshold is None:
-        raise SystemExit(f"{artifact.ref} has no thresholds of {SETS}")
-    sets = prediction_sets(answers.probabilities, pictures, SETS, threshold)
+        raise SystemExit(f"{artifact.ref} has no thresholds of {DEFAULT_SETS}")
+    sets = prediction_sets(answers.probabilities, pictures, DEFAULT_SETS, threshold)
     limit = confidence.out_of_distribution.threshold
     return {
         "right": _part(answers.probabilities.argmax(1) == labels),
@@ -140,7 +138,7 @@ def _part(chosen: NDArray[np.bool_]) -> float:
 def main(folder: Path) -> None:
     """Measure, write the results and fill the document."""
     photographs = Photographs(folder)
-    test = changed_test(dataset.find(None), lambda images: images, TEST_IMAGES)
+    test = first_test_images(dataset.find(None), TEST_IMAGES)
     counts = {name: len(images) for name, images in photographs.kinds.items()}
     found = measure_store(
         "photographs",

@@ -178,7 +178,7 @@ def test_a_mistyped_variable_is_refused_before_anything_is_downloaded(
 ) -> None:
     monkeypatch.setenv("CONVSCOPE_DATADIR", "my-images")
     assert _fail("data") == (
-        "Error: CONVSCOPE_DATADIR: there is no such setting; is CONVSCOPE_DATA_DIR meant?"
+        "Error: CONVSCOPE_DATADIR: there is no such setting; did you mean CONVSCOPE_DATA_DIR?"
     )
 
 
@@ -242,7 +242,7 @@ def test_names_that_cannot_be_printed_are_escaped(image_folder: Path, tmp_path: 
     for split in ("train", "test"):
         (folder / split / "cat").rename(folder / split / "\x1b[31mcat")
     output = _run("train", "fc", "--data-dir", folder, "--out", tmp_path / "run", "--epochs", "1")
-    assert f"fc on caf\\udce9 in {tmp_path}/caf\\udce9 → " in output
+    assert f"fc on caf\\xe9 in {tmp_path}/caf\\xe9 → " in output
     assert "\\x1b[31mcat" in output
     assert "240 training images" in _run("data", "--data-dir", folder)
     assert "80 test images" in _run("evaluate", tmp_path / "run")

@@ -23,6 +23,7 @@ from app.artifact.tensors import Images
 from app.errors import ConvscopeError
 from app.images import RgbImage
 from app.inference.backends import Backend, open_backend
+from app.tasks.classification import DEFAULT_SETS
 from training.compare.overlap import Overlap, find_overlap
 from training.data import dataset
 from training.errors import DataError, RunError
@@ -55,7 +56,7 @@ class ConfidenceFigures:
 
     Attributes:
         found: the part of the test images whose set has the true class, by the wanted part ("90%"),
-            with the method `aps`.
+            with the default method.
         classes: the mean number of classes in a set, by the wanted part.
         false_alarms: the part of the test images that is marked as foreign.
         auroc: of test images against each kind of foreign images.
@@ -271,7 +272,7 @@ def _confidence(artifact: Artifact) -> ConfidenceFigures | None:
     confidence = artifact.manifest.confidence.get("float32")
     if confidence is None:
         return None
-    measured = [item for item in confidence.conformal.measured if item.method == "aps"]
+    measured = [item for item in confidence.conformal.measured if item.method == DEFAULT_SETS]
     foreign = confidence.out_of_distribution
     return ConfidenceFigures(
         found={f"{item.wanted:.0%}": item.found for item in measured},

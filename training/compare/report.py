@@ -1,17 +1,18 @@
-"""A comparison of models for the terminal, as JSON and as Markdown. Measures nothing.
+"""Figures of several models for the terminal, as JSON and as Markdown. Measures nothing.
 
 `training.compare.plots` draws the plots.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from rich.table import Table
 
-from training.compare import plots
+from training.compare import corruptions, plots
 from training.compare.compare import Comparison, ModelFigures
+from training.compare.corruptions import Answers
 from training.compare.overlap import MistakeGroup, Overlap
 from training.errors import RunError
 from training.report import Row, format_count, format_duration, make_table
@@ -54,6 +55,16 @@ def comparison_tables(comparison: Comparison) -> list[Table]:
     if comparison.errors.overlap is not None:
         grids["Errors in common"] = _histogram_grid(comparison.errors.overlap)
     return [make_table(title, grid[0], grid[1:]) for title, grid in grids.items()]
+
+
+def corruptions_table(models: Mapping[str, Mapping[str, Answers]]) -> Table:
+    """Return each model's accuracy after each corruption, and the part that it marks as foreign."""
+    rows = [
+        (name, *(str(found[name]) for found in models.values())) for name in corruptions.CORRUPTIONS
+    ]
+    means = (f"{corruptions.mean_accuracy(found):.1%}" for found in models.values())
+    title = f"{corruptions.IMAGES:,} test images: right, marked as foreign"
+    return make_table(title, ("", *models), [*rows, ("mean of the corrupted", *means)])
 
 
 def write_comparison(comparison: Comparison, folder: Path) -> None:

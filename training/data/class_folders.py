@@ -24,6 +24,8 @@ from app.images.decode import decode
 from training.errors import DataError
 
 MAX_PIXELS = 100_000_000
+"""The most pixels of a picture: more than the service's default, as the files are one's own."""
+
 MAX_BYTES = 1 << 28
 """The largest file that is read."""
 
@@ -34,7 +36,7 @@ MOST_TOLD = 20
 """How many faults, or files that were left out, are told one by one."""
 
 _OF_SYSTEMS = (".DS_Store", "._*", "__MACOSX", "Thumbs.db", "desktop.ini")
-"""What macOS and Windows put into folders beside the files of the user."""
+"""Files of macOS and Windows beside those of the user."""
 
 Pictures = tuple[NDArray[np.uint8], NDArray[np.int64]]
 
@@ -65,7 +67,7 @@ class ClassFolders:
         classes: names by label.
         splits: images uint8 `[N,H,W,3]` and labels int64 `[N]`, one for each folder of classes.
         sha256: over names and contents of all pictures, in order.
-        left_out: what lies beside them.
+        left_out: files and folders beside them.
     """
 
     classes: tuple[str, ...]
@@ -112,8 +114,14 @@ def first_of_same(images: NDArray[np.uint8]) -> NDArray[np.int64]:
     return np.array([first.setdefault(digest, i) for i, digest in enumerate(digests)], np.int64)
 
 
+def first_told(told: Sequence[object], most: int = MOST_TOLD) -> list[str]:
+    """Return the first `most` as text, and how many more there are."""
+    more = [f"and {len(told) - most:,} more"] if len(told) > most else []
+    return [*map(str, told[:most]), *more]
+
+
 class _Reader:
-    """Collects the faults of a data set and what it leaves out."""
+    """Collects the faults of a data set and the files that it leaves out."""
 
     def __init__(self, place: Path, size: tuple[int, int]) -> None:
         self._place = place
@@ -136,7 +144,7 @@ class _Reader:
         if not splits:
             self._check_enough(classes, *pictures[0])
         if self._faults:
-            told = _at_most([*self._faults, *self._left_out])
+            told = "; ".join(first_told([*self._faults, *self._left_out]))
             raise DataError(f"{printable(self._place)}: cannot be trained on: {told}")
         return ClassFolders(
             tuple(classes), pictures, self._digest.hexdigest(), tuple(self._left_out)
@@ -203,8 +211,8 @@ class _Reader:
             count = np.sum(labels == label)
             if count > 0 and (distinct := np.sum(first[labels == label])) < LEAST_DISTINCT:
                 self._faults.append(
-                    f"{printable(name)}: {count} pictures, {distinct} of them new; a split takes "
-                    f"at least {LEAST_DISTINCT} that differ from each other and from other classes'"
+                    f"{printable(name)}: {count} pictures, of which {distinct} differ from each "
+                    f"other and from those of earlier classes; a split needs {LEAST_DISTINCT}"
                 )
 
     def _leave_out(self, path: Path, reason: str, class_name: str = "") -> None:
@@ -255,12 +263,6 @@ def _reason(path: Path) -> str:
     if found.st_size > MAX_BYTES:
         return f"is {found.st_size:,} bytes; the limit is {MAX_BYTES:,}"
     return ""
-
-
-def _at_most(told: Sequence[object]) -> str:
-    """Return the first `MOST_TOLD` in one line, and how many more there are."""
-    more = [f"and {len(told) - MOST_TOLD} more"] if len(told) > MOST_TOLD else []
-    return "; ".join([*map(str, told[:MOST_TOLD]), *more])
 
 
 def _said(error: Exception) -> str:

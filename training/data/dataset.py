@@ -22,6 +22,7 @@ from training.data.class_folders import (
     Pictures,
     class_folders,
     first_of_same,
+    first_told,
     holds_pictures,
     read_class_folders,
 )
@@ -33,6 +34,9 @@ IMAGE_SIZE = (32, 32)
 TEST_PART = 0.2
 TEST_SEED = 0
 """The test images of class folders that lie in no `train` and `test`: always the same part."""
+
+MOST_LISTED = 10
+"""How many folders an error names."""
 
 _SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation"}
 _NEEDED = (
@@ -78,7 +82,7 @@ class Findings:
 
 @dataclass(frozen=True)
 class Source:
-    """A data set that was found and verified; its images are not yet in memory.
+    """A data set that was found and verified; pictures in class folders are decoded already.
 
     Attributes:
         name: `cifar-10`, or the folder's name.
@@ -284,6 +288,5 @@ def _split(pictures: Pictures) -> Split:
 
 
 def _listed(folders: list[str]) -> str:
-    more = [f"and {len(folders) - 10} more"] if len(folders) > 10 else []
-    names = ", ".join([*map(printable, folders[:10]), *more])
+    names = ", ".join(first_told([*map(printable, folders)], MOST_LISTED))
     return f"a folder {names}" if len(folders) == 1 else f"the folders {names}"

@@ -1,4 +1,4 @@
-"""Training images as pictures reach a service: compressed, blurred, noisy, pale, resampled.
+"""Training images made as bad as a service gets them: compressed, blurred, noisy, resampled.
 
 The kinds are those of Hendrycks & Dietterich (2019), which a benchmark of corruptions measures too,
 so accuracy there is of kinds that were trained on. Strengths are ours, chosen on held-out images.
@@ -77,7 +77,7 @@ def leave(images: Tensor, _: torch.Generator) -> Tensor:
     return images
 
 
-def add_white_noise(images: Tensor, generator: torch.Generator) -> Tensor:
+def add_gaussian_noise(images: Tensor, generator: torch.Generator) -> Tensor:
     """Add normal noise, as of a sensor in the dark."""
     deviations = _uniform(0, 30, len(images), generator)
     return images + deviations * torch.randn(images.shape, generator=generator)
@@ -105,7 +105,7 @@ def blur(images: Tensor, generator: torch.Generator) -> Tensor:
     return _convolve(images, line[:, :, None] * line[:, None, :])
 
 
-def move(images: Tensor, generator: torch.Generator) -> Tensor:
+def blur_by_motion_or_defocus(images: Tensor, generator: torch.Generator) -> Tensor:
     """Blur along a line of a random direction and length, or out of focus over a disc."""
     angles = torch.rand((len(images), 1, 1), generator=generator) * torch.pi
     halves = 0.5 + 2.5 * torch.rand((len(images), 1, 1), generator=generator)
@@ -130,7 +130,7 @@ def _convolve(images: Tensor, kernels: Tensor) -> Tensor:
     return found.reshape(count, channels, height, width)
 
 
-def pale(images: Tensor, generator: torch.Generator) -> Tensor:
+def change_contrast(images: Tensor, generator: torch.Generator) -> Tensor:
     """Lower the contrast, and make the image brighter or darker."""
     middle = images.mean((1, 2, 3), keepdim=True)
     factors = _uniform(0.2, 1.1, len(images), generator)
@@ -138,7 +138,7 @@ def pale(images: Tensor, generator: torch.Generator) -> Tensor:
     return middle + factors * (images - middle) + shifts
 
 
-def veil(images: Tensor, generator: torch.Generator) -> Tensor:
+def add_fog(images: Tensor, generator: torch.Generator) -> Tensor:
     """Lay a white cloud over the image."""
     coarse = torch.rand((len(images), 1, 4, 4), generator=generator)
     fine = torch.rand((len(images), 1, 8, 8), generator=generator)
@@ -148,8 +148,8 @@ def veil(images: Tensor, generator: torch.Generator) -> Tensor:
     )
     low, high = cloud.amin((2, 3), keepdim=True), cloud.amax((2, 3), keepdim=True)
     thickness = _uniform(0.1, 1.0, len(images), generator)
-    veil = thickness * (cloud - low) / (high - low)
-    return images * (1 - veil) + 255 * veil
+    white = thickness * (cloud - low) / (high - low)
+    return images * (1 - white) + 255 * white
 
 
 def resample(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -182,13 +182,13 @@ def zoom(images: Tensor, generator: torch.Generator) -> Tensor:
 
 KINDS: tuple[Kind, ...] = (
     leave,
-    add_white_noise,
+    add_gaussian_noise,
     add_shot_noise,
     add_impulse_noise,
     blur,
-    move,
-    pale,
-    veil,
+    blur_by_motion_or_defocus,
+    change_contrast,
+    add_fog,
     resample,
     zoom,
 )

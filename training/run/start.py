@@ -1,7 +1,5 @@
 """The weights of a trained network as the beginning of a run, on its images or on others."""
 
-import io
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -12,23 +10,26 @@ import torch
 from torch import Tensor, nn
 
 from app.artifact.directory import read_artifact
-from app.artifact.files import TORCHSCRIPT_GRAPH
 from app.errors import ConvscopeError
+from app.inference.backends.torchscript import load_graph
 from training.data.dataset import Source
 from training.errors import RecipeError, RunError
 from training.recipes import Recipe
 from training.run import checkpoint
 
 _PREFIX = "plain."
+"""Begins the name of a network's weight in a graph (`training.export.graphs.ServedNetwork`)."""
+
 _NARROW = ".parametrizations.weight.original"
 """Ends the name of a weight that is stored in 16 bits (`training.export.half_weights`)."""
 
 _MEASURED = 1000
+"""Images whose statistics a folded normalisation gets."""
 
 
 @dataclass(frozen=True)
 class _Trained:
-    """A trained network, and what it has seen."""
+    """A trained network, and the images that it has seen."""
 
     architecture: str
     classes: tuple[str, ...]
@@ -101,10 +102,8 @@ def _read_run(folder: Path) -> _Trained | None:
 def _read_model(folder: Path) -> _Trained:
     """Return the network of a model's TorchScript file."""
     artifact = read_artifact(folder)
-    manifest, graph = artifact.manifest, artifact.read(TORCHSCRIPT_GRAPH)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        module = torch.jit.load(io.BytesIO(graph), map_location="cpu")
+    manifest = artifact.manifest
+    graph = load_graph(artifact, torch.device("cpu"))
     return _Trained(
         architecture=manifest.architecture,
         classes=manifest.classes,
@@ -113,7 +112,7 @@ def _read_model(folder: Path) -> _Trained:
         split_seed=manifest.recipe["split_seed"],
         weights={
             name.removeprefix(_PREFIX).replace(_NARROW, ".weight"): tensor
-            for name, tensor in module.state_dict().items()
+            for name, tensor in graph.state_dict().items()
             if name.startswith(_PREFIX)
         },
     )
@@ -121,7 +120,7 @@ def _read_model(folder: Path) -> _Trained:
 
 @torch.no_grad()
 def _load(network: nn.Module, weights: dict[str, Tensor], images: Tensor) -> None:
-    """Load the weights; what they lack stays as it is, except for folded normalisations."""
+    """Load the weights; tensors that they lack stay, except for folded normalisations."""
     hooks = []
     for name, layer, norm in _folded(network, weights):
         bias = weights[f"{name}.bias"].to(images)

@@ -30,7 +30,7 @@ async def ready(request: Request) -> Health:
     """Whether the process serves all its models; otherwise send it no requests."""
     service = service_of(request)
     if service.stopping.is_set():
-        raise NotReady("the service stops")
+        raise NotReady("the service is stopping")
     if broken := service.broken:
         raise NotReady(f"not serving: {', '.join(broken)}")
     return Health(status="ready", models=list(service.batchers))

@@ -38,16 +38,7 @@ class TorchBackend:
         self._device = torch.device(device)
         names = [output.name for output in artifact.manifest.outputs]
         self._places = [names.index(name) for name in artifact.manifest.predicted]
-        graph = artifact.read(TORCHSCRIPT_GRAPH)
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", DeprecationWarning)
-                module = torch.jit.load(io.BytesIO(graph), map_location=self._device)
-                self._module = torch.jit.freeze(module.eval())  # widens float16 weights once
-        except RuntimeError as exc:
-            raise ArtifactError(
-                f"{artifact.path / TORCHSCRIPT_GRAPH}: does not load: {exc}"
-            ) from exc
+        self._module = load_graph(artifact, self._device, freeze=True)
 
     def predict(self, images: Images) -> Outputs:
         """Return the graph's outputs for uint8 RGB images `[N,H,W,3]`."""
@@ -58,3 +49,26 @@ class TorchBackend:
                 return Outputs(*(outputs[place].cpu().numpy() for place in self._places))
         except RuntimeError as exc:
             raise BackendFailed(f"torch failed on {len(images)} images: {exc}") from exc
+
+
+def load_graph(
+    artifact: Artifact, device: torch.device, *, freeze: bool = False
+) -> torch.jit.ScriptModule:
+    """Return an artifact's TorchScript graph on a device.
+
+    Args:
+        artifact: the model directory.
+        device: where its tensors are.
+        freeze: make its weights constants: float16 ones are widened once, and none can be read.
+
+    Raises:
+        ArtifactError: the file differs from its record, or the graph does not load.
+    """
+    graph = artifact.read(TORCHSCRIPT_GRAPH)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            module: torch.jit.ScriptModule = torch.jit.load(io.BytesIO(graph), map_location=device)
+            return torch.jit.freeze(module.eval()) if freeze else module
+    except RuntimeError as exc:
+        raise ArtifactError(f"{artifact.path / TORCHSCRIPT_GRAPH}: does not load: {exc}") from exc

@@ -119,3 +119,22 @@ def test_a_class_activation_map_is_the_weighted_sum_of_the_channels() -> None:
     assert heat[0, 0] == pytest.approx(2)
     assert heat[-1, -1] == pytest.approx(-3)
     assert heat[0, -1] == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("size", [(28, 28), (17, 40), (96, 96)])
+@pytest.mark.parametrize(("method", "copies"), [("regions", 25), ("occlusion", 81)])
+def test_an_image_of_any_size_takes_as_many_copies_and_has_heat_everywhere(
+    method: SaliencyMethod, copies: int, size: tuple[int, int]
+) -> None:
+    perturbation = PERTURBATIONS[method]
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    made = perturbation.copies(image)
+    assert made.shape == (copies, *size, 3)
+    assert made.dtype == np.uint8
+    before = np.array([0.1, 0.9], np.float32)
+    after = np.tile(np.array([0.2, 0.8], np.float32), (copies, 1))
+    heat = perturbation.heat(size, 1, before, after)
+    assert heat.shape == size
+    assert np.isfinite(heat).all()
+    covered = [(copy != image).any(-1) for copy in made[-25 if method == "regions" else 0 :]]
+    assert np.any(covered, axis=0).all()

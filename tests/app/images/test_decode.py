@@ -21,8 +21,8 @@ from PIL import Image
 from app.errors import DamagedImage, ImageError, NotAnImage, TooManyPixels, UnsupportedImage
 from app.images import decode as decode_module
 from app.images.decode import decode, warning_of
+from app.images.jpeg import MAX_SEGMENTS_WITHOUT_END
 from app.images.plain_png import PlainPng
-from app.images.stripping import MAX_SEGMENTS_WITHOUT_END
 from tests.support.pictures import chunk, tiff, tiff_data_offset
 
 SIZE = (32, 32)

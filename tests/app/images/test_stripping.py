@@ -1,4 +1,4 @@
-"""app.images.stripping on files whose segments are known."""
+"""app.images.jpeg and app.images.png on files whose segments and chunks are known."""
 
 import io
 import struct
@@ -9,12 +9,9 @@ from PIL import Image
 
 from app.errors import DamagedImage
 from app.images.decode import decode
-from app.images.stripping import (
-    MAX_JPEG_TABLE_BYTES,
-    MAX_PIECES,
-    without_jpeg_metadata,
-    without_png_metadata,
-)
+from app.images.jpeg import MAX_JPEG_TABLE_BYTES, without_jpeg_metadata
+from app.images.limits import MAX_PIECES
+from app.images.png import without_png_metadata
 from tests.support.pictures import as_file, turned
 
 PIXELS = np.random.default_rng(7).integers(0, 256, (32, 48, 3), dtype=np.uint8)

@@ -182,7 +182,7 @@ def test_stopping_service_is_not_ready_but_answers_during_the_delay(
             assert get(f"{server.url}/health/live").status_code == 200
             ready = get(f"{server.url}/health/ready")
             assert ready.status_code == 503
-            assert ready.json()["detail"] == "the service stops"
+            assert ready.json()["detail"] == "the service is stopping"
         assert server.process.wait(30) == 0
         assert 3 <= time.monotonic() - told < 10
         with pytest.raises(httpx.ConnectError):

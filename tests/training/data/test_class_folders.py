@@ -125,7 +125,7 @@ def test_all_faults_are_told_at_once(splits: Path) -> None:
     with pytest.raises(DataError) as caught:
         dataset.find(splits)
     for fault in (
-        r"train/k\udce4tzchen: the name is not UTF-8",
+        r"train/k\xe4tzchen: the name is not UTF-8",
         "train/cat: no such folder",
         "test/dog: no such folder",
         "train/frog: holds no pictures",
@@ -167,7 +167,7 @@ def test_two_spellings_of_one_name_are_one_class(classes: Path) -> None:
 def test_a_data_set_whose_name_is_not_utf8_is_named_by_escapes(classes: Path) -> None:
     place = classes.rename(os.fsdecode(os.fsencode(classes.parent) + b"/caf\xe9"))
     found = dataset.find(place)
-    assert found.name == r"caf\udce9"
+    assert found.name == r"caf\xe9"
 
 
 def test_the_digest_is_of_names_and_contents(splits: Path) -> None:
@@ -232,7 +232,7 @@ def test_a_class_with_too_few_different_pictures_cannot_be_split(classes: Path) 
     for path in sorted((classes / "cat").iterdir())[2:]:
         path.unlink()
     shutil.copy(next((classes / "cat").iterdir()), classes / "cat" / "copy.png")
-    message = "cat: 3 pictures, 2 of them new; a split takes at least 3 that differ"
+    message = "cat: 3 pictures, of which 2 differ from each other and .*; a split needs 3"
     with pytest.raises(DataError, match=message):
         dataset.find(classes)
 

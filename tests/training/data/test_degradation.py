@@ -75,7 +75,7 @@ def test_half_of_the_degraded_images_are_jpegs_of_pillow(
 
 
 def test_noise_is_as_strong_as_drawn_and_without_bias() -> None:
-    white = _apply(degradation.add_white_noise, 128.0).flatten(1)
+    white = _apply(degradation.add_gaussian_noise, 128.0).flatten(1)
     assert white.std(1).max() < 31
     assert white.std(1).mean() == pytest.approx(15, abs=2)
     assert white.mean() == pytest.approx(128, abs=0.5)
@@ -88,7 +88,7 @@ def test_noise_is_as_strong_as_drawn_and_without_bias() -> None:
     assert (impulses == 255).float().mean() == pytest.approx(0.025, abs=0.005)
 
 
-@pytest.mark.parametrize("name", ["blur", "move", "resample", "zoom"])
+@pytest.mark.parametrize("name", ["blur", "blur_by_motion_or_defocus", "resample", "zoom"])
 def test_what_moves_light_leaves_a_flat_image_as_it_is(name: str) -> None:
     found = _apply(getattr(degradation, name), 90.0)
     assert torch.allclose(found, torch.full_like(found, 90.0), atol=0.01)
@@ -99,7 +99,7 @@ def test_blur_spreads_a_point_both_ways_and_motion_along_a_line() -> None:
     points[:, :, 16, 16] = 255
     blurred = degradation.blur(points, _drawn())
     assert torch.allclose(blurred, blurred.transpose(2, 3), atol=1e-4)
-    moved = degradation.move(points, _drawn())
+    moved = degradation.blur_by_motion_or_defocus(points, _drawn())
     uneven = (moved - moved.transpose(2, 3)).abs().amax((1, 2, 3)) > 1
     assert 0.2 < uneven.float().mean() < 0.8  # the others are out of focus, over a disc
     for found in (blurred, moved):
@@ -108,8 +108,8 @@ def test_blur_spreads_a_point_both_ways_and_motion_along_a_line() -> None:
 
 def test_a_veil_only_adds_light_and_paleness_keeps_the_mean() -> None:
     noise = 255 * torch.rand(100, 3, 32, 32, generator=_drawn())
-    assert (degradation.veil(noise, _drawn()) >= noise - 1e-3).all()
-    pale = degradation.pale(noise, _drawn())
+    assert (degradation.add_fog(noise, _drawn()) >= noise - 1e-3).all()
+    pale = degradation.change_contrast(noise, _drawn())
     assert ((pale.mean((1, 2, 3)) - noise.mean((1, 2, 3))).abs() < 60.1).all()
     ratios = pale.std((1, 2, 3)) / noise.std((1, 2, 3))
     assert 0.19 < ratios.min() < 0.4 < 0.9 < ratios.max() < 1.11

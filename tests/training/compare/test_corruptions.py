@@ -7,7 +7,7 @@ import pytest
 from app.artifact.directory import Artifact
 from app.artifact.tensors import Images
 from tests.support import sample
-from training.corruptions import (
+from training.compare.corruptions import (
     CLEAN,
     CORRUPTIONS,
     Answers,

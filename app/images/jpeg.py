@@ -1,94 +1,40 @@
-"""Removing the parts of PNG and JPEG files that hold no pixels, before Pillow reads the file.
+"""The structure of JPEG: segments without pixels are removed, kinds that are not read are named.
 
-Pillow copies, inflates and parses these parts at once, which can cost far more than the pixels.
-EXIF stays, because it holds the orientation. No pixels are decoded here. Kinds of JPEG and PNG that
-Pillow calls damaged are named on the way.
+Pillow copies and parses the segments of metadata at once, which can cost far more than the pixels.
+EXIF stays, because it holds the orientation. No pixels are decoded here.
 """
 
 import contextlib
 import itertools
 import struct
-import zlib
 from collections.abc import Iterator
 
-from app.errors import DamagedImage, UnsupportedImage
-from app.images.raw_profile import KEYWORD, MAX_TEXT_BYTES, exif_of
-
-MAX_PIECES = 20_000
-"""The most chunks, segments or other pieces of a file. Python visits them one by one."""
+from app.errors import DamagedImage
+from app.images.limits import MAX_PIECES, unsupported
 
 MAX_JPEG_TABLE_BYTES = 16_384
 """The most bytes of the tables before a JPEG's first scan; about a thousand are usual."""
-
-JPEG_END = b"\xff\xd9"
 
 MAX_SEGMENTS_WITHOUT_END = 1_000
 """The most segments of a JPEG that is read without its end; a hundred are many. It is asked for in
 the event loop."""
 
-_PNG_CHUNKS = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"eXIf", b"IEND"})
-_PNG_TEXTS = frozenset({b"tEXt", b"zTXt", b"iTXt"})
-_PNG_HEADER = 33
-"""Bytes of the signature and the first chunk."""
+JPEG_END = b"\xff\xd9"
 
 _SCAN, _FILL, _COMMENT = 0xDA, 0xFF, 0xFE
-# Frames by how they are coded. 0xC0 to 0xC2, 0xC9 and 0xCA are read.
+# Markers of frames (ITU-T T.81, table B.1): those that are read, and others by how they are coded.
+_FRAMES = frozenset({0xC0, 0xC1, 0xC2, 0xC9, 0xCA})
 _UNSUPPORTED_FRAMES = {
     0xC3: "lossless",
     **dict.fromkeys((0xC5, 0xC6, 0xC7, 0xCD, 0xCE, 0xCF, 0xDE), "hierarchical"),
     0xCB: "lossless, arithmetic-coded",
     0xF7: "JPEG-LS",
 }
-_FRAMES = frozenset({0xC0, 0xC1, 0xC2, 0xC9, 0xCA})
 _APPLICATIONS = range(0xE0, 0xF0)
 # JFIF and Adobe name the colour space of the samples.
 _KEPT_APPLICATIONS = {0xE0: b"JFIF\0", 0xE1: b"Exif\0\0", 0xEE: b"Adobe"}
 # Markers without a length, and bytes that are not markers.
 _BARE = frozenset({*range(0xC0), 0xC8, *range(0xD0, 0xDA), *range(0xF0, 0xFE)})
-
-
-def without_png_metadata(data: bytes) -> bytes:
-    """Return a PNG with only the chunks that decoding needs, and EXIF.
-
-    EXIF in a text chunk, where writers put it before there was a chunk for it, gets that chunk.
-    Animation chunks are removed too, which leaves the default image. A PNG without anything to
-    remove is not copied.
-
-    Raises:
-        DamagedImage: it has more than `MAX_PIECES` chunks.
-        UnsupportedImage: its pixels are packed in Apple's own way.
-    """
-    view, kept, start = memoryview(data), [], _PNG_HEADER
-    position, end = 8, len(data)
-    exif: bytes | None = None
-    for _ in range(MAX_PIECES):
-        if position + 8 > end:
-            break
-        length, kind = struct.unpack_from(">I4s", data, position)
-        if kind == b"CgBI":
-            raise UnsupportedImage(
-                "PNG image of this kind is not read: Apple's own (CgBI); convert it to standard PNG"
-            )
-        if kind not in _PNG_CHUNKS:
-            kept.append(view[start:position])
-            body = position + 8
-            if exif is None and kind in _PNG_TEXTS and data.startswith(KEYWORD, body):
-                exif = exif_of(kind, data[body : body + min(length, MAX_TEXT_BYTES)])
-            start = position + 12 + length
-        position += 12 + length
-        if kind == b"IEND":
-            break
-    else:
-        raise DamagedImage(f"PNG image is made of more than {MAX_PIECES} chunks")
-    if not kept:
-        return data[:position]
-    # Of several, Pillow takes the last: a chunk of the file's own comes after this one.
-    own = _png_chunk(b"eXIf", exif) if exif else b""
-    return b"".join([view[:_PNG_HEADER], own, *kept, view[start:position]])
-
-
-def _png_chunk(kind: bytes, body: bytes) -> bytes:
-    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
 def without_jpeg_metadata(data: bytes) -> bytes:
@@ -171,9 +117,7 @@ def _check_frame(data: bytes, marker: int, start: int) -> None:
         elif not height:
             kind = "of a height that stands behind its first scan"
     if kind:
-        raise UnsupportedImage(
-            f"JPEG image of this kind is not read: {kind}; convert it to PNG or to baseline JPEG"
-        )
+        raise unsupported("JPEG", kind, "PNG or to baseline JPEG")
 
 
 def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:

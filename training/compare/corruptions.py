@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import mean
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 from skimage.filters import gaussian
@@ -22,7 +23,7 @@ from app.errors import ConvscopeError
 from app.inference.backends import open_backend
 from training.data import dataset
 from training.errors import RunError
-from training.evaluate import answer, changed_test
+from training.evaluate import answer, first_test_images
 
 IMAGES = 2000
 THREADS = 2
@@ -178,7 +179,8 @@ def measure_all(
     Raises:
         RunError: a folder holds no sound model of the data's classes.
     """
-    tests, models = corrupted_tests(source), dict[str, dict[str, Answers]]()
+    tests = corrupted_tests(source)
+    models: dict[str, dict[str, Answers]] = {}
     for folder in folders:
         try:
             artifact = read_artifact(folder)
@@ -193,7 +195,12 @@ def measure_all(
 
 def corrupted_tests(source: dataset.Source) -> dict[str, dataset.Split]:
     """Return the first test images after each corruption, by its name."""
-    return {name: changed_test(source, one, IMAGES) for name, one in CORRUPTIONS.items()}
+    test = first_test_images(source, IMAGES)
+    pixels = test.images.numpy()
+    return {
+        name: dataset.Split(torch.from_numpy(corrupt(pixels)), test.labels)
+        for name, corrupt in CORRUPTIONS.items()
+    }
 
 
 def mean_accuracy(found: Mapping[str, Answers]) -> float:
