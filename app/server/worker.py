@@ -80,11 +80,11 @@ class Server(uvicorn.Server):
         if counter % 10 == 0:
             self._mind()
             self._metrics.workers.set(1)
-            self._beat()
         return await super().on_tick(counter)
 
     def _mind(self) -> None:
-        """Hold the clients to their limits; to be called every second."""
+        """Hold the clients to their limits, and tell of life; to be called every second."""
+        self._beat()
         self._connections.sweep()
         self._metrics.connections.set(self._connections.count)
 

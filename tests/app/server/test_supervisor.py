@@ -105,7 +105,7 @@ def test_killed_worker_is_replaced_while_the_others_go_on(
 
 def test_frozen_worker_is_killed_and_replaced(store_path: Path, tmp_path: Path) -> None:
     command = [*SERVE, "--workers", "2"]
-    with started(command, store_path, tmp_path / "log", CONVSCOPE_HANG_SECONDS="2") as server:
+    with started(command, store_path, tmp_path / "log", CONVSCOPE_HANG_SECONDS="4") as server:
         wait_until(lambda: len(server.workers) == 2)
         frozen, other = server.workers
         os.kill(frozen, signal.SIGSTOP)
@@ -187,6 +187,26 @@ def test_stopping_service_is_not_ready_but_answers_during_the_delay(
         assert 3 <= time.monotonic() - told < 10
         with pytest.raises(httpx.ConnectError):
             get(server.url)
+
+
+def test_a_worker_that_ends_alone_is_not_taken_for_a_hanging_one(
+    store_path: Path, tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    with started(
+        [*SERVE, "--workers", "2"],
+        store_path,
+        log,
+        CONVSCOPE_DRAIN_DELAY="7",
+        CONVSCOPE_HANG_SECONDS="4",
+    ) as server:
+        wait_until(lambda: len(server.workers) == 2)
+        ended = server.workers[0]
+        os.kill(ended, signal.SIGTERM)
+        wait_until(lambda: not runs(ended), 20)
+        wait_until(lambda: f"worker {ended} ended with status 0" in log.read_text())
+        assert "hangs" not in log.read_text()
+        assert server.stop() == 0
 
 
 def test_workers_end_when_the_supervisor_is_killed(store_path: Path, tmp_path: Path) -> None:
