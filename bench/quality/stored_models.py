@@ -10,6 +10,7 @@ from app.artifact.directory import Artifact
 from app.artifact.store import read_store
 from app.settings import read_settings
 from bench import RESULTS
+from bench.harness.results import write
 
 
 def measure_store(
@@ -18,7 +19,8 @@ def measure_store(
     """Return the conditions and, as `models`, the figures of each model by its `name/version`.
 
     A model's version never changes, so one that is in `bench/results` is not measured again,
-    unless the conditions are others.
+    unless the conditions are others. (After a change of what is measured, delete the file.) Each
+    model's figures are written at once, so an interrupted run loses one model's.
 
     Args:
         name: of the file in `bench/results`, without its ending.
@@ -30,8 +32,10 @@ def measure_store(
     known = json.loads(path.read_text()) if path.exists() else {}
     if any(known.get(key) != value for key, value in conditions.items()):
         known = {}
-    models = {}
+    kept = known.get("models", {})
+    found: dict[str, Any] = {**conditions, "models": {}}
     for artifact in read_store(settings.store, settings.models, settings.default_model):
-        models[artifact.ref] = known.get("models", {}).get(artifact.ref) or measure(artifact)
+        found["models"][artifact.ref] = kept.get(artifact.ref) or measure(artifact)
+        write(path, known | {**conditions, "models": kept | found["models"]})
         click.echo(f"{artifact.ref} is done")
-    return {**conditions, "models": models}
+    return found

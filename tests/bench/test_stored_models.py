@@ -30,6 +30,15 @@ def test_a_model_that_was_measured_is_not_measured_again(
     asked.clear()
     assert measure_store("files", measure, images=5) == found
     assert asked == [first]
+
+    def fail(artifact: Artifact) -> dict[str, int]:
+        raise KeyboardInterrupt(artifact.ref)
+
+    kept.pop(asked[0], None)
+    (tmp_path / "files.json").write_text(json.dumps(found | {"models": kept}))
+    with pytest.raises(KeyboardInterrupt):
+        measure_store("files", fail, images=5)
+    assert json.loads((tmp_path / "files.json").read_text())["models"] == kept
     asked.clear()
     assert measure_store("files", measure, images=6)["images"] == 6
     assert asked == list(found["models"])
