@@ -4,6 +4,7 @@ Memory is bounded: files are found, read and decoded a batch at a time.
 """
 
 import csv
+import errno
 import io
 import json
 import os
@@ -185,6 +186,8 @@ class FileClassifier:
 def _read_bytes(name: str, limit: int) -> bytes:
     """Return a file's bytes; read at most one more than the limit."""
     if name == STANDARD_INPUT:
+        if sys.stdin is None:
+            raise OSError(errno.EBADF, "standard input is closed")
         data = sys.stdin.buffer.read(limit + 1)
     else:
         with Path(name).open("rb") as file:

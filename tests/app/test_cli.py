@@ -231,6 +231,20 @@ def test_pattern_of_all_folders_names_each_file_once(folder: Path) -> None:
     assert files == [f"{folder}/more/a.png"] * 2
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a Linux device")
+def test_full_disk_and_closed_input_are_told_in_one_line(images: Sequence[Path]) -> None:
+    def shell(line: str) -> subprocess.CompletedProcess[str]:
+        command = ["sh", "-c", line, *CONVSCOPE, "predict"]
+        return subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=START_SECONDS
+        )
+
+    full = shell(f'exec "$0" "$@" {images[0]} > /dev/full')
+    assert (full.returncode, full.stderr) == (1, "Error: No space left on device\n")
+    closed = shell('exec "$0" "$@" - <&-')
+    assert (closed.returncode, closed.stdout) == (1, "-: error: standard input is closed\n")
+
+
 @pytest.mark.timeout(30)
 @pytest.mark.parametrize("pattern", ["p*", "**"])
 def test_pipe_that_matches_a_pattern_is_not_waited_for(folder: Path, pattern: str) -> None:
