@@ -1,5 +1,6 @@
 """Shared by the commands of `convscope` and `convscope-train`: printing of errors and names."""
 
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,10 @@ import click
 
 
 class OneLineErrors(click.Group):
-    """A group of commands that prints a known error in one line and exits with status 1."""
+    """A group of commands that prints a known error in one line and exits with status 1.
+
+    So is an error of the operating system, such as a full disk.
+    """
 
     def __init__(self, *args: Any, errors: type[Exception], **kwargs: Any) -> None:
         """Take click's arguments and the base class of the known errors."""
@@ -20,6 +24,11 @@ class OneLineErrors(click.Group):
             return super().invoke(ctx)
         except self._errors as exc:
             raise click.ClickException(str(exc)) from exc
+        except OSError as exc:
+            if exc.errno == errno.EPIPE:  # click ends without a word
+                raise
+            place = f"{printable(exc.filename)}: " if isinstance(exc.filename, str) else ""
+            raise click.ClickException(f"{place}{exc.strerror or exc}") from exc
 
 
 def as_unicode(name: str) -> str:

@@ -4,6 +4,7 @@ Memory is bounded: files are found, read and decoded a batch at a time.
 """
 
 import csv
+import errno
 import io
 import json
 import os
@@ -56,8 +57,9 @@ UNFAMILIAR = "unlike anything it was trained on: probability and set promise not
 def find_files(names: Sequence[str]) -> Iterator[str | Failure]:
     """Yield the files that the words of a command line name, in the order of the words.
 
-    A folder stands for the files in it and below it, sorted, without hidden ones. A pattern such as
-    `*.png` stands for what it matches, unless it is the name of a file.
+    A folder stands for the files in it and below it, sorted, without hidden ones; linked folders
+    count, each once. A pattern such as `*.png` stands for what it matches, unless it is the name of
+    a file.
     """
     for name in names:
         is_there = name == STANDARD_INPUT or os.path.lexists(name)
@@ -68,7 +70,7 @@ def find_files(names: Sequence[str]) -> Iterator[str | Failure]:
             if is_folder(match):
                 yield from _files_in(match)
             else:
-                yield match
+                yield _found(match) if matches else match
 
 
 def is_folder(name: str) -> bool:
@@ -79,18 +81,36 @@ def is_folder(name: str) -> bool:
 def _files_in(folder: str) -> Iterator[str | Failure]:
     failures: list[Failure] = []
     found = False
+    whole = Path(folder).resolve()
+    entered = {whole}
+
+    def is_new(path: Path) -> bool:
+        target = path.resolve()
+        if target in whole.parents:
+            failures.append(Failure(str(path), "a link to a folder above, which is not read"))
+        elif target not in entered:
+            entered.add(target)
+            return True
+        return False
+
     for place, folders, files in os.walk(
-        folder, onerror=lambda exc: failures.append(Failure(exc.filename, str(exc.strerror)))
+        folder,
+        onerror=lambda exc: failures.append(Failure(exc.filename, str(exc.strerror))),
+        followlinks=True,
     ):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        visible = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = [name for name in visible if is_new(Path(place, name))]
         for name in sorted(name for name in files if not name.startswith(".")):
-            path = Path(place, name)
             found = True
-            # To open a named pipe would wait for a writer.
-            yield str(path) if path.is_file() else Failure(str(path), "not a regular file")
+            yield _found(str(Path(place, name)))
     if not found and not failures:
         failures.append(Failure(folder, "holds no files"))
     yield from failures
+
+
+def _found(path: str) -> str | Failure:
+    """Return a file that nobody named: to open a named pipe would wait for a writer."""
+    return path if Path(path).is_file() else Failure(path, "not a regular file")
 
 
 class FileClassifier:
@@ -166,6 +186,8 @@ class FileClassifier:
 def _read_bytes(name: str, limit: int) -> bytes:
     """Return a file's bytes; read at most one more than the limit."""
     if name == STANDARD_INPUT:
+        if sys.stdin is None:
+            raise OSError(errno.EBADF, "standard input is closed")
         data = sys.stdin.buffer.read(limit + 1)
     else:
         with Path(name).open("rb") as file:

@@ -79,6 +79,12 @@ _UNFINISHED = "multipart body ends before its closing boundary"
 # cut off already.
 _HEAD_END = re.compile(rb"\r\n(?:(?<=\A\r\n)|(?<=\r\n\r\n)|\r\n)")
 _FOLDED = re.compile(rb"(?:\A|\n)[ \t]")
+_UNQUOTED_BOUNDARY = re.compile(r";[ \t]*boundary=([^\s;]+)", re.IGNORECASE)
+_BASE64_ESCAPES = [
+    (escape, unquote_to_bytes(escape))
+    for upper in (b"%2B", b"%2F", b"%3D", b"%0D", b"%0A", b"%20")
+    for escape in {upper, upper.lower()}
+]
 _WHITESPACE = string.whitespace.encode()
 _FROM_URL_SAFE = bytes.maketrans(b"-_", b"+/")
 
@@ -358,8 +364,11 @@ class _Chunks:
 
 @lru_cache(16)  # a client uses one again and again, or each only once
 def _boundary(content_type: bytes) -> bytes:
-    _, parameters = parse_options_header(content_type.decode("latin-1"))
-    boundary = parameters.get("boundary", "").encode("latin-1")
+    header = content_type.decode("latin-1")
+    _, parameters = parse_options_header(header)
+    # The library cuts one without quotes at characters that RFC 2045 (5.1) wants in quotes.
+    whole = None if '"' in header else _UNQUOTED_BOUNDARY.search(header)
+    boundary = (whole[1] if whole else parameters.get("boundary", "")).encode("latin-1")
     if not boundary:
         raise MalformedUpload("Content-Type multipart/form-data has no boundary")
     if len(boundary) > MAX_BOUNDARY_BYTES:
@@ -569,14 +578,17 @@ def _decode_image(item: object, where: str) -> bytes:
     """Decode base64, or a data URL (RFC 2397) that holds it."""
     if not isinstance(item, str):
         raise MalformedUpload(f"{where} is not a string")
-    text = _data_of_url(item, where) if item[:5].lower() == "data:" else item
-    data = _decode_base64(text.encode(), where)
+    text = item.lstrip()
+    is_url = text[:5].lower() == "data:"
+    written = _data_of_url(text, where) if is_url else text.encode()
+    data = _decode_base64(written, where)
     if not data:
         raise EmptyUpload(f"{where} is empty")
     return data
 
 
-def _data_of_url(url: str, where: str) -> str:
+def _data_of_url(url: str, where: str) -> bytes:
+    """Return the base64 of a data URL, without the escapes that a URL may have."""
     comma = url.find(",", 0, MAX_DATA_URL_HEAD)
     if comma < 0:
         raise MalformedUpload(
@@ -590,7 +602,11 @@ def _data_of_url(url: str, where: str) -> str:
             f"{where} is a data URL of type {_quoting.repr(media_type)}; "
             "send image/*, application/octet-stream or no type"
         )
-    return url[comma + 1 :]
+    data = url[comma + 1 :].encode()
+    if b"%" in data:
+        for escape, character in _BASE64_ESCAPES:  # the library makes an object of each escape
+            data = data.replace(escape, character)
+    return data
 
 
 @lru_cache(16)

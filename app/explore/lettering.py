@@ -50,10 +50,11 @@ def write_labels(names: Sequence[str], size: int) -> list[Label]:
         size: of the letters in pixels.
     """
     written = [_write(name) for name in names]
-    times = Counter(text for text, _ in written)
+    seen = [" ".join(text.split()) for text, _ in written]  # nobody sees how many blanks there are
+    times = Counter(seen)
     return [
-        Label(text if times[text] == 1 else f"{text} ({index})", load_font(size, file))
-        for index, (text, file) in enumerate(written)
+        Label(text if times[look] == 1 else f"{text} ({index})", load_font(size, file))
+        for index, ((text, file), look) in enumerate(zip(written, seen, strict=True))
     ]
 
 

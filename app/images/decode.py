@@ -71,6 +71,8 @@ _SIGNATURE = re.compile(
     re.DOTALL,
 )
 
+_WEBP_ANIMATION, _WEBP_ALPHA = 0x02, 0x10  # in the chunk VP8X
+
 # Begins with 101, where libjpeg fills up with zeros, so that it means other samples in any Huffman
 # code; as long as the ten blocks that libjpeg decodes at a time can be.
 _FILLING = bytes((0xA5 + 7 * index) % 0xFB for index in range(4096))
@@ -255,16 +257,9 @@ def _load(kind: str, data: bytes, side: int, max_pixels: int, max_pixels_whole: 
     # The filter stays, because `warnings.catch_warnings` is not safe between threads.
     if _PILLOW_WARNINGS not in warnings.filters:
         warnings.filterwarnings("ignore", module=r"PIL\.")
-    if kind == "PNG":
-        data = without_png_metadata(data)
-    elif kind == "JPEG":
-        if jpeg_lacks_end(data):
-            return _load_without_end(data, side, max_pixels, max_pixels_whole)
-        data = without_jpeg_metadata(data)
-    elif kind == "BMP":
-        check_bmp(data)
-    elif kind == "TIFF":
-        check_tiff(data, max_pixels_whole)
+    if kind == "JPEG" and jpeg_lacks_end(data):
+        return _load_without_end(data, side, max_pixels, max_pixels_whole)
+    data = _prepared(kind, data, max_pixels_whole)
     # Each piece takes a byte, so a short file has few. The pieces of a TIFF may overlap.
     source = io.BytesIO(data) if len(data) <= MAX_PIECES and kind != "TIFF" else _Source(data)
     image = _READERS[kind](source)
@@ -282,6 +277,34 @@ def _load(kind: str, data: bytes, side: int, max_pixels: int, max_pixels_whole: 
     # Pillow rotates a TIFF when it loads it, and leaves no EXIF in `info`.
     orientation = _orientation(image.info["exif"]) if "exif" in image.info else 1
     return _Loaded(picture, (image.width / factor, image.height / factor), orientation)
+
+
+def _prepared(kind: str, data: bytes, max_pixels_whole: int) -> bytes:
+    """Return what Pillow shall read of a file; refuse a kind that it does not read right."""
+    match kind:
+        case "PNG":
+            return without_png_metadata(data)
+        case "JPEG":
+            return without_jpeg_metadata(data)
+        case "WebP":
+            return _with_transparency(data)
+        case "BMP":
+            check_bmp(data)
+        case "TIFF":
+            check_tiff(data, max_pixels_whole)
+    return data
+
+
+def _with_transparency(data: bytes) -> bytes:
+    """Return an animated WebP that says that it has transparency.
+
+    What its first frame leaves of the canvas is transparent in any case, but Pillow forgets it if
+    the file does not say so.
+    """
+    flags = data[20] if data[12:16] == b"VP8X" and len(data) > 20 else 0
+    if flags & _WEBP_ANIMATION and not flags & _WEBP_ALPHA:
+        return b"".join([data[:20], bytes([flags | _WEBP_ALPHA]), memoryview(data)[21:]])
+    return data
 
 
 def _load_without_end(data: bytes, side: int, max_pixels: int, max_pixels_whole: int) -> _Loaded:

@@ -4,6 +4,8 @@ Pillow keeps the samples of the file: 1, 8, 12 or 16 bits, palettes, CMYK. Size 
 as they are, except that a large image is reduced if it has to be copied.
 """
 
+import io
+
 import numpy as np
 from PIL import Image
 from PIL.ExifTags import Base as ExifTag
@@ -42,12 +44,17 @@ def eight_bit(image: ImageFile, data: bytes, enough: int) -> tuple[Image.Image, 
     frame = _smaller_frame(image)
     if image.mode in {"L", "RGB"} and "transparency" not in image.info and not frame:
         return image, 1
-    if isinstance(image, PngImageFile) and image.mode in {"L", "RGB"}:
+    transparency: _Transparency | None = None
+    if isinstance(image, PngImageFile) and image.mode == "RGB" and data[24] == 16:
+        transparency = _Transparency(image, data)
+    elif isinstance(image, PngImageFile) and image.mode in {"L", "RGB"}:
         _scale_png_transparency(image, depth=data[24])
     shift, flip = _sixteen_bit_meaning(image)
 
     def convert(top: int, part: Image.Image) -> Image.Image:
         converted = _convert(part, shift, flip)
+        if transparency:
+            converted.putalpha(transparency.mask(top, part))
         if frame:
             _clear_outside(converted, frame, top)
         return converted
@@ -105,11 +112,32 @@ def _clear_outside(picture: Image.Image, frame: _Box, top: int) -> None:
             picture.paste("white", box)
 
 
+class _Transparency:
+    """The one transparent colour of a PNG of 16-bit RGB.
+
+    Pillow keeps the upper bytes of the samples, in which other colours can be the same. So the file
+    is decoded once more, to the lower bytes: read as little-endian, they are the upper ones.
+    """
+
+    def __init__(self, image: PngImageFile, data: bytes) -> None:
+        colour = np.array(image.info.pop("transparency"), np.uint16)
+        self._colour = [(colour >> shift).astype(np.uint8) for shift in (8, 0)]
+        self._lower = PngImageFile(io.BytesIO(data))
+        self._lower.tile = [tile._replace(args="RGB;16L") for tile in self._lower.tile]
+        self._lower.load()
+
+    def mask(self, top: int, part: Image.Image) -> Image.Image:
+        """Return the alpha of a part of the image, which begins in row `top`."""
+        lower = self._lower.crop((0, top, part.width, top + part.height))
+        pairs = zip((part, lower), self._colour, strict=True)
+        differs = [(np.asarray(half) != colour).any(-1) for half, colour in pairs]
+        return Image.fromarray((differs[0] | differs[1]).astype(np.uint8) * 255)
+
+
 def _scale_png_transparency(image: PngImageFile, depth: int) -> None:
     """Scale the transparent colour of a tRNS chunk to 8 bits, as Pillow scales the samples."""
     colour = image.info.get("transparency")
     if isinstance(colour, int):
         image.info["transparency"] = {2: colour * 85, 4: colour * 17}.get(depth, colour) & 255
     elif isinstance(colour, tuple):
-        shift = 8 if depth == 16 else 0
-        image.info["transparency"] = tuple(sample >> shift & 255 for sample in colour)
+        image.info["transparency"] = tuple(sample & 255 for sample in colour)

@@ -25,10 +25,13 @@ MAX_TAGS = 1_000
 MAX_SAMPLES = 8
 """The most samples a pixel whose descriptions are read. None that is admitted has more than six."""
 
+MAX_COLOURS = 3 * 256
+"""The most values of a palette that are read: that of 8-bit samples."""
+
 _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER, _SAMPLES = 258, 259, 262, 266, 277
 _PLANAR, _PREDICTOR, _TILE_WIDTH, _TILE_LENGTH, _EXTRA, _FORMAT = 284, 317, 322, 323, 338, 339
-_INK_SET, _XMP = 332, 700
-_SEVERAL = frozenset({_BITS, _EXTRA, _FORMAT})
+_COLOUR_MAP, _INK_SET, _XMP = 320, 332, 700
+_SEVERAL = frozenset({_BITS, _EXTRA, _FORMAT, _COLOUR_MAP})
 _READ = _SEVERAL | {_COMPRESSION, _PHOTOMETRIC, _FILL_ORDER, _SAMPLES, _PLANAR, _PREDICTOR}
 _READ |= {_TILE_WIDTH, _TILE_LENGTH, _INK_SET}
 
@@ -125,6 +128,7 @@ class _Kind(NamedTuple):
     predictor: int
     fill_order: int
     ink_set: int
+    colour_map: tuple[int, ...]
 
     @classmethod
     def of(cls, tags: dict[int, tuple[int, ...]], order: str, *, big: bool) -> Self:
@@ -149,6 +153,7 @@ class _Kind(NamedTuple):
             predictor=number(_PREDICTOR, 1),
             fill_order=number(_FILL_ORDER, 1),
             ink_set=number(_INK_SET, 1),
+            colour_map=tags.get(_COLOUR_MAP, ()),
         )
 
     @property
@@ -167,12 +172,18 @@ class _Kind(NamedTuple):
             and self.bits in {(bits,), (bits,) * self.samples}
             and set(self.formats) == {1}
             and self.ink_set == 1
+            and not self._has_short_colours
             and (self.order == "<" or not (self.big or self._is_little_endian_alone(bits)))
             and self._is_packing_admitted(bits)
         )
 
     def _is_little_endian_alone(self, bits: int) -> bool:
         return bits == 12 or (self.photometric, bits) == (_WHITE_IS_ZERO, 16)
+
+    @property
+    def _has_short_colours(self) -> bool:
+        """Whether the colours have 8 bits, as old writers have them and libtiff finds out."""
+        return self.photometric == _PALETTE and 0 < max(self.colour_map, default=0) < 256
 
     def _is_packing_admitted(self, bits: int) -> bool:
         fax = bits == 1 and self.photometric in {_WHITE_IS_ZERO, _GREY}
@@ -205,6 +216,7 @@ class _Kind(NamedTuple):
             f"predictor {self.predictor}" if self.predictor != 1 else "",
             f"fill order {self.fill_order}" if self.fill_order != 1 else "",
             f"ink set {self.ink_set}" if self.ink_set != 1 else "",
+            "colours of 8 bits" if self._has_short_colours else "",
             "little-endian" if self.order == "<" else "big-endian",
             "BigTIFF" if self.big else "",
         ]
@@ -268,6 +280,7 @@ def _read_tags(
         place = at + head.size
         if values * struct.calcsize(f"={_INTEGERS[kind]}") > offset.size:
             (place,) = offset.unpack_from(data, place)
-        layout = f"{order}{min(values, MAX_SAMPLES)}{_INTEGERS[kind]}"
+        most = MAX_COLOURS if tag == _COLOUR_MAP else MAX_SAMPLES
+        layout = f"{order}{min(values, most)}{_INTEGERS[kind]}"
         tags[tag] = struct.unpack_from(layout, data, place)
     return tags, counts

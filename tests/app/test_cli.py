@@ -231,6 +231,45 @@ def test_pattern_of_all_folders_names_each_file_once(folder: Path) -> None:
     assert files == [f"{folder}/more/a.png"] * 2
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a Linux device")
+def test_full_disk_and_closed_input_are_told_in_one_line(images: Sequence[Path]) -> None:
+    def shell(line: str) -> subprocess.CompletedProcess[str]:
+        command = ["sh", "-c", line, *CONVSCOPE, "predict"]
+        return subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=START_SECONDS
+        )
+
+    full = shell(f'exec "$0" "$@" {images[0]} > /dev/full')
+    assert (full.returncode, full.stderr) == (1, "Error: No space left on device\n")
+    closed = shell('exec "$0" "$@" - <&-')
+    assert (closed.returncode, closed.stdout) == (1, "-: error: standard input is closed\n")
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("pattern", ["p*", "**"])
+def test_pipe_that_matches_a_pattern_is_not_waited_for(folder: Path, pattern: str) -> None:
+    result = run("predict", folder / pattern)
+    assert f"{folder}/pipe: error: not a regular file" in result.stdout.splitlines()
+
+
+def test_linked_folders_are_read_once_and_none_above(folder: Path, picture: Picture) -> None:
+    other = folder.parent / "other"
+    other.mkdir()
+    (other / "o.png").write_bytes(picture("red"))
+    for place, target in (("linked", other), ("again", other), ("more/up", "..")):
+        (folder / place).symlink_to(target)
+    (folder / "more" / "root").symlink_to("/")
+    rows = csv.DictReader(io.StringIO(run("predict", folder, "--csv").stdout))
+    found = [(row["file"].removeprefix(f"{folder}/"), row["label"]) for row in rows]
+    assert [name for name, label in found if label] == [
+        "b.png",
+        "z.png",
+        "again/o.png",
+        "more/a.png",
+    ]
+    assert found[-1] == ("more/root", "")
+
+
 def test_predict_says_that_a_folder_or_a_pattern_holds_nothing(folder: Path) -> None:
     result = run("predict", folder / "empty", folder / "*.jpg")
     assert result.exit_code == 1

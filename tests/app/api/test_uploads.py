@@ -247,7 +247,25 @@ async def test_malformed_multipart_is_refused(content_type: str, body: bytes, me
     assert len(str(caught.value)) < 200
 
 
-@pytest.mark.parametrize("tail", [";" * 30_000, '; a="' * 6000, '; a="\\' * 5000, " " * 30_000])
+@pytest.mark.parametrize("boundary", ["===1700000000===", "a/b:c=d", "(a)", "a@[b]?{c},", "'a'"])
+@pytest.mark.parametrize("tail", ["", ";charset=utf-8", " ; charset=utf-8"])
+async def test_boundary_that_lacks_its_quotes_is_read_whole(boundary: str, tail: str) -> None:
+    body = part('name="file"').replace(b"--b\r\n", f"--{boundary}\r\n".encode())
+    content_type = f"multipart/form-data; boundary={boundary}{tail}"
+    assert await post(body + f"--{boundary}--".encode(), content_type) == [Upload(b"x")]
+
+
+@pytest.mark.parametrize(
+    "tail",
+    [
+        ";" * 30_000,
+        "; boundary" * 6000,
+        ";\t \t " * 6000,
+        '; a="' * 6000,
+        '; a="\\' * 5000,
+        " " * 30_000,
+    ],
+)
 async def test_long_content_type_takes_no_long_time(tail: str) -> None:
     started = time.perf_counter()
     assert await post(part('name="file"') + b"--b--", MULTIPART + tail) == [Upload(b"x")]
@@ -526,10 +544,12 @@ async def test_json_images_are_decoded() -> None:
         "data:;base64,",
         "data:application/octet-stream;base64,",
         "data:image/svg+xml;charset=utf-8;name=a.png; base64,",
+        " \n\tdata:image/png;base64,",
     ],
 )
-async def test_data_url_is_read_however_it_is_written(head: str) -> None:
-    assert await post_json({"images": [head + "eA=="]}) == [Upload(b"x")]
+@pytest.mark.parametrize("data", ["/+8=", "%2F%2b8%3D", "_-8%3d", "/+%0D%0A8="])
+async def test_data_url_is_read_however_it_is_written(head: str, data: str) -> None:
+    assert await post_json({"images": [head + data]}) == [Upload(b"\xff\xef")]
 
 
 @pytest.mark.parametrize("media_type", ["text/html", "imagery/png", "x" * 1000])
@@ -558,7 +578,15 @@ async def test_byte_order_mark_before_json_is_passed_over() -> None:
     assert await post(body, "application/json") == [Upload(b"x")]
 
 
-@pytest.mark.parametrize("item", ["data:" + ";" * 2_000_000, "-\n" * 1_000_000 + "!"])
+@pytest.mark.parametrize(
+    "item",
+    [
+        "data:" + ";" * 2_000_000,
+        "data:;base64," + "%2B" * 1_000_000 + "!",
+        "data:;base64," + "%" * 3_000_000,
+        "-\n" * 1_000_000 + "!",
+    ],
+)
 async def test_hostile_json_string_takes_little_time(item: str) -> None:
     limits = UploadLimits(8_000_000, 1)
     body = json.dumps({"images": [item]}).encode()

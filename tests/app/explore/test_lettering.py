@@ -102,6 +102,11 @@ def test_names_that_are_the_same_when_cut_get_their_numbers() -> None:
 
 
 @pytest.mark.skipif(not features.check("raqm"), reason="Pillow cannot write from right to left")
+def test_names_that_differ_in_blanks_alone_get_their_numbers() -> None:
+    texts = [label.text for label in write_labels(["a b", "a  b", "ab", "a b "], 20)]
+    assert texts == ["a b (0)", "a  b (1)", "ab", "a b  (3)"]
+
+
 def test_right_to_left_letters_are_joined_and_turned() -> None:
     (label,) = write_labels(["قط"], 20)
     assert label.text == "قط"

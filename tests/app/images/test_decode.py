@@ -169,6 +169,21 @@ def test_png_transparent_colour_of_any_depth_turns_white(
     assert found[0].tolist() == [[0, 0, 0], [255, 255, 255]]
 
 
+@pytest.mark.parametrize(("height", "width"), [(5, 9), (300, 400)])
+def test_png_colours_alike_in_upper_bytes_are_not_all_transparent(height: int, width: int) -> None:
+    samples = np.full((height, width, 3), 99 * 256 + 1, np.uint16)
+    samples[:, width // 2 :, 1] += 1
+    rows = np.pad(samples.astype(">u2").view(np.uint8).reshape(height, -1), ((0, 0), (1, 0)))
+    transparent = chunk(b"tRNS", samples[0, 0].astype(">u2").tobytes())
+    data = png(width, height, 16, 2, rows.tobytes(), transparent)
+    expected = np.full((height, width, 3), 255, np.uint8)
+    expected[:, width // 2 :] = 99
+    np.testing.assert_array_equal(decode(data, (height, width), LIMIT), expected)
+    reduced = decode(data, (6, 8), LIMIT)
+    assert (reduced[:, 0] == 255).all()
+    assert (reduced[:, -1] == 99).all()
+
+
 def test_sixteen_bit_grey_is_scaled_and_not_clipped() -> None:
     samples = (np.arange(1024, dtype=np.uint16) * 64).reshape(32, 32)
     for kind in ("PNG", "TIFF"):
@@ -387,6 +402,26 @@ def test_part_of_a_gifs_canvas_without_a_frame_is_transparent(
     expected = Image.new("RGB", (20, 16), "white")
     expected.paste(frame.convert("RGBA"), (5, 4), frame.convert("RGBA"))
     np.testing.assert_array_equal(found, np.asarray(expected))
+
+
+@pytest.mark.parametrize("alpha", [0, 0x10])
+def test_part_of_a_webps_canvas_without_a_frame_is_transparent(alpha: int, photo: Pixels) -> None:
+    def riff(kind: bytes, body: bytes) -> bytes:
+        return kind + struct.pack("<I", len(body)) + body
+
+    def numbers(*values: int) -> bytes:  # of 24 bits
+        return b"".join(value.to_bytes(3, "little") for value in values)
+
+    frame = numbers(8 // 2, 4 // 2, 32 - 1, 32 - 1, 100) + bytes(1)
+    body = (
+        b"WEBP"
+        + riff(b"VP8X", bytes([2 | alpha, 0, 0, 0]) + numbers(60 - 1, 40 - 1))
+        + riff(b"ANIM", bytes(6))
+        + riff(b"ANMF", frame + encode(photo, "WEBP", lossless=True)[12:])
+    )
+    expected = np.full((40, 60, 3), 255, np.uint8)
+    expected[4:36, 8:40] = photo
+    np.testing.assert_array_equal(decode(riff(b"RIFF", body), (40, 60), LIMIT), expected)
 
 
 def test_large_gif_with_a_small_frame_is_reduced_with_white_round_it() -> None:

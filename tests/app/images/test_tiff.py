@@ -329,6 +329,16 @@ def test_inks_other_than_cmyk_are_named() -> None:
         decode(file.getvalue(), SIZE, LIMIT)
 
 
+@pytest.mark.parametrize("order", ORDERS)
+def test_palette_of_eight_bit_colours_is_named(order: Order) -> None:
+    kind = Kind("palette", order=order)
+    colour_maps = [colour_map(kind) // 257, colour_map(kind)]
+    old, sixteen = (each.astype(f"{order}u2").tobytes() for each in colour_maps)
+    data = written(kind, ramps(kind)).replace(sixteen, old)
+    with pytest.raises(UnsupportedImage, match="8-bit palette, uncompressed, colours of 8 bits, "):
+        decode(data, SIZE, LIMIT)
+
+
 def small(*tags: tuple[int, int, int, int]) -> bytes:
     """An uncompressed grey file of 2x1 pixels with more tags, or others."""
     entries = {256: 2, 257: 1, 258: 8, 259: 1, 262: 1, 273: tiff_data_offset(8), 277: 1, 279: 2}
