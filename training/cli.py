@@ -41,8 +41,8 @@ console = Console(width=None if sys.stdout.isatty() else 120, markup=False, emoj
 data_dir_option = click.option(
     "--data-dir",
     type=click.Path(path_type=Path),
-    help=f"The first folder to look in, before ${dataset.DATA_DIR_VARIABLE} and "
-    f"./{dataset.DEFAULT_DATA_DIR}.",
+    help="The folder of the images.  "
+    f"[default: ${dataset.DATA_DIR_VARIABLE}, or else ./{dataset.DEFAULT_DATA_DIR}]",
 )
 device_option = click.option(
     "--device", type=click.Choice(get_args(DeviceName)), default="auto", show_default=True
@@ -272,9 +272,19 @@ def _tell_findings(source: dataset.Source, *, strict: bool, recipe: Recipe | Non
 
 
 def _data_of(run: Checkpoint, data_dir: Path | None) -> dataset.Source:
-    """Find a run's data: in `data_dir`, else where the run found them."""
-    place = run.state.data_place
-    return dataset.find(data_dir or (Path(place) if place else None), download=False)
+    """Find a run's data: in `data_dir`, else where the run found them.
+
+    Raises:
+        DataError: as `dataset.find`.
+    """
+    if data_dir is None and run.state.data_place:
+        data_dir = Path(run.state.data_place)
+        if not data_dir.is_dir():
+            raise DataError(
+                f"{printable(data_dir)}: no such folder, and {run.path} learned from the images in "
+                "it; --data-dir names the folder where they are now"
+            )
+    return dataset.find(data_dir, download=False)
 
 
 main.epilog = f"Recipes: {', '.join(RECIPES)}. Architectures: {', '.join(ARCHITECTURES)}."

@@ -282,8 +282,10 @@ def test_a_run_whose_images_are_gone_downloads_nothing(
     state.write_text(json.dumps(values))
     monkeypatch.delenv("CONVSCOPE_DATA_DIR", raising=False)
     monkeypatch.chdir(tmp_path)
-    said = f"found no data set; `convscope-train data` fetches CIFAR-10 (looked in: {tmp_path}/gone"
-    assert said in _fail("evaluate", run)
+    assert _fail("evaluate", run) == (
+        f"Error: {tmp_path}/gone: no such folder, and {state.parent} learned from the images in "
+        "it; --data-dir names the folder where they are now"
+    )
 
 
 def test_corruptions_lists_every_model_and_corruption(

@@ -100,29 +100,36 @@ class Source:
 
 
 def find(data_dir: Path | None, *, download: bool = True) -> Source:
-    """Find a data set in `data_dir`, in `CONVSCOPE_DATA_DIR` or in `./data`, in this order.
+    """Find a data set in one place: `data_dir`, else `CONVSCOPE_DATA_DIR`, else `./data`.
 
     Args:
-        data_dir: the first place to look in.
-        download: fetch CIFAR-10 into the first place if none of them holds a data set.
+        data_dir: holds a data set, if it is named.
+        download: fetch CIFAR-10 into the other places if they hold no folders and no pictures.
 
     Raises:
-        DataError: a file differs from its known hash, a class cannot be learned, `data_dir` holds
-            folders or pictures that are not a data set's, or there is no data set; the message
-            names every place.
+        DataError: the place does not exist or holds no data set, a file differs from its known
+            hash, or a class cannot be learned. The message names the place.
     """
     variable = os.environ.get(DATA_DIR_VARIABLE)
-    named = [data_dir, Path(variable) if variable else None]
-    places = [*filter(None, named), DEFAULT_DATA_DIR]
+    place = data_dir or Path(variable or DEFAULT_DATA_DIR)
+    shown = printable(place)
+    if variable and not data_dir:
+        shown = f"{DATA_DIR_VARIABLE}={shown}"
     try:
-        for place in places:
-            if (found := _open(place)) is not None:
-                return found
-            if place is data_dir:
-                _refuse_other_content(place)
-        return _fetch(places[0], allowed=download)
-    except (DataError, OSError) as exc:
-        raise DataError(f"{exc} (looked in: {', '.join(map(printable, places))})") from exc
+        if (data_dir or variable) and not place.is_dir():
+            raise DataError(f"{shown}: {'is not a folder' if place.exists() else 'no such folder'}")
+        if (found := _open(place)) is not None:
+            return found
+        if content := _other_content(place):
+            raise DataError(f"{shown}: holds {content}; {_NEEDED}")
+    except OSError as exc:
+        raise DataError(f"{shown}: {exc}") from exc
+    if data_dir:
+        raise DataError(f"{shown}: holds no pictures; {_NEEDED}")
+    if not download:
+        raise DataError(f"{shown}: holds no data set; `convscope-train data` fetches CIFAR-10")
+    cifar10.download(place)
+    return _open_cifar10(place / cifar10.BINARY.folder, cifar10.BINARY)
 
 
 def split_holdout(labels: Tensor, holdout: float, seed: int) -> tuple[Tensor, Tensor]:
@@ -197,19 +204,12 @@ def normalize(images: Tensor, mean: list[float], deviation: list[float]) -> Tens
     return rows.view(images.shape).permute(0, 3, 1, 2)
 
 
-def _fetch(place: Path, *, allowed: bool) -> Source:
-    if not allowed:
-        raise DataError("found no data set; `convscope-train data` fetches CIFAR-10")
-    cifar10.download(place)
-    return _open_cifar10(place / cifar10.BINARY.folder, cifar10.BINARY)
-
-
-def _refuse_other_content(place: Path) -> None:
-    """Raise if a place is not empty: another data set would be trained on instead."""
+def _other_content(place: Path) -> str:
+    """Return a place's folders or pictures that are not a data set's, or an empty string."""
     folders = class_folders(place) if place.is_dir() else []
-    if folders or (place.is_dir() and holds_pictures(place)):
-        holds = _listed(folders) if folders else "pictures in no folder"
-        raise DataError(f"{printable(place)}: holds {holds}; {_NEEDED}")
+    if folders:
+        return _listed(folders)
+    return "pictures in no folder" if holds_pictures(place) else ""
 
 
 def _open(place: Path) -> Source | None:
