@@ -237,8 +237,9 @@ def compare_command(store: Path, data_dir: Path | None, out: Path) -> None:
 def corruptions_command(models: tuple[Path, ...], data_dir: Path | None) -> None:
     """Measure the models in the folders MODELS on corrupted test images."""
     source = dataset.find(data_dir, download=False)
-    found = corruptions.measure_all(models, source, console.print)
-    console.print(report.corruptions_table(found))
+    tests = corruptions.corrupted_tests(source)
+    found = corruptions.measure_all(models, source, tests, console.print)
+    console.print(report.corruptions_table(found, len(tests[corruptions.CLEAN])))
 
 
 @main.command("describe")

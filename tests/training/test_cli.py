@@ -292,6 +292,7 @@ def test_corruptions_lists_every_model_and_corruption(
     exported: Artifact, image_folder: Path
 ) -> None:
     output = _run("corruptions", exported.path, "--data-dir", image_folder)
+    assert "80 test images: right" in output
     lines = [line.split() for line in output.splitlines()]
     assert ["tiny/1", "is", "done"] in lines
     assert sum(line[:1] == ["JPEG"] for line in lines) == 3
