@@ -144,9 +144,23 @@ def test_every_field_of_a_recipe_is_an_option(image_folder: Path, tmp_path: Path
         place = tmp_path / run
         output = _run("train", "fc", "--data-dir", image_folder, "--out", place, *options)
         assert "epoch 1/1  loss" in output
+        assert "starts anew" not in output
         recipe = open_run(place).state.recipe
         values = {name.replace("_", "-"): value for name, value in recipe.model_dump().items()}
         assert values == given
+
+
+def test_a_run_says_that_its_last_layer_starts_anew(
+    exported: Artifact, image_folder: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(image_folder, tmp_path / "pictures"))
+    for split in ("train", "test"):
+        (folder / split / "cat").rename(folder / split / "lynx")
+    options = ("--epochs", "1", "--precision", "float32", "--start", exported.path)
+    places = ("--data-dir", folder, "--out", tmp_path / "run")
+    output = _run("train", "simple-cnn", *places, *options)
+    line = f"{exported.path} has other classes than pictures: the last layer, fc2, starts anew\n"
+    assert line in output[: output.index("epoch 1/1")]
 
 
 def test_a_run_leaves_its_history_and_its_learning_curve(trained: Checkpoint) -> None:
@@ -216,10 +230,12 @@ def test_on_a_terminal_a_bar_shows_the_epoch_and_leaves_a_line() -> None:
     with (Path(os.devnull)).open("w") as nowhere:
         console = Console(file=nowhere, force_terminal=True, width=120, record=True)
         with watch(console) as reporter:
+            reporter.told("a line")
             reporter.epoch_started(2, 3, 1000)
             reporter.progressed(500, 1.25, 0.5)
             reporter.epoch_ended(EpochFigures(2, 1.2, 0.55, 0.5, 2000, 0.5))
         text = console.export_text()
+    assert "a line\n" in text
     assert "epoch 2/3" in text
     assert "50%" in text
     assert "left" in text

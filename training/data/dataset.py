@@ -145,7 +145,7 @@ def split_holdout(labels: Tensor, holdout: float, seed: int) -> tuple[Tensor, Te
 
     Raises:
         DataError: a class keeps no image to train on, or nothing is held out although `holdout` is
-            above zero.
+            above zero. Names a part that works.
     """
     generator = torch.Generator().manual_seed(seed)
     held = []
@@ -154,15 +154,27 @@ def split_holdout(labels: Tensor, holdout: float, seed: int) -> tuple[Tensor, Te
         count = round(holdout * len(members))
         if count == len(members):
             raise DataError(
-                f"holdout {holdout} leaves class {label} none of its {len(members)} images"
+                f"holdout {holdout} leaves class {label} none of its {len(members)} images; "
+                f"{_advice(labels)}"
             )
         held.append(members[torch.randperm(len(members), generator=generator)[:count]])
     heldout = torch.cat(held).sort().values
     if holdout > 0 and len(heldout) == 0:
-        raise DataError(f"holdout {holdout} of {len(labels)} images holds out none")
+        raise DataError(
+            f"holdout {holdout} of {len(labels)} images holds out none; {_advice(labels)}"
+        )
     mask = torch.ones(len(labels), dtype=torch.bool)
     mask[heldout] = False
     return mask.nonzero().squeeze(1), heldout
+
+
+def _advice(labels: Tensor) -> str:
+    """Name the smallest part, in whole percent, that holds out and leaves images of each class."""
+    counts = labels.unique(return_counts=True)[1].tolist()
+    for part in (percent / 100 for percent in range(1, 100)):
+        if all(0 < round(part * count) < count for count in counts):
+            return f"--holdout {part} is the smallest that holds out images of each class"
+    return "--holdout 0 trains on all of them"
 
 
 def split_distinct(images: Split, part: float, seed: int) -> tuple[Tensor, Tensor]:

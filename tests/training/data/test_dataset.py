@@ -2,7 +2,7 @@ import hashlib
 import os
 import shutil
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -364,10 +364,22 @@ def test_no_holdout_trains_on_all() -> None:
     assert (len(chosen), len(held)) == (50, 0)
 
 
-@pytest.mark.parametrize(("holdout", "message"), [(0.01, "holds out none"), (0.9, "none of its")])
-def test_a_holdout_that_does_not_fit_is_refused(holdout: float, message: str) -> None:
-    with pytest.raises(DataError, match=message):
-        dataset.split_holdout(torch.arange(10).repeat(3), holdout, seed=0)
+@pytest.mark.parametrize(
+    ("holdout", "counts", "said", "works"),
+    [
+        (0.05, (8, 8, 8), "holdout 0.05 of 24 images holds out none", 0.07),
+        (0.9, (3, 40), "holdout 0.9 leaves class 0 none of its 3 images", 0.17),
+        (0.1, (4, 1), "holdout 0.1 of 5 images holds out none", 0),
+    ],
+)
+def test_a_holdout_that_does_not_fit_is_refused_with_one_that_does(
+    holdout: float, counts: Sequence[int], said: str, works: float
+) -> None:
+    labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    with pytest.raises(DataError, match=f"^{said}; --holdout {works} ") as caught:
+        dataset.split_holdout(labels, holdout, seed=0)
+    _, held = dataset.split_holdout(labels, works, seed=0)
+    assert len(labels[held].unique()) == (len(counts) if works else 0), caught.value
 
 
 def test_channel_statistics_are_numpys() -> None:
