@@ -166,7 +166,7 @@ def evaluate_command(
     last = checkpoints.open_run(run)
     source = _data_of(last, data_dir)
     found = evaluate.evaluate(last, source, choose_device(device), views, weights)
-    for table in report.evaluation_tables(found):
+    for table in report.evaluation_tables(found, source):
         console.print(table)
     evaluate.save_evaluation(last, found)
 

@@ -46,8 +46,13 @@ def draw_learning_curve(history: Sequence[EpochFigures], path: Path) -> None:
         raise RunError(f"{path}: cannot be written: {exc}") from exc
 
 
-def evaluation_tables(evaluation: Evaluation) -> list[Table]:
-    """Return tables of all figures, figures by class, and the worst confusions and mistakes."""
+def evaluation_tables(evaluation: Evaluation, source: Source) -> list[Table]:
+    """Return tables of all figures, figures by class, and the worst confusions and mistakes.
+
+    Args:
+        evaluation: the figures.
+        source: of the images. Those of a folder are named by their files, others by their index.
+    """
     test = evaluation.test
     views = f", {evaluation.views} views of each" if evaluation.views > 1 else ""
     overall = make_table(
@@ -76,11 +81,12 @@ def evaluation_tables(evaluation: Evaluation) -> list[Table]:
         ("true", "predicted as", "images"),
         [(row.true, row.predicted, str(row.count)) for row in evaluation.top_confusions],
     )
+    files = source.findings.test_files if source.findings else range(evaluation.images)
     mistakes = make_table(
         "Most confident mistakes",
         ("test image", "true", "predicted as", "confidence"),
         [
-            (str(row.index), row.true, row.predicted, f"{row.confidence:.2%}")
+            (printable(str(files[row.index])), row.true, row.predicted, f"{row.confidence:.2%}")
             for row in evaluation.confident_mistakes
         ],
     )

@@ -68,11 +68,13 @@ class Findings:
     Attributes:
         train: number of training images by label, those to hold out included.
         test: number of test images by label.
+        test_files: of each test image, relative to the folder.
         left_out: what lies beside them and is not read.
     """
 
     train: list[int]
     test: list[int]
+    test_files: tuple[Path, ...]
     left_out: tuple[LeftOut, ...]
 
 
@@ -264,7 +266,7 @@ def _open_cifar10(folder: Path, layout: cifar10.Layout) -> Source:
 def _open_splits(place: Path) -> Source:
     found = read_class_folders(place, IMAGE_SIZE, "train", "test")
     train, test = map(_split, found.splits)
-    return _source(place, found, train, test)
+    return _source(place, found, train, test, found.splits[1].files)
 
 
 def _open_classes(place: Path) -> Source:
@@ -272,10 +274,14 @@ def _open_classes(place: Path) -> Source:
     found = read_class_folders(place, IMAGE_SIZE)
     images = _split(found.splits[0])
     train, test = split_distinct(images, TEST_PART, TEST_SEED)
-    return _source(place, found, images[train], images[test])
+    files = found.splits[0].files
+    test_files = tuple(files[index] for index in test.tolist())
+    return _source(place, found, images[train], images[test], test_files)
 
 
-def _source(place: Path, found: ClassFolders, train: Split, test: Split) -> Source:
+def _source(
+    place: Path, found: ClassFolders, train: Split, test: Split, test_files: tuple[Path, ...]
+) -> Source:
     train_counts, test_counts = (
         split.labels.bincount(minlength=len(found.classes)).tolist() for split in (train, test)
     )
@@ -286,13 +292,12 @@ def _source(place: Path, found: ClassFolders, train: Split, test: Split) -> Sour
         sha256=found.sha256,
         load_train=lambda: train,
         load_test=lambda: test,
-        findings=Findings(train_counts, test_counts, found.left_out),
+        findings=Findings(train_counts, test_counts, test_files, found.left_out),
     )
 
 
 def _split(pictures: Pictures) -> Split:
-    images, labels = pictures
-    return Split(torch.from_numpy(images), torch.from_numpy(labels))
+    return Split(torch.from_numpy(pictures.images), torch.from_numpy(pictures.labels))
 
 
 def _listed(folders: list[str]) -> str:

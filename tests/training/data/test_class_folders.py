@@ -192,6 +192,18 @@ def test_class_folders_alone_are_split_by_class_and_nothing_is_lost(classes: Pat
         assert [by_pixels[image.numpy().tobytes()] for image in split.images] == list(split.labels)
 
 
+@pytest.mark.parametrize("layout", ["splits", "classes"])
+def test_every_test_image_has_its_file(layout: str, request: pytest.FixtureRequest) -> None:
+    place: Path = request.getfixturevalue(layout)
+    source = dataset.find(place)
+    images = source.load_test().images
+    assert source.findings is not None
+    assert len(source.findings.test_files) == len(images)
+    for file, image in zip(source.findings.test_files, images, strict=True):
+        with Image.open(place / file) as picture:
+            assert picture.tobytes() == image.numpy().tobytes()
+
+
 def test_class_folders_are_split_the_same_way_every_time_and_anywhere(
     classes: Path, tmp_path: Path
 ) -> None:
