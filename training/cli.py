@@ -36,6 +36,9 @@ from training.run.train import train as run_training
 
 Command = Callable[..., Any]
 
+ENOUGH_HELD_OUT = 99
+"""The least number of held-out images from which a 99% set can leave out a class."""
+
 # A pipe has no width, and names may look like markup.
 console = Console(width=None if sys.stdout.isatty() else 120, markup=False, emoji=False)
 data_dir_option = click.option(
@@ -106,9 +109,7 @@ def data_command(data_dir: Path | None, *, strict: bool) -> None:
     source = dataset.find(data_dir)
     _tell_findings(source, strict=strict)
     images = source.load_train()
-    console.print(
-        f"{source.name} in {printable(source.place)}, sha256 {source.sha256}", soft_wrap=True
-    )
+    console.print(f"{source}, sha256 {source.sha256}", soft_wrap=True)
     console.print(f"{len(images):,} training images in {len(source.classes)} classes:", end=" ")
     console.print(", ".join(map(printable, source.classes)))
 
@@ -138,7 +139,7 @@ def train(
     run = out or Path("runs") / f"{name}-seed{recipe.seed}"
     source = dataset.find(data_dir)
     console.quiet = not is_first_process()
-    console.print(f"{name} on {source.name} in {printable(source.place)} → {run}", soft_wrap=True)
+    console.print(f"{name} on {source} → {run}", soft_wrap=True)
     _tell_findings(source, strict=strict, recipe=recipe)
     try:
         with watch(console) as reporter:
@@ -206,6 +207,7 @@ def export(
     if artifact.manifest.int8 is not None:
         figures += f", int8 {artifact.manifest.int8.test_accuracy:.2%}"
     console.print(f"exported: {artifact.path} ({figures})", soft_wrap=True)
+    _tell_of_few(artifact.manifest.data.heldout)
 
 
 @main.command("compare")
@@ -263,12 +265,27 @@ def _tell_findings(source: dataset.Source, *, strict: bool, recipe: Recipe | Non
         images = source.load_train()
         _, held = dataset.split_distinct(images, recipe.holdout, recipe.split_seed)
         held_out = images.labels[held].bincount(minlength=len(source.classes)).tolist()
-    console.print(report.findings_table(source, source.findings, held_out))
+    for table in report.findings_tables(source, source.findings, held_out):
+        console.print(table)
     left_out = len(source.findings.left_out)
     if strict and left_out:
         files = "file is" if left_out == 1 else "files are"
         raise DataError(
             f"{printable(source.place)}: {left_out:,} {files} left out, and --strict allows none"
+        )
+
+
+def _tell_of_few(heldout: int) -> None:
+    """Say what too few held-out images mean for an exported model."""
+    if heldout == 0:
+        console.print("no images were held out: the model has no sets and no warnings")
+    elif heldout < ENOUGH_HELD_OUT:
+        images = "image decides" if heldout == 1 else "images decide"
+        most = 100 * heldout // (heldout + 1)
+        console.print(
+            f"{heldout} held-out {images} the thresholds: warnings are coarse, and sets of more "
+            f"than {most}% hold every class; {ENOUGH_HELD_OUT} are enough for sets of 99%",
+            soft_wrap=True,
         )
 
 

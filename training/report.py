@@ -149,10 +149,10 @@ def corruptions_table(models: Mapping[str, Mapping[str, Answers]], images: int) 
     return make_table(title, ("", *models), [*rows, ("mean of the corrupted", *means)])
 
 
-def findings_table(
+def findings_tables(
     source: Source, findings: Findings, held_out: Sequence[int] | None = None
-) -> Table:
-    """Return the number of images by class, and the files that were left out, with the reasons.
+) -> list[Table]:
+    """Return tables of the number of images by class and, if any, of the files left out and why.
 
     Args:
         source: of the images.
@@ -172,17 +172,17 @@ def findings_table(
     if left_out[""]:
         rows.append(("in no class", *blanks, f"{left_out['']:,}"))
     headings = ("class", *counts, "left out")
-    title = f"{source.name}: {len(source.classes)} classes"
+    by_class = make_table(f"{len(source.classes)} classes", headings, rows)
     if not findings.left_out:
-        return make_table(title, headings, rows)
-    table = make_table(title, (*headings, "why"), rows)
-    table.columns[-1].justify = "left"
-    table.add_section()
-    for item in findings.left_out[:MOST_TOLD]:
-        table.add_row("", *blanks, "", str(item))
+        return [by_class]
+    told = [
+        (printable(item.path), printable(item.reason)) for item in findings.left_out[:MOST_TOLD]
+    ]
     if len(findings.left_out) > MOST_TOLD:
-        table.add_row("", *blanks, "", f"and {len(findings.left_out) - MOST_TOLD:,} more")
-    return table
+        told.append((f"and {len(findings.left_out) - MOST_TOLD:,} more", ""))
+    left_out_table = make_table("Left out", ("file", "reason"), told)
+    left_out_table.columns[-1].justify = "left"
+    return [by_class, left_out_table]
 
 
 def make_table(title: str, headings: Row, rows: Sequence[Row]) -> Table:

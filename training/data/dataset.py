@@ -100,6 +100,11 @@ class Source:
     load_test: Callable[[], Split]
     findings: Findings | None = None
 
+    def __str__(self) -> str:
+        """Return its place, which ends with its name if it is a folder of pictures."""
+        place = printable(self.place)
+        return place if self.findings else f"{self.name} in {place}"
+
 
 def find(data_dir: Path | None, *, download: bool = True) -> Source:
     """Find a data set in one place: `data_dir`, else `CONVSCOPE_DATA_DIR`, else `./data`.
