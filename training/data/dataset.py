@@ -134,7 +134,10 @@ def find(data_dir: Path | None, *, download: bool = True) -> Source:
     if data_dir:
         raise DataError(f"{shown}: holds no pictures; {_NEEDED}")
     if not download:
-        raise DataError(f"{shown}: holds no data set; `convscope-train data` fetches CIFAR-10")
+        raise DataError(
+            f"{shown}: holds no data set; --data-dir names the folder of one, and "
+            "`convscope-train data` fetches CIFAR-10"
+        )
     cifar10.download(place)
     return _open_cifar10(place / cifar10.BINARY.folder, cifar10.BINARY)
 

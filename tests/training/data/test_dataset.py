@@ -121,7 +121,7 @@ def test_a_named_place_without_a_data_set_is_not_passed_over(
     [
         (_make_nothing, "no such folder"),
         (_make_file, "is not a folder"),
-        (_make_folder_of_text, "holds no data set; `convscope-train data` fetches CIFAR-10"),
+        (_make_folder_of_text, "holds no data set; --data-dir names the folder of one, and `conv"),
         (_make_one_class, "holds a folder cat; needed are two or more folders"),
     ],
 )
