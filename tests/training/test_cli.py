@@ -157,11 +157,12 @@ def test_a_run_says_that_its_last_layer_starts_anew(
     folder = Path(shutil.copytree(image_folder, tmp_path / "pictures"))
     for split in ("train", "test"):
         (folder / split / "cat").rename(folder / split / "lynx")
-    options = ("--epochs", "1", "--precision", "float32", "--start", exported.path)
+    store = Path(shutil.copytree(exported.path.parents[1], tmp_path / "\x1b[31mred"))
+    options = ("--epochs", "1", "--precision", "float32", "--start", store / "tiny" / "1")
     places = ("--data-dir", folder, "--out", tmp_path / "run")
     output = _run("train", "simple-cnn", *places, *options)
-    line = f"{exported.path} has other classes than pictures: the last layer, fc2, starts anew\n"
-    assert line in output[: output.index("epoch 1/1")]
+    line = "red/tiny/1 has other classes than pictures: the last layer, fc2, starts anew\n"
+    assert f"{tmp_path}/\\x1b[31m{line}" in output[: output.index("epoch 1/1")]
 
 
 def test_a_run_leaves_its_history_and_its_learning_curve(trained: Checkpoint) -> None:

@@ -110,7 +110,7 @@ def find(data_dir: Path | None, *, download: bool = True) -> Source:
     """Find a data set in one place: `data_dir`, else `CONVSCOPE_DATA_DIR`, else `./data`.
 
     Args:
-        data_dir: holds a data set, if it is named.
+        data_dir: the only place to look in, if it is named.
         download: fetch CIFAR-10 into the other places if they hold no folders and no pictures.
 
     Raises:

@@ -18,6 +18,7 @@ from tempfile import TemporaryFile
 import torch
 from torch import Tensor, nn
 
+from app.commands import printable
 from training.architectures import find_architecture, initialize_from
 from training.architectures.describe import describe
 from training.data import dataset
@@ -380,7 +381,7 @@ def _start(run: Run, source: dataset.Source, reporter: Reporter) -> None:
     new_layer = start_from_trained(run.recipe, source, run.learner.network, images)
     if new_layer is not None:
         reporter.told(
-            f"{run.recipe.start} has other classes than {source.name}: the last layer, "
+            f"{printable(run.recipe.start)} has other classes than {source.name}: the last layer, "
             f"{new_layer}, starts anew"
         )
 
