@@ -7,7 +7,6 @@ import sys
 from collections.abc import Sequence
 from contextlib import closing
 from functools import partial
-from typing import Literal
 
 import click
 
@@ -90,7 +89,7 @@ def serve(host: str, port: int, workers: int | None, root_path: str | None) -> N
 
 @main.command(epilog=EXIT_STATUS)
 @click.argument("files", nargs=-1, required=True)
-@click.option("--model", help="The model's name. Default: the default model.")
+@click.option("--model", help="The model, as name or name/version. Default: the default model.")
 @click.option("--version", help=VERSION_HELP)
 @click.option("--top-k", type=click.IntRange(1), help="How many classes to show.")
 @click.option(
@@ -99,15 +98,17 @@ def serve(host: str, port: int, workers: int | None, root_path: str | None) -> N
     help="The probability with which the set of classes holds the true one, for pictures like "
     f"those that the model was trained on. Default: {COVERAGE:g}, if the model has sets.",
 )
-@click.option("--json", "form", flag_value="json", help="Print JSON, as POST /predict answers it.")
-@click.option("--csv", "form", flag_value="csv", help="Print CSV, with a header.")
+@click.option("--json", "to_json", is_flag=True, help="Print JSON, as POST /predict answers it.")
+@click.option("--csv", "to_csv", is_flag=True, help="Print CSV, with a header.")
 def predict(
     files: Sequence[str],
     model: str | None,
     version: str | None,
     top_k: int | None,
     coverage: float | None,
-    form: Literal["json", "csv"] | None,
+    *,
+    to_json: bool,
+    to_csv: bool,
 ) -> None:
     """Classify FILES without a server: images, folders of them, patterns, "-" for standard input.
 
@@ -116,14 +117,14 @@ def predict(
     picture is unlike those, or if its file has a fault. A file that cannot be classified has the
     reason in its row.
     """
+    if to_json and to_csv:
+        raise click.UsageError("--json and --csv: only one can be printed")
     settings = read_settings()
-    store = _read_store(settings)
-    artifact = store.find(model, version)
-    if _is_only_model(store, settings):
-        click.echo(MORE_MODELS, err=True)
+    name, version = _name_and_version(model, version)
+    artifact = _read_store(settings).find(name, version)
     if coverage is None and settings.precision in artifact.manifest.confidence:
         coverage = COVERAGE
-    if top_k is None and form is None:
+    if top_k is None and not (to_json or to_csv):
         top_k = 1
     classifier = FileClassifier(artifact, settings, top_k=top_k, coverage=coverage)
     on_terminal = sys.stderr.isatty() and any(map(is_folder, files))
@@ -132,9 +133,9 @@ def predict(
     with click.progressbar(
         rows, length=count, show_pos=True, file=sys.stderr, hidden=not on_terminal
     ) as shown:
-        if form == "json":
+        if to_json:
             lines = as_json(shown, artifact.manifest)
-        elif form == "csv":
+        elif to_csv:
             lines = as_csv(shown)
         else:
             lines = as_text(shown, coverage)
@@ -150,7 +151,8 @@ def predict(
 @click.option("--json", "as_json", is_flag=True, help="Print what GET /models answers.")
 def models(*, as_json: bool) -> None:
     """List the models that would be served."""
-    store = _read_store(read_settings())
+    settings = read_settings()
+    store = _read_store(settings)
     rows = {
         item.ref: ModelVersion.of(item.manifest, default=item is store.default) for item in store
     }
@@ -168,6 +170,20 @@ def models(*, as_json: bool) -> None:
     for line in lines:
         cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
         click.echo("  ".join(cells).rstrip())
+    if _is_only_model(store, settings):
+        click.echo(MORE_MODELS, err=True)
+
+
+def _name_and_version(model: str | None, version: str | None) -> tuple[str, str | None]:
+    """Return the name and version that `--model` and `--version` mean together.
+
+    Raises:
+        click.UsageError: they name two versions.
+    """
+    name, _, own = (model or "").partition("/")
+    if own and version and own != version:
+        raise click.UsageError(f"--model {model} and --version {version} name two versions")
+    return name, own or version
 
 
 def _read_store(settings: Settings) -> Store:

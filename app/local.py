@@ -208,7 +208,7 @@ def _described(prediction: Prediction, coverage: float | None) -> str:
     likely = prediction.probabilities.items()
     parts = [", ".join(f"{label} {value:.1%}" for label, value in likely)]
     if coverage is not None and prediction.prediction_set is not None:
-        members = ", ".join(prediction.prediction_set) or "no class is likely enough"
+        members = ", ".join(prediction.prediction_set)
         parts.append(f"{whole_percent(coverage)}% set: {members}")
     if prediction.out_of_distribution:
         parts.append(UNFAMILIAR)

@@ -33,12 +33,17 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def _install_alone(wheel: Path, place: Path) -> None:
+    """Make an environment with the wheel and without its dependencies."""
+    venv.create(place)
+    _pip(f"--python={place / 'bin' / 'python'}", "install", "--no-deps", "--no-index", wheel)
+
+
 @pytest.fixture(scope="module")
 def convscope(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The command of an environment with the wheel, which finds the dependencies in this one."""
     place = tmp_path_factory.mktemp("environment")
-    venv.create(place)
-    _pip(f"--python={place / 'bin' / 'python'}", "install", "--no-deps", "--no-index", wheel)
+    _install_alone(wheel, place)
     (packages,) = place.glob("lib/python*/site-packages")
     # A `.pth` file there, such as that of the checkout, is not followed.
     dependencies = (path for path in sys.path if path.endswith("site-packages"))
@@ -59,21 +64,43 @@ def test_wheel_carries_one_model_and_is_small(wheel: Path) -> None:
     assert len(models) == 1
 
 
-def test_predict_in_an_empty_folder_uses_the_model_of_the_wheel(
+def test_commands_in_an_empty_folder_use_the_model_of_the_wheel(
     convscope: Path, environment: dict[str, str], tmp_path: Path
 ) -> None:
+    def run(*arguments: str | Path) -> tuple[str, str]:
+        done = subprocess.run(
+            [convscope, *arguments],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=START_SECONDS,
+            check=True,
+        )
+        return done.stdout, done.stderr
+
+    predicted, said = run("predict", CAT)
+    assert predicted.startswith(f"{CAT}: cat ")
+    assert said == ""
+    _, said = run("models")
+    assert "CONVSCOPE_STORE names a folder of more" in said
+
+
+def test_training_without_its_packages_names_the_wheel_that_installs_them(
+    wheel: Path, environment: dict[str, str], tmp_path: Path
+) -> None:
+    _install_alone(wheel, tmp_path)
     done = subprocess.run(
-        [convscope, "predict", CAT],
-        cwd=tmp_path,
+        [tmp_path / "bin" / "convscope-train", "--help"],
         env=environment,
         capture_output=True,
         text=True,
         timeout=START_SECONDS,
         check=False,
     )
-    assert done.stdout.startswith(f"{CAT}: cat ")
-    assert "CONVSCOPE_STORE names a folder of more" in done.stderr
-    assert done.returncode == 0
+    assert done.returncode == 1
+    assert "click is not installed" in done.stderr
+    assert f"`pip install '{wheel.name}[train]'`" in done.stderr
 
 
 def test_serve_in_an_empty_folder_uses_the_model_of_the_wheel(

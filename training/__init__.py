@@ -1,5 +1,7 @@
 """Offline training, evaluation and export."""
 
+from importlib.metadata import version
+
 
 def main() -> None:
     """Run `convscope-train`; report a missing package in one line."""
@@ -7,7 +9,8 @@ def main() -> None:
         from training.cli import main as run
     except ModuleNotFoundError as exc:
         raise SystemExit(
-            f"convscope-train: {exc.name} is not installed; `pip install '.[train]'` installs all "
-            "packages for training, and so does `make test`"
+            f"convscope-train: {exc.name} is not installed; all packages for training are, after "
+            "`pip install '.[train]'` in a checkout, or `pip install "
+            f"'convscope-{version('convscope')}-py3-none-any.whl[train]'` beside the wheel"
         ) from exc
     run()

@@ -37,13 +37,16 @@ from training.run.train import train as run_training
 
 Command = Callable[..., Any]
 
+ENOUGH_HELD_OUT = 99
+"""The least number of held-out images from which a 99% set can leave out a class."""
+
 # A pipe has no width, and names may look like markup.
 console = Console(width=None if sys.stdout.isatty() else 120, markup=False, emoji=False)
 data_dir_option = click.option(
     "--data-dir",
     type=click.Path(path_type=Path),
-    help=f"The first folder to look in, before ${dataset.DATA_DIR_VARIABLE} and "
-    f"./{dataset.DEFAULT_DATA_DIR}.",
+    help="The folder of the images.  "
+    f"[default: ${dataset.DATA_DIR_VARIABLE}, or else ./{dataset.DEFAULT_DATA_DIR}]",
 )
 device_option = click.option(
     "--device", type=click.Choice(get_args(DeviceName)), default="auto", show_default=True
@@ -107,9 +110,7 @@ def data_command(data_dir: Path | None, *, strict: bool) -> None:
     source = dataset.find(data_dir)
     _tell_findings(source, strict=strict)
     images = source.load_train()
-    console.print(
-        f"{source.name} in {printable(source.place)}, sha256 {source.sha256}", soft_wrap=True
-    )
+    console.print(f"{source}, sha256 {source.sha256}", soft_wrap=True)
     console.print(f"{len(images):,} training images in {len(source.classes)} classes:", end=" ")
     console.print(", ".join(map(printable, source.classes)))
 
@@ -139,7 +140,7 @@ def train(
     run = out or Path("runs") / f"{name}-seed{recipe.seed}"
     source = dataset.find(data_dir)
     console.quiet = not is_first_process()
-    console.print(f"{name} on {source.name} in {printable(source.place)} → {run}", soft_wrap=True)
+    console.print(f"{name} on {source} → {run}", soft_wrap=True)
     _tell_findings(source, strict=strict, recipe=recipe)
     try:
         with watch(console) as reporter:
@@ -167,7 +168,7 @@ def evaluate_command(
     last = checkpoints.open_run(run)
     source = _data_of(last, data_dir)
     found = evaluate.evaluate(last, source, choose_device(device), views, weights)
-    for table in report.evaluation_tables(found):
+    for table in report.evaluation_tables(found, source):
         console.print(table)
     evaluate.save_evaluation(last, found)
 
@@ -207,6 +208,7 @@ def export(
     if artifact.manifest.int8 is not None:
         figures += f", int8 {artifact.manifest.int8.test_accuracy:.2%}"
     console.print(f"exported: {artifact.path} ({figures})", soft_wrap=True)
+    _tell_of_few(artifact.manifest.data.heldout)
 
 
 @main.command("compare")
@@ -238,8 +240,9 @@ def compare_command(store: Path, data_dir: Path | None, out: Path) -> None:
 def corruptions_command(models: tuple[Path, ...], data_dir: Path | None) -> None:
     """Measure the models in the folders MODELS on corrupted test images."""
     source = dataset.find(data_dir, download=False)
-    found = corruptions.measure_all(models, source, console.print)
-    console.print(comparison_report.corruptions_table(found))
+    tests = corruptions.corrupted_tests(source)
+    found = corruptions.measure_all(models, source, tests, console.print)
+    console.print(comparison_report.corruptions_table(found, len(tests[corruptions.CLEAN])))
 
 
 @main.command("describe")
@@ -263,7 +266,8 @@ def _tell_findings(source: dataset.Source, *, strict: bool, recipe: Recipe | Non
         images = source.load_train()
         _, held = dataset.split_distinct(images, recipe.holdout, recipe.split_seed)
         held_out = images.labels[held].bincount(minlength=len(source.classes)).tolist()
-    console.print(report.findings_table(source, source.findings, held_out))
+    for table in report.findings_tables(source, source.findings, held_out):
+        console.print(table)
     left_out = len(source.findings.left_out)
     if strict and left_out:
         files = "file is" if left_out == 1 else "files are"
@@ -272,10 +276,34 @@ def _tell_findings(source: dataset.Source, *, strict: bool, recipe: Recipe | Non
         )
 
 
+def _tell_of_few(heldout: int) -> None:
+    """Say what too few held-out images mean for an exported model."""
+    if heldout == 0:
+        console.print("no images were held out: the model has no sets and no warnings")
+    elif heldout < ENOUGH_HELD_OUT:
+        images = "image decides" if heldout == 1 else "images decide"
+        most = 100 * heldout // (heldout + 1)
+        console.print(
+            f"{heldout} held-out {images} the thresholds: warnings are coarse, and sets of more "
+            f"than {most}% hold every class; {ENOUGH_HELD_OUT} are enough for sets of 99%",
+            soft_wrap=True,
+        )
+
+
 def _data_of(run: Checkpoint, data_dir: Path | None) -> dataset.Source:
-    """Find a run's data: in `data_dir`, else where the run found them."""
-    place = run.state.data_place
-    return dataset.find(data_dir or (Path(place) if place else None), download=False)
+    """Find a run's data: in `data_dir`, else where the run found them.
+
+    Raises:
+        DataError: as `dataset.find`.
+    """
+    if data_dir is None and run.state.data_place:
+        data_dir = Path(run.state.data_place)
+        if not data_dir.is_dir():
+            raise DataError(
+                f"{printable(data_dir)}: no such folder, and {run.path} learned from the images in "
+                "it; --data-dir names the folder where they are now"
+            )
+    return dataset.find(data_dir, download=False)
 
 
 main.epilog = f"Recipes: {', '.join(RECIPES)}. Architectures: {', '.join(ARCHITECTURES)}."

@@ -44,8 +44,13 @@ def draw_learning_curve(history: Sequence[EpochFigures], path: Path) -> None:
         raise RunError(f"{path}: cannot be written: {exc}") from exc
 
 
-def evaluation_tables(evaluation: Evaluation) -> list[Table]:
-    """Return tables of all figures, figures by class, and the worst confusions and mistakes."""
+def evaluation_tables(evaluation: Evaluation, source: Source) -> list[Table]:
+    """Return tables of all figures, figures by class, and the worst confusions and mistakes.
+
+    Args:
+        evaluation: the figures.
+        source: of the images. Those of a folder are named by their files, others by their index.
+    """
     test = evaluation.test
     views = f", {evaluation.views} views of each" if evaluation.views > 1 else ""
     overall = make_table(
@@ -74,11 +79,12 @@ def evaluation_tables(evaluation: Evaluation) -> list[Table]:
         ("true", "predicted as", "images"),
         [(row.true, row.predicted, str(row.count)) for row in evaluation.top_confusions],
     )
+    files = source.findings.test_files if source.findings else range(evaluation.images)
     mistakes = make_table(
         "Most confident mistakes",
         ("test image", "true", "predicted as", "confidence"),
         [
-            (str(row.index), row.true, row.predicted, f"{row.confidence:.2%}")
+            (printable(str(files[row.index])), row.true, row.predicted, f"{row.confidence:.2%}")
             for row in evaluation.confident_mistakes
         ],
     )
@@ -126,10 +132,10 @@ def label_axes(axes: Axes, x: str, y: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def findings_table(
+def findings_tables(
     source: Source, findings: Findings, held_out: Sequence[int] | None = None
-) -> Table:
-    """Return the number of images by class, and the files that were left out, with the reasons.
+) -> list[Table]:
+    """Return tables of the number of images by class and, if any, of the files left out and why.
 
     Args:
         source: of the images.
@@ -149,15 +155,11 @@ def findings_table(
     if left_out[""]:
         rows.append(("in no class", *blanks, f"{left_out['']:,}"))
     headings = ("class", *counts, "left out")
-    title = f"{source.name}: {len(source.classes)} classes"
+    by_class = make_table(f"{len(source.classes)} classes", headings, rows)
     if not findings.left_out:
-        return make_table(title, headings, rows)
-    table = make_table(title, (*headings, "why"), rows)
-    table.columns[-1].justify = "left"
-    table.add_section()
-    for line in first_told(findings.left_out):
-        table.add_row("", *blanks, "", line)
-    return table
+        return [by_class]
+    told = [(line,) for line in first_told(findings.left_out)]
+    return [by_class, make_table("Left out", ("file and reason",), told)]
 
 
 def make_table(title: str, headings: Row, rows: Sequence[Row]) -> Table:

@@ -186,7 +186,7 @@ def class_scores(probabilities: Probabilities, images: Images, method: SetMethod
     likelier = np.cumsum(ranked, axis=1) - ranked
     scores = np.empty_like(ranked)
     np.put_along_axis(scores, order, likelier + _draws(images)[:, np.newaxis] * ranked, axis=1)
-    return scores
+    return np.minimum(scores, 1.0)  # the sum of float32 probabilities may be larger
 
 
 def _draws(images: Images) -> NDArray[np.float64]:

@@ -1,8 +1,9 @@
 """Accuracy of finished models on corrupted pictures: `convscope-train corruptions`.
 
-A model classifies the first 2,000 test images by its float32 graph: clean, and with corruptions
-after Hendrycks & Dietterich 2019 (CIFAR-10-C), each in one strength. With 2,000 images the standard
-error is at most 1.1 points. No number of a recipe is chosen by these figures.
+A model classifies the first 2,000 test images, or all if there are fewer, by its float32 graph:
+clean, and with corruptions after Hendrycks & Dietterich 2019 (CIFAR-10-C), each in one strength.
+With 2,000 images the standard error is at most 1.1 points. No number of a recipe is chosen by these
+figures.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -167,25 +168,31 @@ def measure(artifact: Artifact, tests: Mapping[str, dataset.Split]) -> dict[str,
 
 
 def measure_all(
-    folders: Iterable[Path], source: dataset.Source, tell: Callable[[str], None]
+    folders: Iterable[Path],
+    source: dataset.Source,
+    tests: Mapping[str, dataset.Split],
+    tell: Callable[[str], None],
 ) -> dict[str, dict[str, Answers]]:
     """Return each model's answers by its `name/version`.
 
     Args:
         folders: of the models, as `export` writes them.
-        source: has the test images.
+        source: the data set of the models.
+        tests: its corrupted test images.
         tell: is told of each model that is done.
 
     Raises:
-        RunError: a folder holds no sound model of the data's classes.
+        RunError: a folder holds no sound model of the data set.
     """
-    tests = corrupted_tests(source)
     models: dict[str, dict[str, Answers]] = {}
     for folder in folders:
         try:
             artifact = read_artifact(folder)
             if artifact.manifest.data.sha256 != source.sha256:
-                raise RunError(f"{folder}: was trained on other data than that in {source.place}")
+                raise RunError(
+                    f"{folder}: was trained on other data than that in {source.place}; --data-dir "
+                    "names the folder of its images"
+                )
             models[artifact.ref] = measure(artifact, tests)
         except ConvscopeError as exc:
             raise RunError(str(exc)) from exc

@@ -57,13 +57,18 @@ def comparison_tables(comparison: Comparison) -> list[Table]:
     return [make_table(title, grid[0], grid[1:]) for title, grid in grids.items()]
 
 
-def corruptions_table(models: Mapping[str, Mapping[str, Answers]]) -> Table:
-    """Return each model's accuracy after each corruption, and the part that it marks as foreign."""
+def corruptions_table(models: Mapping[str, Mapping[str, Answers]], images: int) -> Table:
+    """Return each model's accuracy after each corruption, and the part that it marks as foreign.
+
+    Args:
+        models: their answers by name.
+        images: the number of test images that they were asked about.
+    """
     rows = [
         (name, *(str(found[name]) for found in models.values())) for name in corruptions.CORRUPTIONS
     ]
     means = (f"{corruptions.mean_accuracy(found):.1%}" for found in models.values())
-    title = f"{corruptions.IMAGES:,} test images: right, marked as foreign"
+    title = f"{images:,} test images: right, marked as foreign"
     return make_table(title, ("", *models), [*rows, ("mean of the corrupted", *means)])
 
 

@@ -118,7 +118,8 @@ def download(place: Path) -> None:
             with suppress(OSError):
                 place.rmdir()
         raise DataError(
-            f"found no data set, and CIFAR-10 cannot be downloaded from {ARCHIVE_URL}: {reason}"
+            f"{place}: holds no data set, and CIFAR-10 cannot be downloaded from {ARCHIVE_URL}: "
+            f"{reason}"
         ) from exc
 
 

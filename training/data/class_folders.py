@@ -38,7 +38,20 @@ MOST_TOLD = 20
 _OF_SYSTEMS = (".DS_Store", "._*", "__MACOSX", "Thumbs.db", "desktop.ini")
 """Files of macOS and Windows beside those of the user."""
 
-Pictures = tuple[NDArray[np.uint8], NDArray[np.int64]]
+
+@dataclass(frozen=True)
+class Pictures:
+    """The pictures of one folder of classes, by class and file.
+
+    Attributes:
+        images: uint8 `[N,H,W,3]`.
+        labels: int64 `[N]`.
+        files: relative to the data set's folder.
+    """
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    files: tuple[Path, ...]
 
 
 @dataclass(frozen=True)
@@ -65,7 +78,7 @@ class ClassFolders:
 
     Attributes:
         classes: names by label.
-        splits: images uint8 `[N,H,W,3]` and labels int64 `[N]`, one for each folder of classes.
+        splits: one for each folder of classes.
         sha256: over names and contents of all pictures, in order.
         left_out: files and folders beside them.
     """
@@ -142,7 +155,7 @@ class _Reader:
             for split, found in zip(splits or ("",), folders, strict=True)
         )
         if not splits:
-            self._check_enough(classes, *pictures[0])
+            self._check_enough(classes, pictures[0])
         if self._faults:
             told = "; ".join(first_told([*self._faults, *self._left_out]))
             raise DataError(f"{printable(self._place)}: cannot be trained on: {told}")
@@ -172,6 +185,7 @@ class _Reader:
     ) -> Pictures:
         images: list[RgbImage] = []
         labels: list[int] = []
+        files: list[Path] = []
         for label, name in enumerate(classes):
             where = printable(Path(split, name))
             if not _is_utf8(name):
@@ -179,37 +193,39 @@ class _Reader:
             if name not in found:
                 self._faults.append(f"{where}: no such folder")
                 continue
-            pictures = [image for path in found[name] for image in self._read_class(path, name)]
+            pictures = [one for folder in found[name] for one in self._read_class(folder, name)]
             if not pictures:
                 self._faults.append(f"{where}: holds no pictures")
-            images.extend(pictures)
+            files.extend(file for file, _ in pictures)
+            images.extend(image for _, image in pictures)
             labels.extend([label] * len(pictures))
         stacked = np.array(images, np.uint8).reshape(-1, *self._size, 3)
-        return stacked, np.array(labels, np.int64)
+        return Pictures(stacked, np.array(labels, np.int64), tuple(files))
 
-    def _read_class(self, folder: Path, name: str) -> list[RgbImage]:
-        images = []
+    def _read_class(self, folder: Path, name: str) -> list[tuple[Path, RgbImage]]:
+        pictures = []
         for path, reason in sorted(_below(folder)):
             if reason:
                 self._leave_out(path, reason, name)
                 continue
             try:
                 content = path.read_bytes()
-                images.append(decode(content, self._size, MAX_PIXELS))
+                image = decode(content, self._size, MAX_PIXELS)
             except (ImageError, OSError) as exc:
                 self._leave_out(path, _said(exc), name)
                 continue
-            self._digest.update(os.fsencode(path.relative_to(self._place)))
+            file = path.relative_to(self._place)
+            pictures.append((file, image))
+            self._digest.update(os.fsencode(file))
             self._digest.update(hashlib.sha256(content).digest())
-        return images
+        return pictures
 
-    def _check_enough(
-        self, classes: Sequence[str], images: NDArray[np.uint8], labels: NDArray[np.int64]
-    ) -> None:
-        first = first_of_same(images) == np.arange(len(images))
+    def _check_enough(self, classes: Sequence[str], pictures: Pictures) -> None:
+        first = first_of_same(pictures.images) == np.arange(len(pictures.images))
         for label, name in enumerate(classes):
-            count = np.sum(labels == label)
-            if count > 0 and (distinct := np.sum(first[labels == label])) < LEAST_DISTINCT:
+            members = pictures.labels == label
+            count = np.sum(members)
+            if count > 0 and (distinct := np.sum(first[members])) < LEAST_DISTINCT:
                 self._faults.append(
                     f"{printable(name)}: {count} pictures, of which {distinct} differ from each "
                     f"other and from those of earlier classes; a split needs {LEAST_DISTINCT}"

@@ -72,11 +72,13 @@ class Findings:
     Attributes:
         train: number of training images by label, those to hold out included.
         test: number of test images by label.
+        test_files: of each test image, relative to the folder.
         left_out: what lies beside them and is not read.
     """
 
     train: list[int]
     test: list[int]
+    test_files: tuple[Path, ...]
     left_out: tuple[LeftOut, ...]
 
 
@@ -102,31 +104,46 @@ class Source:
     load_test: Callable[[], Split]
     findings: Findings | None = None
 
+    def __str__(self) -> str:
+        """Return its place, which ends with its name if it is a folder of pictures."""
+        place = printable(self.place)
+        return place if self.findings else f"{self.name} in {place}"
+
 
 def find(data_dir: Path | None, *, download: bool = True) -> Source:
-    """Find a data set in `data_dir`, in `CONVSCOPE_DATA_DIR` or in `./data`, in this order.
+    """Find a data set in one place: `data_dir`, else `CONVSCOPE_DATA_DIR`, else `./data`.
 
     Args:
-        data_dir: the first place to look in.
-        download: fetch CIFAR-10 into the first place if none of them holds a data set.
+        data_dir: the only place to look in, if it is named.
+        download: fetch CIFAR-10 into the other places if they hold no folders and no pictures.
 
     Raises:
-        DataError: a file differs from its known hash, a class cannot be learned, `data_dir` holds
-            folders or pictures that are not a data set's, or there is no data set; the message
-            names every place.
+        DataError: the place does not exist or holds no data set, a file differs from its known
+            hash, or a class cannot be learned. The message names the place.
     """
     variable = os.environ.get(DATA_DIR_VARIABLE)
-    named = [data_dir, Path(variable) if variable else None]
-    places = [*filter(None, named), DEFAULT_DATA_DIR]
+    place = data_dir or Path(variable or DEFAULT_DATA_DIR)
+    shown = printable(place)
+    if variable and not data_dir:
+        shown = f"{DATA_DIR_VARIABLE}={shown}"
     try:
-        for place in places:
-            if (found := _open(place)) is not None:
-                return found
-            if place is data_dir:
-                _refuse_other_content(place)
-        return _fetch(places[0], allowed=download)
-    except (DataError, OSError) as exc:
-        raise DataError(f"{exc} (looked in: {', '.join(map(printable, places))})") from exc
+        if (data_dir or variable) and not place.is_dir():
+            raise DataError(f"{shown}: {'is not a folder' if place.exists() else 'no such folder'}")
+        if (found := _open(place)) is not None:
+            return found
+        if content := _other_content(place):
+            raise DataError(f"{shown}: holds {content}; {_NEEDED}")
+    except OSError as exc:
+        raise DataError(f"{shown}: {exc}") from exc
+    if data_dir:
+        raise DataError(f"{shown}: holds no pictures; {_NEEDED}")
+    if not download:
+        raise DataError(
+            f"{shown}: holds no data set; --data-dir names the folder of one, and "
+            "`convscope-train data` fetches CIFAR-10"
+        )
+    cifar10.download(place)
+    return _open_cifar10(place / cifar10.BINARY.folder, cifar10.BINARY)
 
 
 def split_holdout(labels: Tensor, holdout: float, seed: int) -> tuple[Tensor, Tensor]:
@@ -142,7 +159,7 @@ def split_holdout(labels: Tensor, holdout: float, seed: int) -> tuple[Tensor, Te
 
     Raises:
         DataError: a class keeps no image to train on, or nothing is held out although `holdout` is
-            above zero.
+            above zero. Names a part that works.
     """
     generator = torch.Generator().manual_seed(seed)
     held = []
@@ -151,15 +168,27 @@ def split_holdout(labels: Tensor, holdout: float, seed: int) -> tuple[Tensor, Te
         count = round(holdout * len(members))
         if count == len(members):
             raise DataError(
-                f"holdout {holdout} leaves class {label} none of its {len(members)} images"
+                f"holdout {holdout} leaves class {label} none of its {len(members)} images; "
+                f"{_advice(labels)}"
             )
         held.append(members[torch.randperm(len(members), generator=generator)[:count]])
     heldout = torch.cat(held).sort().values
     if holdout > 0 and len(heldout) == 0:
-        raise DataError(f"holdout {holdout} of {len(labels)} images holds out none")
+        raise DataError(
+            f"holdout {holdout} of {len(labels)} images holds out none; {_advice(labels)}"
+        )
     mask = torch.ones(len(labels), dtype=torch.bool)
     mask[heldout] = False
     return mask.nonzero().squeeze(1), heldout
+
+
+def _advice(labels: Tensor) -> str:
+    """Name the smallest part, in whole percent, that holds out and leaves images of each class."""
+    counts = labels.unique(return_counts=True)[1].tolist()
+    for part in (percent / 100 for percent in range(1, 100)):
+        if all(0 < round(part * count) < count for count in counts):
+            return f"--holdout {part} is the smallest that holds out images of each class"
+    return "--holdout 0 trains on all of them"
 
 
 def split_distinct(images: Split, part: float, seed: int) -> tuple[Tensor, Tensor]:
@@ -201,19 +230,12 @@ def normalize(images: Tensor, mean: list[float], deviation: list[float]) -> Tens
     return rows.view(images.shape).permute(0, 3, 1, 2)
 
 
-def _fetch(place: Path, *, allowed: bool) -> Source:
-    if not allowed:
-        raise DataError("found no data set; `convscope-train data` fetches CIFAR-10")
-    cifar10.download(place)
-    return _open_cifar10(place / cifar10.BINARY.folder, cifar10.BINARY)
-
-
-def _refuse_other_content(place: Path) -> None:
-    """Raise if a place is not empty: another data set would be trained on instead."""
+def _other_content(place: Path) -> str:
+    """Return a place's folders or pictures that are not a data set's, or an empty string."""
     folders = class_folders(place) if place.is_dir() else []
-    if folders or (place.is_dir() and holds_pictures(place)):
-        holds = _listed(folders) if folders else "pictures in no folder"
-        raise DataError(f"{printable(place)}: holds {holds}; {_NEEDED}")
+    if folders:
+        return _listed(folders)
+    return "pictures in no folder" if holds_pictures(place) else ""
 
 
 def _open(place: Path) -> Source | None:
@@ -256,7 +278,7 @@ def _open_cifar10(folder: Path, layout: cifar10.Layout) -> Source:
 def _open_splits(place: Path) -> Source:
     found = read_class_folders(place, IMAGE_SIZE, "train", "test")
     train, test = map(_split, found.splits)
-    return _source(place, found, train, test)
+    return _source(place, found, train, test, found.splits[1].files)
 
 
 def _open_classes(place: Path) -> Source:
@@ -264,10 +286,14 @@ def _open_classes(place: Path) -> Source:
     found = read_class_folders(place, IMAGE_SIZE)
     images = _split(found.splits[0])
     train, test = split_distinct(images, TEST_PART, TEST_SEED)
-    return _source(place, found, images[train], images[test])
+    files = found.splits[0].files
+    test_files = tuple(files[index] for index in test.tolist())
+    return _source(place, found, images[train], images[test], test_files)
 
 
-def _source(place: Path, found: ClassFolders, train: Split, test: Split) -> Source:
+def _source(
+    place: Path, found: ClassFolders, train: Split, test: Split, test_files: tuple[Path, ...]
+) -> Source:
     train_counts, test_counts = (
         split.labels.bincount(minlength=len(found.classes)).tolist() for split in (train, test)
     )
@@ -278,13 +304,12 @@ def _source(place: Path, found: ClassFolders, train: Split, test: Split) -> Sour
         sha256=found.sha256,
         load_train=lambda: train,
         load_test=lambda: test,
-        findings=Findings(train_counts, test_counts, found.left_out),
+        findings=Findings(train_counts, test_counts, test_files, found.left_out),
     )
 
 
 def _split(pictures: Pictures) -> Split:
-    images, labels = pictures
-    return Split(torch.from_numpy(images), torch.from_numpy(labels))
+    return Split(torch.from_numpy(pictures.images), torch.from_numpy(pictures.labels))
 
 
 def _listed(folders: list[str]) -> str:

@@ -14,6 +14,10 @@ from training.run.checkpoint import EpochFigures
 class Reporter(Protocol):
     """Is told how a run goes."""
 
+    def told(self, line: str) -> None:
+        """Note a line about the run."""
+        ...
+
     def epoch_started(self, epoch: int, epochs: int, images: int) -> None:
         """Note the start of an epoch with this number of images; epochs count from 1."""
         ...
@@ -29,6 +33,9 @@ class Reporter(Protocol):
 
 class SilentReporter:
     """Reports nothing. Of several processes, only the first reports."""
+
+    def told(self, line: str) -> None:
+        """Report nothing."""
 
     def epoch_started(self, epoch: int, epochs: int, images: int) -> None:
         """Report nothing."""
@@ -47,6 +54,10 @@ class LineReporter:
         self._console = console
         self._epochs = 0
 
+    def told(self, line: str) -> None:
+        """Print the line."""
+        self._console.print(line, highlight=False, soft_wrap=True)
+
     def epoch_started(self, epoch: int, epochs: int, images: int) -> None:  # noqa: ARG002
         """Keep the number of epochs."""
         self._epochs = epochs
@@ -57,13 +68,11 @@ class LineReporter:
     def epoch_ended(self, figures: EpochFigures) -> None:
         """Print the epoch's figures."""
         heldout = _percent(figures.heldout_accuracy)
-        self._console.print(
+        self.told(
             f"epoch {figures.epoch:>{len(str(self._epochs))}}/{self._epochs}  "
             f"loss {figures.loss:.4f}  train {_percent(figures.train_accuracy)}  "
             f"held out {heldout}  {figures.images_per_second:,.0f} images/s  "
-            f"{figures.seconds:.1f} s",
-            highlight=False,
-            soft_wrap=True,
+            f"{figures.seconds:.1f} s"
         )
 
 
@@ -78,6 +87,10 @@ class BarReporter:
         )
         self._before = 0
         self._started = 0.0
+
+    def told(self, line: str) -> None:
+        """Print the line above the bar."""
+        self._lines.told(line)
 
     def epoch_started(self, epoch: int, epochs: int, images: int) -> None:
         """Move the bar to the start of the epoch."""

@@ -39,7 +39,9 @@ class _Trained:
     weights: dict[str, Tensor]
 
 
-def start_from_trained(recipe: Recipe, source: Source, network: nn.Module, images: Tensor) -> None:
+def start_from_trained(
+    recipe: Recipe, source: Source, network: nn.Module, images: Tensor
+) -> str | None:
     """Give a newly built network the weights of the one that the recipe starts from.
 
     The last layer keeps its own if the other has other classes.
@@ -51,6 +53,9 @@ def start_from_trained(recipe: Recipe, source: Source, network: nn.Module, image
         images: normalised float `[N,3,H,W]`, on the network's device. Where the export made a
             normalisation part of a convolution, their statistics take it out again.
 
+    Returns:
+        The name of the last layer if that keeps its own weights.
+
     Raises:
         RecipeError: the folder holds neither, or a network of another architecture, or one that
             has learned from images that this run would hold out.
@@ -59,13 +64,15 @@ def start_from_trained(recipe: Recipe, source: Source, network: nn.Module, image
     try:
         trained = _read_run(folder) or _read_model(folder)
         _check(recipe, source, trained)
-        weights = trained.weights
+        weights, new = trained.weights, None
         if trained.classes != source.classes:
             last = [name for name, layer in network.named_modules() if isinstance(layer, nn.Linear)]
-            weights = {name: weights[name] for name in weights if not name.startswith(last[-1])}
+            new = last[-1]
+            weights = {name: weights[name] for name in weights if not name.startswith(new)}
         _load(network, weights, images[:_MEASURED])
     except (ConvscopeError, RunError, RuntimeError) as exc:
         raise RecipeError(f"start is {recipe.start!r}: {exc}") from exc
+    return new
 
 
 def _check(recipe: Recipe, source: Source, trained: _Trained) -> None:

@@ -18,6 +18,7 @@ from tempfile import TemporaryFile
 import torch
 from torch import Tensor, nn
 
+from app.commands import printable
 from training.architectures import find_architecture, initialize_from
 from training.architectures.describe import describe
 from training.data import dataset
@@ -150,10 +151,14 @@ def _train_together(
     """
     run = _prepare(recipe, source, device, workers)
     state = _new_state(run, source)
+    if not workers.is_first:
+        reporter = SilentReporter()
     if last is not None:
         last.load(run.learner, run.proxy)
         state = last.state.resumed_on(state)
-    _train_epochs(run, state, run_dir, reporter if workers.is_first else SilentReporter())
+    elif recipe.start:
+        _start(run, source, reporter)
+    _train_epochs(run, state, run_dir, reporter)
     workers.wait_for_all()
 
 
@@ -351,15 +356,12 @@ def _prepare(recipe: Recipe, source: dataset.Source, device: torch.device, worke
         )
     train = images[chosen].to(device)
     mean, deviation = dataset.channel_statistics(train.images)
-    spaced = train.images[:: max(1, len(train) // INITIALIZATION_IMAGES)]  # of all classes
-    first = dataset.normalize(spaced[:INITIALIZATION_IMAGES], mean, deviation)
+    first = _first_images(train, mean, deviation)
     torch.manual_seed(recipe.seed)
     learner, *proxies = (
         _new_learner(recipe, architecture, len(source.classes), first, workers)
         for architecture in filter(None, (recipe.architecture, recipe.proxy))
     )
-    if recipe.start:
-        start_from_trained(recipe, source, learner.network, first)
     return Run(
         recipe=recipe,
         learner=learner,
@@ -371,6 +373,23 @@ def _prepare(recipe: Recipe, source: dataset.Source, device: torch.device, worke
         device=device,
         workers=workers,
     )
+
+
+def _start(run: Run, source: dataset.Source, reporter: Reporter) -> None:
+    """Give the network the weights that the recipe starts from."""
+    images = _first_images(run.train, run.mean, run.deviation)
+    new_layer = start_from_trained(run.recipe, source, run.learner.network, images)
+    if new_layer is not None:
+        reporter.told(
+            f"{printable(run.recipe.start)} has other classes than {source.name}: the last layer, "
+            f"{new_layer}, starts anew"
+        )
+
+
+def _first_images(train: dataset.Split, mean: list[float], deviation: list[float]) -> Tensor:
+    """Return some images of all classes, normalised."""
+    spaced = train.images[:: max(1, len(train) // INITIALIZATION_IMAGES)]
+    return dataset.normalize(spaced[:INITIALIZATION_IMAGES], mean, deviation)
 
 
 def _new_learner(

@@ -89,3 +89,12 @@ def test_a_threshold_is_the_next_higher_rank() -> None:
     assert fit_threshold(scores, 0.51) == 0.6
     assert fit_threshold(scores, 0.9) == 0.9
     assert fit_threshold(scores, 0.95) == 1.0  # too few for that
+
+
+def test_sets_at_the_highest_threshold_hold_every_class() -> None:
+    logits = np.random.default_rng(5).normal(size=(2000, 10)) * 6
+    odds = np.exp(logits).astype(np.float32)
+    probabilities = odds / odds.sum(1, keepdims=True)
+    images = np.random.default_rng(6).integers(0, 256, (2000, 4, 4, 3), np.uint8)
+    for method in METHODS:
+        assert prediction_sets(probabilities, images, method, fit_threshold(np.ones(3), 0.9)).all()

@@ -133,7 +133,11 @@ def test_a_model_of_other_data_or_none_is_an_error_that_names_it(
     exported: Artifact, source: dataset.Source, tmp_path: Path
 ) -> None:
     with pytest.raises(RunError, match=f"{tmp_path / 'none'}.*manifest.json"):
-        measure_all([tmp_path / "none"], source, print)
+        measure_all([tmp_path / "none"], source, {}, print)
     other = replace(source, sha256="0" * 64)
-    with pytest.raises(RunError, match=f"^{exported.path}: was trained on other data than that in"):
-        measure_all([exported.path], other, print)
+    with pytest.raises(RunError) as caught:
+        measure_all([exported.path], other, {}, print)
+    assert str(caught.value) == (
+        f"{exported.path}: was trained on other data than that in {source.place}; --data-dir names "
+        "the folder of its images"
+    )

@@ -2,7 +2,7 @@ import hashlib
 import os
 import shutil
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -76,11 +76,67 @@ def test_the_named_folder_comes_before_the_variable_and_that_before_the_default(
     assert dataset.find(image_folder).place == image_folder
 
 
-def test_a_place_without_data_is_passed_over(
-    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def _make_nothing(_: Path) -> None:
+    pass
+
+
+def _make_file(place: Path) -> None:
+    place.write_text("no folder")
+
+
+def _make_folder_of_text(place: Path) -> None:
+    place.mkdir()
+    (place / "notes.txt").write_text("no image")
+
+
+def _make_one_class(place: Path) -> None:
+    (place / "cat").mkdir(parents=True)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (_make_nothing, "no such folder"),
+        (_make_file, "is not a folder"),
+        (_make_folder_of_text, "holds no pictures; needed are two or more folders"),
+        (_make_one_class, "holds a folder cat; needed are two or more folders"),
+    ],
+)
+def test_a_named_place_without_a_data_set_is_not_passed_over(
+    make: Callable[[Path], None],
+    said: str,
+    image_folder: Path,
+    elsewhere: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    shutil.copytree(image_folder, elsewhere / "data")
     monkeypatch.setenv(dataset.DATA_DIR_VARIABLE, str(image_folder))
-    assert dataset.find(tmp_path / "nothing").place == image_folder
+    make(Path("my-imges"))
+    with pytest.raises(DataError, match=f"^my-imges: {said}"):
+        dataset.find(Path("my-imges"))
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (_make_nothing, "no such folder"),
+        (_make_file, "is not a folder"),
+        (_make_folder_of_text, "holds no data set; --data-dir names the folder of one, and `conv"),
+        (_make_one_class, "holds a folder cat; needed are two or more folders"),
+    ],
+)
+def test_the_variables_place_without_a_data_set_is_not_passed_over(
+    make: Callable[[Path], None],
+    said: str,
+    image_folder: Path,
+    elsewhere: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shutil.copytree(image_folder, elsewhere / "data")
+    monkeypatch.setenv(dataset.DATA_DIR_VARIABLE, "my-imges")
+    make(Path("my-imges"))
+    with pytest.raises(DataError, match=f"^CONVSCOPE_DATA_DIR=my-imges: {said}"):
+        dataset.find(None, download=False)
 
 
 def test_a_named_folder_whose_classes_lie_in_no_split_is_not_passed_over(
@@ -91,12 +147,23 @@ def test_a_named_folder_whose_classes_lie_in_no_split_is_not_passed_over(
 
 
 def test_nothing_is_downloaded_where_that_was_not_allowed(
-    publisher: Path, tmp_path: Path, small_cifar10: Path, monkeypatch: pytest.MonkeyPatch
+    publisher: Path, elsewhere: Path, small_cifar10: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _publish(publisher, small_cifar10, monkeypatch)
-    with pytest.raises(DataError, match=r"found no data set; .* fetches CIFAR-10"):
-        dataset.find(tmp_path / "place", download=False)
-    assert not (tmp_path / "place").exists()
+    with pytest.raises(DataError, match=r"^data: holds no data set; .* fetches CIFAR-10"):
+        dataset.find(None, download=False)
+    assert list(elsewhere.iterdir()) == []
+
+
+def test_nothing_is_downloaded_into_a_named_folder(
+    publisher: Path, small_cifar10: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _publish(publisher, small_cifar10, monkeypatch)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(DataError, match=f"^{empty}: holds no pictures"):
+        dataset.find(empty)
+    assert list(empty.iterdir()) == []
 
 
 def test_a_link_of_the_official_name_is_followed(small_cifar10: Path, tmp_path: Path) -> None:
@@ -125,22 +192,15 @@ def test_a_damaged_file_is_named_with_both_hashes(
     message = str(caught.value)
     assert str(path) in message
     assert current.digests[path.name] in message
-    assert f"looked in: {small_cifar10}" in message
     if damage != "missing":
         found = hashlib.new(layout.algorithm, path.read_bytes()).hexdigest()
         assert found in message
 
 
-def test_offline_the_error_names_every_place(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv(dataset.DATA_DIR_VARIABLE, str(tmp_path / "second"))
-    with pytest.raises(DataError) as caught:
-        dataset.find(tmp_path / "first")
-    message = str(caught.value)
-    assert "cannot be downloaded" in message
-    assert f"{tmp_path / 'first'}, {tmp_path / 'second'}, data" in message
-    assert list(tmp_path.iterdir()) == []
+def test_offline_the_error_names_the_place(elsewhere: Path) -> None:
+    with pytest.raises(DataError, match=r"^data: holds no data set, .* cannot be downloaded"):
+        dataset.find(None)
+    assert list(elsewhere.iterdir()) == []
 
 
 def test_a_pickle_that_builds_anything_else_is_refused() -> None:
@@ -251,28 +311,28 @@ def _publish(archive: Path, cifar: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_an_archive_is_downloaded_when_nothing_is_found(
-    publisher: Path, small_cifar10: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    publisher: Path, small_cifar10: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _publish(publisher, small_cifar10, monkeypatch)
-    source = dataset.find(tmp_path / "place")
-    assert source.place == tmp_path / "place" / cifar10.BINARY.folder
+    source = dataset.find(None)
+    assert source.place == Path("data") / cifar10.BINARY.folder
     assert np.array_equal(source.load_train().images.numpy(), sample.read("train")[0])
 
 
 def test_what_keeps_an_archive_from_being_written_is_said(
-    publisher: Path, small_cifar10: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    publisher: Path, small_cifar10: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _publish(publisher, small_cifar10, monkeypatch)
     with files_of_at_most(100_000), pytest.raises(DataError, match="File too large"):
-        dataset.find(tmp_path / "place")
+        dataset.find(None)
 
 
 def test_an_archive_that_is_not_the_official_one_is_named_with_both_hashes(
-    publisher: Path, tmp_path: Path
+    publisher: Path,
 ) -> None:
     publisher.write_bytes(b"something else")
     with pytest.raises(DataError) as caught:
-        dataset.find(tmp_path / "place")
+        dataset.find(None)
     assert hashlib.md5(b"something else").hexdigest() in str(caught.value)
     assert cifar10.ARCHIVE_MD5 in str(caught.value)
 
@@ -304,10 +364,22 @@ def test_no_holdout_trains_on_all() -> None:
     assert (len(chosen), len(held)) == (50, 0)
 
 
-@pytest.mark.parametrize(("holdout", "message"), [(0.01, "holds out none"), (0.9, "none of its")])
-def test_a_holdout_that_does_not_fit_is_refused(holdout: float, message: str) -> None:
-    with pytest.raises(DataError, match=message):
-        dataset.split_holdout(torch.arange(10).repeat(3), holdout, seed=0)
+@pytest.mark.parametrize(
+    ("holdout", "counts", "said", "works"),
+    [
+        (0.05, (8, 8, 8), "holdout 0.05 of 24 images holds out none", 0.07),
+        (0.9, (3, 40), "holdout 0.9 leaves class 0 none of its 3 images", 0.17),
+        (0.1, (4, 1), "holdout 0.1 of 5 images holds out none", 0),
+    ],
+)
+def test_a_holdout_that_does_not_fit_is_refused_with_one_that_does(
+    holdout: float, counts: Sequence[int], said: str, works: float
+) -> None:
+    labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    with pytest.raises(DataError, match=f"^{said}; --holdout {works} ") as caught:
+        dataset.split_holdout(labels, holdout, seed=0)
+    _, held = dataset.split_holdout(labels, works, seed=0)
+    assert len(labels[held].unique()) == (len(counts) if works else 0), caught.value
 
 
 def test_channel_statistics_are_numpys() -> None:

@@ -88,6 +88,16 @@ def test_a_run_goes_on_where_another_stopped(
     assert state.history[0].loss < 0.9 * fresh.history[0].loss
 
 
+def test_a_run_that_goes_on_needs_the_one_that_it_started_from_no_longer(
+    trained: Checkpoint, source: dataset.Source, tmp_path: Path
+) -> None:
+    first = Path(shutil.copytree(trained.path.parent, tmp_path / "first"))
+    recipe = TINY.replace(epochs=1, start=str(first))
+    ended = train_quietly(recipe, source, tmp_path / "second")
+    shutil.rmtree(first)
+    assert train_quietly(recipe, source, tmp_path / "second", resume=True).state == ended.state
+
+
 def test_the_last_layer_is_new_where_the_classes_are(
     exported: Artifact, source: dataset.Source
 ) -> None:
