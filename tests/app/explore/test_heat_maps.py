@@ -111,16 +111,20 @@ async def test_heat_map_is_orange_at_what_the_answer_depends_on(connect: Connect
 @pytest.mark.parametrize(
     ("size", "expected"),
     [
-        ((200, 100), (200, 100)),
+        ((300, 150), (300, 150)),
+        ((256, 128), (256, 128)),
+        ((255, 100), (510, 200)),
+        ((32, 32), (256, 256)),
         ((3000, 1500), (1024, 512)),
         ((500, 2000), (256, 1024)),
         ((1024, 1025), (1023, 1024)),
-        ((10, 10), (10, 10)),
+        ((10, 10), (260, 260)),
+        ((1, 1), (256, 256)),
         ((1, 1000), (1, 1000)),
         ((3000, 1), (1024, 1)),
     ],
 )
-async def test_overlay_has_the_pictures_aspect_and_at_most_1024_pixels_a_side(
+async def test_overlay_has_the_pictures_aspect_and_256_to_1024_pixels_on_its_longer_side(
     client: httpx.AsyncClient,
     picture: Picture,
     size: tuple[int, int],
@@ -129,6 +133,19 @@ async def test_overlay_has_the_pictures_aspect_and_at_most_1024_pixels_a_side(
     content = picture("red", size=size)
     pixels = shown(await client.post("/explain?format=overlay", content=content))
     assert pixels.shape == (expected[1], expected[0], 3)
+
+
+async def test_each_pixel_of_a_small_picture_stays_visible_in_its_overlay(connect: Connect) -> None:
+    image = np.random.default_rng(2).integers(0, 256, (16, 24, 3), np.uint8)
+    async with connect(PatchBackend(14, 14)) as client:
+        path = "/explain?method=occlusion&format=overlay"
+        response = await client.post(path, content=as_png(image))
+    pixels = shown(response)
+    assert pixels.shape == (16 * 11, 24 * 11, 3)
+    upper_left = pixels[: 3 * 11, 4 * 11 : 7 * 11]  # seen by the model, far from its patch
+    squares = upper_left.reshape(3, 11, 3, 11, 3)
+    assert (squares == squares[:, :1, :, :1]).all()
+    assert len(np.unique(squares[:, 0, :, 0], axis=None)) > 5
 
 
 # Where the upper left corner of what is shown is stored.
