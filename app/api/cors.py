@@ -15,7 +15,7 @@ from app.api.openapi import TIMEOUT_HEADER
 from app.errors import CrossOriginRefused
 
 _METHODS = ("GET", "HEAD", "POST")
-_REQUEST_HEADERS = ("If-None-Match", "X-Request-ID", TIMEOUT_HEADER)
+_REQUEST_HEADERS = ("Content-Type", "If-None-Match", "X-Request-ID", TIMEOUT_HEADER)
 _ANSWER_HEADERS = ("ETag", "Retry-After", "Server-Timing", "X-Request-ID")
 
 
