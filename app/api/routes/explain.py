@@ -120,12 +120,10 @@ def _as_overlay(service: Service, artifact: Artifact, picture: Picture, heat: He
         settings.max_pixels,
         max_pixels_whole=settings.max_pixels_whole,
     )
-    # Before the map is laid over it: the picture's pixels stay visible, and the map is smooth.
-    scale = math.ceil(LEAST_OVERLAY_SIDE / max(whole.shape[:2]))
-    whole = whole.repeat(scale, axis=0).repeat(scale, axis=1)
     height, width = artifact.manifest.image_size
     box = central_box((whole.shape[1], whole.shape[0]), (width, height))
-    return heat_maps.draw_overlay(whole, box, heat)
+    scale = math.ceil(LEAST_OVERLAY_SIDE / max(whole.shape[:2]))
+    return heat_maps.draw_overlay(whole, box, heat, scale)
 
 
 def _as_json(
