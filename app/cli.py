@@ -1,6 +1,7 @@
 """The commands `convscope serve`, `predict` and `models`."""
 
 import json
+import logging
 import os
 import socket
 import sys
@@ -23,6 +24,8 @@ from app.machine import can_fork, usable_cpus
 from app.server.run_directory import reachable, run_directory
 from app.settings import Settings, read_settings
 from app.telemetry import logs
+
+_log = logging.getLogger(__name__)
 
 BACKLOG = 2048
 COVERAGE = 0.9
@@ -215,8 +218,13 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _greet(host: str, port: int, store: Store, settings: Settings) -> None:
-    """Print a first request to try. It goes to stdout, since the log is on stderr."""
-    if settings.log_format == "json":
+    """Print where to look and a first request to try, for somebody at a terminal.
+
+    It goes to stdout, since the log is on stderr.
+    """
+    if _is_only_model(store, settings):
+        _log.info(MORE_MODELS)
+    if settings.log_format == "json" or not sys.stdout.isatty():
         return
     from app.api.openapi import EXAMPLE_BASE64
 
@@ -224,9 +232,7 @@ def _greet(host: str, port: int, store: Store, settings: Settings) -> None:
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     names = ", ".join(item.ref for item in store)
     click.echo(
-        f"\nServing {names} on {url}; see {url}/docs. Try:\n\n"
+        f"\nServing {names}. Open {url} in a browser, see {url}/docs, or try:\n\n"
         f"curl {url}/predict -H 'Content-Type: application/json' "
         f'-d \'{{"images": ["{EXAMPLE_BASE64}"]}}\'\n'
     )
-    if _is_only_model(store, settings):
-        click.echo(MORE_MODELS)

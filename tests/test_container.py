@@ -52,6 +52,15 @@ def test_compose_kills_no_service_that_still_drains() -> None:
     assert int(grace) > Settings.model_fields["shutdown_seconds"].default
 
 
+def test_log_of_a_composed_service_is_bounded() -> None:
+    compose = (REPOSITORY / "compose.yaml").read_text()
+    shared = compose.split("x-service: &service")[1].split("\nservices:")[0]
+    [options] = re.findall(
+        r"^  logging:\n    driver: json-file\n    options: (.+)$", shared, re.MULTILINE
+    )
+    assert re.fullmatch(r'\{max-size: \d+m, max-file: "\d+"\}', options)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_image_and_compose_file_serve_predictions() -> None:

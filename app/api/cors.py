@@ -16,7 +16,7 @@ from app.errors import CrossOriginRefused
 from app.telemetry import requests
 
 _METHODS = ("GET", "HEAD", "POST")
-_REQUEST_HEADERS = ("If-None-Match", "X-Request-ID", TIMEOUT_HEADER)
+_REQUEST_HEADERS = ("Content-Type", "If-None-Match", "X-Request-ID", TIMEOUT_HEADER)
 _ANSWER_HEADERS = ("ETag", "Retry-After", "Server-Timing", "X-Request-ID")
 
 

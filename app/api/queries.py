@@ -1,6 +1,6 @@
 """The query parameters of all routes; OpenAPI is generated from these."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, Field, model_validator
 
@@ -59,8 +59,15 @@ class PredictQuery(ModelQuery):
         DEFAULT_SETS,
         description="The method of prediction sets: `aps` gives difficult images larger ones and "
         "loses least on pictures that are not clean, `lac` gives the smallest on average, "
-        "`class-conditional` holds each class as often as asked, not only all together.",
+        "`class-conditional` holds each class as often as asked, not only all together. Needs "
+        "`coverage`.",
     )
+
+    @model_validator(mode="after")
+    def _have_coverage_for_sets(self) -> Self:
+        if self.coverage is None and "sets" in self.model_fields_set:
+            raise ValueError(f"sets={self.sets} needs coverage, for example coverage=0.9")
+        return self
 
 
 class ExplainQuery(ModelQuery):

@@ -63,6 +63,8 @@ MAX_DATA_URL_HEAD = 1024
 """Characters of a data URL before its data."""
 
 READ_TYPES = "image/*, application/octet-stream, multipart/form-data, application/json"
+CURL_HINT = "; with curl: -H 'Content-Type: image/jpeg'"
+"""`curl --data-binary` calls a body a form unless it is told otherwise."""
 
 T = TypeVar("T")
 
@@ -296,8 +298,9 @@ def _kind(content_type: bytes, encoding: bytes) -> str:
         return "form"
     if media_type == b"application/json":
         return "json"
+    hint = CURL_HINT if media_type == b"application/x-www-form-urlencoded" else ""
     raise UnsupportedMediaType(
-        f"Content-Type {_quote(media_type)} is not supported; send one of {READ_TYPES}"
+        f"Content-Type {_quote(media_type)} is not supported; send one of {READ_TYPES}{hint}"
     )
 
 

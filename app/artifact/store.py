@@ -123,7 +123,11 @@ def _means(wanted: str, place: Path) -> bool:
 def _pick(models: Mapping[str, Mapping[str, Artifact]], name: str, version: str | None) -> Artifact:
     versions = models.get(name)
     if versions is None:
-        raise UnknownModel(f"no model {name[:64]!r}; there are: {', '.join(models) or 'none'}")
+        base, _, wanted = name.partition("/")
+        hint = f"; the version is given apart: version={wanted[:16]}" if base in models else ""
+        raise UnknownModel(
+            f"no model {name[:64]!r}; there are: {', '.join(models) or 'none'}{hint}"
+        )
     if not version:
         return list(versions.values())[-1]
     if version not in versions:

@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from app.explore.pictures import enlarged, png
+from app.explore.pictures import enlarged
 from app.explore.saliency import Heat
 from app.images import RgbImage
 
@@ -48,13 +48,16 @@ def signed_colours(values: NDArray[np.float32]) -> NDArray[np.uint8]:
     return np.rint(np.stack(bands, axis=-1)).astype(np.uint8)
 
 
-def draw_overlay(picture: RgbImage, box: tuple[float, float, float, float], heat: Heat) -> bytes:
+def draw_overlay(
+    picture: RgbImage, box: tuple[float, float, float, float], heat: Heat, scale: int
+) -> bytes:
     """Lay a map in orange and purple over its picture in grey.
 
     Args:
         picture: uint8 `[height,width,3]`, of any size.
         box: the part that the model sees: left, upper, right, lower. The rest is darkened.
         heat: float32 `[H,W]`.
+        scale: side in pixels of the square for each pixel of the picture.
     """
     height, width = picture.shape[:2]
     left, upper, right, lower = (round(side) for side in box)
@@ -70,7 +73,7 @@ def draw_overlay(picture: RgbImage, box: tuple[float, float, float, float], heat
     shown = Image.blend(grey, Image.new("RGB", (width, height)), 0.6)
     shown.paste(grey.crop((left, upper, right, lower)), (left, upper))
     shown.paste(Image.fromarray(colour), (left, upper), strength)
-    return png(shown)
+    return enlarged(np.asarray(shown), scale)
 
 
 def _unit(heat: Heat) -> Heat:

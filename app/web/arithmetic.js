@@ -2,7 +2,7 @@
 
 import { html, useEffect, useMemo, useRef } from "./vendor/htm-preact-3.1.1.js";
 import { inkOn, signedColour } from "./colours.js";
-import { isConvolution } from "./filters.js";
+import { isConvolution, meaningOf } from "./filters.js";
 import { Map2D, Progress, Square, breakable, largest, number, placeUnder } from "./parts.js";
 import { useAsked } from "./state.js";
 
@@ -42,6 +42,7 @@ export function Arithmetic({
         ${breakable(layer.name)}, ${names?.[channel] ?? `channel ${channel}`} <small>${layer.kind}</small>
       </h2>
       <button type="button" class="close" onClick=${onClose}>Close</button>
+      <p class="hint">${meaningOf(layer)}</p>
       <${Progress} state=${state} what="Computing" />
       ${Array.isArray(map) &&
       html`<${Cursor}

@@ -118,7 +118,10 @@ function Card({ model, image, coverage, announced, why, onWhy }) {
       html`
         <figure>
           <img class="overlay" src=${heat.answer} alt=${`What speaks for ${explained} in the picture`} />
-          <figcaption>${explained}: what a part alone says for it, and what it loses without the part</figcaption>
+          <figcaption>
+            Orange: seen alone, this part looks like “${explained}”, or “${explained}” gets less
+            likely when it is covered. Purple: the opposite.
+          </figcaption>
         </figure>
       `}
     </article>

@@ -55,7 +55,10 @@ function Layer({ layers, modelKey, shown, show }) {
           </button>
         `}
       </div>
-      <p class="hint">Click a filter to see the parts of test images to which it responds most.</p>
+      <p class="hint">
+        ${meaningOf(layer)} ${coloursOf(layer)} Click a filter to see the parts of test images to
+        which it responds most.
+      </p>
       <${Progress} state=${drawn} what="Drawing" />
       <div class="split">
         <ul class="filters" aria-label=${`Filters of ${layer.name}`}>
@@ -103,6 +106,30 @@ function cutOut(picture, { kernel, scale }, index) {
 }
 
 export const isConvolution = (layer) => layer.window && layer.parameters > 0;
+
+const MEANINGS = {
+  Conv2d:
+    "Convolution: a small filter slides over the maps before; each place gives the sum of what is under the filter, times its weights.",
+  Whitening:
+    "A convolution whose filters are computed from the training images, not learned: they tell neighbouring pixels’ differences apart.",
+  BatchNorm2d:
+    "Batch normalisation: each map is shifted and scaled, so that all have values of about the same size.",
+  ReLU: "Rectified linear unit: what is above 0 stays, everything else becomes 0.",
+  SiLU: "Sigmoid linear unit: large values stay, values far below 0 become almost 0, smoothly in between.",
+  MaxPool2d: "Pooling: of each small square only the largest value stays, so the maps get smaller.",
+  AdaptiveAvgPool2d: "Average pooling: one number remains of each map, its mean.",
+  Linear: "Fully connected: each number is the sum of all numbers before, each times a weight of its own.",
+  ScaledLinear:
+    "Fully connected: each number is the sum of all numbers before, each times a weight of its own, scaled.",
+};
+
+// What a layer of this kind does, in a sentence; nothing for other kinds.
+export const meaningOf = ({ kind }) => MEANINGS[kind.split(" ")[0]];
+
+const coloursOf = ({ source }) =>
+  source === "pixels"
+    ? "Colours: its weights for red, green and blue, from its smallest (dark) to its largest (bright)."
+    : "Bright: where its weights are large, above or below 0, over all maps before.";
 
 function Filter({ modelKey, layer, index }) {
   const state = useAsked(

@@ -77,8 +77,8 @@ function Table({ matrix, order: wanted, shown, show }) {
     <div class="scroll">
       <p id="said" class="wide">
         ${percent(matrix.accuracy, 2)} of ${matrix.images.toLocaleString("en")} test images are
-        classified correctly. Rows are true classes, columns predicted ones; choose a cell to see
-        its pictures (the arrow keys lead from one to the next).
+        classified correctly. Rows are true classes, columns predicted ones, and an empty cell is
+        0; choose a cell to see its pictures (the arrow keys lead from one to the next).
       </p>
       <table ref=${itself} class="matrix" aria-describedby="said" onKeyDown=${step}>
         <thead>

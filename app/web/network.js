@@ -71,41 +71,49 @@ export function Network({ manifest, modelKey, image, shown, show }) {
   `;
   return html`
     <section
-      class="network"
       aria-label="The way through the network"
       onKeyDown=${(event) => event.key === "Escape" && close()}
     >
-      <div ref=${all} class="layers" tabindex="0" role="group" aria-label="Layers, from left to right">
-        <ol class="way">
-          ${column(pixelsOf(manifest), ["red", "green", "blue"])}
-          ${layers.map((record, place) =>
-            column(record, place === layers.length - 1 ? manifest.classes : undefined),
-          )}
-          <${Probabilities} manifest=${manifest} modelKey=${modelKey} image=${image} />
-        </ol>
+      <p class="legend">
+        <span class="swatch for"></span> values above 0, ${" "}
+        <span class="swatch against"></span> below 0, white: 0; the largest value of a layer has the
+        full colour. Point at a feature map, or move to it with the Tab key, to see where its
+        numbers come from (framed in orange); click it or press Enter to keep it, and Escape to let
+        it go.
+      </p>
+      <div class="network">
+        <div
+          ref=${all}
+          class="layers"
+          tabindex="0"
+          role="group"
+          aria-label="Layers, from left to right"
+        >
+          <ol class="way">
+            ${column(pixelsOf(manifest), ["red", "green", "blue"])}
+            ${layers.map((record, place) =>
+              column(record, place === layers.length - 1 ? manifest.classes : undefined),
+            )}
+            <${Probabilities} manifest=${manifest} modelKey=${modelKey} image=${image} />
+          </ol>
+        </div>
+        ${layer &&
+        html`
+          <${Arithmetic}
+            key=${`${modelKey} ${layer.name} ${at.channel}`}
+            manifest=${manifest}
+            layer=${layer}
+            channel=${at.channel}
+            place=${place}
+            onPlace=${move}
+            takesFocus=${pinned && Boolean(chosenBy.current)}
+            onKeep=${pinned && ((place) => show({ pixel: place.join() }, true))}
+            ask=${ask}
+            image=${image}
+            onClose=${close}
+          />
+        `}
       </div>
-      ${layer
-        ? html`
-        <${Arithmetic}
-          key=${`${modelKey} ${layer.name} ${at.channel}`}
-          manifest=${manifest}
-          layer=${layer}
-          channel=${at.channel}
-          place=${place}
-          onPlace=${move}
-          takesFocus=${pinned && Boolean(chosenBy.current)}
-          onKeep=${pinned && ((place) => show({ pixel: place.join() }, true))}
-          ask=${ask}
-          image=${image}
-          onClose=${close}
-        />
-      `
-        : html`
-            <p class="panel hint">
-              Point at a feature map, or move to it with the Tab key, to see where its numbers come
-              from; click it or press Enter to keep it, and Escape to let it go.
-            </p>
-          `}
     </section>
   `;
 }
@@ -170,9 +178,10 @@ function Column({ layer, names, ask, image, chosen, feeds, patch, onLook, onChoo
   const count = layer.shape[0];
   const most = all || count <= AT_FIRST + 4 || chosen >= AT_FIRST ? count : AT_FIRST;
   useEffect(() => {
-    if (chosen !== undefined && document.activeElement === document.body) {
-      place.current.scrollIntoView({ block: "nearest", inline: "center" });
-    }
+    if (chosen === undefined) return;
+    // The panel takes a part of the width; what is pointed at stays in sight, and moves no further.
+    const map = place.current.querySelector("[aria-pressed=true]") ?? place.current;
+    map.scrollIntoView({ block: "nearest", inline: "nearest" });
   }, [chosen !== undefined]);
   return html`
     <li ref=${place} class="column" aria-label=${`${layer.name}, ${layer.kind}`}>

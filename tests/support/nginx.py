@@ -29,6 +29,10 @@ http {{
     fastcgi_temp_path {folder}/fastcgi;
     uwsgi_temp_path {folder}/uwsgi;
     scgi_temp_path {folder}/scgi;
+    {http}
+}}
+"""
+SERVER = """
     server {{
         listen {host}:{port};
         location {location} {{
@@ -36,7 +40,6 @@ http {{
             {header}
         }}
     }}
-}}
 """
 
 
@@ -51,18 +54,23 @@ def nginx(
 ) -> Iterator[str]:
     """Run nginx before a service; yield its address."""
     port = free_port()
-    configuration = folder / "nginx.conf"
-    configuration.write_text(
-        CONFIGURATION.format(
-            folder=folder,
-            host=HOST,
-            port=port,
-            service=service.port,
-            location=location,
-            strip=strip,
-            header=header,
-        )
+    http = SERVER.format(
+        host=HOST,
+        port=port,
+        service=service.port,
+        location=location,
+        strip=strip,
+        header=header,
     )
+    with configured(folder, http, port):
+        yield f"http://{HOST}:{port}"
+
+
+@contextmanager
+def configured(folder: Path, http: str, port: int) -> Iterator[None]:
+    """Run nginx with a configuration, that of `http`, which lets it listen at a port."""
+    configuration = folder / "nginx.conf"
+    configuration.write_text(CONFIGURATION.format(folder=folder, http=http))
     with ServerProcess(
         [str(NGINX), "-p", str(folder), "-c", str(configuration)],
         directory=folder,
@@ -70,4 +78,4 @@ def nginx(
         log=folder / "nginx.log",
     ) as process:
         process.wait_until(lambda: listens(port), 30)
-        yield f"http://{HOST}:{port}"
+        yield

@@ -1,5 +1,6 @@
 """POST /explain: the evidence of each pixel for a class; JSON, a heat map or an overlay."""
 
+import math
 from typing import Annotated
 
 import numpy as np
@@ -27,6 +28,7 @@ TURN_MACS = 2_000_000_000
 router = APIRouter(tags=["what is inside"], dependencies=[Depends(refuse_repeated)])
 
 OVERLAY_SIDE = 1024
+LEAST_OVERLAY_SIDE = 256
 HEAT_MAP_SCALE = 8
 
 _OFFERS = {"json": JSON, "png": PNG, "overlay": PNG}
@@ -120,7 +122,8 @@ def _as_overlay(service: Service, artifact: Artifact, picture: Picture, heat: He
     )
     height, width = artifact.manifest.image_size
     box = central_box((whole.shape[1], whole.shape[0]), (width, height))
-    return heat_maps.draw_overlay(whole, box, heat)
+    scale = math.ceil(LEAST_OVERLAY_SIDE / max(whole.shape[:2]))
+    return heat_maps.draw_overlay(whole, box, heat, scale)
 
 
 def _as_json(

@@ -1,3 +1,4 @@
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -7,12 +8,16 @@ import pytest
 
 from app.api.schemas import Predictions
 from app.errors import ArtifactError
+from app.problems import Problem
 from app.tasks.classification import class_scores
+from bench.harness.requests import message
 from tests.conftest import Connect, Picture
+from tests.support.answers import read_answer
 from tests.support.artifacts import CLASSES, amend, confidence, numpy_predict, write_artifact
 from tests.support.fakes import BrightnessBackend
 from tests.support.pictures import as_png
 from tests.support.problems import check
+from tests.support.servers import sockets
 
 pytestmark = pytest.mark.anyio
 
@@ -117,11 +122,24 @@ async def test_every_image_has_its_own_set_beside_its_name(
 async def test_there_is_no_set_unless_it_is_asked_for(
     sure: httpx.AsyncClient, picture: Picture
 ) -> None:
-    for query in ("", "?sets=aps"):
-        (prediction,) = (await sure.post(f"/predict{query}", content=picture("red"))).json()[
-            "predictions"
-        ]
-        assert "prediction_set" not in prediction
+    (prediction,) = (await sure.post("/predict", content=picture("red"))).json()["predictions"]
+    assert "prediction_set" not in prediction
+
+
+@pytest.mark.parametrize("method", ["aps", "lac", "class-conditional"])
+async def test_method_of_sets_without_coverage_is_refused_on_both_ways(
+    sure: httpx.AsyncClient, picture: Picture, method: str
+) -> None:
+    detail = f"sets={method} needs coverage, for example coverage=0.9"
+    routed = await sure.post(f"/predict?sets={method}", content=picture("red"))
+    assert check(routed, 422).detail == detail
+    async with sockets(sure) as (port, _):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(message(f"POST /predict?sets={method}", picture("red")))
+        answer = await read_answer(reader)
+        writer.close()
+    assert answer.status == 422
+    assert Problem.model_validate_json(answer.body).detail == detail
 
 
 @pytest.mark.parametrize(

@@ -132,10 +132,15 @@ async def test_other_content_types_are_named_with_what_is_read(content_type: str
     assert len(str(caught.value)) < 250
 
 
-async def test_refused_content_type_is_named_whole() -> None:
+async def test_type_that_curl_gives_a_body_is_named_with_the_option_for_another() -> None:
     form = "application/x-www-form-urlencoded"
-    with pytest.raises(UnsupportedMediaType, match=f"^Content-Type '{form}' is not supported"):
+    with pytest.raises(
+        UnsupportedMediaType,
+        match=f"^Content-Type '{form}' is not supported; .*; with curl: -H 'Content-Type: image/",
+    ):
         await post(b"a=1", form)
+    with pytest.raises(UnsupportedMediaType, match=r"application/json$"):
+        await post(b"a=1", "text/plain")
 
 
 async def test_compressed_body_is_named() -> None:

@@ -45,12 +45,18 @@ def test_request_finds_the_model_that_it_means(
 @pytest.mark.parametrize(
     ("name", "version", "message"),
     [
-        ("vgg", None, "no model 'vgg'; there are: colour, flat"),
+        ("vgg", None, "no model 'vgg'; there are: colour, flat$"),
         ("flat", "7", "no version '7' of flat; there are: 1"),
         ("x" * 500, None, "no model 'x{64}';"),
         ("../colour", None, r"no model '\.\./colour'"),
-        ("colour/2", None, "no model 'colour/2'; there are: colour, flat"),
-        ("colour/1", "2", "no model 'colour/1'; there are: colour, flat"),
+        (
+            "colour/2",
+            None,
+            "no model 'colour/2'; there are: colour, flat; the version is given apart: version=2$",
+        ),
+        ("colour/1", "2", "no model 'colour/1'; there are: .*; the version is .*: version=1$"),
+        ("vgg/2", None, "no model 'vgg/2'; there are: colour, flat$"),
+        ("colour/" + "9" * 500, None, "version=9{16}$"),
         ("colour", "1/2", "no version '1/2' of colour; there are: 1, 2"),
     ],
 )

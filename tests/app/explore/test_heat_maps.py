@@ -4,6 +4,7 @@ import httpx
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 
 from app.explore.heat_maps import draw_heat, draw_overlay, signed_colours
 from tests.conftest import Connect, Picture
@@ -20,6 +21,10 @@ def _colourful(pixels: NDArray[np.uint8]) -> NDArray[np.bool_]:
     """Where a picture is not grey, `[H,W]`."""
     spread = pixels.max(axis=-1).astype(int) - pixels.min(axis=-1)
     return np.asarray(spread > 16)
+
+
+def _as_grey(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return np.asarray(Image.fromarray(pixels).convert("L"))
 
 
 def _red_at(rows: slice, columns: slice, size: tuple[int, int] = (32, 32)) -> NDArray[np.uint8]:
@@ -57,14 +62,14 @@ def test_picture_of_any_shape_has_a_map_laid_over_it(size: tuple[int, int]) -> N
     side, heat = min(size), np.ones((32, 32), np.float32)
     left, upper = (width - side) / 2, (height - side) / 2
     box = (left, upper, width - left, height - upper)
-    pixels = read_png(draw_overlay(np.full((height, width, 3), 200, np.uint8), box, heat))
+    pixels = read_png(draw_overlay(np.full((height, width, 3), 200, np.uint8), box, heat, 1))
     assert pixels.shape == (height, width, 3)
     assert _colourful(pixels).sum() == side * side
 
 
 def test_part_that_the_model_does_not_see_is_darkened_and_the_rest_is_not() -> None:
     picture = np.full((20, 60, 3), 200, np.uint8)
-    pixels = read_png(draw_overlay(picture, (20, 0, 40, 20), np.zeros((32, 32), np.float32)))
+    pixels = read_png(draw_overlay(picture, (20, 0, 40, 20), np.zeros((32, 32), np.float32), 1))
     assert (pixels[:, 20:40] == 200).all()
     assert np.abs(pixels[:, :20].astype(int) - 80).max() <= 1
     assert np.abs(pixels[:, 40:].astype(int) - 80).max() <= 1
@@ -73,7 +78,7 @@ def test_part_that_the_model_does_not_see_is_darkened_and_the_rest_is_not() -> N
 def test_weak_values_leave_the_picture_visible() -> None:
     heat = np.zeros((2, 2), np.float32)
     heat[0] = 1, -0.25
-    pixels = read_png(draw_overlay(np.full((2, 2, 3), 200, np.uint8), (0, 0, 2, 2), heat))
+    pixels = read_png(draw_overlay(np.full((2, 2, 3), 200, np.uint8), (0, 0, 2, 2), heat, 1))
     strong, weak, none = (pixels[place].astype(int) for place in ((0, 0), (0, 1), (1, 0)))
     assert none.tolist() == [200, 200, 200]
     assert np.abs(strong - 200).max() > 2 * np.abs(weak - 200).max() > 0
@@ -111,16 +116,20 @@ async def test_heat_map_is_orange_at_what_the_answer_depends_on(connect: Connect
 @pytest.mark.parametrize(
     ("size", "expected"),
     [
-        ((200, 100), (200, 100)),
+        ((300, 150), (300, 150)),
+        ((256, 128), (256, 128)),
+        ((255, 100), (510, 200)),
+        ((32, 32), (256, 256)),
         ((3000, 1500), (1024, 512)),
         ((500, 2000), (256, 1024)),
         ((1024, 1025), (1023, 1024)),
-        ((10, 10), (10, 10)),
+        ((10, 10), (260, 260)),
+        ((1, 1), (256, 256)),
         ((1, 1000), (1, 1000)),
         ((3000, 1), (1024, 1)),
     ],
 )
-async def test_overlay_has_the_pictures_aspect_and_at_most_1024_pixels_a_side(
+async def test_overlay_has_the_pictures_aspect_and_256_to_1024_pixels_on_its_longer_side(
     client: httpx.AsyncClient,
     picture: Picture,
     size: tuple[int, int],
@@ -129,6 +138,19 @@ async def test_overlay_has_the_pictures_aspect_and_at_most_1024_pixels_a_side(
     content = picture("red", size=size)
     pixels = shown(await client.post("/explain?format=overlay", content=content))
     assert pixels.shape == (expected[1], expected[0], 3)
+
+
+async def test_each_pixel_of_a_small_picture_stays_visible_in_its_overlay(connect: Connect) -> None:
+    image = np.random.default_rng(2).integers(0, 256, (16, 24, 3), np.uint8)
+    async with connect(PatchBackend(14, 14)) as client:
+        path = "/explain?method=occlusion&format=overlay"
+        response = await client.post(path, content=as_png(image))
+    pixels = shown(response)
+    assert pixels.shape == (16 * 11, 24 * 11, 3)
+    squares = pixels.reshape(16, 11, 24, 11, 3)
+    assert (squares == squares[:, :1, :, :1]).all()
+    grey = _as_grey(image)[:3, 4:7]  # seen by the model, far from its patch
+    assert (squares[:3, 0, 4:7, 0] == grey[..., np.newaxis]).all()
 
 
 # Where the upper left corner of what is shown is stored.

@@ -16,6 +16,7 @@ WITHOUT_AFFINITY = "import os; del os.sched_getaffinity"
 WITHOUT_FORK = "import os; del os.fork"
 WITHOUT_RESOURCE = "import sys; sys.modules['resource'] = None"
 WITHOUT_FCNTL = "import sys; sys.modules['fcntl'] = None"
+ON_TERMINAL = "\nimport sys; sys.stdout.isatty = lambda: True"
 # There, signal 0 of `os.kill` is Ctrl+C.
 DEADLY_KILL = "import os; os.kill = lambda pid, number: os._exit(99)"
 WITHOUT_PROC = """
@@ -95,12 +96,13 @@ def test_where_nothing_can_fork_one_process_serves(
 ) -> None:
     scratch = tmp_path / "scratch"
     scratch.mkdir()
+    taken += ON_TERMINAL
     with started(command(taken), store_path, tmp_path / "log", TMPDIR=str(scratch)) as server:
         assert label(server, picture) == "red"
         assert server.workers == []
         assert "convscope_predictions_total" in get(f"{server.url}/metrics").text
         assert "this platform cannot fork: one process serves" in server.log.read_text()
-        assert "Serving colour/1, colour/2, flat/1 on " in server.log.read_text()
+        assert "Serving colour/1, colour/2, flat/1. Open " in server.log.read_text()
         server.process.send_signal(number)
         assert server.process.wait(30) == 0
     assert "Traceback" not in server.log.read_text()

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import pty
 import re
 import signal
 import socket
@@ -63,13 +64,35 @@ def test_service_answers_and_names_no_server(server: Server, picture: Picture) -
     )
 
 
-def test_curl_that_is_printed_works(server: Server) -> None:
-    log = server.log.read_text()
-    found = re.search(r"^curl (\S+) -H '(.*?): (.*?)' -d '(.*)'$", log, re.MULTILINE)
-    assert found, log
-    url, name, value, body = found.groups()
-    response = post(url, headers={name: value}, content=body)
-    assert response.json()["predictions"][0]["label"] in CLASSES
+def test_page_and_curl_that_are_printed_on_a_terminal_work(
+    store_path: Path, tmp_path: Path
+) -> None:
+    outer, inner = pty.openpty()
+    on_terminal = ["sh", "-c", f'exec "$@" >{os.ttyname(inner)}', "sh"]
+    command = [*on_terminal, *CONVSCOPE, "serve", "--workers", "1"]
+    shown = b""
+    with started(command, store_path, tmp_path / "log") as server:
+        while b"curl" not in shown or not shown.endswith(b"\r\n\r\n"):
+            shown += os.read(outer, 1 << 16)
+        found = re.search(
+            r"^curl (\S+) -H '(.*?): (.*?)' -d '(.*)'\r$", shown.decode(), re.MULTILINE
+        )
+        assert found, shown
+        url, name, value, body = found.groups()
+        response = post(url, headers={name: value}, content=body)
+        assert response.json()["predictions"][0]["label"] in CLASSES
+        assert f"Open {server.url} in a browser" in shown.decode()
+        assert "<title>Convscope</title>" in get(server.url).text
+        assert server.stop() == 0
+    os.close(inner)
+    os.close(outer)
+
+
+def test_output_to_a_file_is_nothing_but_json_lines(server: Server) -> None:
+    get(f"{server.url}/models", headers={"X-Request-ID": "last-line"})
+    _logged(server, "last-line")
+    lines = server.log.read_text().splitlines()
+    assert [line for line in lines if not line.startswith("{")] == []
 
 
 def test_log_has_a_json_line_for_the_request(server: Server) -> None:

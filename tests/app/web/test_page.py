@@ -1,5 +1,6 @@
 import builtins
 import io
+import json
 import re
 import threading
 from collections.abc import AsyncIterator
@@ -12,6 +13,7 @@ import pytest
 from PIL import Image
 
 from app.api.routes import page
+from bench import ROOT
 from tests.conftest import Connect
 from tests.support.problems import check
 
@@ -91,6 +93,18 @@ def test_the_sheet_shows_the_samples_in_their_order() -> None:
     assert {path.stem for path in samples.iterdir()} == {*names, "all"}
     parts = [np.asarray(Image.open(samples / f"{name}.png")) for name in names]
     assert np.array_equal(np.asarray(Image.open(samples / "all.png")), np.hstack(parts))
+
+
+def test_every_kind_of_layer_in_the_store_is_explained() -> None:
+    script = (page.WEB / "filters.js").read_text()
+    (meanings,) = re.findall(r"MEANINGS = \{(.*?)\n\}", script, re.DOTALL)
+    explained = set(re.findall(r"^  (\w+):", meanings, re.MULTILINE))
+    kinds = {
+        layer["kind"].split()[0]
+        for path in (ROOT / "models_store").glob("*/*/manifest.json")
+        for layer in json.loads(path.read_text())["layers"]
+    }
+    assert kinds == explained
 
 
 def test_what_the_first_view_imports_is_fetched_at_once() -> None:

@@ -53,7 +53,9 @@ def test_first_look_shows_what_every_model_makes_of_a_sample(open_page: OpenPage
         expect(answer(page, CNN)).to_have_text("dog")
         expect(card(page, FC).locator(".answer strong")).not_to_be_empty()
         expect(card(page, CNN).locator(".bars li")).to_have_count(10)
-        assert width_of(heat_map(page, CNN, "dog")) == 32
+        assert width_of(heat_map(page, CNN, "dog")) == 256
+        figure = card(page, CNN).get_by_role("figure")
+        expect(figure).to_contain_text("Orange: seen alone, this part looks like “dog”")
         seen = page.get_by_role("img", name="The picture in the network's pixels")
         assert width_of(seen) == 32 * 8
         assert page.get_by_role("article").first.get_attribute("aria-label") == CNN

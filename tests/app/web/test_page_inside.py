@@ -137,6 +137,48 @@ def test_map_is_let_go_and_stays_so(open_page: OpenPage, close: str) -> None:
         assert "channel" not in page.url
 
 
+def test_layers_have_the_whole_width_until_a_map_is_pointed_at(open_page: OpenPage) -> None:
+    with open_page("?view=network", width=1280) as page:
+        layers = page.get_by_role("group", name="Layers")
+        target = maps(page, "pool2").nth(1)
+        expect(target).to_be_visible()
+        wide, before = layers.bounding_box(), target.bounding_box()
+        assert wide
+        assert before
+        assert wide["width"] == 1280 - 2 * 16
+        page.mouse.move(before["x"] + 36, before["y"] + 36)
+        shown = panel(page, "Channel 1 of pool2").bounding_box()
+        narrow, after = layers.bounding_box(), target.bounding_box()
+        assert shown
+        assert narrow
+        assert after
+        assert narrow["x"] + narrow["width"] < shown["x"]
+        assert narrow["x"] <= after["x"]
+        assert after["x"] + after["width"] <= narrow["x"] + narrow["width"]
+        assert after["y"] == before["y"]
+
+
+def test_colours_of_the_layers_are_explained(open_page: OpenPage) -> None:
+    with open_page("?view=network") as page:
+        said = "values above 0, below 0, white: 0"
+        expect(page.get_by_role("region", name="The way through")).to_contain_text(said)
+
+
+@pytest.mark.parametrize(
+    ("layer", "said"),
+    [
+        ("conv1", "a small filter slides over the maps before"),
+        ("bn1", "each map is shifted and scaled"),
+        ("relu1", "what is above 0 stays, everything else becomes 0"),
+        ("pool1", "of each small square only the largest value stays"),
+        ("fc1", "the sum of all numbers before, each times a weight of its own"),
+    ],
+)
+def test_layer_that_is_chosen_is_explained(open_page: OpenPage, layer: str, said: str) -> None:
+    with open_page(f"?view=network&layer={layer}&channel=0") as page:
+        expect(panel(page, f"Channel 0 of {layer}")).to_contain_text(said)
+
+
 def test_panel_hides_no_map(open_page: OpenPage) -> None:
     for width in (360, 1440):
         with open_page("?view=network&layer=conv1&channel=2", width=width) as page:
@@ -178,6 +220,20 @@ def test_filter_that_is_clicked_shows_what_it_responds_to(open_page: OpenPage) -
         expect(page.get_by_role("complementary", name="Filter 63 of conv2")).to_be_visible()
         page.get_by_label("Model").select_option(FC)
         expect(page.get_by_text(f"{FC} has no convolutions to look into")).to_be_visible()
+
+
+def test_filters_say_what_their_colours_mean(open_page: OpenPage) -> None:
+    with open_page("?view=filters") as page:
+        said = page.get_by_role("region", name="Filters")
+        expect(said).to_contain_text("a small filter slides over the maps before")
+        expect(said).to_contain_text("its weights for red, green and blue")
+        page.get_by_label("Layer").select_option("conv2")
+        expect(said).to_contain_text("Bright: where its weights are large")
+
+
+def test_empty_cell_is_said_to_be_zero(open_page: OpenPage) -> None:
+    with open_page("?view=matrix") as page:
+        expect(page.get_by_role("region", name="matrix")).to_contain_text("an empty cell is 0")
 
 
 def test_cell_that_is_clicked_shows_the_pictures_behind_it(open_page: OpenPage) -> None:
