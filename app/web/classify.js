@@ -146,9 +146,7 @@ function Sets({ prediction: { coverage, prediction_set: members } }) {
   return html`
     <p class="set">
       ${percent(coverage, 0)} set:
-      ${members.length
-        ? members.map((label) => html` <span class="member">${label}</span>`)
-        : " no class is likely enough"}
+      ${members.map((label) => html` <span class="member">${label}</span>`)}
     </p>
   `;
 }
