@@ -65,7 +65,7 @@ class PredictQuery(ModelQuery):
 
     @model_validator(mode="after")
     def _have_coverage_for_sets(self) -> Self:
-        if self.coverage is None and "sets" in self.model_fields_set:
+        if self.coverage is None and self.sets != DEFAULT_SETS:
             raise ValueError(f"sets={self.sets} needs coverage, for example coverage=0.9")
         return self
 

@@ -122,11 +122,14 @@ async def test_every_image_has_its_own_set_beside_its_name(
 async def test_there_is_no_set_unless_it_is_asked_for(
     sure: httpx.AsyncClient, picture: Picture
 ) -> None:
-    (prediction,) = (await sure.post("/predict", content=picture("red"))).json()["predictions"]
-    assert "prediction_set" not in prediction
+    for query in ("", "?sets=aps"):
+        (prediction,) = (await sure.post(f"/predict{query}", content=picture("red"))).json()[
+            "predictions"
+        ]
+        assert "prediction_set" not in prediction
 
 
-@pytest.mark.parametrize("method", ["aps", "lac", "class-conditional"])
+@pytest.mark.parametrize("method", ["lac", "class-conditional"])
 async def test_method_of_sets_without_coverage_is_refused_on_both_ways(
     sure: httpx.AsyncClient, picture: Picture, method: str
 ) -> None:
