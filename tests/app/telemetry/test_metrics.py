@@ -214,8 +214,9 @@ async def test_crowd_of_scrapers_shares_a_rendering_and_leaves_the_loop_to_other
     # A machine that stands still before the crowd asks has the first of it rendered for alone.
     assert len(begun) in {2, 3}
     assert {thread for _, thread in begun} == {threading.main_thread()}
+    # The pause counts from a moment before the rendering that is noted here.
     for (first, _), (second, _) in pairwise(begun):
-        assert second - first >= 0.005 / exposition.MAX_SHARE
+        assert second - first >= 0.9 * 0.005 / exposition.MAX_SHARE
 
 
 async def test_rendering_that_takes_long_has_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
