@@ -151,6 +151,13 @@ class Recipe(BaseModel):
         description="Folder of a run or model of the same architecture, whose weights the run "
         "begins with. Its last layer is left out if it has other classes. Empty: none.",
     )
+    start_part: float = Field(
+        default=0.0,
+        ge=0,
+        le=0.9,
+        description="The part of the start's weights in the run's final ones, which are a mean of "
+        "both (Izmailov et al. 2018). 0: the run's alone.",
+    )
     proxy: str = Field(
         default="",
         description="Architecture of a small network that is trained beside and chooses the images "
@@ -213,6 +220,8 @@ class Recipe(BaseModel):
             raise RecipeError(
                 f"crop is {self.crop} and cropped is {self.cropped}; both are 0 or neither"
             )
+        if self.start_part > 0 and not self.start:
+            raise RecipeError(f"start_part is {self.start_part} and start is empty")
         if (self.selected < 1) != bool(self.proxy):
             raise RecipeError(
                 f"selected is {self.selected} and proxy is {self.proxy!r}; "

@@ -111,6 +111,11 @@ def test_muon_cannot_take_away_more_than_there_is() -> None:
         find_recipe("speednet").replace(weight_decay=1.5)
 
 
+def test_a_part_of_the_start_needs_a_start() -> None:
+    with pytest.raises(RecipeError, match=r"^start_part is 0\.5 and start is empty$"):
+        Recipe(architecture="fc", start_part=0.5)
+
+
 @pytest.mark.parametrize("change", [{"selected": 0.5}, {"proxy": "fc"}])
 def test_a_part_is_selected_by_a_proxy_and_a_proxy_selects_a_part(change: dict[str, Any]) -> None:
     with pytest.raises(RecipeError, match="it takes a proxy to select a part"):

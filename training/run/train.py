@@ -11,7 +11,9 @@ split is not read here.
 import math
 import platform
 import time
+from copy import deepcopy
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryFile
 
@@ -38,7 +40,7 @@ from training.run.hardware import (
 )
 from training.run.optimization import make_optimizer, schedule, set_learning_rate
 from training.run.progress import Reporter, SilentReporter
-from training.run.start import start_from_trained
+from training.run.start import average_with_start, start_from_trained
 from training.tasks import classification
 
 EVALUATION_BATCH = 500
@@ -61,6 +63,7 @@ class Run:
         deviation: of each channel of `train`, 0 to 1.
         device: computes everything.
         workers: the run's processes.
+        start: state of the network to average the final weights with, if the recipe says so.
     """
 
     recipe: Recipe
@@ -72,6 +75,7 @@ class Run:
     deviation: list[float]
     device: torch.device
     workers: Workers
+    start: dict[str, Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -153,11 +157,13 @@ def _train_together(
     state = _new_state(run, source)
     if not workers.is_first:
         reporter = SilentReporter()
+    if recipe.start and (last is None or recipe.start_part > 0):
+        _start(run, source, reporter)
+    if recipe.start_part > 0:
+        run = replace(run, start=deepcopy(run.learner.network.state_dict()))
     if last is not None:
         last.load(run.learner, run.proxy)
         state = last.state.resumed_on(state)
-    elif recipe.start:
-        _start(run, source, reporter)
     _train_epochs(run, state, run_dir, reporter)
     workers.wait_for_all()
 
@@ -207,6 +213,8 @@ def _train_epoch(run: Run, number: int, reporter: Reporter) -> EpochFigures:
                 raise Diverged(f"the mean loss is {mean_loss} in epoch {number}, step {step}")
             reporter.progressed(seen, mean_loss, accuracy)
     mean_loss, accuracy = _means(workers.sum(totals))
+    if run.start is not None and number == recipe.epochs:
+        _average_with_start(run, run.start, epoch)
     seconds = time.perf_counter() - started
     return EpochFigures(
         epoch=number,
@@ -386,6 +394,14 @@ def _start(run: Run, source: dataset.Source, reporter: Reporter) -> None:
         )
 
 
+def _average_with_start(run: Run, start: dict[str, Tensor], epoch: Epoch) -> None:
+    """Average the weights with the start's; every process sees the same images."""
+    batches = epoch_batches(run.train, EVALUATION_BATCH, epoch, _augmentation(run, epoch))
+    some = islice(batches, INITIALIZATION_IMAGES // EVALUATION_BATCH)
+    images = (dataset.normalize(batch.images, run.mean, run.deviation) for batch in some)
+    average_with_start(run.learner.network, start, run.recipe.start_part, images)
+
+
 def _first_images(train: dataset.Split, mean: list[float], deviation: list[float]) -> Tensor:
     """Return some images of all classes, normalised."""
     spaced = train.images[:: max(1, len(train) // INITIALIZATION_IMAGES)]
@@ -467,7 +483,7 @@ def _check_resumable(
 def _check_other_epochs(last: Checkpoint, recipe: Recipe) -> None:
     """Raise unless only the number of epochs differs, and the finished ones do not depend on it.
 
-    The schedule and the crops of the first epochs do.
+    The schedule, the crops of the first epochs and a mean with the start's weights do.
     """
     old, new = last.state.recipe.model_dump(), recipe.model_dump()
     differing = [name for name in old if old[name] != new[name]]
@@ -478,8 +494,12 @@ def _check_other_epochs(last: Checkpoint, recipe: Recipe) -> None:
         raise RunError(
             f"{last.path}: has {last.state.epoch} epochs; epochs {recipe.epochs} are fewer"
         )
-    if recipe.schedule != "constant" or recipe.cropped:
-        cause = f"schedule {recipe.schedule}" if recipe.schedule != "constant" else "cropped images"
+    causes = {
+        f"schedule {recipe.schedule}": recipe.schedule != "constant",
+        "cropped images": recipe.cropped > 0,
+        f"start_part {recipe.start_part}": recipe.start_part > 0,
+    }
+    if cause := next((cause for cause, is_one in causes.items() if is_one), None):
         raise RunError(
             f"{last.path}: is of a run of {old['epochs']} epochs, and with {cause} each epoch "
             f"depends on their number; start anew, without --resume, with --epochs {recipe.epochs} "

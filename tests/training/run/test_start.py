@@ -19,8 +19,10 @@ from training.data import dataset
 from training.errors import RecipeError
 from training.recipes import Recipe
 from training.run import start
-from training.run.checkpoint import NETWORK, Checkpoint
-from training.run.start import start_from_trained
+from training.run.checkpoint import NETWORK, Checkpoint, EpochFigures
+from training.run.progress import SilentReporter
+from training.run.start import average_with_start, start_from_trained
+from training.run.train import train
 
 
 def _started(recipe: Recipe, source: dataset.Source) -> tuple[nn.Module, dataset.Split]:
@@ -130,6 +132,7 @@ def test_a_run_that_has_lost_its_weights_is_named(
         ("architecture", "which is a simple-cnn; architecture is 'fc'"),
         ("holdout", "holdout 0.2 and split_seed 0 would hold out; it held out 0.1 by split_seed 0"),
         ("split_seed", "holdout 0.1 and split_seed 1 would hold out; it held out 0.1"),
+        ("classes", "which has other classes; start_part is 0.5"),
     ],
 )
 def test_a_model_that_a_run_cannot_start_from_is_named_before_an_epoch_is_spent(
@@ -147,8 +150,64 @@ def test_a_model_that_a_run_cannot_start_from_is_named_before_an_epoch_is_spent(
         recipe = recipe.replace(architecture="fc")
     elif fault == "holdout":
         recipe = recipe.replace(holdout=0.2)
+    elif fault == "classes":
+        recipe = recipe.replace(start_part=0.5)
+        source = replace(source, classes=tuple(name.upper() for name in source.classes))
     else:
         recipe = recipe.replace(split_seed=1)
     with pytest.raises(RecipeError, match=f"^start is '{recipe.start}'.*{said}"):
         train_quietly(recipe, source, tmp_path / "run")
     assert not list((tmp_path / "run").glob("epoch-*"))
+
+
+def test_final_weights_are_a_mean_with_those_of_the_start(
+    trained: Checkpoint, source: dataset.Source, tmp_path: Path
+) -> None:
+    recipe = TINY.replace(epochs=2, start=str(trained.path.parent), degraded=0.5)
+    first = train_quietly(recipe, source, tmp_path / "alone")
+    alone = first.read(NETWORK)
+    mixed = recipe.replace(start_part=0.25)
+    ended = train_quietly(mixed, source, tmp_path / "mixed")
+    begun, found = trained.read(NETWORK), ended.read(NETWORK)
+    for name, tensor in found.items():
+        if "running" not in name and tensor.is_floating_point():
+            expected = 0.75 * alone[name] + 0.25 * begun[name]
+            assert torch.allclose(tensor, expected, atol=1e-6), name
+    assert ended.state.history[0].loss == first.state.history[0].loss
+
+
+def test_normalisations_are_measured_anew_for_averaged_weights() -> None:
+    torch.manual_seed(0)
+    conv, norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+    network = nn.Sequential(conv, norm, nn.Dropout(0.5))
+    start = copy.deepcopy(network.state_dict())
+    with torch.no_grad():
+        conv.weight += 1.0
+    batches = list(torch.randn(3, 50, 3, 8, 8) * 2 + 1)
+    average_with_start(network, start, 0.5, batches)
+    assert torch.allclose(conv.weight, start["0.weight"] + 0.5)
+    outputs = [conv(batch) for batch in batches]
+    means = torch.stack([output.mean((0, 2, 3)) for output in outputs]).mean(0)
+    variances = torch.stack([output.var((0, 2, 3)) for output in outputs]).mean(0)
+    found = network.state_dict()
+    assert torch.allclose(found["1.running_mean"], means, atol=1e-5)
+    assert torch.allclose(found["1.running_var"], variances, atol=1e-4)
+    assert norm.momentum == nn.BatchNorm2d(4).momentum
+
+
+def test_a_run_that_is_resumed_is_averaged_as_an_undisturbed_one(
+    trained: Checkpoint, source: dataset.Source, tmp_path: Path
+) -> None:
+    recipe = TINY.replace(epochs=2, start=str(trained.path.parent), start_part=0.5)
+    whole = train_quietly(recipe, source, tmp_path / "whole")
+
+    class Stop(SilentReporter):
+        def epoch_ended(self, figures: EpochFigures) -> None:
+            if figures.epoch == 1:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, source, tmp_path / "parts", Stop())
+    parts = train_quietly(recipe, source, tmp_path / "parts", resume=True)
+    found, expected = parts.read(NETWORK), whole.read(NETWORK)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
