@@ -1,6 +1,6 @@
 """Predictions of one small image that arrive whole: answered without a coroutine and FastAPI.
 
-    uploads.read_whole -> batcher.begin -> images.decode -> Backend.predict -> tasks.classification
+    read_whole -> batcher.begin -> images.decode -> Backend.predict -> tasks.classification
 
 FastAPI's middleware, routing, dependencies and query parsing, a task for each request and the
 messages of ASGI cost more than decoding and inference (`bench.serving.overhead`). So the server
@@ -18,7 +18,6 @@ import numpy as np
 from fastapi import Request
 
 from app import problems
-from app.api import uploads
 from app.api.cors import Cors
 from app.api.dependencies import refuse_repeated
 from app.api.middleware import end_request
@@ -27,7 +26,8 @@ from app.api.prefix import Prefix
 from app.api.queries import PredictQuery
 from app.api.routes import predict
 from app.api.state import Service
-from app.api.uploads import Upload
+from app.api.uploads.body import read_whole
+from app.api.uploads.upload import Upload
 from app.artifact.directory import Artifact
 from app.artifact.tensors import Images
 from app.errors import ConvscopeError, DeadlineExceeded, ImageError, QueueFull
@@ -175,7 +175,7 @@ class Handler:
             None if the routes have to answer.
         """
         try:
-            (file,) = uploads.read_whole(self.headers, body, self._paths.upload_limits)
+            (file,) = read_whole(self.headers, body, self._paths.upload_limits)
             if not is_bounded(file.data):
                 return None
             prediction = Prediction(self, client, body, file, started)

@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from fastapi import Request
 
-from app.api import uploads
 from app.api.dependencies import service_of
 from app.api.openapi import TIMEOUT_HEADER
 from app.api.state import Service
-from app.api.uploads import Upload
+from app.api.uploads.body import read_files
+from app.api.uploads.upload import Upload
 from app.artifact.directory import Artifact
 from app.artifact.tensors import Images
 from app.errors import DeadlineExceeded, ImageError, InvalidParameter, TooManyPixels
@@ -56,7 +56,7 @@ async def one_picture(request: Request, artifact: Artifact) -> AsyncIterator[Pic
     timeout = timeout_of(headers, service.settings)
     limits = replace(service.upload_limits, max_images=1)
     with service.bodies.hold() as hold:
-        files = await uploads.read(headers, request.receive, limits, hold)
+        files = await read_files(headers, request.receive, limits, hold)
         deadline = asyncio.get_running_loop().time() + timeout
         try:
             async with asyncio.timeout_at(deadline):

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
 
 from app.api.gate import Gate
-from app.api.uploads import Bodies, UploadLimits
+from app.api.uploads.memory import Bodies
+from app.api.uploads.upload import UploadLimits
 from app.artifact.directory import Artifact
 from app.artifact.store import Store
 from app.errors import DeadlineExceeded

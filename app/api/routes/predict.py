@@ -1,6 +1,6 @@
 """POST /predict: images in, classes out. The straight line of the service.
 
-uploads.read -> images.decode -> batcher.submit -> Backend.predict -> tasks.classification
+read_files -> images.decode -> batcher.submit -> Backend.predict -> tasks.classification
 """
 
 import asyncio
@@ -9,13 +9,13 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 
-from app.api import uploads
 from app.api.dependencies import artifact_of, refuse_repeated, service_of
 from app.api.openapi import document_body, document_problems
 from app.api.pictures import decode_images, timeout_of
 from app.api.queries import PredictQuery
 from app.api.schemas import Predictions
 from app.api.state import Service
+from app.api.uploads.body import read_files
 from app.artifact.directory import Artifact
 from app.errors import DeadlineExceeded
 from app.images.decode import warning_of
@@ -46,7 +46,7 @@ async def predict(request: Request, query: Annotated[PredictQuery, Query()]) -> 
     headers = dict(request.scope["headers"])
     timeout = timeout_of(headers, service.settings)
     with service.bodies.hold() as hold:
-        files = await uploads.read(headers, request.receive, service.upload_limits, hold)
+        files = await read_files(headers, request.receive, service.upload_limits, hold)
         deadline = asyncio.get_running_loop().time() + timeout
         read = time.perf_counter()
         batcher = service.batchers[artifact.ref]

@@ -2,8 +2,8 @@ import asyncio
 
 import pytest
 
-from app.api import uploads
-from app.api.uploads import Bodies
+from app.api.uploads import memory
+from app.api.uploads.memory import Bodies
 from app.errors import QueueFull
 
 pytestmark = pytest.mark.anyio
@@ -16,7 +16,7 @@ def anyio_backend() -> str:
 
 @pytest.fixture
 def slow_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(uploads, "SLOW_SECONDS", 0)
+    monkeypatch.setattr(memory, "SLOW_SECONDS", 0)
 
 
 async def _send(room: Bodies, size: int, release: asyncio.Event, *, whole: bool = False) -> None:

@@ -18,8 +18,11 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 from starlette.types import Message
 
-from app.api import uploads
-from app.api.uploads import MAX_PADDING, Bodies, Upload, UploadLimits, read
+from app.api.uploads import json_body
+from app.api.uploads.body import read_files
+from app.api.uploads.forms import MAX_PADDING
+from app.api.uploads.memory import Bodies
+from app.api.uploads.upload import Upload, UploadLimits
 from app.errors import (
     EmptyUpload,
     MalformedUpload,
@@ -53,7 +56,7 @@ async def post(
     async def endpoint(received: Request) -> JSONResponse:
         headers = dict(received.scope["headers"])
         with Bodies(1 << 30).hold() as hold:
-            seen.extend(await read(headers, received.receive, limits, hold))
+            seen.extend(await read_files(headers, received.receive, limits, hold))
         return JSONResponse({})
 
     app = Starlette(routes=[Route("/", endpoint, methods=["POST"])])
@@ -92,7 +95,7 @@ async def read_form(body: bytes, step: int = 64 << 10) -> list[Upload]:
 
     headers = {b"content-type": requests.form_type("a").encode()}
     limits = UploadLimits(len(body), 32)
-    return await read(headers, receive, limits, Bodies(1 << 30).hold())
+    return await read_files(headers, receive, limits, Bodies(1 << 30).hold())
 
 
 HEAD = requests.part('name="file"', b"", boundary="a")[:-2]
@@ -160,7 +163,7 @@ async def test_announced_size_over_the_limit_is_refused_before_a_byte_is_read() 
     for announced in (b"20001", b"9" * 5000):
         headers = {b"content-length": announced}
         with pytest.raises(UploadTooLarge, match="the limit is 20000 bytes"):
-            await read(headers, receive, LIMITS, Bodies(1 << 30).hold())
+            await read_files(headers, receive, LIMITS, Bodies(1 << 30).hold())
 
 
 @pytest.mark.parametrize("content_type", ["image/png", MULTIPART, "application/json"])
@@ -194,7 +197,7 @@ async def test_client_going_away_is_passed_on(content_type: bytes) -> None:
 
     headers = {b"content-type": content_type}
     with pytest.raises(ClientDisconnect):
-        await read(headers, receive, LIMITS, Bodies(1 << 30).hold())
+        await read_files(headers, receive, LIMITS, Bodies(1 << 30).hold())
 
 
 async def test_multipart_files_come_in_order_with_their_names() -> None:
@@ -342,7 +345,7 @@ async def test_file_is_held_once_while_the_end_of_its_form_is_slow() -> None:
     headers = {b"content-type": requests.form_type("a").encode()}
     tracemalloc.start()
     try:
-        await read(headers, receive, UploadLimits(2 * size, 1), Bodies(1 << 30).hold())
+        await read_files(headers, receive, UploadLimits(2 * size, 1), Bodies(1 << 30).hold())
     finally:
         tracemalloc.stop()
     assert size <= held < 1.1 * size
@@ -658,13 +661,13 @@ async def test_large_json_is_parsed_in_a_thread(
     monkeypatch: pytest.MonkeyPatch, size: int, in_thread: bool
 ) -> None:
     threads: list[int] = []
-    parse = uploads._parse_json
+    parse = json_body._parse_json
 
     def spy(body: bytes) -> list[Any]:
         threads.append(threading.get_ident())
         return parse(body)
 
-    monkeypatch.setattr(uploads, "_parse_json", spy)
+    monkeypatch.setattr(json_body, "_parse_json", spy)
     limits = UploadLimits(1_000_000, 3)
     body = json.dumps({"images": [base64.b64encode(bytes(size)).decode()]}).encode()
     assert await post(body, "application/json", limits=limits) == [Upload(bytes(size))]
@@ -685,7 +688,7 @@ async def test_bytes_are_held_as_they_arrive() -> None:
 
     headers = {b"content-length": b"8"}
     with room.hold() as hold:
-        await read(headers, receive, LIMITS, hold)
+        await read_files(headers, receive, LIMITS, hold)
         told.append(room.held)
     assert told == [0, 3, 8]  # bytes that are only announced are not held
 

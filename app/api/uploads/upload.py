@@ -1,0 +1,37 @@
+"""What all kinds of body have in common: the files in them, and their limits."""
+
+import reprlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from app.errors import TooManyImages
+
+INLINE_TEXT_BYTES = 256 << 10
+"""JSON or base64 up to this size is read in the event loop, in about a millisecond; more in a
+thread."""
+
+_quoting = reprlib.Repr()
+_quoting.maxstring = 100
+quoted: Callable[[str], str] = _quoting.repr
+"""Text of a client's, in quotes, shortened."""
+
+
+@dataclass(frozen=True)
+class Upload:
+    """One file as it was sent. `filename` comes from the client: show it, never open it."""
+
+    data: bytes
+    filename: str | None = None
+
+
+@dataclass(frozen=True)
+class UploadLimits:
+    """Limits of one request. The server limits the time that a body may take."""
+
+    max_body_bytes: int
+    max_images: int
+
+
+def too_many(found: str, limit: int) -> TooManyImages:
+    """Return the error of a request that holds more files than it may."""
+    return TooManyImages(f"request has {found} images; the limit is {limit}")
