@@ -145,10 +145,14 @@ def answer_test(predict: Predict, source: dataset.Source) -> Answered:
     return answer(predict, source.load_test())
 
 
-def first_test_images(source: dataset.Source, count: int) -> dataset.Split:
-    """Return the first test images, on which a finished model is measured."""
+def some_test_images(source: dataset.Source, count: int) -> dataset.Split:
+    """Return test images at equal distances, or all if there are no more than `count`.
+
+    Those of class folders lie in the order of their classes.
+    """
     test = source.load_test()
-    return dataset.Split(test.images[:count], test.labels[:count])
+    index = torch.arange(min(count, len(test))) * len(test) // min(count, len(test))
+    return dataset.Split(test.images[index], test.labels[index])
 
 
 def outputs_for(predict: Predict, images: Images) -> Outputs:

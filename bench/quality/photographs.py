@@ -8,8 +8,8 @@ test images, and from the photographs of the classes. Prints a table, writes
 `bench/results/photographs.json` and fills `docs/confidence.md`.
 """
 
+from collections.abc import Mapping
 from functools import partial
-from hashlib import sha256
 from pathlib import Path
 
 import click
@@ -18,21 +18,20 @@ from numpy.typing import NDArray
 
 from app.artifact.directory import Artifact
 from app.artifact.tensors import Images, Outputs
-from app.images.decode import decode
 from app.inference.backends import open_backend
 from app.tasks.classification import DEFAULT_SETS, find_threshold, prediction_sets
 from bench import ROOT
 from bench.harness.report import publish, table
 from bench.quality.stored_models import measure_store
 from training.data import dataset
-from training.evaluate import SERVED_BATCH, first_test_images
+from training.data.class_folders import first_told, read_class_folders
+from training.evaluate import SERVED_BATCH, some_test_images
 from training.export.confidence import auroc
 
 DOCUMENT = ROOT / "docs" / "confidence.md"
 TEST_IMAGES = 2000
 THREADS = 2
 SIDE = 32
-MAX_PIXELS = 40_000_000
 COVERAGE = 0.95
 COLUMNS = {
     "right": "photographs of the ten classes that are answered rightly",
@@ -48,27 +47,20 @@ COLUMNS = {
 Figures = dict[str, float | str]
 
 
-class Photographs:
-    """Decoded pictures of a folder, by the names of the folders in it."""
+def photograph_kinds(folder: Path) -> tuple[dict[str, Images], str]:
+    """Return decoded pictures by the names of their folders, and the hash of all files.
 
-    def __init__(self, folder: Path) -> None:
-        """Decode all pictures as the service does.
-
-        Raises:
-            ImageError: a file is no picture that the service reads.
-        """
-        self.sha256 = sha256()
-        self.kinds = {
-            kind.name: self._read(kind) for kind in sorted(folder.iterdir()) if kind.is_dir()
-        }
-
-    def _read(self, kind: Path) -> Images:
-        pictures = []
-        for file in sorted(path for path in kind.rglob("*") if path.is_file()):
-            data = file.read_bytes()
-            self.sha256.update(sha256(data).digest())
-            pictures.append(decode(data, (SIDE, SIDE), MAX_PIXELS))
-        return np.stack(pictures)
+    Raises:
+        SystemExit: a file is left out, because the service does not read it.
+    """
+    found = read_class_folders(folder, (SIDE, SIDE))
+    if found.left_out:
+        raise SystemExit("\n".join(first_told(found.left_out)))
+    (pictures,) = found.splits
+    kinds = {
+        name: pictures.images[pictures.labels == label] for label, name in enumerate(found.classes)
+    }
+    return kinds, found.sha256
 
 
 def photograph_table(models: dict[str, Figures]) -> str:
@@ -84,12 +76,12 @@ def _cell(found: Figures, name: str) -> str:
     return f"{shown} ({found[f'{name} kind']})" if f"{name} kind" in found else shown
 
 
-def measure(artifact: Artifact, photographs: Photographs, test: dataset.Split) -> Figures:
+def measure(artifact: Artifact, photographs: Mapping[str, Images], test: dataset.Split) -> Figures:
     """Return a model's figures, 0 to 1, by the names of `COLUMNS`.
 
     Args:
         artifact: the model, with thresholds.
-        photographs: of its classes and of others.
+        photographs: of its classes and of others, by kind.
         test: test images.
     """
     classes, confidence = artifact.manifest.classes, artifact.manifest.confidence["float32"]
@@ -101,12 +93,12 @@ def measure(artifact: Artifact, photographs: Photographs, test: dataset.Split) -
             raise SystemExit(f"{artifact.ref} gives no out-of-distribution scores")
         return outputs, outputs.ood_scores
 
-    known = {name: images for name, images in photographs.kinds.items() if name in classes}
+    known = {name: images for name, images in photographs.items() if name in classes}
     labels = np.repeat([classes.index(name) for name in known], [len(x) for x in known.values()])
     pictures = np.concatenate(list(known.values()))
     answers, own = ask(pictures)
     _, usual = ask(test.images.numpy())
-    foreign = {name: ask(x)[1] for name, x in photographs.kinds.items() if name not in classes}
+    foreign = {name: ask(x)[1] for name, x in photographs.items() if name not in classes}
     every = np.concatenate(list(foreign.values()))
     kinds = {name: auroc(usual, scores) for name, scores in foreign.items()}
     worst, best = min(kinds, key=kinds.__getitem__), max(kinds, key=kinds.__getitem__)
@@ -137,14 +129,14 @@ def _part(chosen: NDArray[np.bool_]) -> float:
 @click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
 def main(folder: Path) -> None:
     """Measure, write the results and fill the document."""
-    photographs = Photographs(folder)
-    test = first_test_images(dataset.find(None), TEST_IMAGES)
-    counts = {name: len(images) for name, images in photographs.kinds.items()}
+    photographs, digest = photograph_kinds(folder)
+    test = some_test_images(dataset.find(None), TEST_IMAGES)
+    counts = {name: len(images) for name, images in photographs.items()}
     found = measure_store(
         "photographs",
         partial(measure, photographs=photographs, test=test),
         pictures=counts,
-        sha256=photographs.sha256.hexdigest(),
+        sha256=digest,
     )
     publish("photographs", found, photograph_table(found["models"]), DOCUMENT)
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from app.artifact.directory import Artifact, read_artifact
 from bench import ARTIFACT
-from bench.quality.photographs import COLUMNS, Photographs, measure, photograph_table
+from bench.quality.photographs import COLUMNS, measure, photograph_kinds, photograph_table
 from tests.support import sample
 from training.data import dataset
 
@@ -40,7 +40,7 @@ def test_photographs_are_known_by_their_folder_and_others_are_foreign(
     _save(tmp_path / "boats", images[labels == 8])
     noise = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), np.uint8)
     _save(tmp_path / "noise", noise)
-    found = measure(artifact, Photographs(tmp_path), test)
+    found = measure(artifact, photograph_kinds(tmp_path)[0], test)
     assert 0.5 < float(found["right"]) < 1
     assert 0.8 < float(found["in the set"]) <= 1
     assert float(found["flagged"]) < 0.2
@@ -54,8 +54,19 @@ def test_photographs_are_known_by_their_folder_and_others_are_foreign(
 
 
 def test_the_hash_is_of_the_pictures_files(tmp_path: Path) -> None:
-    _save(tmp_path / "cat", sample.read("test")[0][:2])
-    before = Photographs(tmp_path).sha256.hexdigest()
-    assert Photographs(tmp_path).sha256.hexdigest() == before
+    images = sample.read("test")[0]
+    for name, part in (("cat", images[:4]), ("dog", images[4:8])):
+        _save(tmp_path / name, part)
+    _, before = photograph_kinds(tmp_path)
+    assert photograph_kinds(tmp_path)[1] == before
     (tmp_path / "cat" / "1.png").unlink()
-    assert Photographs(tmp_path).sha256.hexdigest() != before
+    assert photograph_kinds(tmp_path)[1] != before
+
+
+def test_a_file_that_is_no_picture_is_named(tmp_path: Path) -> None:
+    images = sample.read("test")[0]
+    for name, part in (("cat", images[:4]), ("dog", images[4:8])):
+        _save(tmp_path / name, part)
+    (tmp_path / "dog" / "notes.txt").write_text("brown")
+    with pytest.raises(SystemExit, match=r"dog/notes\.txt: "):
+        photograph_kinds(tmp_path)

@@ -132,6 +132,16 @@ def test_a_damaged_evaluation_is_named(trained: Checkpoint, tmp_path: Path) -> N
         evaluate.read_evaluation(replace(trained, path=tmp_path))
 
 
+@pytest.mark.parametrize(("count", "chosen"), [(20, range(0, 80, 4)), (500, range(80))])
+def test_some_test_images_are_of_all_classes(
+    source: dataset.Source, count: int, chosen: range
+) -> None:
+    images, labels = sample.read("test")
+    found = evaluate.some_test_images(source, count)
+    assert (found.images.numpy() == images[list(chosen)]).all()
+    assert (found.labels.numpy() == labels[list(chosen)]).all()
+
+
 def test_the_temperature_is_fitted_on_the_images_that_were_held_out(
     trained: Checkpoint, source: dataset.Source, found: Evaluation
 ) -> None:

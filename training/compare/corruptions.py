@@ -1,6 +1,6 @@
 """Accuracy of finished models on corrupted pictures: `convscope-train corruptions`.
 
-A model classifies the first 2,000 test images, or all if there are fewer, by its float32 graph:
+A model classifies 2,000 test images, or all if there are fewer, by its float32 graph:
 clean, and with corruptions after Hendrycks & Dietterich 2019 (CIFAR-10-C), each in one strength.
 With 2,000 images the standard error is at most 1.1 points. No number of a recipe is chosen by these
 figures.
@@ -24,7 +24,7 @@ from app.errors import ConvscopeError
 from app.inference.backends import open_backend
 from training.data import dataset
 from training.errors import RunError
-from training.evaluate import answer, first_test_images
+from training.evaluate import answer, some_test_images
 
 IMAGES = 2000
 THREADS = 2
@@ -201,8 +201,8 @@ def measure_all(
 
 
 def corrupted_tests(source: dataset.Source) -> dict[str, dataset.Split]:
-    """Return the first test images after each corruption, by its name."""
-    test = first_test_images(source, IMAGES)
+    """Return test images after each corruption, by its name."""
+    test = some_test_images(source, IMAGES)
     pixels = test.images.numpy()
     return {
         name: dataset.Split(torch.from_numpy(corrupt(pixels)), test.labels)
