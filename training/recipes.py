@@ -158,6 +158,11 @@ class Recipe(BaseModel):
         description="The part of the start's weights in the run's final ones, which are a mean of "
         "both (Izmailov et al. 2018). 0: the run's alone.",
     )
+    teacher: str = Field(
+        default="",
+        description="Folder of a run or model of the same classes, whose answers to each image, as "
+        "the network sees it, are learned instead of its label (Hinton et al. 2015). Empty: none.",
+    )
     proxy: str = Field(
         default="",
         description="Architecture of a small network that is trained beside and chooses the images "

@@ -133,6 +133,7 @@ def test_every_field_of_a_recipe_is_an_option(image_folder: Path, tmp_path: Path
         "degraded": 0.4,
         "start": "",
         "start-part": 0.0,
+        "teacher": "",
         "proxy": "speednet-proxy",
         "selected": 0.5,
         "holdout": 0.2,
@@ -141,7 +142,7 @@ def test_every_field_of_a_recipe_is_an_option(image_folder: Path, tmp_path: Path
         "precision": "float32",
     }
     for run, start in (("first", ""), ("second", str(tmp_path / "first"))):
-        given |= {"start": start, "start-part": 0.25 if start else 0.0}
+        given |= {"start": start, "start-part": 0.25 if start else 0.0, "teacher": start}
         options = [word for name, value in given.items() for word in (f"--{name}", str(value))]
         place = tmp_path / run
         output = _run("train", "fc", "--data-dir", image_folder, "--out", place, *options)

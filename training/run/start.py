@@ -1,42 +1,16 @@
 """The weights of a trained network as the beginning of a run, and as a part of its end."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import partial
-from itertools import pairwise
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from app.artifact.directory import read_artifact
 from app.errors import ConvscopeError
-from app.inference.backends.torchscript import load_graph
 from training.data.dataset import Source
 from training.errors import RecipeError, RunError
 from training.recipes import Recipe
-from training.run import checkpoint
-
-_PREFIX = "plain."
-"""Begins the name of a network's weight in a graph (`training.export.graphs.ServedNetwork`)."""
-
-_NARROW = ".parametrizations.weight.original"
-"""Ends the name of a weight that is stored in 16 bits (`training.export.half_weights`)."""
-
-_MEASURED = 1000
-"""Images whose statistics a folded normalisation gets."""
-
-
-@dataclass(frozen=True)
-class _Trained:
-    """A trained network, and the images that it has seen."""
-
-    architecture: str
-    classes: tuple[str, ...]
-    data_sha256: str
-    holdout: float
-    split_seed: int
-    weights: dict[str, Tensor]
+from training.run.trained import Trained, load_trained, read_trained
 
 
 def start_from_trained(
@@ -50,8 +24,7 @@ def start_from_trained(
         recipe: `start` names the folder of a run, or of a model as `export` writes it.
         source: of the images that the run learns from.
         network: its weights are replaced.
-        images: normalised float `[N,3,H,W]`, on the network's device. Where the export made a
-            normalisation part of a convolution, their statistics take it out again.
+        images: as `load_trained` takes them.
 
     Returns:
         The name of the last layer if that keeps its own weights.
@@ -62,14 +35,14 @@ def start_from_trained(
     """
     folder = Path(recipe.start)
     try:
-        trained = _read_run(folder) or _read_model(folder)
+        trained = read_trained(folder)
         _check(recipe, source, trained)
         weights, new = trained.weights, None
         if trained.classes != source.classes:
             last = [name for name, layer in network.named_modules() if isinstance(layer, nn.Linear)]
             new = last[-1]
             weights = {name: weights[name] for name in weights if not name.startswith(new)}
-        _load(network, weights, images[:_MEASURED])
+        load_trained(network, weights, images)
     except (ConvscopeError, RunError, RuntimeError) as exc:
         raise RecipeError(f"start is {recipe.start!r}: {exc}") from exc
     return new
@@ -108,7 +81,7 @@ def average_with_start(
         norm.momentum = momentum
 
 
-def _check(recipe: Recipe, source: Source, trained: _Trained) -> None:
+def _check(recipe: Recipe, source: Source, trained: Trained) -> None:
     if trained.architecture != recipe.architecture:
         raise RecipeError(
             f"start is {recipe.start!r}, which is a {trained.architecture}; "
@@ -125,79 +98,3 @@ def _check(recipe: Recipe, source: Source, trained: _Trained) -> None:
             f"{recipe.holdout} and split_seed {recipe.split_seed} would hold out; it held out "
             f"{trained.holdout} by split_seed {trained.split_seed}"
         )
-
-
-def _read_run(folder: Path) -> _Trained | None:
-    """Return the network of a run's newest checkpoint, or None if the folder has none."""
-    last = checkpoint.newest(folder)
-    if last is None:
-        return None
-    recipe = last.state.recipe
-    return _Trained(
-        architecture=recipe.architecture,
-        classes=last.state.classes,
-        data_sha256=last.state.data_sha256,
-        holdout=recipe.holdout,
-        split_seed=recipe.split_seed,
-        weights=last.read(checkpoint.NETWORK),
-    )
-
-
-def _read_model(folder: Path) -> _Trained:
-    """Return the network of a model's TorchScript file."""
-    artifact = read_artifact(folder)
-    manifest = artifact.manifest
-    graph = load_graph(artifact, torch.device("cpu"))
-    return _Trained(
-        architecture=manifest.architecture,
-        classes=manifest.classes,
-        data_sha256=manifest.data.sha256,
-        holdout=manifest.recipe["holdout"],
-        split_seed=manifest.recipe["split_seed"],
-        weights={
-            name.removeprefix(_PREFIX).replace(_NARROW, ".weight"): tensor
-            for name, tensor in graph.state_dict().items()
-            if name.startswith(_PREFIX)
-        },
-    )
-
-
-@torch.no_grad()
-def _load(network: nn.Module, weights: dict[str, Tensor], images: Tensor) -> None:
-    """Load the weights; tensors that they lack stay, except for folded normalisations."""
-    hooks = []
-    for name, layer, norm in _folded(network, weights):
-        bias = weights[f"{name}.bias"].to(images)
-        if layer.bias is None:
-            del weights[f"{name}.bias"]
-        else:
-            weights[f"{name}.bias"] = torch.zeros_like(bias)
-        kernels = weights[f"{name}.weight"].to(images)
-        scale = kernels.flatten(1).norm(dim=1)
-        weights[f"{name}.weight"] = kernels / scale[:, None, None, None]
-        hooks.append(norm.register_forward_pre_hook(partial(_unfold, scale, bias)))
-    network.load_state_dict(network.state_dict() | weights)
-    network.eval()(images)
-    for hook in hooks:
-        hook.remove()
-
-
-def _folded(
-    network: nn.Module, weights: dict[str, Tensor]
-) -> Iterator[tuple[str, nn.Conv2d, nn.BatchNorm2d]]:
-    """Yield each convolution that a normalisation was made part of, after its name."""
-    for path, layers in network.named_modules():
-        if isinstance(layers, nn.Sequential):
-            for (first, layer), (second, norm) in pairwise(layers.named_children()):
-                name, norm_name = (f"{path}.{part}".lstrip(".") for part in (first, second))
-                kept = f"{norm_name}.running_mean" in weights
-                if isinstance(layer, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d) and not kept:
-                    yield name, layer, norm
-
-
-def _unfold(scale: Tensor, bias: Tensor, norm: nn.BatchNorm2d, inputs: tuple[Tensor]) -> None:
-    """Set a normalisation so that its output is `scale` times its input plus `bias`."""
-    variance, mean = torch.var_mean(inputs[0], (0, 2, 3), correction=0)
-    norm.running_mean, norm.running_var = mean, variance
-    norm.weight.copy_(scale * (variance + norm.eps).sqrt())
-    norm.bias.copy_(bias + scale * mean)

@@ -41,6 +41,7 @@ from training.run.hardware import (
 from training.run.optimization import make_optimizer, schedule, set_learning_rate
 from training.run.progress import Reporter, SilentReporter
 from training.run.start import average_with_start, start_from_trained
+from training.run.teacher import make_teacher
 from training.tasks import classification
 
 EVALUATION_BATCH = 500
@@ -63,6 +64,7 @@ class Run:
         deviation: of each channel of `train`, 0 to 1.
         device: computes everything.
         workers: the run's processes.
+        teacher: gives the answers to learn, where the recipe has one.
         start: state of the network to average the final weights with, if the recipe says so.
     """
 
@@ -75,6 +77,7 @@ class Run:
     deviation: list[float]
     device: torch.device
     workers: Workers
+    teacher: nn.Module | None = None
     start: dict[str, Tensor] | None = None
 
 
@@ -204,7 +207,7 @@ def _train_epoch(run: Run, number: int, reporter: Reporter) -> EpochFigures:
             hardest = learn_hardest(run.proxy, batch, _selected(recipe, len(batch)), rate, weight)
             batch = batch[hardest]
         largest = _selected(recipe, workers.largest_share(len(augmented)))
-        loss, correct = learn(run.learner, batch, rate, weight, largest)
+        loss, correct = learn(run.learner, batch, rate, weight, largest, run.teacher)
         totals += torch.stack([loss * len(batch), correct, torch.full_like(loss, len(batch))])
         seen += len(augmented)
         if step % PROGRESS_STEPS == 0 or seen == len(run.train):
@@ -227,7 +230,12 @@ def _train_epoch(run: Run, number: int, reporter: Reporter) -> EpochFigures:
 
 
 def learn(
-    learner: Learner, batch: Batch, rate: float, weight: float = 1.0, largest: int = 0
+    learner: Learner,
+    batch: Batch,
+    rate: float,
+    weight: float = 1.0,
+    largest: int = 0,
+    teacher: nn.Module | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Take a step on a batch; return its mean loss and its number of correct answers, detached.
 
@@ -238,6 +246,7 @@ def learn(
         weight: of the batch's mean loss, where the batch is a process's share of a larger one.
         largest: images in the largest share, where there are several: all processes must average
             gradients equally often.
+        teacher: its answers are learned; without one, the labels are.
     """
     total = torch.zeros((), device=batch.images.device)
     correct = torch.zeros((), dtype=torch.int64, device=batch.images.device)
@@ -247,8 +256,9 @@ def learn(
     passes = math.ceil(largest / (learner.recipe.micro_batch or largest))
     parts = batch.images.tensor_split(passes), batch.labels.tensor_split(passes)
     for images, labels in zip(*parts, strict=True):
+        targets = labels if teacher is None else _answers(teacher, learner, images)
         logits = _logits(learner, images)
-        losses = classification.losses(logits, labels, learner.recipe.label_smoothing)
+        losses = classification.losses(logits, targets, learner.recipe.label_smoothing)
         loss = losses.sum() / len(batch)
         (loss * weight).backward()
         total += loss.detach()
@@ -277,6 +287,15 @@ def learn_hardest(
     (losses[hardest].mean() * weight).backward()
     proxy.optimizer.step()
     return hardest
+
+
+@torch.no_grad()
+def _answers(teacher: nn.Module, learner: Learner, images: Tensor) -> Tensor:
+    """Return a teacher's probabilities, `[N,classes]`, in the arithmetic of its pupil."""
+    bfloat16 = learner.recipe.precision == "bfloat16"
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=bfloat16):
+        logits: Tensor = teacher(images)
+    return logits.float().softmax(1)
 
 
 def _logits(learner: Learner, images: Tensor) -> Tensor:
@@ -380,6 +399,7 @@ def _prepare(recipe: Recipe, source: dataset.Source, device: torch.device, worke
         deviation=deviation,
         device=device,
         workers=workers,
+        teacher=make_teacher(recipe, source, first) if recipe.teacher else None,
     )
 
 

@@ -1,8 +1,8 @@
 """Classification: the loss to learn from, the calibration and the metrics.
 
-Targets are labels, int64 `[N]`; label smoothing is part of the loss. Any augmentation of
-`training.data.augmentation` keeps labels true. torchmetrics computes the metrics. Nothing here
-knows of a network, a file or a data set.
+Targets are labels, or a teacher's probabilities; label smoothing is part of the loss. Any
+augmentation of `training.data.augmentation` keeps labels true. torchmetrics computes the metrics.
+Nothing here knows of a network, a file or a data set.
 """
 
 from collections.abc import Iterator
@@ -24,15 +24,15 @@ TEMPERATURES = (0.05, 20.0)
 logits drown in rounding."""
 
 
-def losses(logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
+def losses(logits: Tensor, targets: Tensor, label_smoothing: float) -> Tensor:
     """Return each image's cross-entropy in nats, `[N]`.
 
     Args:
         logits: float `[N,classes]`.
-        labels: int64 `[N]`.
+        targets: labels, int64 `[N]`, or probabilities, float `[N,classes]`.
         label_smoothing: weight of the uniform distribution in the target, 0 to below 1.
     """
-    return F.cross_entropy(logits, labels, label_smoothing=label_smoothing, reduction="none")
+    return F.cross_entropy(logits, targets, label_smoothing=label_smoothing, reduction="none")
 
 
 def count_correct(logits: Tensor, labels: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from training.run.checkpoint import NETWORK, Checkpoint, EpochFigures
 from training.run.progress import SilentReporter
 from training.run.start import average_with_start, start_from_trained
 from training.run.train import train
+from training.run.trained import Trained
 
 
 def _started(recipe: Recipe, source: dataset.Source) -> tuple[nn.Module, dataset.Split]:
@@ -69,8 +70,8 @@ def test_a_normalisation_that_became_part_of_a_convolution_is_taken_out_again(
     resnet(_normalized(learned))  # moves the statistics of its normalisations
     folded = rounded(copy.deepcopy(resnet)).state_dict()
     weights = {name: tensor.half() for name, tensor in folded.items()}
-    trained = start._Trained("resnet20", source.classes, "other", 0.1, 0, weights)
-    monkeypatch.setattr(start, "_read_model", lambda _: trained)
+    model = Trained("resnet20", source.classes, "other", 0.1, 0, weights)
+    monkeypatch.setattr(start, "read_trained", lambda _: model)
     recipe = TINY.replace(architecture="resnet20", start="somewhere", holdout=0.0)
     network, _ = _started(recipe, source)
     expected = _probabilities(resnet.eval(), learned, 1.0)
