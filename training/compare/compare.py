@@ -80,7 +80,7 @@ class ModelFigures:
         views: of each image, whose logits the graph averages.
         onnx_bytes: size of the ONNX graph.
         torchscript_bytes: size of the TorchScript graph.
-        training_seconds: of the run, on `training_hardware`.
+        training_seconds: of the run and the one it started from, on `training_hardware`.
         training_hardware: the processor or GPU of the run.
         epochs: passes over the training images.
         training_images: the number of images that it was trained on.

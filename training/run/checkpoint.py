@@ -63,6 +63,7 @@ class RunState:
         libraries: versions of Python and torch.
         data_place: the data set's folder.
         history: one record for each finished epoch.
+        seconds_before: spent in training the network that the run started from.
     """
 
     recipe: Recipe
@@ -75,6 +76,7 @@ class RunState:
     libraries: dict[str, str]
     data_place: str = ""
     history: tuple[EpochFigures, ...] = ()
+    seconds_before: float = 0.0
 
     @property
     def epoch(self) -> int:
@@ -83,8 +85,8 @@ class RunState:
 
     @property
     def training_seconds(self) -> float:
-        """Time spent in finished epochs."""
-        return sum(figures.seconds for figures in self.history)
+        """Time spent in finished epochs, those of the start too."""
+        return self.seconds_before + sum(figures.seconds for figures in self.history)
 
     def resumed_on(self, now: "RunState") -> "RunState":
         """Return the state of a run that goes on, with the names of all its hardware in turn.

@@ -1,6 +1,7 @@
 """The weights of a trained network as the beginning of a run, and as a part of its end."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,9 +14,20 @@ from training.recipes import Recipe
 from training.run.trained import Trained, load_trained, read_trained
 
 
-def start_from_trained(
-    recipe: Recipe, source: Source, network: nn.Module, images: Tensor
-) -> str | None:
+@dataclass(frozen=True)
+class Start:
+    """What a run has of the network that it started from, besides weights.
+
+    Attributes:
+        new_layer: the name of the last layer if that keeps its own weights.
+        seconds: of training.
+    """
+
+    new_layer: str | None
+    seconds: float
+
+
+def start_from_trained(recipe: Recipe, source: Source, network: nn.Module, images: Tensor) -> Start:
     """Give a newly built network the weights of the one that the recipe starts from.
 
     The last layer keeps its own if the other has other classes.
@@ -25,9 +37,6 @@ def start_from_trained(
         source: of the images that the run learns from.
         network: its weights are replaced.
         images: as `load_trained` takes them.
-
-    Returns:
-        The name of the last layer if that keeps its own weights.
 
     Raises:
         RecipeError: the folder holds neither, or a network of another architecture, or one that
@@ -45,7 +54,7 @@ def start_from_trained(
         load_trained(network, weights, images)
     except (ConvscopeError, RunError, RuntimeError) as exc:
         raise RecipeError(f"start is {recipe.start!r}: {exc}") from exc
-    return new
+    return Start(new, trained.seconds)
 
 
 @torch.no_grad()

@@ -161,7 +161,7 @@ def _train_together(
     if not workers.is_first:
         reporter = SilentReporter()
     if recipe.start and (last is None or recipe.start_part > 0):
-        _start(run, source, reporter)
+        state = replace(state, seconds_before=_start(run, source, reporter))
     if recipe.start_part > 0:
         run = replace(run, start=deepcopy(run.learner.network.state_dict()))
     if last is not None:
@@ -403,15 +403,16 @@ def _prepare(recipe: Recipe, source: dataset.Source, device: torch.device, worke
     )
 
 
-def _start(run: Run, source: dataset.Source, reporter: Reporter) -> None:
-    """Give the network the weights that the recipe starts from."""
+def _start(run: Run, source: dataset.Source, reporter: Reporter) -> float:
+    """Give the network the weights that the recipe starts from; return their training's seconds."""
     images = _first_images(run.train, run.mean, run.deviation)
-    new_layer = start_from_trained(run.recipe, source, run.learner.network, images)
-    if new_layer is not None:
+    start = start_from_trained(run.recipe, source, run.learner.network, images)
+    if start.new_layer is not None:
         reporter.told(
             f"{printable(run.recipe.start)} has other classes than {source.name}: the last layer, "
-            f"{new_layer}, starts anew"
+            f"{start.new_layer}, starts anew"
         )
+    return start.seconds
 
 
 def _average_with_start(run: Run, start: dict[str, Tensor], epoch: Epoch) -> None:

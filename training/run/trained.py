@@ -25,7 +25,7 @@ _MEASURED = 1000
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained network, and the images that it has seen."""
+    """A trained network, the images that it has seen and the time that it took, in seconds."""
 
     architecture: str
     classes: tuple[str, ...]
@@ -33,6 +33,7 @@ class Trained:
     holdout: float
     split_seed: int
     weights: dict[str, Tensor]
+    seconds: float
 
 
 def read_trained(folder: Path) -> Trained:
@@ -107,6 +108,7 @@ def _read_run(folder: Path) -> Trained | None:
         holdout=recipe.holdout,
         split_seed=recipe.split_seed,
         weights=last.read(checkpoint.NETWORK),
+        seconds=last.state.training_seconds,
     )
 
 
@@ -126,4 +128,5 @@ def _read_model(folder: Path) -> Trained:
             for name, tensor in graph.state_dict().items()
             if name.startswith(_PREFIX)
         },
+        seconds=manifest.training_seconds,
     )

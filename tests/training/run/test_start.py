@@ -70,7 +70,7 @@ def test_a_normalisation_that_became_part_of_a_convolution_is_taken_out_again(
     resnet(_normalized(learned))  # moves the statistics of its normalisations
     folded = rounded(copy.deepcopy(resnet)).state_dict()
     weights = {name: tensor.half() for name, tensor in folded.items()}
-    model = Trained("resnet20", source.classes, "other", 0.1, 0, weights)
+    model = Trained("resnet20", source.classes, "other", 0.1, 0, weights, 1.0)
     monkeypatch.setattr(start, "read_trained", lambda _: model)
     recipe = TINY.replace(architecture="resnet20", start="somewhere", holdout=0.0)
     network, _ = _started(recipe, source)
@@ -86,9 +86,12 @@ def test_a_run_goes_on_where_another_stopped(
 ) -> None:
     place = str(exported.path if kind == "model" else trained.path.parent)
     fresh = train_quietly(TINY.replace(epochs=1), source, tmp_path / "fresh").state
-    state = train_quietly(TINY.replace(epochs=1, start=place), source, tmp_path / "started").state
+    run = tmp_path / "started"
+    state = train_quietly(TINY.replace(epochs=1, start=place), source, run).state
     assert state.recipe.start == place
     assert state.history[0].loss < 0.9 * fresh.history[0].loss
+    before = trained.state.training_seconds
+    assert state.training_seconds == pytest.approx(before + state.history[0].seconds)
 
 
 def test_a_run_that_goes_on_needs_the_one_that_it_started_from_no_longer(
