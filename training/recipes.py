@@ -387,6 +387,15 @@ RECIPES: dict[str, Recipe] = {
     ),
     "vgg16": NORMALIZED.replace(architecture="vgg16", epochs=8, crop=0, cropped=0),
     "resnet20": NORMALIZED,
+    "resnet20-taught": NORMALIZED.replace(
+        start="runs/resnet20-seed0",
+        teacher="runs/fast-refined-seed0",
+        epochs=20,
+        learning_rate=0.03,
+        crop=28,
+        cropped=0.5,
+        degraded=0.3,
+    ),
     "plain20": NORMALIZED.replace(architecture="plain20"),
     "resnet18": NORMALIZED.replace(architecture="resnet18", epochs=12),
     "efficientnet-b0": AUGMENTED.replace(
