@@ -145,10 +145,10 @@ def answer_test(predict: Predict, source: dataset.Source) -> Answered:
     return answer(predict, source.load_test())
 
 
-def some_test_images(source: dataset.Source, count: int) -> dataset.Split:
-    """Return test images at equal distances, or all if there are no more than `count`.
+def spaced_test_images(source: dataset.Source, count: int) -> dataset.Split:
+    """Return `count` test images at equal distances, or all if there are fewer.
 
-    Those of class folders lie in the order of their classes.
+    The first ones of class folders would be of the first classes alone.
     """
     test = source.load_test()
     index = torch.arange(min(count, len(test))) * len(test) // min(count, len(test))

@@ -54,7 +54,7 @@ def main() -> None:
     def figures_of(artifact: Artifact) -> dict[str, Any]:
         return {name: asdict(answers) for name, answers in measure(artifact, tests).items()}
 
-    found = measure_store("corruptions", figures_of, images=IMAGES)
+    found = measure_store("corruptions", figures_of, spaced_test_images=IMAGES)
     publish("corruptions", found, corruption_table(answers_in(found)), DOCUMENT)
 
 

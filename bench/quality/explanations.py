@@ -32,7 +32,7 @@ from bench import ROOT
 from bench.harness.report import publish, table
 from bench.quality.stored_models import measure_store
 from training.data import dataset
-from training.evaluate import some_test_images
+from training.evaluate import spaced_test_images
 
 DOCUMENT = ROOT / "docs" / "confidence.md"
 TEST_IMAGES = 2000
@@ -162,9 +162,13 @@ def _random_heat(side: int, image: RgbImage, class_id: int) -> Heat:
 @click.command(help=__doc__)
 def main() -> None:
     """Measure, write the results and fill the document."""
-    test = some_test_images(dataset.find(None), TEST_IMAGES)
+    test = spaced_test_images(dataset.find(None), TEST_IMAGES)
     found = measure_store(
-        "explanations", partial(measure, test=test), images=IMAGES, images_of_heavy_models=FEW
+        "explanations",
+        partial(measure, test=test),
+        spaced_test_images=TEST_IMAGES,
+        images=IMAGES,
+        images_of_heavy_models=FEW,
     )
     publish("explanations", found, explanation_table(found["models"]), DOCUMENT)
 

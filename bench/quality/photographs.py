@@ -1,11 +1,11 @@
 """Photographs that models never saw: `python -m bench.quality.photographs FOLDER`.
 
 FOLDER holds a folder of pictures for each class of CIFAR-10, named like it, and any others, whose
-pictures show none of the ten classes. For every model of the store (`CONVSCOPE_STORE`), by the
-float32 graph that is served: how many photographs of the classes are answered rightly, how often
-the 95% sets hold the class, and how well the out-of-distribution score tells the foreign ones from
-test images, and from the photographs of the classes. Prints a table, writes
-`bench/results/photographs.json` and fills `docs/confidence.md`.
+pictures show none of the ten classes; what lies beside these folders is left out. For every model
+of the store (`CONVSCOPE_STORE`), by the float32 graph that is served: how many photographs of the
+classes are answered rightly, how often the 95% sets hold the class, and how well the
+out-of-distribution score tells the foreign ones from test images, and from the photographs of the
+classes. Prints a table, writes `bench/results/photographs.json` and fills `docs/confidence.md`.
 """
 
 from collections.abc import Mapping
@@ -25,7 +25,8 @@ from bench.harness.report import publish, table
 from bench.quality.stored_models import measure_store
 from training.data import dataset
 from training.data.class_folders import first_told, read_class_folders
-from training.evaluate import SERVED_BATCH, some_test_images
+from training.errors import DataError
+from training.evaluate import SERVED_BATCH, spaced_test_images
 from training.export.confidence import auroc
 
 DOCUMENT = ROOT / "docs" / "confidence.md"
@@ -48,14 +49,17 @@ Figures = dict[str, float | str]
 
 
 def photograph_kinds(folder: Path) -> tuple[dict[str, Images], str]:
-    """Return decoded pictures by the names of their folders, and the hash of all files.
+    """Return decoded pictures by the names of their folders, and a hash of names and contents.
 
     Raises:
-        SystemExit: a file is left out, because the service does not read it.
+        SystemExit: a folder has a file that is no picture, or fewer than three pictures.
     """
-    found = read_class_folders(folder, (SIDE, SIDE))
-    if found.left_out:
-        raise SystemExit("\n".join(first_told(found.left_out)))
+    try:
+        found = read_class_folders(folder, (SIDE, SIDE))
+    except DataError as exc:
+        raise SystemExit(str(exc)) from exc
+    if left_out := [one for one in found.left_out if one.class_name]:
+        raise SystemExit("\n".join(first_told(left_out)))
     (pictures,) = found.splits
     kinds = {
         name: pictures.images[pictures.labels == label] for label, name in enumerate(found.classes)
@@ -130,11 +134,12 @@ def _part(chosen: NDArray[np.bool_]) -> float:
 def main(folder: Path) -> None:
     """Measure, write the results and fill the document."""
     photographs, digest = photograph_kinds(folder)
-    test = some_test_images(dataset.find(None), TEST_IMAGES)
+    test = spaced_test_images(dataset.find(None), TEST_IMAGES)
     counts = {name: len(images) for name, images in photographs.items()}
     found = measure_store(
         "photographs",
         partial(measure, photographs=photographs, test=test),
+        spaced_test_images=TEST_IMAGES,
         pictures=counts,
         sha256=digest,
     )

@@ -63,10 +63,22 @@ def test_the_hash_is_of_the_pictures_files(tmp_path: Path) -> None:
     assert photograph_kinds(tmp_path)[1] != before
 
 
-def test_a_file_that_is_no_picture_is_named(tmp_path: Path) -> None:
+def test_a_file_that_is_no_picture_is_named_in_a_folder_and_left_out_beside_them(
+    tmp_path: Path,
+) -> None:
     images = sample.read("test")[0]
     for name, part in (("cat", images[:4]), ("dog", images[4:8])):
         _save(tmp_path / name, part)
+    (tmp_path / "sources.txt").write_text("from the web")
+    assert photograph_kinds(tmp_path)[0].keys() == {"cat", "dog"}
     (tmp_path / "dog" / "notes.txt").write_text("brown")
     with pytest.raises(SystemExit, match=r"dog/notes\.txt: "):
+        photograph_kinds(tmp_path)
+
+
+def test_a_folder_of_too_few_pictures_is_named(tmp_path: Path) -> None:
+    images = sample.read("test")[0]
+    for name, part in (("cat", images[:4]), ("dog", images[4:5])):
+        _save(tmp_path / name, part)
+    with pytest.raises(SystemExit, match=r"dog: 1 pictures.*needs 3"):
         photograph_kinds(tmp_path)

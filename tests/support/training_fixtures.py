@@ -19,7 +19,7 @@ from training.evaluate import evaluate, read_evaluation, save_evaluation
 from training.export.export import Export, export
 from training.recipes import Recipe, find_recipe
 from training.report import LEARNING_CURVE, draw_learning_curve
-from training.run.checkpoint import Checkpoint, open_run
+from training.run.checkpoint import Checkpoint, EpochFigures, open_run
 from training.run.progress import Reporter, SilentReporter
 from training.run.train import train
 
@@ -36,6 +36,17 @@ def train_quietly(
     reporter: Reporter | None = None,
 ) -> Checkpoint:
     return train(recipe, source, run, reporter or SilentReporter(), device="cpu", resume=resume)
+
+
+class Interrupted(Exception):
+    pass
+
+
+class InterruptAfterFirst(SilentReporter):
+    """Ends a run after its next epoch."""
+
+    def epoch_ended(self, figures: EpochFigures) -> None:  # noqa: ARG002
+        raise Interrupted
 
 
 @contextmanager

@@ -1,4 +1,5 @@
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -132,14 +133,18 @@ def test_a_damaged_evaluation_is_named(trained: Checkpoint, tmp_path: Path) -> N
         evaluate.read_evaluation(replace(trained, path=tmp_path))
 
 
-@pytest.mark.parametrize(("count", "chosen"), [(20, range(0, 80, 4)), (500, range(80))])
-def test_some_test_images_are_of_all_classes(
-    source: dataset.Source, count: int, chosen: range
+@pytest.mark.parametrize(
+    ("count", "chosen"),
+    [(20, range(0, 80, 4)), (30, [8 * i // 3 for i in range(30)]), (500, range(80))],
+)
+def test_spaced_test_images_are_of_all_classes(
+    source: dataset.Source, count: int, chosen: Sequence[int]
 ) -> None:
     images, labels = sample.read("test")
-    found = evaluate.some_test_images(source, count)
+    found = evaluate.spaced_test_images(source, count)
     assert (found.images.numpy() == images[list(chosen)]).all()
     assert (found.labels.numpy() == labels[list(chosen)]).all()
+    assert set(found.labels.tolist()) == set(range(10))
 
 
 def test_the_temperature_is_fitted_on_the_images_that_were_held_out(

@@ -111,6 +111,11 @@ def test_muon_cannot_take_away_more_than_there_is() -> None:
         find_recipe("speednet").replace(weight_decay=1.5)
 
 
+def test_a_teachers_answers_are_not_smoothed() -> None:
+    with pytest.raises(RecipeError, match=r"^label_smoothing is 0\.1 and teacher is 'runs/a'"):
+        Recipe(architecture="fc", teacher="runs/a", label_smoothing=0.1)
+
+
 def test_a_part_of_the_start_needs_a_start() -> None:
     with pytest.raises(RecipeError, match=r"^start_part is 0\.5 and start is empty$"):
         Recipe(architecture="fc", start_part=0.5)

@@ -80,9 +80,9 @@ class ModelFigures:
         views: of each image, whose logits the graph averages.
         onnx_bytes: size of the ONNX graph.
         torchscript_bytes: size of the TorchScript graph.
-        training_seconds: of the run and the one it started from, on `training_hardware`.
-        training_hardware: the processor or GPU of the run.
-        epochs: passes over the training images.
+        training_seconds: of the run and of those that it started from in turn.
+        training_hardware: the processors or GPUs of them, in turn.
+        epochs: passes over the training images in the last run.
         training_images: the number of images that it was trained on.
         accuracy: on the test split, 0 to 1.
         cross_entropy: on the test split, calibrated, in nats.

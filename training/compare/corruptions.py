@@ -24,7 +24,7 @@ from app.errors import ConvscopeError
 from app.inference.backends import open_backend
 from training.data import dataset
 from training.errors import RunError
-from training.evaluate import answer, some_test_images
+from training.evaluate import answer, spaced_test_images
 
 IMAGES = 2000
 THREADS = 2
@@ -202,7 +202,7 @@ def measure_all(
 
 def corrupted_tests(source: dataset.Source) -> dict[str, dataset.Split]:
     """Return test images after each corruption, by its name."""
-    test = some_test_images(source, IMAGES)
+    test = spaced_test_images(source, IMAGES)
     pixels = test.images.numpy()
     return {
         name: dataset.Split(torch.from_numpy(corrupt(pixels)), test.labels)

@@ -15,7 +15,7 @@ A process that is killed at any moment leaves its last whole checkpoint. Nothing
 
 import json
 import shutil
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,7 @@ class RunState:
         data_place: the data set's folder.
         history: one record for each finished epoch.
         seconds_before: spent in training the network that the run started from.
+        others: hash of the weights of the networks that the run needs, `start` and `teacher`.
     """
 
     recipe: Recipe
@@ -77,6 +78,7 @@ class RunState:
     data_place: str = ""
     history: tuple[EpochFigures, ...] = ()
     seconds_before: float = 0.0
+    others: dict[str, str] = field(default_factory=dict)
 
     @property
     def epoch(self) -> int:
@@ -87,6 +89,10 @@ class RunState:
     def training_seconds(self) -> float:
         """Time spent in finished epochs, those of the start too."""
         return self.seconds_before + sum(figures.seconds for figures in self.history)
+
+    def begun_after(self, seconds: float, hardware: str) -> "RunState":
+        """Return the state of a run that starts from a network, which took so long there."""
+        return replace(self, seconds_before=seconds, hardware=_in_turn(hardware, self.hardware))
 
     def resumed_on(self, now: "RunState") -> "RunState":
         """Return the state of a run that goes on, with the names of all its hardware in turn.

@@ -1,60 +1,54 @@
-"""The weights of a trained network as the beginning of a run, and as a part of its end."""
+"""A trained network as the beginning of a run, and as a part of its end."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from app.errors import ConvscopeError
-from training.data.dataset import Source
-from training.errors import RecipeError, RunError
+from training.errors import RecipeError
 from training.recipes import Recipe
-from training.run.trained import Trained, load_trained, read_trained
+from training.run.trained import Trained, load_trained
 
 
-@dataclass(frozen=True)
-class Start:
-    """What a run has of the network that it started from, besides weights.
-
-    Attributes:
-        new_layer: the name of the last layer if that keeps its own weights.
-        seconds: of training.
-    """
-
-    new_layer: str | None
-    seconds: float
-
-
-def start_from_trained(recipe: Recipe, source: Source, network: nn.Module, images: Tensor) -> Start:
-    """Give a newly built network the weights of the one that the recipe starts from.
-
-    The last layer keeps its own if the other has other classes.
-
-    Args:
-        recipe: `start` names the folder of a run, or of a model as `export` writes it.
-        source: of the images that the run learns from.
-        network: its weights are replaced.
-        images: as `load_trained` takes them.
+def check_start(recipe: Recipe, trained: Trained, classes: tuple[str, ...]) -> None:
+    """Raise unless a run of the recipe can begin with a network.
 
     Raises:
-        RecipeError: the folder holds neither, or a network of another architecture, or one that
-            has learned from images that this run would hold out.
+        RecipeError: it is of another architecture, or has other classes and would be averaged.
     """
-    folder = Path(recipe.start)
-    try:
-        trained = read_trained(folder)
-        _check(recipe, source, trained)
-        weights, new = trained.weights, None
-        if trained.classes != source.classes:
-            last = [name for name, layer in network.named_modules() if isinstance(layer, nn.Linear)]
-            new = last[-1]
-            weights = {name: weights[name] for name in weights if not name.startswith(new)}
-        load_trained(network, weights, images)
-    except (ConvscopeError, RunError, RuntimeError) as exc:
-        raise RecipeError(f"start is {recipe.start!r}: {exc}") from exc
-    return Start(new, trained.seconds)
+    if trained.architecture != recipe.architecture:
+        raise RecipeError(
+            f"it is a {trained.architecture}; architecture is {recipe.architecture!r}"
+        )
+    if trained.classes != classes and recipe.start_part > 0:
+        raise RecipeError(f"it has other classes; start_part is {recipe.start_part}")
+
+
+def begin_with(
+    trained: Trained, network: nn.Module, images: Tensor, classes: tuple[str, ...]
+) -> str | None:
+    """Give a newly built network the weights of a trained one.
+
+    Args:
+        trained: of the same architecture.
+        network: its weights are replaced, but for the last layer if the classes are others.
+        images: as `load_trained` takes them.
+        classes: of the images that the run learns from.
+
+    Returns:
+        The name of the last layer if that keeps its own weights.
+
+    Raises:
+        RunError: the network has other weights than the trained one.
+    """
+    if trained.classes == classes:
+        load_trained(network, trained.weights, images)
+        return None
+    layers = [name for name, layer in network.named_modules() if isinstance(layer, nn.Linear)]
+    last: str = layers[-1]
+    own = {name: weight for name, weight in network.state_dict().items() if name.startswith(last)}
+    load_trained(network, trained.weights | own, images)
+    return last
 
 
 @torch.no_grad()
@@ -71,7 +65,7 @@ def average_with_start(
         network: its weights are replaced.
         start: its state when the run began.
         part: of the start's weights, 0 to 1.
-        batches: training images as it learns from them, normalised float `[N,3,H,W]`.
+        batches: augmented training images, normalised float `[N,3,H,W]`, all of one size.
     """
     for name, tensor in network.state_dict().items():
         if tensor.is_floating_point():
@@ -88,22 +82,3 @@ def average_with_start(
         network(images)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
-
-
-def _check(recipe: Recipe, source: Source, trained: Trained) -> None:
-    if trained.architecture != recipe.architecture:
-        raise RecipeError(
-            f"start is {recipe.start!r}, which is a {trained.architecture}; "
-            f"architecture is {recipe.architecture!r}"
-        )
-    if trained.classes != source.classes and recipe.start_part > 0:
-        raise RecipeError(
-            f"start is {recipe.start!r}, which has other classes; start_part is {recipe.start_part}"
-        )
-    other_seed = recipe.holdout > 0 and recipe.split_seed != trained.split_seed
-    if trained.data_sha256 == source.sha256 and (recipe.holdout > trained.holdout or other_seed):
-        raise RecipeError(
-            f"start is {recipe.start!r}, which has learned from images that holdout "
-            f"{recipe.holdout} and split_seed {recipe.split_seed} would hold out; it held out "
-            f"{trained.holdout} by split_seed {trained.split_seed}"
-        )

@@ -11,6 +11,8 @@ split is not read here.
 import math
 import platform
 import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -40,12 +42,16 @@ from training.run.hardware import (
 )
 from training.run.optimization import make_optimizer, schedule, set_learning_rate
 from training.run.progress import Reporter, SilentReporter
-from training.run.start import average_with_start, start_from_trained
-from training.run.teacher import make_teacher
+from training.run.start import average_with_start, begin_with, check_start
+from training.run.teacher import Teacher
+from training.run.trained import Trained, read_trained
 from training.tasks import classification
 
 EVALUATION_BATCH = 500
 INITIALIZATION_IMAGES = 5000
+AVERAGING_BATCHES = 10
+"""Of evaluation's size, over which the statistics of averaged weights are measured."""
+
 PROGRESS_STEPS = 16
 """Steps from one look at the loss to the next: enough that a GPU need not wait."""
 
@@ -65,7 +71,7 @@ class Run:
         device: computes everything.
         workers: the run's processes.
         teacher: gives the answers to learn, where the recipe has one.
-        start: state of the network to average the final weights with, if the recipe says so.
+        start_weights: to average the final ones with, if the recipe says so.
     """
 
     recipe: Recipe
@@ -77,8 +83,8 @@ class Run:
     deviation: list[float]
     device: torch.device
     workers: Workers
-    teacher: nn.Module | None = None
-    start: dict[str, Tensor] | None = None
+    teacher: Teacher | None = None
+    start_weights: dict[str, Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -120,26 +126,34 @@ def train(
         The checkpoint of the last epoch.
 
     Raises:
-        RecipeError: the recipe does not fit the device or names no architecture.
+        RecipeError: the recipe does not fit the device or names no architecture, or a start or a
+            teacher that this run cannot have.
         RunError: `run_dir` holds a run and `resume` is off, holds a run of another recipe or of
-            other data, or cannot be written.
+            other data, or cannot be written; or its start or teacher has changed meanwhile.
         Diverged: the loss became infinite or not a number; the last checkpoint stands.
         DataError: the images cannot be read or split.
     """
     torch_device = choose_device(device, distributed.local_index())
     recipe = recipe.replace(precision=resolve_precision(recipe.precision, torch_device))
-    _check_architectures(recipe)
+    for name in filter(None, (recipe.architecture, recipe.proxy)):
+        _check_architecture(name, recipe.crop)
     last = checkpoint.newest(run_dir)
     if last is not None:
         _check_resumable(last, recipe, source, run_dir, resume=resume)
+        if last.state.epoch == recipe.epochs:
+            checkpoint.write_history(run_dir, last.state)
+            return last
+    others = _read_others(recipe, source, last)
     _make_directory(run_dir)
     keep_freed_memory()
     torch.use_deterministic_algorithms(torch_device.type == "cpu")
     # Deterministic algorithms would also fill every new tensor, in case it is read before written.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     with distributed.join(torch_device) as workers:
-        workers.check_same((last.state.epoch if last else 0, recipe.model_dump(), source.sha256))
-        _train_together(recipe, source, torch_device, workers, run_dir, last, reporter)
+        begun = last.state.epoch if last else 0
+        read = {name: trained.sha256 for name, trained in others.items()}
+        workers.check_same((begun, recipe.model_dump(), source.sha256, read))
+        _train_together(recipe, source, torch_device, workers, run_dir, last, others, reporter)
     return checkpoint.open_run(run_dir)
 
 
@@ -150,23 +164,26 @@ def _train_together(
     workers: Workers,
     run_dir: Path,
     last: Checkpoint | None,
+    others: Mapping[str, Trained],
     reporter: Reporter,
 ) -> None:
     """Train as one of the processes, from the last checkpoint; return when all have ended.
 
     A function of its own, because networks must be gone when the processes part (`join`).
     """
-    run = _prepare(recipe, source, device, workers)
-    state = _new_state(run, source)
+    run = _prepare(recipe, source, device, workers, others.get("teacher"))
+    state = _new_state(run, source, others)
     if not workers.is_first:
         reporter = SilentReporter()
-    if recipe.start and (last is None or recipe.start_part > 0):
-        state = replace(state, seconds_before=_start(run, source, reporter))
-    if recipe.start_part > 0:
-        run = replace(run, start=deepcopy(run.learner.network.state_dict()))
+    if (start := others.get("start")) is not None:
+        _begin(run, start, source, reporter)
+        if recipe.start_part > 0:  # also of a run that goes on, whose own weights follow
+            run = replace(run, start_weights=deepcopy(run.learner.network.state_dict()))
     if last is not None:
         last.load(run.learner, run.proxy)
         state = last.state.resumed_on(state)
+    elif start is not None:
+        state = state.begun_after(start.seconds, start.hardware)
     _train_epochs(run, state, run_dir, reporter)
     workers.wait_for_all()
 
@@ -216,8 +233,8 @@ def _train_epoch(run: Run, number: int, reporter: Reporter) -> EpochFigures:
                 raise Diverged(f"the mean loss is {mean_loss} in epoch {number}, step {step}")
             reporter.progressed(seen, mean_loss, accuracy)
     mean_loss, accuracy = _means(workers.sum(totals))
-    if run.start is not None and number == recipe.epochs:
-        _average_with_start(run, run.start, epoch)
+    if run.start_weights is not None and number == recipe.epochs:
+        _average_with_start(run, run.start_weights, epoch)
     seconds = time.perf_counter() - started
     return EpochFigures(
         epoch=number,
@@ -235,7 +252,7 @@ def learn(
     rate: float,
     weight: float = 1.0,
     largest: int = 0,
-    teacher: nn.Module | None = None,
+    teacher: Teacher | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Take a step on a batch; return its mean loss and its number of correct answers, detached.
 
@@ -290,12 +307,12 @@ def learn_hardest(
 
 
 @torch.no_grad()
-def _answers(teacher: nn.Module, learner: Learner, images: Tensor) -> Tensor:
-    """Return a teacher's probabilities, `[N,classes]`, in the arithmetic of its pupil."""
+def _answers(teacher: Teacher, learner: Learner, images: Tensor) -> Tensor:
+    """Return a teacher's probabilities, `[N,classes]`, in the arithmetic of the run."""
     bfloat16 = learner.recipe.precision == "bfloat16"
     with torch.autocast(images.device.type, torch.bfloat16, enabled=bfloat16):
-        logits: Tensor = teacher(images)
-    return logits.float().softmax(1)
+        answers: Tensor = teacher(images)
+    return answers
 
 
 def _logits(learner: Learner, images: Tensor) -> Tensor:
@@ -367,7 +384,49 @@ def compute_logits(
     )
 
 
-def _prepare(recipe: Recipe, source: dataset.Source, device: torch.device, workers: Workers) -> Run:
+def _read_others(
+    recipe: Recipe, source: dataset.Source, last: Checkpoint | None
+) -> dict[str, Trained]:
+    """Read the trained networks that the rest of the run needs: `start` and `teacher`.
+
+    Raises:
+        RecipeError: one of them does not fit the run.
+        RunError: one of them has changed since the run began.
+    """
+    needed = [("start", recipe.start)] if last is None or recipe.start_part > 0 else []
+    others = {}
+    for field, folder in (*needed, ("teacher", recipe.teacher)):
+        if not folder:
+            continue
+        with _named(field, folder):
+            trained = read_trained(Path(folder))
+            trained.check_unseen(recipe, source)
+            if field == "start":
+                check_start(recipe, trained, source.classes)
+            else:
+                _check_teacher(recipe, trained, source.classes)
+        if last is not None and last.state.others.get(field, trained.sha256) != trained.sha256:
+            raise RunError(f"{last.path}: {field} is {folder!r}, whose weights have changed since")
+        others[field] = trained
+    return others
+
+
+@contextmanager
+def _named(field: str, folder: str) -> Iterator[None]:
+    """Say of which of a recipe's networks an error is."""
+    try:
+        yield
+    except (RecipeError, RunError) as exc:
+        raise RecipeError(f"{field} is {folder!r}: {exc}") from exc
+
+
+def _prepare(
+    recipe: Recipe,
+    source: dataset.Source,
+    device: torch.device,
+    workers: Workers,
+    teacher: Trained | None = None,
+) -> Run:
     """Load and split the images, and build the networks."""
     if recipe.batch_size < workers.count:
         raise RecipeError(
@@ -384,6 +443,8 @@ def _prepare(recipe: Recipe, source: dataset.Source, device: torch.device, worke
     train = images[chosen].to(device)
     mean, deviation = dataset.channel_statistics(train.images)
     first = _first_images(train, mean, deviation)
+    with _named("teacher", recipe.teacher):
+        taught_by = Teacher(teacher, first, mean, deviation) if teacher is not None else None
     torch.manual_seed(recipe.seed)
     learner, *proxies = (
         _new_learner(recipe, architecture, len(source.classes), first, workers)
@@ -399,26 +460,27 @@ def _prepare(recipe: Recipe, source: dataset.Source, device: torch.device, worke
         deviation=deviation,
         device=device,
         workers=workers,
-        teacher=make_teacher(recipe, source, first) if recipe.teacher else None,
+        teacher=taught_by,
     )
 
 
-def _start(run: Run, source: dataset.Source, reporter: Reporter) -> float:
-    """Give the network the weights that the recipe starts from; return their training's seconds."""
+def _begin(run: Run, start: Trained, source: dataset.Source, reporter: Reporter) -> None:
+    """Give the network the weights that the recipe starts from."""
     images = _first_images(run.train, run.mean, run.deviation)
-    start = start_from_trained(run.recipe, source, run.learner.network, images)
-    if start.new_layer is not None:
+    with _named("start", run.recipe.start):
+        new_layer = begin_with(start, run.learner.network, images, source.classes)
+    if new_layer is not None:
         reporter.told(
             f"{printable(run.recipe.start)} has other classes than {source.name}: the last layer, "
-            f"{start.new_layer}, starts anew"
+            f"{new_layer}, starts anew"
         )
-    return start.seconds
 
 
 def _average_with_start(run: Run, start: dict[str, Tensor], epoch: Epoch) -> None:
-    """Average the weights with the start's; every process sees the same images."""
-    batches = epoch_batches(run.train, EVALUATION_BATCH, epoch, _augmentation(run, epoch))
-    some = islice(batches, INITIALIZATION_IMAGES // EVALUATION_BATCH)
+    """Average the weights with the start's; every process measures by the same images."""
+    size = min(EVALUATION_BATCH, len(run.train))
+    batches = epoch_batches(run.train, size, epoch, _augmentation(run, epoch))
+    some = islice((batch for batch in batches if len(batch) == size), AVERAGING_BATCHES)
     images = (dataset.normalize(batch.images, run.mean, run.deviation) for batch in some)
     average_with_start(run.learner.network, start, run.recipe.start_part, images)
 
@@ -457,21 +519,24 @@ def check_finite(network: nn.Module, epoch: int) -> None:
             raise Diverged(f"{name} holds values that are not finite after epoch {epoch}")
 
 
-def _check_architectures(recipe: Recipe) -> None:
-    for name in filter(None, (recipe.architecture, recipe.proxy)):
-        size = find_architecture(name).image_size
-        if size != dataset.IMAGE_SIZE:
-            raise RecipeError(
-                f"{name} takes images of {size} pixels; these are {dataset.IMAGE_SIZE}"
-            )
-        if recipe.crop:
-            try:
-                describe(name, image_size=(recipe.crop, recipe.crop))
-            except RuntimeError as exc:
-                raise RecipeError(f"crop is {recipe.crop}; {name} cannot learn from that") from exc
+def _check_teacher(recipe: Recipe, trained: Trained, classes: tuple[str, ...]) -> None:
+    if trained.classes != classes:
+        raise RecipeError("it has other classes")
+    _check_architecture(trained.architecture, recipe.crop)
 
 
-def _new_state(run: Run, source: dataset.Source) -> RunState:
+def _check_architecture(name: str, crop: int) -> None:
+    size = find_architecture(name).image_size
+    if size != dataset.IMAGE_SIZE:
+        raise RecipeError(f"{name} takes images of {size} pixels; these are {dataset.IMAGE_SIZE}")
+    if crop:
+        try:
+            describe(name, image_size=(crop, crop))
+        except RuntimeError as exc:
+            raise RecipeError(f"crop is {crop}; {name} cannot take that") from exc
+
+
+def _new_state(run: Run, source: dataset.Source, others: Mapping[str, Trained]) -> RunState:
     return RunState(
         recipe=run.recipe,
         data_name=source.name,
@@ -482,6 +547,7 @@ def _new_state(run: Run, source: dataset.Source) -> RunState:
         deviation=run.deviation,
         hardware=_hardware(run),
         libraries={"python": platform.python_version(), "torch": torch.__version__},
+        others={name: trained.sha256 for name, trained in others.items()},
     )
 
 
@@ -504,7 +570,8 @@ def _check_resumable(
 def _check_other_epochs(last: Checkpoint, recipe: Recipe) -> None:
     """Raise unless only the number of epochs differs, and the finished ones do not depend on it.
 
-    The schedule, the crops of the first epochs and a mean with the start's weights do.
+    The schedule and the crops of the first epochs do; and after the last epoch, a mean with the
+    start's weights.
     """
     old, new = last.state.recipe.model_dump(), recipe.model_dump()
     differing = [name for name in old if old[name] != new[name]]
@@ -518,7 +585,8 @@ def _check_other_epochs(last: Checkpoint, recipe: Recipe) -> None:
     causes = {
         f"schedule {recipe.schedule}": recipe.schedule != "constant",
         "cropped images": recipe.cropped > 0,
-        f"start_part {recipe.start_part}": recipe.start_part > 0,
+        f"start_part {recipe.start_part}": recipe.start_part > 0
+        and last.state.epoch == old["epochs"],
     }
     if cause := next((cause for cause, is_one in causes.items() if is_one), None):
         raise RunError(

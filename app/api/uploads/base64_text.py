@@ -10,7 +10,15 @@ _FROM_URL_SAFE = bytes.maketrans(b"-_", b"+/")
 
 
 def decode_base64(text: bytes, where: str) -> bytes:
-    """Decode base64, also in the URL-safe alphabet, in lines, and without padding (RFC 4648)."""
+    """Decode base64, also in the URL-safe alphabet, in lines, and without padding (RFC 4648).
+
+    Args:
+        text: to decode.
+        where: names the file in an error.
+
+    Raises:
+        MalformedUpload: it is not base64.
+    """
     try:
         return base64.b64decode(text, validate=True)
     except ValueError:

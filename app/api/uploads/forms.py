@@ -36,7 +36,7 @@ _FOLDED = re.compile(rb"(?:\A|\n)[ \t]")
 _UNQUOTED_BOUNDARY = re.compile(r";[ \t]*boundary=([^\s;]+)", re.IGNORECASE)
 
 
-class Body(Protocol):
+class Pieces(Protocol):
     """A body, piece by piece; `more` is false once all of it has been read."""
 
     more: bool
@@ -47,7 +47,11 @@ class Body(Protocol):
 
 @lru_cache(16)  # a client uses one again and again, or each only once
 def form_boundary(content_type: bytes) -> bytes:
-    """Return the boundary that a Content-Type names."""
+    """Return the boundary that a Content-Type names.
+
+    Raises:
+        MalformedUpload: it names none, or one that is too long.
+    """
     header = content_type.decode("latin-1")
     _, parameters = parse_options_header(header)
     # The library cuts one without quotes at characters that RFC 2045 (5.1) wants in quotes.
@@ -63,12 +67,15 @@ def form_boundary(content_type: bytes) -> bytes:
     return bytes(boundary)
 
 
-async def read_form(chunks: Body, boundary: bytes, limits: UploadLimits) -> list[Upload]:
+async def read_form(chunks: Pieces, boundary: bytes, limits: UploadLimits) -> list[Upload]:
     """Read a multipart body whose parts are all files.
 
     The body is cut at its boundaries here, and the library reads the headers of each part. It must
     not see a file: after a line that only begins like a boundary, it can take the next boundary for
     data.
+
+    Raises:
+        UploadError: as `app.api.uploads.body.read_files` does.
     """
     body = _Marked(chunks, len(b"\r\n--" + boundary + b"\r\n") + MAX_PADDING)
     delimiter = _delimiter(boundary)
@@ -114,7 +121,7 @@ def _delimiter(boundary: bytes) -> re.Pattern[bytes]:
 class _Marked:
     """A body that is cut at marks of up to `longest` bytes, which may stand across its pieces."""
 
-    def __init__(self, chunks: Body, longest: int) -> None:
+    def __init__(self, chunks: Pieces, longest: int) -> None:
         self._chunks = chunks
         self._longest = longest
         self._rest = bytearray(b"\r\n")  # the first boundary may lack its line end

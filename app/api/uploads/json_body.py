@@ -26,7 +26,11 @@ _BASE64_ESCAPES = [
 
 
 def read_json(body: bytes, limits: UploadLimits) -> list[Upload]:
-    """Return the files in a body of JSON."""
+    """Return the files in a body of JSON.
+
+    Raises:
+        UploadError: as `app.api.uploads.body.read_files` does.
+    """
     images = _parse_json(body)
     if len(images) > limits.max_images:
         raise too_many(str(len(images)), limits.max_images)

@@ -1,4 +1,4 @@
-"""What all kinds of body have in common: the files in them, and their limits."""
+"""The files in a body, and a request's limits."""
 
 import reprlib
 from collections.abc import Callable
@@ -13,7 +13,7 @@ thread."""
 _quoting = reprlib.Repr()
 _quoting.maxstring = 100
 quoted: Callable[[str], str] = _quoting.repr
-"""Text of a client's, in quotes, shortened."""
+"""Returns a client's text in quotes, shortened."""
 
 
 @dataclass(frozen=True)

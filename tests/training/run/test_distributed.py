@@ -19,7 +19,7 @@ from tests.support.training_fixtures import TINY, train_quietly
 from training.data.dataset import Source
 from training.errors import Diverged, RunError
 from training.run import distributed
-from training.run.checkpoint import newest, open_run
+from training.run.checkpoint import NETWORK, newest, open_run
 from training.run.distributed import Workers
 
 pytestmark = pytest.mark.slow  # each starts two processes that import torch
@@ -51,7 +51,7 @@ def test_two_processes_have_the_gradients_of_one_with_the_same_global_batch(
 def _training(image_folder: Path, run: Path, epochs: int) -> list[str]:
     places = ["--data-dir", str(image_folder), "--out", str(run), "--device", "cpu"]
     options = ["--epochs", str(epochs), "--batch-size", "31", "--precision", "float32"]
-    return [*TORCHRUN, "-m", "training.cli", "train", "fc", *places, *options]
+    return [*TORCHRUN, "-m", "--", "training.cli", "train", "fc", *places, *options]
 
 
 def test_a_killed_worker_ends_the_run_with_a_word_and_resume_goes_on(
@@ -86,6 +86,26 @@ def test_a_killed_worker_ends_the_run_with_a_word_and_resume_goes_on(
     last = open_run(run).state
     assert last.epoch == 40
     assert last.hardware.startswith("2 × ")
+
+
+def test_two_processes_start_and_are_taught_and_averaged_as_one(
+    image_folder: Path, source: Source, tmp_path: Path
+) -> None:
+    other = str(tmp_path / "other")
+    recipe = TINY.replace(architecture="fc", batch_size=31, epochs=1)
+    train_quietly(recipe, source, tmp_path / "other")
+    guided = recipe.replace(start=other, start_part=0.25, teacher=other, seed=1)
+    one = train_quietly(guided, source, tmp_path / "one")
+    options = ["--start", other, "--start-part", "0.25", "--teacher", other, "--seed", "1"]
+    subprocess.run(
+        [*_training(image_folder, tmp_path / "two", 1), *options],
+        check=True,
+        capture_output=True,
+        timeout=240,
+    )
+    expected, found = one.read(NETWORK), open_run(tmp_path / "two").read(NETWORK)
+    for name, tensor in expected.items():
+        assert torch.allclose(found[name], tensor, atol=1e-4), name
 
 
 def _workers(launcher: int) -> list[int]:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 from app.artifact.directory import Artifact
 from app.artifact.files import TORCHSCRIPT_GRAPH
@@ -16,14 +17,12 @@ from tests.support.training_fixtures import TINY, train_quietly
 from training.architectures import find_architecture
 from training.architectures.rounding import rounded
 from training.data import dataset
+from training.data.augmentation import Augmentation, Epoch, epoch_batches
 from training.errors import RecipeError
 from training.recipes import Recipe
-from training.run import start
-from training.run.checkpoint import NETWORK, Checkpoint, EpochFigures
-from training.run.progress import SilentReporter
-from training.run.start import average_with_start, start_from_trained
-from training.run.train import train
-from training.run.trained import Trained
+from training.run.checkpoint import NETWORK, Checkpoint
+from training.run.start import average_with_start, begin_with
+from training.run.trained import load_trained, read_trained
 
 
 def _started(recipe: Recipe, source: dataset.Source) -> tuple[nn.Module, dataset.Split]:
@@ -33,7 +32,8 @@ def _started(recipe: Recipe, source: dataset.Source) -> tuple[nn.Module, dataset
     learned = images[chosen]
     torch.manual_seed(1)
     network = find_architecture(recipe.architecture).build(len(source.classes), 0.0)
-    start_from_trained(recipe, source, network, _normalized(learned))
+    trained = read_trained(Path(recipe.start))
+    begin_with(trained, network, _normalized(learned), source.classes)
     return network, learned
 
 
@@ -62,7 +62,7 @@ def test_a_network_starts_with_a_models_answers(
 
 
 def test_a_normalisation_that_became_part_of_a_convolution_is_taken_out_again(
-    source: dataset.Source, monkeypatch: pytest.MonkeyPatch
+    source: dataset.Source,
 ) -> None:
     torch.manual_seed(0)
     resnet = find_architecture("resnet20").build(10, 0.0).train()
@@ -70,10 +70,9 @@ def test_a_normalisation_that_became_part_of_a_convolution_is_taken_out_again(
     resnet(_normalized(learned))  # moves the statistics of its normalisations
     folded = rounded(copy.deepcopy(resnet)).state_dict()
     weights = {name: tensor.half() for name, tensor in folded.items()}
-    model = Trained("resnet20", source.classes, "other", 0.1, 0, weights, 1.0)
-    monkeypatch.setattr(start, "read_trained", lambda _: model)
-    recipe = TINY.replace(architecture="resnet20", start="somewhere", holdout=0.0)
-    network, _ = _started(recipe, source)
+    torch.manual_seed(1)
+    network = find_architecture("resnet20").build(10, 0.0)
+    load_trained(network, weights, _normalized(learned))
     expected = _probabilities(resnet.eval(), learned, 1.0)
     assert _probabilities(network.eval(), learned, 1.0) == pytest.approx(expected, abs=5e-3)
     # The statistics are of just these images, so nothing moves when it learns from them.
@@ -133,10 +132,10 @@ def test_a_run_that_has_lost_its_weights_is_named(
     [
         ("missing", "manifest.json: no such file"),
         ("damaged", f"{TORCHSCRIPT_GRAPH}: sha256 is"),
-        ("architecture", "which is a simple-cnn; architecture is 'fc'"),
+        ("architecture", "it is a simple-cnn; architecture is 'fc'"),
         ("holdout", "holdout 0.2 and split_seed 0 would hold out; it held out 0.1 by split_seed 0"),
         ("split_seed", "holdout 0.1 and split_seed 1 would hold out; it held out 0.1"),
-        ("classes", "which has other classes; start_part is 0.5"),
+        ("classes", "it has other classes; start_part is 0.5"),
     ],
 )
 def test_a_model_that_a_run_cannot_start_from_is_named_before_an_epoch_is_spent(
@@ -178,6 +177,14 @@ def test_final_weights_are_a_mean_with_those_of_the_start(
             expected = 0.75 * alone[name] + 0.25 * begun[name]
             assert torch.allclose(tensor, expected, atol=1e-6), name
     assert ended.state.history[0].loss == first.state.history[0].loss
+    # The first layer's statistics are those of the last epoch's images, as they were augmented.
+    _, learned = _started(recipe, source)
+    mean, deviation = ended.state.mean, ended.state.deviation
+    varied = Augmentation(degraded=0.5, mean=(0, 0, 0), deviation=(1, 1, 1))
+    (batch,) = epoch_batches(learned, len(learned), Epoch(2, recipe.seed), varied)
+    images = dataset.normalize(batch.images, mean, deviation)
+    outputs = functional.conv2d(images, found["conv1.weight"], found.get("conv1.bias"), padding=1)
+    assert torch.allclose(found["bn1.running_mean"], outputs.mean((0, 2, 3)), atol=1e-4)
 
 
 def test_normalisations_are_measured_anew_for_averaged_weights() -> None:
@@ -197,21 +204,3 @@ def test_normalisations_are_measured_anew_for_averaged_weights() -> None:
     assert torch.allclose(found["1.running_mean"], means, atol=1e-5)
     assert torch.allclose(found["1.running_var"], variances, atol=1e-4)
     assert norm.momentum == nn.BatchNorm2d(4).momentum
-
-
-def test_a_run_that_is_resumed_is_averaged_as_an_undisturbed_one(
-    trained: Checkpoint, source: dataset.Source, tmp_path: Path
-) -> None:
-    recipe = TINY.replace(epochs=2, start=str(trained.path.parent), start_part=0.5)
-    whole = train_quietly(recipe, source, tmp_path / "whole")
-
-    class Stop(SilentReporter):
-        def epoch_ended(self, figures: EpochFigures) -> None:
-            if figures.epoch == 1:
-                raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        train(recipe, source, tmp_path / "parts", Stop())
-    parts = train_quietly(recipe, source, tmp_path / "parts", resume=True)
-    found, expected = parts.read(NETWORK), whole.read(NETWORK)
-    assert all(torch.equal(found[name], expected[name]) for name in expected)

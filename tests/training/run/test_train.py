@@ -11,15 +11,20 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tests.support.training_fixtures import TINY, files_of_at_most, train_quietly
+from tests.support.training_fixtures import (
+    TINY,
+    InterruptAfterFirst,
+    Interrupted,
+    files_of_at_most,
+    train_quietly,
+)
 from training.data import dataset
 from training.data.augmentation import Augmentation, Epoch, epoch_batches
 from training.errors import Diverged, RecipeError, RunError
 from training.recipes import Arithmetic, Recipe, find_recipe
 from training.run import checkpoint
 from training.run import train as loop
-from training.run.checkpoint import Checkpoint, EpochFigures, Learner
-from training.run.progress import SilentReporter
+from training.run.checkpoint import Checkpoint, Learner
 from training.run.train import Batch, check_finite
 
 
@@ -174,15 +179,6 @@ def test_training_on_all_images_has_no_heldout_accuracy(
     assert last.state.history[0].heldout_accuracy is None
 
 
-class _Interrupted(Exception):
-    pass
-
-
-class _InterruptAfterFirst(SilentReporter):
-    def epoch_ended(self, figures: EpochFigures) -> None:  # noqa: ARG002
-        raise _Interrupted
-
-
 @pytest.mark.parametrize(
     "recipe",
     [
@@ -202,8 +198,8 @@ def test_a_resumed_run_ends_with_the_weights_of_an_undisturbed_one(
     recipe: Recipe, source: dataset.Source, tmp_path: Path
 ) -> None:
     undisturbed = train_quietly(recipe, source, tmp_path / "undisturbed")
-    with pytest.raises(_Interrupted):
-        train_quietly(recipe, source, tmp_path / "resumed", reporter=_InterruptAfterFirst())
+    with pytest.raises(Interrupted):
+        train_quietly(recipe, source, tmp_path / "resumed", reporter=InterruptAfterFirst())
     resumed = train_quietly(recipe, source, tmp_path / "resumed", resume=True)
     assert _equal(resumed, undisturbed)
     assert [figures.loss for figures in resumed.state.history] == [
@@ -220,8 +216,8 @@ def test_a_run_that_goes_on_elsewhere_names_all_that_computed_it_in_turn(
     monkeypatch.setattr("training.run.train.describe_device", lambda _device: next(names))
     recipe = TINY.replace(epochs=3)
     for resume in (False, True):
-        with pytest.raises(_Interrupted):
-            train_quietly(recipe, source, tmp_path, reporter=_InterruptAfterFirst(), resume=resume)
+        with pytest.raises(Interrupted):
+            train_quietly(recipe, source, tmp_path, reporter=InterruptAfterFirst(), resume=resume)
     last = train_quietly(recipe, source, tmp_path, resume=True)
     assert last.state.hardware == "2 × core, 2 threads, then core, 2 threads"
     assert last.state.libraries["python"] == "3.11.1, then 3.12.2"
@@ -230,8 +226,8 @@ def test_a_run_that_goes_on_elsewhere_names_all_that_computed_it_in_turn(
 def test_a_run_that_goes_on_with_moved_images_says_where_they_are(
     source: dataset.Source, tmp_path: Path
 ) -> None:
-    with pytest.raises(_Interrupted):
-        train_quietly(TINY, source, tmp_path / "run", reporter=_InterruptAfterFirst())
+    with pytest.raises(Interrupted):
+        train_quietly(TINY, source, tmp_path / "run", reporter=InterruptAfterFirst())
     moved = dataset.find(shutil.copytree(source.place, tmp_path / "moved"))
     last = train_quietly(TINY, moved, tmp_path / "run", resume=True)
     assert last.state.data_place == str(tmp_path / "moved")
