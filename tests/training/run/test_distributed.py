@@ -91,12 +91,14 @@ def test_a_killed_worker_ends_the_run_with_a_word_and_resume_goes_on(
 def test_two_processes_start_and_are_taught_and_averaged_as_one(
     image_folder: Path, source: Source, tmp_path: Path
 ) -> None:
-    other = str(tmp_path / "other")
     recipe = TINY.replace(architecture="fc", batch_size=31, epochs=1)
-    train_quietly(recipe, source, tmp_path / "other")
-    guided = recipe.replace(start=other, start_part=0.25, teacher=other, seed=1)
+    start, teacher = (
+        str(train_quietly(recipe.replace(seed=seed), source, tmp_path / str(seed)).path.parent)
+        for seed in (1, 2)
+    )
+    guided = recipe.replace(start=start, start_part=0.25, teacher=teacher)
     one = train_quietly(guided, source, tmp_path / "one")
-    options = ["--start", other, "--start-part", "0.25", "--teacher", other, "--seed", "1"]
+    options = ["--start", start, "--start-part", "0.25", "--teacher", teacher]
     subprocess.run(
         [*_training(image_folder, tmp_path / "two", 1), *options],
         check=True,
