@@ -239,7 +239,9 @@ class Manifest(Frozen):
     The graph's first two outputs are logits and probabilities. `layers` are in the order in which
     they run; layers that only pass numbers on are left out. `views` is the number of views of an
     image that the graph averages (mirrored, shifted by a pixel); `macs` counts all of them.
-    `weights` is the format in which kernels and matrices are stored.
+    `weights` is the format in which kernels and matrices are stored. `lineage` has the hashes of
+    the weights that training began with (`start`) and learned from (`teacher`); `training_seconds`
+    includes the training of the former.
     """
 
     schema_version: Literal[1]
@@ -253,6 +255,7 @@ class Manifest(Frozen):
     files: dict[FileName, FileRecord]
     recipe: dict[str, Any]
     seed: int
+    lineage: Annotated[dict[str, Digest], Field(exclude_if=lambda lineage: not lineage)] = {}
     data: DataRecord
     libraries: dict[str, str]
     hardware: str

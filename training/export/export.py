@@ -251,6 +251,7 @@ def _manifest(what: Export, served: ServedNetwork, folder: Path) -> Manifest:
         files={path.name: record_file(path) for path in sorted(folder.iterdir())},
         recipe=state.recipe.model_dump(),
         seed=state.recipe.seed,
+        lineage=state.lineage,
         data=DataRecord(
             name=state.data_name,
             sha256=state.data_sha256,

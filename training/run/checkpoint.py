@@ -64,7 +64,7 @@ class RunState:
         data_place: the data set's folder.
         history: one record for each finished epoch.
         seconds_before: spent in training the network that the run started from.
-        others: hash of the weights of the networks that the run needs, `start` and `teacher`.
+        lineage: hashes of the weights of its `start` and its `teacher`.
     """
 
     recipe: Recipe
@@ -78,7 +78,7 @@ class RunState:
     data_place: str = ""
     history: tuple[EpochFigures, ...] = ()
     seconds_before: float = 0.0
-    others: dict[str, str] = field(default_factory=dict)
+    lineage: dict[str, str] = field(default_factory=dict)
 
     @property
     def epoch(self) -> int:

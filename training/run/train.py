@@ -143,7 +143,7 @@ def train(
         if last.state.epoch == recipe.epochs:
             checkpoint.write_history(run_dir, last.state)
             return last
-    others = _read_others(recipe, source, last)
+    lineage = _read_lineage(recipe, source, last)
     _make_directory(run_dir)
     keep_freed_memory()
     torch.use_deterministic_algorithms(torch_device.type == "cpu")
@@ -151,9 +151,9 @@ def train(
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     with distributed.join(torch_device) as workers:
         begun = last.state.epoch if last else 0
-        read = {name: trained.sha256 for name, trained in others.items()}
+        read = {name: trained.sha256 for name, trained in lineage.items()}
         workers.check_same((begun, recipe.model_dump(), source.sha256, read))
-        _train_together(recipe, source, torch_device, workers, run_dir, last, others, reporter)
+        _train_together(recipe, source, torch_device, workers, run_dir, last, lineage, reporter)
     return checkpoint.open_run(run_dir)
 
 
@@ -164,18 +164,18 @@ def _train_together(
     workers: Workers,
     run_dir: Path,
     last: Checkpoint | None,
-    others: Mapping[str, Trained],
+    lineage: Mapping[str, Trained],
     reporter: Reporter,
 ) -> None:
     """Train as one of the processes, from the last checkpoint; return when all have ended.
 
     A function of its own, because networks must be gone when the processes part (`join`).
     """
-    run = _prepare(recipe, source, device, workers, others.get("teacher"))
-    state = _new_state(run, source, others)
+    run = _prepare(recipe, source, device, workers, lineage.get("teacher"))
+    state = _new_state(run, source, lineage)
     if not workers.is_first:
         reporter = SilentReporter()
-    if (start := others.get("start")) is not None:
+    if (start := lineage.get("start")) is not None:
         _begin(run, start, source, reporter)
         if recipe.start_part > 0:  # also of a run that goes on, whose own weights follow
             run = replace(run, start_weights=deepcopy(run.learner.network.state_dict()))
@@ -384,7 +384,7 @@ def compute_logits(
     )
 
 
-def _read_others(
+def _read_lineage(
     recipe: Recipe, source: dataset.Source, last: Checkpoint | None
 ) -> dict[str, Trained]:
     """Read the trained networks that the rest of the run needs: `start` and `teacher`.
@@ -394,7 +394,7 @@ def _read_others(
         RunError: one of them has changed since the run began.
     """
     needed = [("start", recipe.start)] if last is None or recipe.start_part > 0 else []
-    others = {}
+    lineage = {}
     for field, folder in (*needed, ("teacher", recipe.teacher)):
         if not folder:
             continue
@@ -405,10 +405,10 @@ def _read_others(
                 check_start(recipe, trained, source.classes)
             else:
                 _check_teacher(recipe, trained, source.classes)
-        if last is not None and last.state.others.get(field, trained.sha256) != trained.sha256:
+        if last is not None and last.state.lineage.get(field, trained.sha256) != trained.sha256:
             raise RunError(f"{last.path}: {field} is {folder!r}, whose weights have changed since")
-        others[field] = trained
-    return others
+        lineage[field] = trained
+    return lineage
 
 
 @contextmanager
@@ -536,7 +536,7 @@ def _check_architecture(name: str, crop: int) -> None:
             raise RecipeError(f"crop is {crop}; {name} cannot take that") from exc
 
 
-def _new_state(run: Run, source: dataset.Source, others: Mapping[str, Trained]) -> RunState:
+def _new_state(run: Run, source: dataset.Source, lineage: Mapping[str, Trained]) -> RunState:
     return RunState(
         recipe=run.recipe,
         data_name=source.name,
@@ -547,7 +547,7 @@ def _new_state(run: Run, source: dataset.Source, others: Mapping[str, Trained]) 
         deviation=run.deviation,
         hardware=_hardware(run),
         libraries={"python": platform.python_version(), "torch": torch.__version__},
-        others={name: trained.sha256 for name, trained in others.items()},
+        lineage={name: trained.sha256 for name, trained in lineage.items()},
     )
 
 

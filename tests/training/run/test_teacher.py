@@ -20,7 +20,8 @@ from tests.support.training_fixtures import (
 from training.architectures import find_architecture
 from training.data import dataset
 from training.errors import RecipeError, RunError
-from training.evaluate import load_network
+from training.evaluate import evaluate, load_network
+from training.export.export import Export, export
 from training.recipes import RECIPES, Arithmetic, Recipe, find_recipe
 from training.run import train
 from training.run.checkpoint import NETWORK, Checkpoint, Learner
@@ -158,6 +159,18 @@ def test_a_guided_run_that_is_resumed_ends_as_an_undisturbed_one_and_then_needs_
     assert ended.state.training_seconds == pytest.approx(trained.state.training_seconds + own)
     shutil.rmtree(tmp_path / "other")
     assert train_quietly(guided, source, tmp_path / "run", resume=True).state == ended.state
+
+
+@pytest.mark.slow
+def test_a_manifest_has_the_hashes_of_start_and_teacher(
+    guided: Recipe, source: dataset.Source, tmp_path: Path
+) -> None:
+    ended = train_quietly(guided.replace(epochs=1), source, tmp_path / "run")
+    found = evaluate(ended, source, torch.device("cpu"))
+    manifest = export(Export(ended, found, source, "guided", "1"), tmp_path / "store").manifest
+    digest = read_trained(tmp_path / "other").sha256
+    assert manifest.lineage == {"start": digest, "teacher": digest}
+    assert manifest.training_seconds == ended.state.training_seconds
 
 
 @pytest.mark.parametrize("field", ["start", "teacher"])
