@@ -370,6 +370,7 @@ def test_overhead_is_what_requests_take_beyond_their_images(
 ) -> None:
     monkeypatch.setattr(overhead, "ROUNDS", 50)
     row = overhead.measure()
-    assert 0 < row["decoding and inference"] < row["request"]
-    *_, last = overhead.overhead_table(row).splitlines()
-    assert last.startswith("| all else | ")
+    assert all(microseconds > 0 for microseconds in row.values())
+    fixed = dict.fromkeys(row, 1.0) | {"request": 90.4, "decoding and inference": 40.0}
+    *_, last = overhead.overhead_table(fixed).splitlines()
+    assert last == "| all else | 50 |"

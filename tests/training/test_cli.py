@@ -143,6 +143,7 @@ def test_every_field_of_a_recipe_is_an_option(image_folder: Path, tmp_path: Path
     }
     for run, start in (("first", ""), ("second", str(tmp_path / "first"))):
         given |= {"start": start, "start-part": 0.25 if start else 0.0, "teacher": start}
+        given["label-smoothing"] = 0.0 if start else 0.2
         options = [word for name, value in given.items() for word in (f"--{name}", str(value))]
         place = tmp_path / run
         output = _run("train", "fc", "--data-dir", image_folder, "--out", place, *options)
@@ -212,7 +213,7 @@ def test_a_crop_that_does_not_fit_the_network_is_refused(
 ) -> None:
     options = ("--crop", "28", "--cropped", "0.5", "--out", tmp_path / "run")
     line = _fail("train", "simple-cnn", "--data-dir", image_folder, *options)
-    assert line == "Error: crop is 28; simple-cnn cannot learn from that"
+    assert line == "Error: crop is 28; simple-cnn cannot take that"
     assert not (tmp_path / "run").exists()
 
 
