@@ -151,7 +151,8 @@ def spaced_test_images(source: dataset.Source, count: int) -> dataset.Split:
     The first ones of class folders would be of the first classes alone.
     """
     test = source.load_test()
-    index = torch.arange(min(count, len(test))) * len(test) // min(count, len(test))
+    count = min(count, len(test))
+    index = torch.arange(count) * len(test) // count
     return dataset.Split(test.images[index], test.labels[index])
 
 

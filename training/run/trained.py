@@ -125,7 +125,9 @@ def load_trained(network: nn.Module, weights: dict[str, Tensor], images: Tensor)
         network.load_state_dict(weights)
     except RuntimeError as exc:
         raise RunError(" ".join(str(exc).split())) from exc
-    network.eval()(images[:_MEASURED])
+    network.eval()
+    if hooks:
+        network(images[:_MEASURED])
     for hook in hooks:
         hook.remove()
 
