@@ -20,7 +20,7 @@ from app.artifact.manifest import composed
 from app.commands import printable
 from app.errors import ImageError
 from app.images import RgbImage
-from app.images.decode import decode
+from app.images.decode import begins_like_image, decode
 from training.errors import DataError
 
 MAX_PIXELS = 100_000_000
@@ -108,16 +108,17 @@ def read_class_folders(place: Path, size: tuple[int, int], *splits: str) -> Clas
 def class_folders(place: Path) -> list[str]:
     """Return the names of the folders that would be classes, in order."""
     folders = (path.name for path in place.iterdir() if path.is_dir())
-    return sorted(name for name in folders if not name.startswith(".") and not _is_of_system(name))
+    return sorted(name for name in folders if not name.startswith(".") and not is_of_system(name))
 
 
 def holds_pictures(folder: Path) -> bool:
-    """Return whether a file in a folder, or below it, is named like a picture."""
-    return any(
-        (mimetypes.guess_type(path.name, strict=False)[0] or "").startswith("image/")
-        for path, reason in _below(folder)
-        if not reason
-    )
+    """Return whether a file in a folder, or below it, is named like a picture or begins like one.
+
+    A folder that may not be read could hold some.
+    """
+    if folder.is_dir() and not os.access(folder, os.R_OK | os.X_OK):
+        return True
+    return any(is_like_picture(path) for path, reason in _below(folder) if not reason)
 
 
 def first_of_same(images: NDArray[np.uint8]) -> NDArray[np.int64]:
@@ -165,14 +166,14 @@ class _Reader:
 
     def _leave_out_others(self, splits: Sequence[str]) -> None:
         for path in sorted(self._place.iterdir()):
-            if path.name not in splits and not _is_of_system(path.name):
+            if path.name not in splits and not is_of_system(path.name):
                 self._leave_out(path, f"is not in {' or '.join(splits)}")
 
     def _find_classes(self, place: Path) -> dict[str, list[Path]]:
         """Return the folders of each class by its name; two spellings of one name are one class."""
         found: dict[str, list[Path]] = {}
         for path in sorted(place.iterdir()):
-            if _is_of_system(path.name):
+            if is_of_system(path.name):
                 continue
             if path.name.startswith(".") or not path.is_dir():
                 self._leave_out(path, _reason(path) or "lies in no class folder")
@@ -212,7 +213,7 @@ class _Reader:
                 content = path.read_bytes()
                 image = decode(content, self._size, MAX_PIXELS)
             except (ImageError, OSError) as exc:
-                self._leave_out(path, _said(exc), name)
+                self._leave_out(path, said(exc), name)
                 continue
             file = path.relative_to(self._place)
             pictures.append((file, image))
@@ -247,10 +248,10 @@ def _below(folder: Path) -> Iterator[tuple[Path, str]]:
         try:
             paths = sorted(here.iterdir())
         except OSError as exc:
-            yield here, _said(exc)
+            yield here, said(exc)
             continue
         for path in paths:
-            if _is_of_system(path.name):
+            if is_of_system(path.name):
                 continue
             reason = _reason(path)
             if reason or not path.is_dir():
@@ -262,31 +263,54 @@ def _below(folder: Path) -> Iterator[tuple[Path, str]]:
                 waiting.append(path)
 
 
+def is_like_picture(path: Path) -> bool:
+    """Ask the name of a file, and its first bytes if the name says nothing."""
+    kind, _ = mimetypes.guess_type(path.name, strict=False)
+    if kind is not None:
+        return kind.startswith("image/")
+    try:
+        with path.open("rb") as file:
+            return begins_like_image(file.read(32))
+    except OSError:
+        return False
+
+
 def _reason(path: Path) -> str:
     """Return why a path is neither a folder nor a file to read, or an empty string."""
     if path.name.startswith("."):
         return "is hidden: its name begins with a dot"
+    return "" if path.is_dir() else unreadable(path)
+
+
+def unreadable(path: Path, limit: int = MAX_BYTES) -> str:
+    """Return why a path is no file to read, or an empty string.
+
+    Args:
+        path: what a folder or an annotation names.
+        limit: bytes of the largest file.
+    """
     try:
         found = path.stat()
     except FileNotFoundError:
-        return "is a link to nothing"
-    except OSError as exc:
-        return _said(exc)
+        return "is a link to nothing" if path.is_symlink() else "no such file"
+    except (OSError, ValueError) as exc:  # a name with a zero in it is a ValueError
+        return said(exc)
     if stat.S_ISDIR(found.st_mode):
-        return ""
+        return "is a folder"
     if not stat.S_ISREG(found.st_mode):
         return "is neither a file nor a folder"
-    if found.st_size > MAX_BYTES:
-        return f"is {found.st_size:,} bytes; the limit is {MAX_BYTES:,}"
+    if found.st_size > limit:
+        return f"is {found.st_size:,} bytes; the limit is {limit:,}"
     return ""
 
 
-def _said(error: Exception) -> str:
+def said(error: Exception) -> str:
     """Return an error's sentence, without the path that the operating system adds."""
     return (isinstance(error, OSError) and error.strerror) or str(error)
 
 
-def _is_of_system(name: str) -> bool:
+def is_of_system(name: str) -> bool:
+    """Return whether an operating system puts files of this name beside those of the user."""
     return any(fnmatch(name, pattern) for pattern in _OF_SYSTEMS)
 
 

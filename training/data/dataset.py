@@ -73,12 +73,14 @@ class Findings:
         train: number of training images by label, those to hold out included.
         test: number of test images by label.
         test_files: of each test image, relative to the folder.
+        repeated: number of test images with the pixels of a training image.
         left_out: what lies beside them and is not read.
     """
 
     train: list[int]
     test: list[int]
     test_files: tuple[Path, ...]
+    repeated: int
     left_out: tuple[LeftOut, ...]
 
 
@@ -304,8 +306,15 @@ def _source(
         sha256=found.sha256,
         load_train=lambda: train,
         load_test=lambda: test,
-        findings=Findings(train_counts, test_counts, test_files, found.left_out),
+        findings=Findings(
+            train_counts, test_counts, test_files, _repeated(train, test), found.left_out
+        ),
     )
+
+
+def _repeated(train: Split, test: Split) -> int:
+    first = first_of_same(torch.cat((train.images, test.images)).numpy())
+    return int((first[len(train) :] < len(train)).sum())
 
 
 def _split(pictures: Pictures) -> Split:

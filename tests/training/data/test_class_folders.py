@@ -1,3 +1,4 @@
+import errno
 import hashlib
 import mimetypes
 import os
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from PIL.AvifImagePlugin import SUPPORTED as AVIF_SUPPORTED
 
 from tests.support import sample
 from training.data import dataset
@@ -262,6 +264,55 @@ def test_pictures_are_known_where_the_system_knows_no_types(tmp_path: Path) -> N
     for level in range(6):
         _write(tmp_path / ("dark" if level < 3 else "light") / f"{level}.WebP", 40 * level)
     assert dataset.find(tmp_path).classes == ("dark", "light")
+
+
+@pytest.mark.parametrize("suffix", ["", ".jpg_large", ".png?width=600", ".1"])
+def test_pictures_whose_names_say_nothing_are_known_by_their_bytes(
+    tmp_path: Path, suffix: str
+) -> None:
+    for level in range(6):
+        path = tmp_path / ("dark" if level < 3 else "light") / f"{level}.png"
+        _write(path, 40 * level)
+        path.rename(path.with_name(f"{level}{suffix}"))
+    assert dataset.find(tmp_path).classes == ("dark", "light")
+
+
+@pytest.mark.skipif(not AVIF_SUPPORTED, reason="Pillow was built without AVIF")
+def test_avif_without_a_suffix_is_known_by_its_bytes(tmp_path: Path) -> None:
+    for level in range(6):
+        path = tmp_path / ("dark" if level < 3 else "light") / str(level)
+        path.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8), (40 * level,) * 3).save(path, "AVIF")
+    assert dataset.find(tmp_path).classes == ("dark", "light")
+
+
+def test_folders_that_may_not_be_read_are_named(
+    classes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Root may read every folder, so the system's refusal is a double."""
+    folders = sorted(classes.iterdir())
+    iterdir, access = Path.iterdir, os.access
+
+    def refuse(path: Path) -> Iterator[Path]:
+        if path in folders[1:]:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return iterdir(path)
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    monkeypatch.setattr(os, "access", lambda path, mode: path not in folders and access(path, mode))
+    with pytest.raises(DataError) as caught:
+        dataset.find(classes)
+    for folder in folders[1:]:
+        assert f"; {folder.name}: Permission denied" in str(caught.value)
+
+
+def test_test_images_that_are_learned_from_are_counted(splits: Path) -> None:
+    for number in range(3):
+        old = sorted((splits / "train" / "dog").iterdir())[number]
+        shutil.copy(old, splits / "test" / "cat" / f"again-{number}.png")
+    found = dataset.find(splits).findings
+    assert found is not None
+    assert found.repeated == 3
 
 
 @pytest.mark.parametrize("names", [("Train", "Test"), ("train", "val"), ("training", "validation")])

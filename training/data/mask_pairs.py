@@ -1,0 +1,328 @@
+"""Pairs of a picture and an image of its mask, a PNG of the same name.
+
+A palette PNG has the index of a class in each pixel: 0 is the background, 255 counts for nothing.
+A grey PNG has the number of an object in each pixel, 0 for the background; all are of one class.
+"""
+
+import hashlib
+import io
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL.PngImagePlugin import PngImageFile
+
+from app.artifact.manifest import composed
+from app.images import rle
+from app.images.limits import megapixels
+from training.data.annotated import (
+    NAMES_OF_SPLITS,
+    Found,
+    Gathering,
+    Picture,
+    SceneSource,
+    objects_of,
+)
+from training.data.class_folders import MAX_PIXELS, is_of_system, unreadable
+
+IMAGES = "images"
+LABELS = ("labels", "masks", "annotations")
+SPLITS_FILE = "splits.json"
+CLASSES_FILE = "classes.txt"
+
+MAX_TEXT_BYTES = 1 << 26
+"""The largest list of names."""
+
+IGNORED = 255
+"""The index of pixels that count for nothing."""
+
+_ONE_CLASS = "object"
+_GREY = {"1", "L", "I", "I;16", "I;16B"}
+
+
+class Layout(NamedTuple):
+    """A folder of pictures and one of their masks.
+
+    Attributes:
+        split: `train`, `val` or `test`, or `all` where the set is not split by folders.
+        images: the pictures.
+        labels: the masks.
+    """
+
+    split: str
+    images: Path
+    labels: Path
+
+
+def find_layouts(place: Path) -> list[Layout]:
+    """Recognise the folders of pairs; a folder of masks holds a PNG.
+
+    Raises:
+        OSError: a folder cannot be listed.
+    """
+    if found := list(_pair("all", place)):
+        return found
+    splits = [
+        layout
+        for split, names in NAMES_OF_SPLITS.items()
+        for name in names
+        for layout in _pair(split, place / name)
+    ]
+    return splits if any(layout.split == "train" for layout in splits) else []
+
+
+def read_mask_pairs(place: Path, layouts: Sequence[Layout]) -> SceneSource:
+    """Read a set of pairs.
+
+    Args:
+        place: the set's folder.
+        layouts: its folders, as `find_layouts` gives them.
+
+    Raises:
+        DataError: there is nothing to learn, masks are of both kinds, or a list of names cannot be
+            read. Names every fault, or the first `MOST_TOLD`.
+    """
+    return _Reader(place).read(layouts)
+
+
+def _pair(split: str, folder: Path) -> Iterator[Layout]:
+    if not (folder / IMAGES).is_dir():
+        return
+    for name in LABELS:
+        if any((folder / name).glob("*.png")) or any((folder / name).glob("*.PNG")):
+            yield Layout(split, folder / IMAGES, folder / name)
+            return
+
+
+class _Unusable(Exception):
+    """A mask cannot be learned from; the message says why."""
+
+
+@dataclass(frozen=True)
+class _Labels:
+    """The numbers in the pixels of a mask, `[H,W]`, and whether they are classes."""
+
+    numbers: NDArray[np.integer[Any]]
+    are_classes: bool
+
+
+class _Reader:
+    """Reads the pairs of each folder, then names their classes and splits them."""
+
+    def __init__(self, place: Path) -> None:
+        self._place = place
+        self._gathering = Gathering(place)
+        self._kinds: Counter[bool] = Counter()
+        self._highest = 0
+        self._names: list[str] | None = None
+
+    def read(self, layouts: Sequence[Layout]) -> SceneSource:
+        self._read_names()
+        found: dict[str, list[Found]] = {}
+        for layout in layouts:
+            found.setdefault(layout.split, []).extend(self._pairs(layout))
+        if len(self._kinds) > 1:
+            self._gathering.faults.append(
+                f"{self._kinds[True]:,} masks are palette images, one class a number, and "
+                f"{self._kinds[False]:,} are grey, one object a number; one kind is needed"
+            )
+        are_classes = self._kinds[True] > 0
+        classes = self._classes(are_classes=are_classes)
+        if not self._gathering.faults:
+            self._split(found, len(classes))
+        return self._gathering.source(
+            classes,
+            ("segmentation",) if are_classes else ("detection", "segmentation"),
+            instances=not are_classes,
+        )
+
+    def _split(self, found: Mapping[str, list[Found]], classes: int) -> None:
+        if "all" not in found:
+            self._gathering.scenes.update(found)
+            return
+        path = self._place / SPLITS_FILE
+        if unreadable(path) == "no such file":
+            self._gathering.split(found["all"], classes)
+        elif (content := self._gathering.read(path, MAX_TEXT_BYTES)) is not None:
+            self._split_by_names(path, content, found["all"])
+
+    def _split_by_names(self, path: Path, content: bytes, pairs: Sequence[Found]) -> None:
+        names = dict[str, str]()
+        self._gathering.faults.extend(
+            f"{self._gathering.relative(path)}: {fault}" for fault in _fill_splits(names, content)
+        )
+        used = set()
+        for found in pairs:
+            file = found.scene.file
+            keys = {*map(composed, (file.name, file.stem, file.as_posix()))} & names.keys()
+            if not keys:
+                self._gathering.leave_out(self._place / file, f"is in no split of {SPLITS_FILE}")
+                continue
+            used |= keys
+            self._gathering.scenes[names[min(keys)]].append(found)
+        told = {item.path.stem for item in self._gathering.left_out}
+        for name in sorted(names.keys() - used):
+            if Path(name).stem not in told:
+                self._gathering.leave_out(path, f"there is no picture {name!r} with a mask")
+
+    def _pairs(self, layout: Layout) -> list[Found]:
+        pictures = _by_stem(layout.images)
+        masks = _by_stem(layout.labels)
+        for stem, paths in masks.items():
+            others = [path for path in paths if path.suffix.lower() != ".png"]
+            for path in others:
+                self._gathering.leave_out(path, "is no PNG")
+            masks[stem] = [path for path in paths if path not in others]
+        found = []
+        for stem in sorted(pictures.keys() | masks.keys()):
+            images, labels = pictures.get(stem, []), masks.get(stem, [])
+            if len(images) == 1 and len(labels) == 1:
+                pair = self._read_pair(images[0], labels[0])
+                found.extend([pair] if pair else [])
+                continue
+            for path in (*images, *labels):
+                self._gathering.leave_out(path, _unpaired(layout, path, images, labels))
+        return found
+
+    def _read_pair(self, image: Path, label: Path) -> Found | None:
+        picture = self._gathering.picture(image)
+        if picture is None:
+            return None
+        content = self._gathering.content(label)
+        if content is None:
+            return None
+        height, width, _ = picture.measured
+        try:
+            labels = _read_labels(content)
+        except _Unusable as exc:
+            self._gathering.leave_out(label, str(exc))
+            return None
+        if labels.numbers.shape != (height, width):
+            rows, columns = labels.numbers.shape
+            told = f"is {columns}x{rows} pixels, but its picture is {width}x{height}"
+            self._gathering.leave_out(label, told)
+            return None
+        if labels.numbers.any():  # an empty mask may be of either kind
+            self._kinds[labels.are_classes] += 1
+        if labels.are_classes and (fault := self._beyond(labels.numbers)):
+            self._gathering.leave_out(label, fault)
+            return None
+        return _found(self._place, picture, labels, content)
+
+    def _beyond(self, numbers: NDArray[np.integer[Any]]) -> str:
+        """Return what is wrong with the classes of a mask, or an empty string."""
+        highest = int(numbers.max(where=numbers != IGNORED, initial=0))
+        if self._names is not None and highest > len(self._names):
+            return f"has the class {highest}, but {CLASSES_FILE} has {len(self._names)} names"
+        self._highest = max(self._highest, highest)
+        return ""
+
+    def _read_names(self) -> None:
+        path = self._place / CLASSES_FILE
+        if unreadable(path) == "no such file":
+            return
+        content = self._gathering.read(path, MAX_TEXT_BYTES)
+        if content is None:
+            return
+        try:
+            lines = content.decode("utf-8-sig").splitlines()
+        except UnicodeDecodeError as exc:
+            self._gathering.faults.append(f"{CLASSES_FILE}: is not UTF-8: {exc.reason}")
+            return
+        self._names = [composed(line.strip()) for line in lines if line.strip()]
+        self._gathering.faults.extend(
+            f"{CLASSES_FILE}: {name!r} stands there {count} times; once is allowed"
+            for name, count in Counter(self._names).items()
+            if count > 1
+        )
+
+    def _classes(self, *, are_classes: bool) -> tuple[str, ...]:
+        names = self._names
+        if are_classes:
+            return tuple(names or (f"class {index + 1}" for index in range(self._highest)))
+        if names is not None and len(names) != 1:
+            self._gathering.faults.append(
+                f"{CLASSES_FILE}: has {len(names)} names; grey masks tell objects apart, and all "
+                "are of one class"
+            )
+        return tuple(names or (_ONE_CLASS,))[:1]
+
+
+def _found(place: Path, picture: Picture, labels: _Labels, content: bytes) -> Found:
+    counts = rle.encode_each(labels.numbers)
+    counts.pop(0, None)
+    ignored = counts.pop(IGNORED, None) if labels.are_classes else None
+    height, width, _ = picture.measured
+    objects = objects_of(
+        [rle.bounds(mask, height, width) or () for mask in counts.values()],
+        [value - 1 if labels.are_classes else 0 for value in counts],
+        [False] * len(counts),
+        list(counts.values()),
+    )
+    digests = picture.digest, hashlib.sha256(content).digest()
+    return Found(picture.scene(place, objects, ignored), digests)
+
+
+def _by_stem(folder: Path) -> dict[str, list[Path]]:
+    """Return the files of a folder by their names without the ending."""
+    found: dict[str, list[Path]] = {}
+    for path in sorted(folder.iterdir()):
+        if not is_of_system(path.name):
+            found.setdefault(composed(path.stem), []).append(path)
+    return found
+
+
+def _unpaired(layout: Layout, path: Path, images: list[Path], labels: list[Path]) -> str:
+    """Return why a file is no part of a pair."""
+    if path in images and not labels:
+        return f"has no mask {layout.labels.name}/{path.stem}.png"
+    if path in labels and not images:
+        return f"has no picture of this name in {layout.images.name}"
+    alike = images if len(images) > 1 else labels
+    return f"{' and '.join(one.name for one in alike)} have the same name"
+
+
+def _read_labels(content: bytes) -> _Labels:
+    """Return the numbers of a PNG as the file has them, without its palette's colours."""
+    try:
+        image = PngImageFile(io.BytesIO(content))
+        _check_kind(image)
+        numbers = np.asarray(image)
+    except _Unusable:
+        raise
+    except Exception as exc:  # Pillow documents no list of what its decoders raise
+        raise _Unusable(f"is no PNG, or damaged: {exc or type(exc).__name__}") from exc
+    return _Labels(numbers.astype(np.int32), image.mode == "P")
+
+
+def _check_kind(image: PngImageFile) -> None:
+    if image.width * image.height > MAX_PIXELS:
+        limit = megapixels(MAX_PIXELS)
+        raise _Unusable(f"is {image.width}x{image.height} pixels; the limit is {limit}")
+    if image.mode != "P" and image.mode not in _GREY:
+        raise _Unusable(f"is of the kind {image.mode}; a palette or grey is needed")
+
+
+def _fill_splits(names: dict[str, str], content: bytes) -> Iterator[str]:
+    """Fill in the split of each name, and yield what is wrong with the file."""
+    try:
+        tree = json.loads(content)
+    except (ValueError, RecursionError) as exc:
+        yield f"is not JSON: {exc}"
+        return
+    known = {name: split for split, all_names in NAMES_OF_SPLITS.items() for name in all_names}
+    if not isinstance(tree, dict) or not tree.keys() <= known.keys():
+        yield 'is not of the form {"train": [...], "val": [...], "test": [...]}'
+        return
+    for key, listed in tree.items():
+        if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
+            yield f"{key} is no list of names"
+            continue
+        for name in map(composed, listed):
+            if names.setdefault(name, known[key]) != known[key]:
+                yield f"{name!r} is in {names[name]} and in {known[key]}"

@@ -1,0 +1,53 @@
+"""Annotated pictures for detection and segmentation: which reader a folder is for.
+
+`coco` reads COCO JSON, `mask_pairs` pictures with an image of their mask. `annotated` has the
+records that both return. `cifar_scenes` makes such pictures of those of CIFAR-10.
+"""
+
+from pathlib import Path
+
+from app.commands import printable
+from training.data import coco, mask_pairs
+from training.data.annotated import Objects, Scene, SceneFindings, SceneSource
+from training.errors import DataError
+
+__all__ = ["Objects", "Scene", "SceneFindings", "SceneSource", "find_scenes"]
+
+_NEEDED = (
+    "needed are train.json and test.json in COCO's format, with the pictures in images; "
+    "or annotations/instances_train*.json with train*; or train/_annotations.coco.json with the "
+    "pictures beside it; or one annotations.json; or images and labels with a PNG of the same name "
+    "for each picture"
+)
+
+
+def find_scenes(place: Path) -> SceneSource:
+    """Recognise a folder's layout and read it; pictures stay in their files.
+
+    Every picture is decoded once, to find out whether the service would.
+
+    Raises:
+        DataError: there is no such folder, its layout is not known, or it cannot be trained on. The
+            message names the folder, and what was looked for or all faults.
+    """
+    shown = printable(place)
+    if not place.is_dir():
+        raise DataError(f"{shown}: {'is not a folder' if place.exists() else 'no such folder'}")
+    try:
+        found = _open(place)
+    except OSError as exc:
+        raise DataError(f"{shown}: {exc}") from exc
+    if found is None:
+        raise DataError(f"{shown}: holds no annotated pictures; {_NEEDED}")
+    return found
+
+
+def _open(place: Path) -> SceneSource | None:
+    if layouts := coco.find_layouts(place):
+        return coco.read_coco(place, layouts)
+    if pairs := mask_pairs.find_layouts(place):
+        return mask_pairs.read_mask_pairs(place, pairs)
+    others = [path for path in sorted(place.glob("*.json")) if path.name != mask_pairs.SPLITS_FILE]
+    if len(others) == 1:
+        return coco.read_coco(place, [coco.single(place, others[0])])
+    return None
