@@ -1,7 +1,9 @@
 """The commands `convscope serve`, `predict` and `models`."""
 
+import io
 import json
 import logging
+import math
 import os
 import socket
 import sys
@@ -90,6 +92,13 @@ def serve(host: str, port: int, workers: int | None, root_path: str | None) -> N
             serve_alone(settings, listener, opener, greet)
 
 
+def _check_number(_context: object, _option: object, value: float | None) -> float | None:
+    """Refuse `nan`, which click finds in every range."""
+    if value is not None and math.isnan(value):
+        raise click.BadParameter("nan is not a number.")
+    return value
+
+
 @main.command(epilog=EXIT_STATUS)
 @click.argument("files", nargs=-1, required=True)
 @click.option("--model", help="The model, as name or name/version. Default: the default model.")
@@ -98,6 +107,7 @@ def serve(host: str, port: int, workers: int | None, root_path: str | None) -> N
 @click.option(
     "--coverage",
     type=click.FloatRange(0.01, 0.99),
+    callback=_check_number,
     help="The probability with which the set of classes holds the true one, for pictures like "
     f"those that the model was trained on. Default: {COVERAGE:g}, if the model has sets.",
 )
@@ -122,10 +132,12 @@ def predict(
     """
     if to_json and to_csv:
         raise click.UsageError("--json and --csv: only one can be printed")
+    if (to_json or to_csv) and isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")  # programs read it, whatever the terminal's is
     settings = read_settings()
     name, version = _name_and_version(model, version)
-    artifact = _read_store(settings).find(name, version)
-    if coverage is None and settings.precision in artifact.manifest.confidence:
+    artifact = _read_store(settings).find(name, version, "classification")
+    if coverage is None and settings.precision in artifact.classifier.confidence:
         coverage = COVERAGE
     if top_k is None and not (to_json or to_csv):
         top_k = 1
@@ -157,18 +169,28 @@ def models(*, as_json: bool) -> None:
     settings = read_settings()
     store = _read_store(settings)
     rows = {
-        item.ref: ModelVersion.of(item.manifest, default=item is store.default) for item in store
+        item.ref: ModelVersion.of(item.manifest, default=item in store.defaults.values())
+        for item in store
     }
     if as_json:
         click.echo(
-            json.dumps({"models": [row.model_dump(mode="json") for row in rows.values()]}, indent=2)
+            json.dumps(
+                {
+                    "models": [
+                        row.model_dump(mode="json", exclude_none=True) for row in rows.values()
+                    ]
+                },
+                indent=2,
+            )
         )
         return
-    lines = [("MODEL", "ARCHITECTURE", "PARAMETERS", "TEST ACCURACY", "")]
+    lines = [("MODEL", "TASK", "ARCHITECTURE", "PARAMETERS", "ON TEST IMAGES", "")]
     for ref, row in rows.items():
         default = "default" if row.default else ""
-        figures = f"{row.parameters:,}", f"{row.test_accuracy:.2%}", default
-        lines.append((ref, row.architecture, *figures))
+        measured = (
+            f"mAP {row.test_map:.1%}" if row.test_accuracy is None else f"{row.test_accuracy:.2%}"
+        )
+        lines.append((ref, row.task, row.architecture, f"{row.parameters:,}", measured, default))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
         cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))

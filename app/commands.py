@@ -1,6 +1,8 @@
 """Shared by the commands of `convscope` and `convscope-train`: printing of errors and names."""
 
 import errno
+import io
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,8 @@ import click
 class OneLineErrors(click.Group):
     """A group of commands that prints a known error in one line and exits with status 1.
 
-    So is an error of the operating system, such as a full disk.
+    So is an error of the operating system, such as a full disk. Characters that the terminal's
+    encoding lacks are printed as escapes.
     """
 
     def __init__(self, *args: Any, errors: type[Exception], **kwargs: Any) -> None:
@@ -20,10 +23,13 @@ class OneLineErrors(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):  # there is none if the shell has closed it
+                stream.reconfigure(errors="backslashreplace")
         try:
             return super().invoke(ctx)
         except self._errors as exc:
-            raise click.ClickException(str(exc)) from exc
+            raise click.ClickException(printable(str(exc))) from exc
         except OSError as exc:
             if exc.errno == errno.EPIPE:  # click ends without a word
                 raise

@@ -27,6 +27,7 @@
     │   ├── UnknownFilter
     │   ├── UnknownClass
     │   └── NothingToSee
+    ├── WrongTask                 the model that the request names does something else
     ├── InvalidParameter          a query parameter holds a value that is not allowed
     ├── NotAcceptable             the client accepts none of the available formats
     ├── NotReady                  the process cannot serve all its models at the moment
@@ -146,6 +147,10 @@ class UnknownClass(NotFound):
 
 class NothingToSee(NotFound):
     """The model was exported without the data to show."""
+
+
+class WrongTask(ConvscopeError):
+    """The model that the request names does something else than the resource offers."""
 
 
 class InvalidParameter(ConvscopeError):

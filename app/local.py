@@ -132,7 +132,7 @@ class FileClassifier:
         """
         self.failures = 0
         self._settings = settings
-        self._size = artifact.manifest.image_size
+        self._manifest = artifact.manifest
         self._interpreter = Interpreter(
             artifact, settings.precision, top_k=top_k, coverage=coverage
         )
@@ -165,8 +165,13 @@ class FileClassifier:
         settings = self._settings
         try:
             data = _read_bytes(file, settings.max_body_bytes)
-            whole = settings.max_pixels_whole
-            image = decode(data, self._size, settings.max_pixels, max_pixels_whole=whole)
+            image = decode(
+                data,
+                self._manifest.image_size,
+                settings.max_pixels,
+                max_pixels_whole=settings.max_pixels_whole,
+                resize=self._manifest.resize,
+            )
         except OSError as exc:
             return Failure(as_unicode(file), exc.strerror or str(exc))
         except (ImageError, UploadError) as exc:
@@ -240,8 +245,8 @@ def as_csv(rows: Iterable[Row]) -> Iterator[str]:
             cells["probability"] = row.confidence
             cells["prediction_set"] = "|".join(row.prediction_set or ())
         text = io.StringIO()
-        csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="").writerow(cells)
-        yield text.getvalue()
+        csv.DictWriter(text, COLUMNS, extrasaction="ignore").writerow(cells)
+        yield text.getvalue().removesuffix("\r\n")
 
 
 def as_json(rows: Iterable[Row], manifest: Manifest) -> Iterator[str]:

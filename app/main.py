@@ -20,7 +20,9 @@ from app.api.prefix import Prefix, PrefixMiddleware
 from app.api.routes import (
     activations,
     confusion_matrix,
+    detect,
     documentation,
+    evaluation,
     explain,
     filters,
     health,
@@ -183,7 +185,17 @@ def _settings_or_exit() -> Settings:
 
 def _add_routes(framework: FastAPI) -> None:
     """Add all resources, and the one handler of their errors."""
-    modules = (predict, explain, activations, filters, confusion_matrix, models, health)
+    modules = (
+        predict,
+        detect,
+        explain,
+        activations,
+        filters,
+        confusion_matrix,
+        evaluation,
+        models,
+        health,
+    )
     for module in (*modules, metrics_route, documentation, page):
         framework.include_router(module.router)
     framework.routes.extend((documentation.mount(), page.mount()))

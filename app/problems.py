@@ -52,6 +52,7 @@ STATUSES: Mapping[type[ConvscopeError], tuple[int, str]] = {
     errors.UnknownFilter: (404, "Unknown filter"),
     errors.UnknownClass: (404, "Unknown class"),
     errors.NothingToSee: (404, "Nothing to see"),
+    errors.WrongTask: (409, "Another task"),
     errors.InvalidParameter: (422, "Invalid parameter"),
     errors.NotAcceptable: (406, "Not acceptable"),
     errors.NotReady: (503, "Not ready"),

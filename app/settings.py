@@ -22,8 +22,9 @@ from app.errors import SettingsError
 
 PREFIX = "CONVSCOPE_"
 
-_OTHERS = {"DATA_DIR", "KERNELS", "CHROMIUM", "CONTAINER_CHECK"}  # of training and of the tests
+_OTHERS = {"DATA_DIR", "KERNELS", "CHROMIUM", "CONTAINER_CHECK", "SCENES_DIR"}  # not the service's
 _OPTIONS = {"HOST", "PORT", "WORKERS"}  # of `convscope serve`
+_WITHOUT_PREFIX = {"FORWARDED_ALLOW_IPS", "PROMETHEUS_MULTIPROC_DIR"}  # of libraries
 _SERVICE_LINK = re.compile(
     r"(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)=.*"
     r"|(\w+_)?PORT=\w+://.*",
@@ -31,7 +32,11 @@ _SERVICE_LINK = re.compile(
 )
 """Variables that Kubernetes sets for a Service. `PORT=8080` is none: somebody means the option."""
 _STORE = "models_store"
-_ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://[a-z0-9.:\[\]-]+")
+_ORIGIN = re.compile(
+    r"\*|[a-z][a-z0-9+.-]*://([a-z0-9_.-]+|\[[0-9a-f:.]+\])(:(?P<port>[0-9]{1,5}))?"
+)
+_LAST_PORT = 65_535
+_DEFAULT_PORTS = {"http": ":80", "https": ":443"}  # which browsers leave out of an origin
 _ROOT_PATH = re.compile(r"(/(?!\.{1,2}(/|$))[\w.~-]+)*", re.ASCII)
 _ROOT_PATH_LENGTH = 256
 
@@ -51,12 +56,13 @@ def _check_reference(value: str) -> str:
 
 def _check_origin(value: str) -> str:
     origin = value.lower()
-    if not _ORIGIN.fullmatch(origin):
+    found = _ORIGIN.fullmatch(origin)
+    if not found or int(found["port"] or 0) > _LAST_PORT:
         raise ValueError(
             f"{value!r} is neither an origin, such as `https://example.org` or "
             "`http://localhost:3000`, nor `*`"
         )
-    return origin
+    return origin.removesuffix(_DEFAULT_PORTS.get(origin.partition(":")[0], ""))
 
 
 def check_root_path(value: str) -> str:
@@ -197,8 +203,9 @@ def check_names(environment: Mapping[str, str]) -> None:
         if _SERVICE_LINK.fullmatch(f"{name}={value}"):
             continue
         meant = ""
-        if name in _OPTIONS:
-            meant = f"; did you mean `convscope serve --{name.lower()}`?"
-        elif close := difflib.get_close_matches(name, known, n=1, cutoff=0.4):
-            meant = f"; did you mean {PREFIX}{close[0]}?"
+        if close := difflib.get_close_matches(name, _OPTIONS, n=1, cutoff=0.75):
+            meant = f"; did you mean `convscope serve --{close[0].lower()}`?"
+        elif close := difflib.get_close_matches(name, known | _WITHOUT_PREFIX, n=1, cutoff=0.4):
+            prefix = "" if close[0] in _WITHOUT_PREFIX else PREFIX
+            meant = f"; did you mean {prefix}{close[0]}?"
         raise SettingsError(f"{variable}: there is no such setting{meant}")

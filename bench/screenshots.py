@@ -13,8 +13,8 @@ WIDTH, HEIGHT = 1280, 860
 _ARGUMENTS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking")
 _CLASSIFY, _NETWORK, _MATRIX = (
     "?sample=horse",
-    "?view=network&model=simple-cnn/2&sample=horse&layer=conv1&channel=11",
-    "?view=matrix&model=simple-cnn/2&true=cat&predicted=dog&order=similarity",
+    "?view=network&model=simple-cnn/3&sample=horse&layer=conv1&channel=11",
+    "?view=matrix&model=simple-cnn/3&true=cat&predicted=dog&order=similarity",
 )
 
 

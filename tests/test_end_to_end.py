@@ -61,7 +61,7 @@ def test_the_service_gives_the_accuracy_that_was_measured(
         answer = client.post("/predict", files=parts, params={"top_k": 1}).raise_for_status()
         for prediction in answer.json()["predictions"]:
             right += prediction["class_id"] == labels[int(prediction["filename"][:-4])]
-    assert right / len(images) == pytest.approx(artifact.manifest.test.accuracy)
+    assert right / len(images) == pytest.approx(artifact.classifier.test.accuracy)
     assert right / len(images) > 0.2
 
 
@@ -102,7 +102,7 @@ def test_compare_puts_the_store_side_by_side(artifact: Artifact, tmp_path: Path)
     printed = _training("compare", "--store", artifact.path.parent.parent, "--out", out)
     assert "sampled/1" in printed
     (row,) = json.loads((out / "comparison.json").read_text())["models"]
-    assert row["accuracy"] == artifact.manifest.test.accuracy
+    assert row["accuracy"] == artifact.classifier.test.accuracy
     assert row["latency_ms"] > 0
     assert "1,070,986" in (out / "comparison.md").read_text()
     assert {path.name for path in out.glob("*.png")} == {

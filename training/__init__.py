@@ -4,7 +4,7 @@ from importlib.metadata import version
 
 
 def main() -> None:
-    """Run `convscope-train`; report a missing package in one line."""
+    """Run `convscope-train`; a missing package and an interrupted import have no traceback."""
     try:
         from training.cli import main as run
     except ModuleNotFoundError as exc:
@@ -13,4 +13,6 @@ def main() -> None:
             "`pip install '.[train]'` in a checkout, or `pip install "
             f"'convscope-{version('convscope')}-py3-none-any.whl[train]'` beside the wheel"
         ) from exc
+    except KeyboardInterrupt:
+        raise SystemExit("Aborted!") from None
     run()

@@ -40,6 +40,9 @@ Command = Callable[..., Any]
 ENOUGH_HELD_OUT = 99
 """The least number of held-out images from which a 99% set can leave out a class."""
 
+ENOUGH_OF_A_CLASS = 230
+"""The same of each class, for class-conditional sets."""
+
 # A pipe has no width, and names may look like markup.
 console = Console(width=None if sys.stdout.isatty() else 120, markup=False, emoji=False)
 data_dir_option = click.option(
@@ -110,7 +113,7 @@ def data_command(data_dir: Path | None, *, strict: bool) -> None:
     source = dataset.find(data_dir)
     _tell_findings(source, strict=strict)
     images = source.load_train()
-    console.print(f"{source}, sha256 {source.sha256}", soft_wrap=True)
+    _say(f"{source}, sha256 {source.sha256}")
     console.print(f"{len(images):,} training images in {len(source.classes)} classes:", end=" ")
     console.print(", ".join(map(printable, source.classes)))
 
@@ -140,7 +143,7 @@ def train(
     run = out or Path("runs") / f"{name}-seed{recipe.seed}"
     source = dataset.find(data_dir)
     console.quiet = not is_first_process()
-    console.print(f"{name} on {source} → {run}", soft_wrap=True)
+    _say(f"{name} on {source} → {run}")
     _tell_findings(source, strict=strict, recipe=recipe)
     try:
         with watch(console) as reporter:
@@ -152,7 +155,7 @@ def train(
     if not is_first_process():
         return
     report.draw_learning_curve(last.state.history, run / report.LEARNING_CURVE)
-    console.print(f"done: {last.path}", soft_wrap=True)
+    _say(f"done: {last.path}")
 
 
 @main.command("evaluate")
@@ -205,9 +208,9 @@ def export(
         evaluate.save_evaluation(last, found)
     artifact = export_artifact(Export(last, found, source, name, version, int8), store)
     figures = f"{found.test.accuracy:.2%}"
-    if artifact.manifest.int8 is not None:
-        figures += f", int8 {artifact.manifest.int8.test_accuracy:.2%}"
-    console.print(f"exported: {artifact.path} ({figures})", soft_wrap=True)
+    if (graph := artifact.classifier.int8) is not None:
+        figures += f", int8 {graph.test_accuracy:.2%}"
+    _say(f"exported: {artifact.path} ({figures})")
     _tell_of_few(artifact.manifest.data.heldout)
 
 
@@ -223,15 +226,13 @@ def export(
 )
 def compare_command(store: Path, data_dir: Path | None, out: Path) -> None:
     """Compare all artifacts of the store, and find the test images that they get wrong."""
-    comparison = compare_models(
-        store, partial(dataset.find, data_dir, download=False), console.print
-    )
+    comparison = compare_models(store, partial(dataset.find, data_dir, download=False), _say)
     comparison_report.write_comparison(comparison, out)
     for table in comparison_report.comparison_tables(comparison):
         console.print(table)
     if comparison.errors.left_out:
-        console.print(comparison_report.left_out_note(comparison), soft_wrap=True)
-    console.print(f"written: {out}", soft_wrap=True)
+        _say(comparison_report.left_out_note(comparison))
+    _say(f"written: {out}")
 
 
 @main.command("corruptions")
@@ -241,7 +242,7 @@ def corruptions_command(models: tuple[Path, ...], data_dir: Path | None) -> None
     """Measure the models in the folders MODELS on corrupted test images."""
     source = dataset.find(data_dir, download=False)
     tests = corruptions.corrupted_tests(source)
-    found = corruptions.measure_all(models, source, tests, console.print)
+    found = corruptions.measure_all(models, source, tests, _say)
     console.print(comparison_report.corruptions_table(found, len(tests[corruptions.CLEAN])))
 
 
@@ -250,6 +251,11 @@ def corruptions_command(models: tuple[Path, ...], data_dir: Path | None) -> None
 def describe_command(name: str) -> None:
     """Print the layers of the architecture NAME, with their arithmetic."""
     console.print(report.description_table(describe_architecture(name)))
+
+
+def _say(line: str) -> None:
+    """Print a line, however long; a path in it may hold anything."""
+    console.print(printable(line), soft_wrap=True)
 
 
 def _tell_findings(source: dataset.Source, *, strict: bool, recipe: Recipe | None = None) -> None:
@@ -268,6 +274,12 @@ def _tell_findings(source: dataset.Source, *, strict: bool, recipe: Recipe | Non
         held_out = images.labels[held].bincount(minlength=len(source.classes)).tolist()
     for table in report.findings_tables(source, source.findings, held_out):
         console.print(table)
+    if repeated := source.findings.repeated:
+        have = "image has" if repeated == 1 else "images have"
+        _say(
+            f"{repeated:,} test {have} the pixels of a training image, so the accuracy will look "
+            "too high"
+        )
     left_out = len(source.findings.left_out)
     if strict and left_out:
         files = "file is" if left_out == 1 else "files are"
@@ -279,14 +291,14 @@ def _tell_findings(source: dataset.Source, *, strict: bool, recipe: Recipe | Non
 def _tell_of_few(heldout: int) -> None:
     """Say what too few held-out images mean for an exported model."""
     if heldout == 0:
-        console.print("no images were held out: the model has no sets and no warnings")
+        _say("no images were held out: the model has no sets and no warnings")
     elif heldout < ENOUGH_HELD_OUT:
         images = "image decides" if heldout == 1 else "images decide"
         most = 100 * heldout // (heldout + 1)
-        console.print(
+        _say(
             f"{heldout} held-out {images} the thresholds: warnings are coarse, and sets of more "
-            f"than {most}% hold every class; {ENOUGH_HELD_OUT} are enough for sets of 99%",
-            soft_wrap=True,
+            f"than {most}% hold every class; {ENOUGH_HELD_OUT} are enough for sets of 99%, and "
+            f"{ENOUGH_OF_A_CLASS} of each class for class-conditional ones"
         )
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from app.artifact.directory import first_error
 from app.artifact.files import EVALUATION
 from app.artifact.manifest import Evaluation, Views, WeightFormat
 from app.artifact.tensors import Images, Outputs
@@ -185,5 +186,7 @@ def read_evaluation(checkpoint: Checkpoint) -> Evaluation | None:
         return Evaluation.model_validate_json(path.read_bytes())
     except FileNotFoundError:
         return None
-    except (OSError, ValidationError) as exc:
-        raise RunError(f"{path}: not an evaluation: {exc}") from exc
+    except OSError as exc:
+        raise RunError(f"{path}: cannot be read: {exc.strerror}") from exc
+    except ValidationError as exc:
+        raise RunError(f"{path}: not an evaluation: {first_error(exc)}") from exc

@@ -364,6 +364,10 @@ FAST_REFINED = FAST_ROBUST.replace(
 )
 """Fewer images degraded, at lower rates again, and the mean with where `fast-robust` ended."""
 
+SPEEDNET_95_REFINED = FAST_REFINED.replace(
+    architecture="speednet-95", start="runs/speednet-95-robust-seed0", epochs=8, cropped=0.5
+)
+
 SIMPLE_CNN_ROBUST = NORMALIZED.replace(
     architecture="simple-cnn",
     epochs=110,
@@ -373,6 +377,15 @@ SIMPLE_CNN_ROBUST = NORMALIZED.replace(
     degraded=0.5,
 )
 """For the exercise's CNN: on whole images, half of them degraded, for as long as it gains."""
+
+TAUGHT = NORMALIZED.replace(
+    learning_rate=0.03,
+    crop=28,
+    cropped=0.5,
+    degraded=0.2,
+    holdout=0.05,
+)
+"""From where a network ended, by the answers of a better one, a few images degraded."""
 
 RECIPES: dict[str, Recipe] = {
     "simple-cnn": Recipe(architecture="simple-cnn"),
@@ -399,18 +412,17 @@ RECIPES: dict[str, Recipe] = {
     ),
     "vgg16": NORMALIZED.replace(architecture="vgg16", epochs=8, crop=0, cropped=0),
     "resnet20": NORMALIZED,
-    "resnet20-taught": NORMALIZED.replace(
-        start="runs/resnet20-seed0",
-        teacher="runs/fast-refined-seed0",
-        epochs=20,
-        learning_rate=0.03,
-        crop=28,
-        cropped=0.5,
-        degraded=0.3,
-        holdout=0.05,
+    "resnet20-taught": TAUGHT.replace(
+        start="runs/resnet20-seed0", teacher="runs/fast-refined-seed0", epochs=60
     ),
     "plain20": NORMALIZED.replace(architecture="plain20"),
     "resnet18": NORMALIZED.replace(architecture="resnet18", epochs=12),
+    "resnet18-taught": TAUGHT.replace(
+        architecture="resnet18",
+        start="runs/resnet18-seed0",
+        teacher="runs/speednet-95-degraded-seed0",
+        epochs=6,
+    ),
     "efficientnet-b0": AUGMENTED.replace(
         architecture="efficientnet-b0",
         epochs=24,
@@ -435,11 +447,9 @@ RECIPES: dict[str, Recipe] = {
     "speednet-95-robust": FAST_ROBUST.replace(
         architecture="speednet-95", start="runs/speednet-95-seed0", epochs=6, noise=4
     ),
-    "speednet-95-refined": FAST_REFINED.replace(
-        architecture="speednet-95",
-        start="runs/speednet-95-robust-seed0",
-        epochs=8,
-        cropped=0.5,
+    "speednet-95-refined": SPEEDNET_95_REFINED,
+    "speednet-95-degraded": SPEEDNET_95_REFINED.replace(
+        start="runs/speednet-95-refined-seed0", degraded=0.6
     ),
     "speednet-96": SPEEDNET.replace(
         architecture="speednet-96",

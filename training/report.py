@@ -84,7 +84,7 @@ def evaluation_tables(evaluation: Evaluation, source: Source) -> list[Table]:
         "Most confident mistakes",
         ("test image", "true", "predicted as", "confidence"),
         [
-            (printable(str(files[row.index])), row.true, row.predicted, f"{row.confidence:.2%}")
+            (str(files[row.index]), row.true, row.predicted, f"{row.confidence:.2%}")
             for row in evaluation.confident_mistakes
         ],
     )
@@ -148,7 +148,7 @@ def findings_tables(
         counts["held out"] = held_out
     counts["test images"] = findings.test
     rows = [
-        (printable(name), *(f"{count:,}" for count in of_class), format_count(left_out[name]))
+        (name, *(f"{count:,}" for count in of_class), format_count(left_out[name]))
         for name, *of_class in zip(source.classes, *counts.values(), strict=True)
     ]
     blanks = [""] * len(counts)
@@ -163,13 +163,18 @@ def findings_tables(
 
 
 def make_table(title: str, headings: Row, rows: Sequence[Row]) -> Table:
-    """Return a table for the terminal, with numbers aligned to the right."""
+    """Return a table for the terminal, with numbers aligned to the right.
+
+    Names in it may hold anything; what is not printable is escaped.
+    """
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     for index, heading in enumerate(headings):
         # Folded, not cut: a number without its last digits is another number.
-        table.add_column(heading, justify="left" if index == 0 else "right", overflow="fold")
+        table.add_column(
+            printable(heading), justify="left" if index == 0 else "right", overflow="fold"
+        )
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(printable, row))
     return table
 
 

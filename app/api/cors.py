@@ -12,11 +12,13 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from app.api.openapi import TIMEOUT_HEADER
+from app.api.uploads.upload import quoted
 from app.errors import CrossOriginRefused
 from app.telemetry import requests
 
 _METHODS = ("GET", "HEAD", "POST")
 _REQUEST_HEADERS = ("Content-Type", "If-None-Match", "X-Request-ID", TIMEOUT_HEADER)
+_ASKED = ("Origin", "Access-Control-Request-Method", "Access-Control-Request-Headers")
 _ANSWER_HEADERS = ("ETag", "Retry-After", "Server-Timing", "X-Request-ID")
 
 
@@ -40,10 +42,16 @@ class Cors(CORSMiddleware):
         """
         response = super().preflight_response(request_headers)
         if response.status_code != 200:
-            allowed = ", ".join(self.allow_origins)
+            asked = ", ".join(
+                f"{name} {quoted(request_headers[name])}"
+                for name in _ASKED
+                if name in request_headers
+            )
+            origins, methods = ", ".join(self.allow_origins), ", ".join(_METHODS)
             raise CrossOriginRefused(
-                f"{bytes(response.body).decode()}; allowed are the origins {allowed}, the methods "
-                f"{', '.join(_METHODS)} and the headers {', '.join(_REQUEST_HEADERS)}"
+                f"{bytes(response.body).decode()}; the request has {asked}; allowed are the "
+                f"origins {origins}, the methods {methods} and the headers "
+                f"{', '.join(_REQUEST_HEADERS)}"
             )
         return response
 

@@ -1,5 +1,6 @@
 """The service, the model and the class that a request asks for, for all routes."""
 
+from collections.abc import Mapping
 from typing import cast
 
 from fastapi import Request
@@ -7,8 +8,13 @@ from fastapi import Request
 from app.api.queries import ModelQuery
 from app.api.state import Service
 from app.artifact.directory import Artifact
-from app.errors import ConvscopeError, InvalidParameter
+from app.artifact.manifest import Task
+from app.artifact.store import Store
+from app.errors import ConvscopeError, InvalidParameter, WrongTask
 from app.telemetry.requests import state_of
+
+ROUTES: Mapping[Task, str] = {"classification": "/predict", "detection": "/detect"}
+"""The resource that serves the models of each task."""
 
 MAX_PARAMETERS = 64
 """Of a query; no resource has more than eight."""
@@ -19,15 +25,35 @@ def service_of(request: Request) -> Service:
     return cast(Service, request.app.state.service)
 
 
-def artifact_of(request: Request, query: ModelQuery) -> Artifact:
+def artifact_of(request: Request, query: ModelQuery, task: Task | None = None) -> Artifact:
     """Return the model that the query names, and note it for the log line.
+
+    Args:
+        request: of a resource.
+        query: of the request.
+        task: of the models that the resource has; None: of any.
 
     Raises:
         UnknownModel: there is no such model.
+        WrongTask: the model has another task.
     """
-    artifact = service_of(request).store.find(query.model, query.version)
+    store = service_of(request).store
+    artifact = store.find(query.model, query.version, task)
     state_of(request.scope).model = artifact.ref
+    check_task(store, artifact, task)
     return artifact
+
+
+def check_task(store: Store, artifact: Artifact, task: Task | None) -> None:
+    """Raise WrongTask if a model has another task than that of a resource; name what fits."""
+    found = artifact.manifest.task
+    if task in {None, found}:
+        return
+    names = sorted({other.manifest.name for other in store if other.manifest.task == task})
+    raise WrongTask(
+        f"{artifact.ref} is for {found}: POST {ROUTES[found]} serves it. For {task} there are: "
+        f"{', '.join(names) or 'none'}"
+    )
 
 
 def class_id_of(artifact: Artifact, name: str, error: type[ConvscopeError]) -> int:

@@ -19,9 +19,9 @@ from fastapi import Request
 
 from app import problems
 from app.api.cors import Cors
-from app.api.dependencies import refuse_repeated
+from app.api.dependencies import check_task, refuse_repeated
 from app.api.middleware import end_request
-from app.api.pictures import INLINE_PIXELS, timeout_of
+from app.api.pictures import INLINE_PIXELS, server_timing, timeout_of
 from app.api.prefix import Prefix
 from app.api.queries import PredictQuery
 from app.api.routes import predict
@@ -130,7 +130,8 @@ class FastPaths:
         refuse_repeated(request)
         query = PredictQuery.model_validate(dict(request.query_params))
         service = self.service
-        artifact = service.store.find(query.model, query.version)
+        artifact = service.store.find(query.model, query.version, "classification")
+        check_task(service.store, artifact, "classification")
         return _Plan(
             artifact,
             predict.interpreter_of(service, artifact, query),
@@ -190,8 +191,8 @@ class Handler:
         Raises:
             ImageError: it cannot be decoded, or not quickly.
         """
-        size = self.plan.artifact.manifest.image_size
-        return decode(file.data, size, self._paths.max_pixels)[np.newaxis]
+        manifest, limit = self.plan.artifact.manifest, self._paths.max_pixels
+        return decode(file.data, manifest.image_size, limit, resize=manifest.resize)[np.newaxis]
 
 
 class Prediction:
@@ -272,7 +273,7 @@ class Prediction:
         plan.metrics.answered(plan.interpreter.labels(answer.outputs), answer.queue_seconds)
 
     def _lines(self, answer: Answer) -> bytes:
-        timing = predict.server_timing(self._read_seconds, answer.load_seconds, answer)
+        timing = server_timing(self._read_seconds, answer.load_seconds, answer)
         return (
             f"content-type: application/json\r\nserver-timing: {timing}\r\n"
             f"x-request-id: {self.state.request_id}\r\n{self._handler.cross_origin}"

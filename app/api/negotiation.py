@@ -38,7 +38,7 @@ def choose(request: Request, offers: Mapping[str, str], wanted: str | None) -> s
     accept = ",".join(request.headers.getlist("accept"))
     if not accept.strip():
         return next(iter(offers.values()))
-    ranges = _parse_accept(accept)
+    ranges = qualities(accept)
     # max() keeps the first of equals, which is the default.
     best = max(offers.values(), key=lambda offer: _preference(offer, ranges))
     quality, _ = _preference(best, ranges)
@@ -48,7 +48,8 @@ def choose(request: Request, offers: Mapping[str, str], wanted: str | None) -> s
     return best
 
 
-def _parse_accept(accept: str) -> dict[str, float]:
+def qualities(accept: str) -> dict[str, float]:
+    """Return the quality, 0 to 1, of each value in an Accept or Accept-Encoding header."""
     ranges: dict[str, float] = {}
     for part in accept.split(","):
         media_range, *parameters = (piece.strip().lower() for piece in part.split(";"))

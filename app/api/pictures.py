@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from fastapi import Request
@@ -17,7 +18,9 @@ from app.artifact.directory import Artifact
 from app.artifact.tensors import Images
 from app.errors import DeadlineExceeded, ImageError, InvalidParameter, TooManyPixels
 from app.images import RgbImage
-from app.images.decode import decode, is_bounded
+from app.images.decode import decode_placed, is_bounded
+from app.images.placement import Placement
+from app.inference.batcher import Answer
 from app.settings import Settings
 
 # Handing a smaller image to a thread takes longer than decoding it in the event loop.
@@ -34,11 +37,13 @@ class Picture:
     Attributes:
         data: the file as it was sent.
         image: as the model takes it, uint8 `[H,W,3]`.
+        placement: of the picture in it.
         deadline: of the answer, in the event loop's time.
     """
 
     data: bytes
     image: RgbImage
+    placement: Placement
     deadline: float
 
 
@@ -60,8 +65,8 @@ async def one_picture(request: Request, artifact: Artifact) -> AsyncIterator[Pic
         deadline = asyncio.get_running_loop().time() + timeout
         try:
             async with asyncio.timeout_at(deadline):
-                images = await decode_images(service, artifact, files, deadline)
-                yield Picture(files[0].data, images[0], deadline)
+                decoded = await decode_images(service, artifact, files, deadline)
+                yield Picture(files[0].data, decoded.images[0], decoded.placements[0], deadline)
         except (TimeoutError, DeadlineExceeded) as exc:
             raise DeadlineExceeded(f"no answer within {timeout:g} s") from exc
 
@@ -85,54 +90,73 @@ def timeout_of(headers: Mapping[bytes, bytes], settings: Settings) -> float:
     return min(int(wanted) / 1000, settings.max_request_timeout_seconds)
 
 
+@dataclass(frozen=True)
+class Decoded:
+    """The images of a request, uint8 `[N,H,W,3]`, and where each picture lies in its image."""
+
+    images: Images
+    placements: Sequence[Placement]
+
+
 async def decode_images(
     service: Service, artifact: Artifact, files: Sequence[Upload], deadline: float
-) -> Images:
+) -> Decoded:
     """Decode all images of a request to the model's size.
 
     One after the other: other requests get their turn in between, and none is begun after the
     deadline or for a client that has gone.
-
-    Returns:
-        uint8 `[N,H,W,3]`.
 
     Raises:
         ImageError: a file is not an image that can be decoded.
         QueueFull: the first would wait too long for its decoding.
         TimeoutError: the deadline has passed.
     """
-    size = artifact.manifest.image_size
-    images = np.empty((len(files), *size, 3), np.uint8)
+    images = np.empty((len(files), *artifact.manifest.image_size, 3), np.uint8)
+    placements = []
     try:
         for index, file in enumerate(files):
             if index:
                 async with asyncio.timeout_at(deadline):
                     await asyncio.sleep(0)
             first = index == 0
-            images[index] = await _decode_image(service, file.data, size, deadline, first=first)
+            images[index], placement = await _decode_image(
+                service, artifact, file.data, deadline, first=first
+            )
+            placements.append(placement)
     except ImageError as exc:
         if len(files) == 1:
             raise
         name = f" ({file.filename})" if file.filename else ""
         raise type(exc)(f"image {index}{name} of {len(files)}: {exc}") from exc
-    return images
+    return Decoded(images, placements)
 
 
 async def _decode_image(
-    service: Service, data: bytes, size: tuple[int, int], deadline: float, *, first: bool
-) -> RgbImage:
-    """Decode one image: uint8 `[H,W,3]`; a large one in a thread.
+    service: Service, artifact: Artifact, data: bytes, deadline: float, *, first: bool
+) -> tuple[RgbImage, Placement]:
+    """Decode one image, uint8 `[H,W,3]`; a large one in a thread.
 
     Only the first of a request is refused, before any work is done for it.
     """
     limit, whole = service.settings.max_pixels, service.settings.max_pixels_whole
+    manifest = artifact.manifest
+    decode_fitting = partial(decode_placed, data, manifest.image_size, resize=manifest.resize)
     if len(data) <= INLINE_BYTES and is_bounded(data):
         try:
             inline = min(limit, INLINE_PIXELS)
-            return decode(data, size, inline, max_pixels_whole=min(whole, inline))
+            return decode_fitting(inline, max_pixels_whole=min(whole, inline))
         except TooManyPixels:  # few bytes can hold many pixels: decode them in a thread
             pass
     if first:
         service.decode_threads.check_wait()
     async with asyncio.timeout_at(deadline):
-        return await service.decode(decode, data, size, limit, max_pixels_whole=whole)
+        return await service.decode(decode_fitting, limit, max_pixels_whole=whole)
+
+
+def server_timing(read: float, decode: float, answer: Answer) -> str:
+    """Return the header's value: the milliseconds of each stage."""
+    return (
+        f"read;dur={read * 1000:.3f}, decode;dur={decode * 1000:.3f}, "
+        f"queue;dur={answer.queue_seconds * 1000:.3f}, "
+        f"inference;dur={answer.inference_seconds * 1000:.3f}"
+    )

@@ -15,6 +15,8 @@ from app.telemetry.requests import ClientAddress, Headers
 
 HEADER = b"x-forwarded-prefix"
 
+_IN_IPV6 = "::ffff:"  # an IPv4 address, for a client of IPv6 (RFC 4291, 2.5.5.2)
+
 
 class Prefix:
     """Finds the prefix of a request."""
@@ -44,12 +46,16 @@ class Prefix:
         Proxies pass on a client's own header, so a prefix must not lead to another host.
         """
         given = [value for name, value in headers if name == HEADER]
-        if len(given) != 1 or client is None or client[0] not in self._proxies:
+        if len(given) != 1 or client is None or not self._is_trusted(client[0]):
             return ""
         try:
             return check_root_path(given[0].decode("latin-1"))
         except ValueError:
             return ""
+
+    def _is_trusted(self, host: str) -> bool:
+        """Return whether it is a trusted proxy's address, also in its IPv4-mapped form."""
+        return host in self._proxies or host.removeprefix(_IN_IPV6) in self._proxies
 
 
 class PrefixMiddleware:
@@ -76,6 +82,9 @@ class PrefixMiddleware:
 
 
 def _below(prefix: str, path: str) -> str:
-    """Return a path that begins with the prefix; one that is no path, such as `*`, as it is."""
+    """Return a path that begins with the prefix; one that is no path, such as `*`, as it is.
+
+    A proxy that strips `/vision` of `/vision/docs` and puts a slash there sends `//docs`.
+    """
     is_below = path == prefix or path.startswith(f"{prefix}/")
-    return path if is_below or not path.startswith("/") else prefix + path
+    return path if is_below or not path.startswith("/") else f"{prefix}/{path.lstrip('/')}"

@@ -59,7 +59,7 @@ class PredictQuery(ModelQuery):
         DEFAULT_SETS,
         description="The method of prediction sets: `aps` gives difficult images larger ones and "
         "loses least on pictures that are not clean, `lac` gives the smallest on average, "
-        "`class-conditional` holds each class as often as asked, not only all together. Needs "
+        "`class-conditional` covers each class as often as asked, with a certainty of 90%. Needs "
         "`coverage`.",
     )
 
@@ -155,3 +155,33 @@ class ConfusionMatrixQuery(ModelQuery):
         description="Divide by the sum of the row (`true`), the column (`pred`) or everything.",
     )
     format: Literal["json", "png", "csv"] | None = Field(None, description="Overrides Accept.")
+
+
+class DetectQuery(ModelQuery):
+    """Parameters of a detection."""
+
+    score_threshold: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Leave out objects with a lower score; the model's own threshold unless given.",
+    )
+    iou_threshold: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="Of two objects of a class that overlap by more than this, leave out the worse "
+        "one; at most the model's own threshold, which holds unless given.",
+    )
+    max_detections: int = Field(
+        100, ge=1, le=1000, description="The most objects in one picture, the best first."
+    )
+    format: Literal["json", "png"] | None = Field(
+        None, description="Overrides Accept; `png` is the picture with boxes drawn."
+    )
+
+
+class EvaluationQuery(ModelQuery):
+    """Parameters of a detector's figures."""
+
+    format: Literal["json", "png"] | None = Field(None, description="Overrides Accept.")

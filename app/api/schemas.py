@@ -4,7 +4,15 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.artifact.manifest import ClassFigures, Confusion, Manifest, Precision
+from app.artifact.detection import ClassPrecision, DetectorManifest
+from app.artifact.manifest import (
+    ClassFigures,
+    ClassifierManifest,
+    Confusion,
+    Manifest,
+    Precision,
+    Task,
+)
 from app.explore.confusion_matrix import Normalization
 from app.explore.saliency import PERTURBATIONS, SaliencyMethod
 
@@ -61,36 +69,115 @@ class Predictions(BaseModel):
     predictions: list[Prediction]
 
 
+class PictureSize(BaseModel):
+    """Width and height in pixels of a picture as it is looked at, upright."""
+
+    width: int
+    height: int
+
+
+class Detection(BaseModel):
+    """An object in a picture, in COCO's terms.
+
+    `bbox` is x and y of the upper left corner, width and height, in pixels of the upright picture.
+    """
+
+    bbox: tuple[float, float, float, float]
+    category: str
+    category_id: int
+    score: float
+
+
+class PictureDetections(BaseModel):
+    """The objects in one picture, the best first."""
+
+    image: PictureSize
+    detections: list[Detection]
+    filename: str | None = None
+    warning: str | None = Field(
+        None, description="The fault of a file that was decoded all the same."
+    )
+
+
+class Detections(BaseModel):
+    """The answer to one request.
+
+    `image` and `detections` are of the only picture; of several, `pictures` has one entry each, in
+    their order.
+    """
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {
+                "model": "yolo-bccd",
+                "version": "1",
+                "image": {"width": 640, "height": 480},
+                "detections": [
+                    {
+                        "bbox": [254.1, 117.6, 98.2, 101.9],
+                        "category": "RBC",
+                        "category_id": 1,
+                        "score": 0.93,
+                    }
+                ],
+                "filename": "blood.jpg",
+            }
+        }
+    )
+
+    model: str
+    version: str
+    image: PictureSize | None = None
+    detections: list[Detection] | None = None
+    filename: str | None = None
+    warning: str | None = None
+    pictures: list[PictureDetections] | None = None
+
+
 class ModelVersion(BaseModel):
     """Summary of a served model."""
 
     name: str
     version: str
-    default: bool
+    task: Task
+    default: bool = Field(description="Whether requests that name no model of the task get it.")
     architecture: str
     classes: tuple[str, ...]
     parameters: int
     macs: int
-    test_accuracy: float
+    test_accuracy: float | None = Field(None, description="Of a classifier.")
+    test_map: float | None = Field(
+        None, description="Of a detector: the mean average precision at IoU 0.5 to 0.95."
+    )
+    test_map50: float | None = Field(None, description="The same at IoU 0.5.")
     precisions: tuple[Precision, ...]
     explanations: tuple[SaliencyMethod, ...] = Field(
-        description="The methods of `/explain` that work for this model."
+        (), description="The methods of `/explain` that work for this model."
     )
 
     @classmethod
     def of(cls, manifest: Manifest, *, default: bool) -> Self:
         """Summarise a manifest."""
+        figures: dict[str, Any] = {}
+        match manifest:
+            case ClassifierManifest():
+                cam = ("cam",) if manifest.averages_features else ()
+                figures["test_accuracy"] = manifest.test.accuracy
+                figures["explanations"] = (*PERTURBATIONS, *cam)
+            case DetectorManifest():
+                figures["test_map"] = manifest.test.map
+                figures["test_map50"] = manifest.test.map50
         return cls(
             name=manifest.name,
             version=manifest.version,
+            task=manifest.task,
             default=default,
             architecture=manifest.architecture,
             classes=manifest.classes,
             parameters=manifest.parameters,
             macs=manifest.macs,
-            test_accuracy=manifest.test.accuracy,
             precisions=manifest.precisions,
-            explanations=(*PERTURBATIONS, *(("cam",) if manifest.averages_features else ())),
+            **figures,
         )
 
 
@@ -124,6 +211,40 @@ class ConfusionMatrix(BaseModel):
     normalized: list[list[float]] | None = None
     per_class: tuple[ClassFigures, ...]
     top_confusions: tuple[Confusion, ...]
+
+
+class DetectionConfusionMatrix(BaseModel):
+    """A detector's boxes on the test split against the objects.
+
+    In `counts`, rows are true classes and columns are predicted ones, in the order of `labels`; the
+    last of each is background: boxes where no object is, and objects that no box finds. Boxes of at
+    least `score_threshold` count.
+    """
+
+    model: str
+    version: str
+    labels: tuple[str, ...]
+    images: int
+    objects: int
+    score_threshold: float
+    counts: tuple[tuple[int, ...], ...]
+    normalize: Normalization | None = None
+    normalized: list[list[float]] | None = None
+
+
+class DetectorEvaluation(BaseModel):
+    """A detector's figures on the test split, and the average precision of each class."""
+
+    model: str
+    version: str
+    images: int
+    objects: int
+    map: float
+    map50: float
+    ece_raw: float
+    ece_calibrated: float
+    score_threshold: float
+    per_class: tuple[ClassPrecision, ...]
 
 
 class CellImage(BaseModel):

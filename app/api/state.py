@@ -180,7 +180,7 @@ async def run_service(
             artifact.manifest.architecture,
             settings.backend,
             settings.precision,
-            str(artifact is store.default).lower(),
+            str(artifact in store.defaults.values()).lower(),
         )
     model_metrics = {
         artifact.ref: ModelMetrics(metrics, artifact.manifest.name, artifact.manifest.version)

@@ -8,15 +8,17 @@ checks a file's hash before it returns the bytes. Nothing here loads a graph or 
 import hashlib
 import io
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
+from app.artifact.detection import DetectionEvaluation, DetectorManifest
 from app.artifact.files import (
     EVALUATION,
     FILTERS,
@@ -28,17 +30,35 @@ from app.artifact.files import (
 )
 from app.artifact.manifest import (
     MAX_FILE_BYTES,
+    ClassifierManifest,
     Evaluation,
     FileRecord,
     LayerRecord,
     Manifest,
     Precision,
+    Task,
 )
 from app.artifact.weights import OnnxGraph, inlined
-from app.errors import ArtifactError
+from app.errors import ArtifactError, WrongTask
 
 MAX_MANIFEST_BYTES = 1 << 20
 MAX_ARRAY_BYTES = 1 << 28  # of one file, unpacked
+
+_MANIFESTS: Mapping[Task, type[Manifest]] = {
+    "classification": ClassifierManifest,
+    "detection": DetectorManifest,
+}
+_EVALUATIONS: Mapping[Task, type[Evaluation | DetectionEvaluation]] = {
+    "classification": Evaluation,
+    "detection": DetectionEvaluation,
+}
+
+
+M = TypeVar("M", bound=Manifest)
+
+
+class _TaskOnly(BaseModel):
+    task: Task = "classification"
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +75,21 @@ class Artifact:
     def ref(self) -> str:
         """The model's name and version as `name/version`, unique in a store."""
         return f"{self.manifest.name}/{self.manifest.version}"
+
+    @property
+    def classifier(self) -> ClassifierManifest:
+        """The manifest of a classifier; WrongTask is raised for any other model."""
+        return self._manifest_of(ClassifierManifest, "classify")
+
+    @property
+    def detector(self) -> DetectorManifest:
+        """The manifest of a detector; WrongTask is raised for any other model."""
+        return self._manifest_of(DetectorManifest, "detect objects")
+
+    def _manifest_of(self, kind: type[M], verb: str) -> M:
+        if not isinstance(self.manifest, kind):
+            raise WrongTask(f"{self.ref} does not {verb}; its task is {self.manifest.task}")
+        return self.manifest
 
     def read(self, file_name: str) -> bytes:
         """Return a listed file's bytes, after their size and SHA-256 have been checked.
@@ -99,7 +134,7 @@ class Artifact:
         for file_name in self.manifest.files:
             self.read(file_name)
         self.filters()
-        self.evaluation()
+        self.any_evaluation()
 
     def arrays(self, file_name: str) -> dict[str, NDArray[Any]]:
         """Return the arrays of a listed `.npz` file by name, in the file's order.
@@ -172,16 +207,28 @@ class Artifact:
         return weights
 
     def evaluation(self) -> Evaluation:
-        """Return the figures measured on the test split.
+        """Return the figures of a classifier on the test split.
+
+        Raises:
+            ArtifactError: the file differs from its record, the schema or the manifest's classes.
+            WrongTask: the model does not classify.
+        """
+        evaluation = self.any_evaluation()
+        if not isinstance(evaluation, Evaluation):
+            raise WrongTask(f"{self.ref} does not classify; its task is {self.manifest.task}")
+        return evaluation
+
+    def any_evaluation(self) -> Evaluation | DetectionEvaluation:
+        """Return the figures measured on the test split, as the model's task has them.
 
         Raises:
             ArtifactError: the file differs from its record, the schema or the manifest's classes.
         """
         data = self.read(EVALUATION)
         try:
-            evaluation = Evaluation.model_validate_json(data)
+            evaluation = _EVALUATIONS[self.manifest.task].model_validate_json(data)
         except ValidationError as exc:
-            raise ArtifactError(f"{self.path / EVALUATION}: {_first_error(exc)}") from exc
+            raise ArtifactError(f"{self.path / EVALUATION}: {first_error(exc)}") from exc
         if evaluation.classes != self.manifest.classes:
             raise ArtifactError(f"{self.path / EVALUATION}: has other classes than {MANIFEST}")
         return evaluation
@@ -223,14 +270,24 @@ def read_artifact(path: Path) -> Artifact:
     manifest_path = path / MANIFEST
     data = _read_file(manifest_path, MAX_MANIFEST_BYTES)
     try:
-        manifest = Manifest.model_validate_json(data)
+        manifest = parse_manifest(data)
     except ValidationError as exc:
-        raise ArtifactError(f"{manifest_path}: {_first_error(exc)}") from exc
+        raise ArtifactError(f"{manifest_path}: {first_error(exc)}") from exc
     artifact = Artifact(path, manifest)
     place = f"{path.parent.name}/{path.name}"
     if artifact.ref != place:
         raise ArtifactError(f"{manifest_path}: says {artifact.ref}; the directory is {place}")
     return artifact
+
+
+def parse_manifest(data: bytes) -> Manifest:
+    """Return the manifest of a model of any task; one that names none is a classifier's.
+
+    Raises:
+        ValidationError: the data do not follow the task's schema.
+    """
+    task = _TaskOnly.model_validate_json(data).task
+    return _MANIFESTS[task].model_validate_json(data)
 
 
 def rewritten(artifact: Artifact) -> Artifact:
@@ -272,7 +329,8 @@ def _unpack(data: bytes) -> dict[str, NDArray[Any]]:
     return arrays
 
 
-def _first_error(exc: ValidationError) -> str:
+def first_error(exc: ValidationError) -> str:
+    """Return the place and the sentence of the first of pydantic's errors, in one line."""
     error = exc.errors(include_url=False)[0]
     where = ".".join(str(part) for part in error["loc"])
     message = error["msg"].removeprefix("Value error, ")

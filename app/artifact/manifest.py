@@ -9,6 +9,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from app.artifact.tensors import OOD_SCORE
+from app.images.placement import CROP, Resize
+
 BackendName = Literal["onnx-cpu", "torch-cpu", "torch-cuda"]
 """A runtime and the device that it computes on."""
 
@@ -25,13 +28,13 @@ PRECISIONS: Mapping[BackendName, tuple[Precision, ...]] = {
 WeightFormat = Literal["float32", "float16"]
 """How kernels and matrices are stored; they are computed with in float32."""
 
+Task = Literal["classification", "detection"]
+"""What a model's outputs mean."""
+
 SetMethod = Literal["lac", "aps", "class-conditional"]
 Views = Literal[1, 2, 6]
 
 MAX_FILE_BYTES = 1 << 30
-
-OOD_SCORE = "ood_score"
-"""The graph's output that measures how much an image differs from training images, `[N]`."""
 
 FEATURES = "features"
 """The graph's output before global average pooling, float32 `[N,C,h,w]`, if the network has it."""
@@ -84,7 +87,7 @@ class TensorSpec(Frozen):
     """Name, element type and shape of a graph's input or output; `"N"` is the batch size."""
 
     name: str
-    dtype: Literal["uint8", "float32"]
+    dtype: Literal["uint8", "float32", "int64"]
     shape: tuple[Literal["N"] | Annotated[int, Field(ge=1)], ...]
 
 
@@ -105,22 +108,27 @@ class DataRecord(Frozen):
     test: Annotated[int, Field(ge=1)]
 
 
-class Int8Record(Frozen):
-    """The model's second ONNX graph, in int8: its calibration and its measured figures.
+class Int8Graph(Frozen):
+    """The model's second ONNX graph, in int8, and the number of images that set its steps."""
+
+    file: str
+    calibration_images: Annotated[int, Field(ge=1)]
+    golden_tolerance: Annotated[float, Field(gt=0, lt=1)]
+
+
+class Int8Record(Int8Graph):
+    """The int8 graph of a classifier, with its measured figures.
 
     Accuracies are fractions; cross-entropy is in nats; ECE has 15 bins. The test figures are of the
     served probabilities. Without a temperature of its own, the graph has that of float32.
     """
 
-    file: str
-    calibration_images: Annotated[int, Field(ge=1)]
     temperature: Annotated[float, Field(gt=0)] | None = None
     heldout_accuracy_float32: float
     heldout_accuracy: float
     test_accuracy: float
     test_cross_entropy: float
     test_ece: float
-    golden_tolerance: Annotated[float, Field(gt=0, lt=1)]
 
 
 class Coverage(Frozen):
@@ -234,23 +242,25 @@ class TestFigures(Frozen):
 
 
 class Manifest(Frozen):
-    """`manifest.json`: a model's tensors, files, training and measured figures.
+    """`manifest.json`: a model's tensors, files and training; each task's has more (below).
 
-    The graph's first two outputs are logits and probabilities. `layers` are in the order in which
-    they run; layers that only pass numbers on are left out. `views` is the number of views of an
-    image that the graph averages (mirrored, shifted by a pixel); `macs` counts all of them.
-    `weights` is the format in which kernels and matrices are stored. `lineage` has the hashes of
-    the weights that training began with (`start`) and learned from (`teacher`); `training_seconds`
-    includes the training of the former.
+    `task` is what the outputs mean. `layers` are in the order in which they run; layers that only
+    pass numbers on are left out. `weights` is the format in which kernels and matrices are stored.
+    `lineage` has the hashes of the weights that training began with (`start`) and learned from
+    (`teacher`); `training_seconds` includes the training of the former. `resize` makes pictures of
+    other sizes as large as the input; a manifest without it means the centred part, by a bicubic
+    filter.
     """
 
     schema_version: Literal[1]
+    task: Task
     name: Name
     version: Version
     architecture: str
-    classes: Classes
+    classes: Annotated[tuple[ClassName, ...], Field(min_length=1), AfterValidator(_check_distinct)]
     input: TensorSpec
-    outputs: Annotated[tuple[TensorSpec, ...], Field(min_length=2, max_length=4)]
+    resize: Annotated[Resize, Field(exclude_if=lambda resize: resize == CROP)] = CROP
+    outputs: tuple[TensorSpec, ...]
     opset: int
     files: dict[FileName, FileRecord]
     recipe: dict[str, Any]
@@ -264,29 +274,78 @@ class Manifest(Frozen):
     git_commit: str
     parameters: int
     macs: int
-    views: Annotated[Views, Field(exclude_if=lambda views: views == 1)] = 1
     weights: Annotated[WeightFormat, Field(exclude_if=lambda weights: weights == "float32")] = (
         "float32"
     )
     layers: Annotated[tuple[LayerRecord, ...], Field(exclude_if=lambda layers: not layers)] = ()
+    golden_tolerance: dict[str, Annotated[float, Field(gt=0, lt=1)]]
+    int8: Annotated[Int8Graph | None, Field(exclude_if=lambda record: record is None)] = None
+
+    @model_validator(mode="after")
+    def _takes_images(self) -> Self:
+        """Only the batch's size is open."""
+        match self.input.shape:
+            case ("N", int(), int(), 3) if self.input.dtype == "uint8":
+                return self
+            case shape:
+                raise ValueError(
+                    f"the input is {self.input.dtype} {shape}; it must be uint8 ('N', H, W, 3)"
+                )
+
+    @model_validator(mode="after")
+    def _int8_file_is_listed(self) -> Self:
+        if self.int8 is not None and self.int8.file not in self.files:
+            raise ValueError(f"int8.file is {self.int8.file!r}, which files does not list")
+        return self
+
+    @property
+    def precisions(self) -> tuple[Precision, ...]:
+        """The precisions in which the model can be served."""
+        return ("float32",) if self.int8 is None else ("float32", "int8")
+
+    def images_within(self, macs: int) -> int:
+        """Return how many images take at most `macs` multiply-accumulates; at least one."""
+        return max(1, macs // max(1, self.macs))
+
+    @property
+    def predicted(self) -> list[str]:
+        """The names of the outputs that an answer is made of; a graph may have more."""
+        return [output.name for output in self.outputs]
+
+    @property
+    def averages_features(self) -> bool:
+        """Whether the last layer follows global average pooling of the last feature map."""
+        return any(output.name == FEATURES for output in self.outputs)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the graph's input in pixels."""
+        _, height, width, _ = self.input.shape
+        return int(height), int(width)
+
+
+class ClassifierManifest(Manifest):
+    """Of a classifier: an image in, a probability for each class out.
+
+    The graph's first two outputs are logits and probabilities. `views` is the number of views of an
+    image that the graph averages (mirrored, shifted by a pixel); `macs` counts all of them.
+    """
+
+    task: Annotated[
+        Literal["classification"], Field(exclude_if=lambda task: task == "classification")
+    ] = "classification"
+    classes: Classes
+    outputs: Annotated[tuple[TensorSpec, ...], Field(min_length=2, max_length=4)]
+    views: Annotated[Views, Field(exclude_if=lambda views: views == 1)] = 1
     test: TestFigures
     temperature: Annotated[float, Field(gt=0)]
-    golden_tolerance: dict[str, Annotated[float, Field(gt=0, lt=1)]]
     int8: Annotated[Int8Record | None, Field(exclude_if=lambda record: record is None)] = None
     confidence: Annotated[
         dict[Precision, Confidence], Field(exclude_if=lambda records: not records)
     ] = {}
 
     @model_validator(mode="after")
-    def _tensors_fit(self) -> Self:
-        """Images in, and a number for each class out; only the batch's size is open."""
-        match self.input.shape:
-            case ("N", int(), int(), 3) if self.input.dtype == "uint8":
-                pass
-            case shape:
-                raise ValueError(
-                    f"the input is {self.input.dtype} {shape}; it must be uint8 ('N', H, W, 3)"
-                )
+    def _tells_of_each_class(self) -> Self:
         expected = ("N", len(self.classes))
         for output in self.outputs[:2]:
             if (output.dtype, output.shape) != ("float32", expected):
@@ -294,12 +353,6 @@ class Manifest(Frozen):
                     f"{output.name} is {output.dtype} {output.shape}; "
                     f"with {len(self.classes)} classes it must be float32 {expected}"
                 )
-        return self
-
-    @model_validator(mode="after")
-    def _int8_file_is_listed(self) -> Self:
-        if self.int8 is not None and self.int8.file not in self.files:
-            raise ValueError(f"int8.file is {self.int8.file!r}, which files does not list")
         return self
 
     @model_validator(mode="after")
@@ -314,30 +367,10 @@ class Manifest(Frozen):
         return self
 
     @property
-    def precisions(self) -> tuple[Precision, ...]:
-        """The precisions in which the model can be served."""
-        return ("float32",) if self.int8 is None else ("float32", "int8")
-
-    def images_within(self, macs: int) -> int:
-        """Return how many images take at most `macs` multiply-accumulates; at least one."""
-        return max(1, macs // max(1, self.macs))
-
-    @property
     def predicted(self) -> list[str]:
-        """The outputs of a prediction by name: probabilities, then the score if there is one."""
+        """Probabilities, then the score if there is one."""
         scores = [output.name for output in self.outputs[2:] if output.name == OOD_SCORE]
         return [self.outputs[1].name, *scores]
-
-    @property
-    def averages_features(self) -> bool:
-        """Whether the last layer follows global average pooling of the last feature map."""
-        return any(output.name == FEATURES for output in self.outputs)
-
-    @property
-    def image_size(self) -> tuple[int, int]:
-        """Height and width of the graph's input in pixels."""
-        _, height, width, _ = self.input.shape
-        return int(height), int(width)
 
 
 class ClassFigures(Frozen):
@@ -386,6 +419,11 @@ class Evaluation(Frozen):
     per_class: tuple[ClassFigures, ...]
     top_confusions: tuple[Confusion, ...]
     confident_mistakes: tuple[Mistake, ...]
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of the rows and columns of the confusion matrix."""
+        return self.classes
 
     @model_validator(mode="after")
     def _sizes_agree(self) -> Self:

@@ -5,9 +5,11 @@ Only manifests are read here.
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 
 from app.artifact.directory import Artifact, read_artifact
+from app.artifact.manifest import Task
 from app.errors import ArtifactError, UnknownModel
 
 PREFERRED_MODEL = "simple-cnn"
@@ -40,21 +42,40 @@ class Store:
         except UnknownModel as exc:
             raise ArtifactError(f"CONVSCOPE_DEFAULT_MODEL={default}: {exc}") from exc
 
+    @cached_property
+    def defaults(self) -> Mapping[Task, Artifact]:
+        """The model of each task for requests that name none.
+
+        It is the default model for its own task, and the newest of the first name for any other.
+        """
+        newest = {
+            versions[max(versions, key=int)].manifest.task: versions[max(versions, key=int)]
+            for versions in reversed(self._models.values())
+        }
+        return newest | {self.default.manifest.task: self.default}
+
     def __iter__(self) -> Iterator[Artifact]:
         """Yield the artifacts by name and ascending version."""
         for versions in self._models.values():
             yield from versions.values()
 
-    def find(self, name: str | None = None, version: str | None = None) -> Artifact:
+    def find(
+        self, name: str | None = None, version: str | None = None, task: Task | None = None
+    ) -> Artifact:
         """Return the artifact that a request names.
 
-        Without a name, it is the default model. Without a version, it is the default's version for
-        the default model, and the highest version of any other. An empty string counts as none.
+        Without a name, it is the default model, or that of a task. Without a version, it is the
+        default's version for the default model, and the highest version of any other. An empty
+        string counts as none.
 
         Raises:
             UnknownModel: names the wanted model and the ones that exist.
         """
         default = self.default.manifest
+        if not name and task is not None and task not in self.defaults:
+            raise UnknownModel(f"no model here is for {task}; there are: {', '.join(self._models)}")
+        if task is not None and task in self.defaults:
+            default = self.defaults[task].manifest
         name = name or default.name
         if not version and name == default.name:
             version = default.version

@@ -1,10 +1,15 @@
-"""A graph's tensors: a batch of images in, probabilities and scores out."""
+"""A graph's tensors: a batch of images in, what it says of them out."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+PROBABILITIES = "probabilities"
+OOD_SCORE = "ood_score"
+BOXES, SCORES, LABELS = "boxes", "scores", "labels"
 
 Images = NDArray[np.uint8]
 """A batch of images, uint8 `[N,H,W,3]`, RGB."""
@@ -13,24 +18,60 @@ Probabilities = NDArray[np.float32]
 """Class probabilities, float32 `[N,classes]`; each row sums to one."""
 
 
+def overlaps(box: NDArray[np.float32], others: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return the overlap (IoU) of a box `[4]` with others `[K,4]`, float64 `[K]`.
+
+    Boxes are left, upper, right, lower.
+    """
+    low = np.maximum(box[:2], others[:, :2]).astype(np.float64)
+    high = np.minimum(box[2:], others[:, 2:]).astype(np.float64)
+    shared = np.clip(high - low, 0, None).prod(axis=1)
+    areas = (box[2:] - box[:2]).prod() + (others[:, 2:] - others[:, :2]).prod(axis=1)
+    overlap: NDArray[np.float64] = shared / np.maximum(areas - shared, 1e-9)
+    return overlap
+
+
 @dataclass(frozen=True, slots=True)
 class Outputs:
     """A graph's outputs for a batch.
 
     Attributes:
-        probabilities: float32 `[N,classes]`.
-        ood_scores: how unlike the training images each image is, float32 `[N]`; None from a graph
-            that was exported without them.
+        arrays: by the names that the manifest has for them; the batch is their first dimension.
     """
 
-    probabilities: Probabilities
-    ood_scores: NDArray[np.float32] | None = None
+    arrays: Mapping[str, NDArray[Any]]
+
+    @property
+    def probabilities(self) -> Probabilities:
+        """A classifier's, float32 `[N,classes]`."""
+        return self.arrays[PROBABILITIES]
+
+    @property
+    def ood_scores(self) -> NDArray[np.float32] | None:
+        """How unlike the training images each image is, float32 `[N]`, if the classifier tells."""
+        return self.arrays.get(OOD_SCORE)
+
+    @property
+    def are_finite(self) -> bool:
+        """Whether all values are numbers."""
+        return all(bool(np.isfinite(array).all()) for array in self.arrays.values())
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(next(iter(self.arrays.values())))
 
     def part(self, start: int, images: int) -> "Outputs":
         """Return the outputs for `images` images of the batch, from the one at `start`."""
         chosen = slice(start, start + images)
-        scores = None if self.ood_scores is None else self.ood_scores[chosen]
-        return Outputs(self.probabilities[chosen], scores)
+        return Outputs({name: array[chosen] for name, array in self.arrays.items()})
+
+    @classmethod
+    def of_classes(
+        cls, probabilities: Probabilities, ood_scores: NDArray[np.float32] | None = None
+    ) -> "Outputs":
+        """Return the outputs of a classifier."""
+        scores = {} if ood_scores is None else {OOD_SCORE: ood_scores}
+        return cls({PROBABILITIES: probabilities, **scores})
 
     @classmethod
     def in_batches(
@@ -43,6 +84,5 @@ class Outputs:
     @classmethod
     def join(cls, parts: "Sequence[Outputs]") -> "Outputs":
         """Return the outputs of several batches of one graph, in their order."""
-        scores = [part.ood_scores for part in parts if part.ood_scores is not None]
-        probabilities = np.concatenate([part.probabilities for part in parts])
-        return cls(probabilities, np.concatenate(scores) if scores else None)
+        names = parts[0].arrays
+        return cls({name: np.concatenate([part.arrays[name] for part in parts]) for name in names})

@@ -61,7 +61,11 @@ def normalized(counts: NDArray[np.int64], normalize: Normalization | None) -> ND
 
 
 def draw_matrix(
-    counts: NDArray[np.int64], labels: Sequence[str], normalize: Normalization | None
+    counts: NDArray[np.int64],
+    labels: Sequence[str],
+    normalize: Normalization | None,
+    *,
+    of_objects: bool = False,
 ) -> bytes:
     """Draw a confusion matrix as a heat map with its numbers in the cells.
 
@@ -70,6 +74,7 @@ def draw_matrix(
         labels: the C class names, in the order of the rows.
         normalize: as for `normalized`. A cell's colour follows the square root of its count,
             relative to the largest count, or of its fraction, so that rare mistakes are visible.
+        of_objects: count objects and boxes, not images; the last label is background.
 
     Returns:
         A PNG with accuracy and number of images in its title. Fractions are in percent; cells
@@ -88,7 +93,8 @@ def draw_matrix(
     geometry = _measure(names, texts)
     picture = Image.new("RGB", (geometry.width, geometry.height), _PAPER)
     draw = ImageDraw.Draw(picture)
-    _draw_title(draw, geometry, counts, normalize)
+    title = _title_of_objects(counts) if of_objects else _title_of_images(counts)
+    _draw_title(draw, geometry, title, normalize, "objects" if of_objects else "images")
     _draw_cells(draw, geometry, np.sqrt(values / top), texts)
     _draw_labels(picture, draw, geometry, names)
     return png(picture)
@@ -148,20 +154,31 @@ def _cell_text(value: float, normalize: Normalization | None) -> str:
 def _draw_title(
     draw: ImageDraw.ImageDraw,
     geometry: _Geometry,
-    counts: NDArray[np.int64],
+    title: tuple[str, str],
     normalize: Normalization | None,
+    counted: str,
 ) -> None:
-    total, right = int(counts.sum()), int(counts.trace())
-    title = f"accuracy {right / total:.2%}" if total else "no images"
     units = {
-        None: "images",
+        None: counted,
         "true": "percent of each true class",
         "pred": "percent of each predicted class",
-        "all": "percent of all images",
+        "all": f"percent of all {counted}",
     }
-    draw.text((geometry.left, 32), title, _INK, geometry.title, anchor="lm")
-    line = f"{right:,} of {total:,} images right; cells show {units[normalize]}"
+    draw.text((geometry.left, 32), title[0], _INK, geometry.title, anchor="lm")
+    line = f"{title[1]}; cells show {units[normalize]}"
     draw.text((geometry.left, 62), line, _FAINT, load_font(15), anchor="lm")
+
+
+def _title_of_images(counts: NDArray[np.int64]) -> tuple[str, str]:
+    total, right = int(counts.sum()), int(counts.trace())
+    accuracy = f"accuracy {right / total:.2%}" if total else "no images"
+    return accuracy, f"{right:,} of {total:,} images right"
+
+
+def _title_of_objects(counts: NDArray[np.int64]) -> tuple[str, str]:
+    objects, right = int(counts[:-1].sum()), int(counts.trace())
+    found = f"{right / objects:.1%} of the objects found" if objects else "no objects"
+    return found, f"{right:,} of {objects:,} found, {int(counts[-1].sum()):,} boxes beside them"
 
 
 def _draw_cells(

@@ -9,6 +9,9 @@ import struct
 
 from app.images.limits import unsupported
 
+MAX_COLOURS = 256
+"""The most colours of a palette: what 8 bits can name."""
+
 _CORE_HEADER, _OS2_HEADER = 12, 64
 _HEADERS = frozenset({_CORE_HEADER, 40, 52, 56, _OS2_HEADER, 108, 124})
 
@@ -72,6 +75,8 @@ def _unsupported_kind(data: bytes) -> str | None:
     if bits not in _BITS or compression != _RAW:
         names = _OS2_COMPRESSIONS if size == _OS2_HEADER else _COMPRESSIONS
         return f"{bits}-bit{names.get(compression, f', compression {compression}')}"
+    if bits <= 8 and colours > MAX_COLOURS:
+        return f"{bits}-bit, palette of {colours} colours"
     if bits in {4, 8} and _is_mistaken(data, size, bits, colours or 1 << bits):
         return f"{bits}-bit, palette of {colours or 1 << bits} greys"
     return None

@@ -17,7 +17,7 @@ import struct
 import warnings
 import zlib
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -37,11 +37,15 @@ from app.images import RgbImage
 from app.images.bmp import check_bmp
 from app.images.jpeg import (
     JPEG_END,
+    MAX_JPEG_SCANS,
     jpeg_has_all_scans,
+    jpeg_is_arithmetic,
     jpeg_lacks_end,
     without_jpeg_metadata,
 )
 from app.images.limits import MAX_PIECES, megapixels
+from app.images.other_formats import HEIC, is_avif, name_of
+from app.images.placement import CROP, Placement, Resize, central_box, letterboxed, place
 from app.images.plain_png import PlainPng
 from app.images.png import without_png_metadata
 from app.images.samples import eight_bit
@@ -54,20 +58,12 @@ MAX_PIXELS_A_BYTE = 400
 """The most pixels for each byte of a larger image. Flat screenshots and blurred skies have up to
 300; decompression bombs have 1000 and more."""
 
-MAX_JPEG_SCANS = 50
-"""The most scans of a JPEG; about ten are usual. Even a short scan makes the decoder visit all
-pixels."""
-
 MAX_EXIF_BYTES = 65_536
 """The most bytes of EXIF that are read: the size of a JPEG segment."""
 
-MAX_BRAND_BYTES = 256
-"""The most bytes in which the brands of a HEIF or AVIF are looked for; about thirty are usual."""
-
 _SIGNATURE = re.compile(
     rb"(?P<PNG>\x89PNG\r\n\x1a\n)|(?P<JPEG>\xff\xd8\xff)|(?P<WebP>RIFF.{4}WEBP)"
-    rb"|(?P<GIF>GIF8[79]a)|(?P<BMP>BM)|(?P<TIFF>II[*+]\0|MM\0[*+])"
-    rb"|(?P<AVIF>.{4}ftypavi[fs])|(?P<HEIC>.{4}ftyp(?:hei|hev|mif1|msf1))",
+    rb"|(?P<GIF>GIF8[79]a)|(?P<BMP>BM)|(?P<TIFF>II\*\0(?!\x10\0\0\0CR)|II\+\0|MM\0[*+])",
     re.DOTALL,
 )
 
@@ -76,7 +72,12 @@ _WEBP_ANIMATION, _WEBP_ALPHA = 0x02, 0x10  # in the chunk VP8X
 # Begins with 101, where libjpeg fills up with zeros, so that it means other samples in any Huffman
 # code; as long as the ten blocks that libjpeg decodes at a time can be.
 _FILLING = bytes((0xA5 + 7 * index) % 0xFB for index in range(4096))
+_LEFT_OUT_ZEROS = 3  # by an arithmetic coder from the end of a scan; more than two are rare
+_LAST_BYTES = 2  # of a scan, which may be zero
 _CHECKED_ROWS = 64
+_CUT = "JPEG image is damaged: it ends before its last pixels"
+
+_FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 _TRANSPOSES = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -92,6 +93,11 @@ _TRANSPOSES = {
 # Hides Pillow's warnings about metadata that is not used here. This is the filter as `warnings`
 # stores it.
 _PILLOW_WARNINGS = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
+
+
+_STRETCH = Resize(policy="stretch")
+
+T = TypeVar("T")
 
 
 class _Source(io.BytesIO):
@@ -125,10 +131,16 @@ _READERS: dict[str, type[ImageFile]] = {
 } | ({"AVIF": AvifImageFile} if AVIF_SUPPORTED else {})
 
 
+def begins_like_image(head: bytes) -> bool:
+    """Return whether a file with these first bytes, 32 or more, is of a known format or HEIC."""
+    return bool(_SIGNATURE.match(head)) or is_avif(head) or name_of(head) == HEIC
+
+
 def is_bounded(data: bytes) -> bool:
     """Return whether few bytes and pixels mean little time, and `warning_of` has nothing to say.
 
-    A TIFF's strips may be very many, and a JPEG without an end is decoded twice.
+    A TIFF's strips may be very many. A JPEG without an end is decoded two to four times, in a
+    thread; one that may be cut, up to four times where it is.
     """
     return data.startswith(b"\x89PNG") or not (
         data.startswith((b"II", b"MM"))
@@ -142,17 +154,23 @@ def warning_of(data: bytes) -> str | None:
 
 
 def decode(
-    data: bytes, size: tuple[int, int], max_pixels: int, *, max_pixels_whole: int | None = None
+    data: bytes,
+    size: tuple[int, int],
+    max_pixels: int,
+    *,
+    max_pixels_whole: int | None = None,
+    resize: Resize = CROP,
 ) -> RgbImage:
     """Decode an image file to the size that a model takes.
 
-    The image is rotated by its EXIF orientation (one in XMP alone is not read) and cropped to the
-    largest centred part with the model's aspect ratio. That part is resampled with an antialiased
-    bicubic filter (as torchvision's presets crop and timm's resample). Transparency is composited
-    over white; 16-bit samples keep their upper 8 bits. An image of the model's size keeps its
-    pixels exactly. An image of more than `LIGHT_PIXELS` needs a byte for every `MAX_PIXELS_A_BYTE`
-    pixels, so that the bytes a sender spends bound the work spent on them. A JPEG that lacks only
-    its end marker is read, as browsers do; `warning_of` tells.
+    The image is rotated by its EXIF orientation (one in XMP alone is not read) and resampled to the
+    model's size with an antialiased filter, as `resize` says: by default its largest centred part
+    with the model's aspect ratio, with a bicubic one (as torchvision's presets crop and timm's
+    resample). Transparency is composited over white; 16-bit samples keep their upper 8 bits. An
+    image of the model's size keeps its pixels exactly. An image of more than `LIGHT_PIXELS` needs a
+    byte for every `MAX_PIXELS_A_BYTE` pixels, so that the bytes a sender spends bound the work
+    spent on them. A JPEG that lacks only its end marker is read, as browsers do; `warning_of`
+    tells.
 
     Args:
         data: the file's bytes.
@@ -160,6 +178,7 @@ def decode(
         max_pixels: the most pixels that the header may announce.
         max_pixels_whole: the same limit for images that must be held whole because they cannot be
             reduced while they are decoded: all but sequential JPEGs. Defaults to `max_pixels`.
+        resize: how the image is made as large as that.
 
     Returns:
         Read-only uint8 `[H,W,3]`, RGB.
@@ -167,14 +186,34 @@ def decode(
     Raises:
         NotAnImage: the data do not start like any known format.
         DamagedImage: the data are cut short, broken, or made of too many pieces.
-        UnsupportedImage: HEIC, or a kind of TIFF, BMP, JPEG or PNG that is not known to be read
-            right; the message names it.
+        UnsupportedImage: HEIC or another format that is not read, or a kind of TIFF, BMP, JPEG or
+            PNG that is not known to be read right; the message names it.
         TooManyPixels: the header announces more than the limits; nothing was decoded.
     """
     whole = max_pixels_whole or max_pixels
 
     def fit(kind: str) -> RgbImage:
-        return _fit(_load(kind, data, max(size), max_pixels, whole), size)
+        return _fit(_load(kind, data, max(size), max_pixels, whole), size, resize)
+
+    return _translated(data, whole, fit)
+
+
+def decode_placed(
+    data: bytes,
+    size: tuple[int, int],
+    max_pixels: int,
+    *,
+    max_pixels_whole: int | None = None,
+    resize: Resize = CROP,
+) -> tuple[RgbImage, Placement]:
+    """Decode as `decode` does; also return where the picture lies in the result."""
+    whole = max_pixels_whole or max_pixels
+
+    def fit(kind: str) -> tuple[RgbImage, Placement]:
+        loaded = _load(kind, data, max(size), max_pixels, whole)
+        height, width = size
+        placement = place(loaded.upright, (width, height), resize.policy)
+        return _fit(loaded, size, resize), placement
 
     return _translated(data, whole, fit)
 
@@ -203,30 +242,75 @@ def decode_whole(
         width, height = loaded.extent
         scale = min(1.0, longest / max(width, height))
         size = max(round(height * scale), 1), max(round(width * scale), 1)
-        return _fit(loaded, size[::-1] if loaded.orientation >= 5 else size, crop=False)
+        return _fit(loaded, size[::-1] if loaded.orientation >= 5 else size, _STRETCH)
 
     return _translated(data, whole, fit)
+
+
+class Measured(NamedTuple):
+    """The size of an image file in pixels.
+
+    Attributes:
+        height: upright, as `decode_whole` gives it.
+        width: likewise.
+        orientation: of EXIF, 1 to 8, by which the stored image is turned to be upright. From 5 on,
+            the stored image has the two sizes the other way round. 1 in a TIFF, whose pixels
+            Pillow turns itself.
+    """
+
+    height: int
+    width: int
+    orientation: int
+
+
+def measure(data: bytes, max_pixels: int) -> Measured:
+    """Return an image's size, and find out whether it can be decoded.
+
+    It costs as much as to decode a thumbnail: little for a JPEG, all pixels of other formats.
+
+    Args:
+        data: the file's bytes.
+        max_pixels: as for `decode`.
+
+    Raises:
+        ImageError: as `decode` does.
+    """
+
+    def size_of(kind: str) -> Measured:
+        loaded = _load(kind, data, 1, max_pixels, max_pixels)
+        width, height = loaded.upright
+        return Measured(height, width, loaded.orientation)
+
+    return _translated(data, max_pixels, size_of)
 
 
 class _Loaded(NamedTuple):
     """A decoded image before it is rotated.
 
-    `extent` is its width and height, fractional if it was reduced while it was decoded.
+    `size` is the file's width and height. `extent` is that of `image`, fractional if it was reduced
+    while it was decoded. A JPEG `may_be_cut` if it lacks scans, or if its last pixel may be of a
+    block without data.
     """
 
     image: Image.Image
+    size: tuple[int, int]
     extent: tuple[float, float]
     orientation: int
+    may_be_cut: bool = False
+
+    @property
+    def upright(self) -> tuple[int, int]:
+        """Width and height after the rotation."""
+        return self.size[::-1] if self.orientation >= 5 else self.size
 
 
-def _translated(data: bytes, max_pixels: int, read: Callable[[str], RgbImage]) -> RgbImage:
+def _translated(data: bytes, max_pixels: int, read: Callable[[str], T]) -> T:
     """Call `read` with the file's format, and translate Pillow's errors."""
     match = _SIGNATURE.match(data)
-    kind = match.lastgroup if match else None
-    if kind == "HEIC" and {b"avif", b"avis"} & _brands(data):
-        kind = "AVIF"
+    kind = match.lastgroup if match else "AVIF" if is_avif(data) else name_of(data)
     if kind is None:
-        raise NotAnImage(f"not an image in a known format: {', '.join(_READERS)}")
+        formats = ", ".join(_READERS)
+        raise NotAnImage(f"not an image in a known format: {formats}; it begins with {data[:16]!r}")
     if kind not in _READERS:
         raise UnsupportedImage(f"{kind} is not read; send {', '.join(_READERS)}")
     try:
@@ -240,12 +324,6 @@ def _translated(data: bytes, max_pixels: int, read: Callable[[str], RgbImage]) -
         raise DamagedImage(f"{kind} image is damaged: {exc or type(exc).__name__}") from exc
 
 
-def _brands(data: bytes) -> set[bytes]:
-    """Return the compatible brands of a file that begins with a box `ftyp` (ISO 14496-12, 4.3)."""
-    end = min(int.from_bytes(data[:4], "big"), MAX_BRAND_BYTES)
-    return {data[at : at + 4] for at in range(16, end, 4)}
-
-
 def _load(kind: str, data: bytes, side: int, max_pixels: int, max_pixels_whole: int) -> _Loaded:
     """Decode an image that will be resampled to `side` pixels on its longer side."""
     what = f" for {'progressive JPEG' if kind == 'JPEG' else kind}"
@@ -253,30 +331,49 @@ def _load(kind: str, data: bytes, side: int, max_pixels: int, max_pixels_whole: 
     if kind == "PNG" and (png := PlainPng.find(data)):
         size = png.width, png.height
         _check_pixels(size, len(data), max_pixels_whole, what)
-        return _Loaded(png.decode(), size, orientation=1)
+        return _Loaded(png.decode(), size, size, orientation=1)
     # The filter stays, because `warnings.catch_warnings` is not safe between threads.
     if _PILLOW_WARNINGS not in warnings.filters:
         warnings.filterwarnings("ignore", module=r"PIL\.")
-    if kind == "JPEG" and jpeg_lacks_end(data):
-        return _load_without_end(data, side, max_pixels, max_pixels_whole)
+
+    def load(content: bytes) -> _Loaded:
+        return _load_with_pillow(kind, content, side, max_pixels, max_pixels_whole, what)
+
+    return _load_jpeg(data, load) if kind == "JPEG" else load(data)
+
+
+def _load_with_pillow(
+    kind: str, data: bytes, side: int, max_pixels: int, max_pixels_whole: int, what: str
+) -> _Loaded:
     data = _prepared(kind, data, max_pixels_whole)
     # Each piece takes a byte, so a short file has few. The pieces of a TIFF may overlap.
     source = io.BytesIO(data) if len(data) <= MAX_PIECES and kind != "TIFF" else _Source(data)
     image = _READERS[kind](source)
-    if isinstance(image, JpegImageFile) and _is_sequential(image, data[: source.tell()]):
+    if kind == "GIF" and image.mode == "L":
+        image.palette = None  # the file's own is not that of its first frame
+    header = data[: source.tell()]
+    is_sequential = isinstance(image, JpegImageFile) and _is_sequential(image, header)
+    if is_sequential:
         _check_pixels(image.size, len(data), max_pixels)
     else:
         _check_pixels(image.size, len(data), max_pixels_whole, what)
         _check_passes(image, data)
     # libjpeg reduces with a box filter. Twice the target leaves enough for the bicubic one.
-    image.draft(None, (2 * side, 2 * side))
+    stored = image.size
+    reduced = image.draft(None, (2 * side, 2 * side))
     if kind == "JPEG":
         image.decodermaxblock = len(data)  # a file that is read at once is not copied
     image.load()
+    may_be_cut = kind == "JPEG" and (
+        _ends_in_grey(image) or not (is_sequential or jpeg_has_all_scans(data))
+    )
     picture, factor = eight_bit(image, data, 3 * side)
     # Pillow rotates a TIFF when it loads it, and leaves no EXIF in `info`.
     orientation = _orientation(image.info["exif"]) if "exif" in image.info else 1
-    return _Loaded(picture, (image.width / factor, image.height / factor), orientation)
+    # The size of an image that was reduced is rounded up.
+    width, height = reduced[1][2:] if reduced else image.size
+    size = stored if reduced else image.size
+    return _Loaded(picture, size, (width / factor, height / factor), orientation, may_be_cut)
 
 
 def _prepared(kind: str, data: bytes, max_pixels_whole: int) -> bytes:
@@ -307,26 +404,61 @@ def _with_transparency(data: bytes) -> bytes:
     return data
 
 
-def _load_without_end(data: bytes, side: int, max_pixels: int, max_pixels_whole: int) -> _Loaded:
-    """Decode a JPEG that lacks its end marker, and none of its pixels.
+def _load_jpeg(data: bytes, load: Callable[[bytes], _Loaded]) -> _Loaded:
+    """Decode a JPEG that lacks none of its pixels, though perhaps its end marker.
 
-    libjpeg fills up what is missing without a word. So the file is decoded twice, with other bytes
-    in place of what may be missing: pixels that depend on them are not in the file. After those
-    bytes comes the restart marker that is due, because libjpeg looks for it where it lacks one.
+    libjpeg fills up what is missing without a word. So a file that lacks its end, or whose end may
+    have been put behind too few pixels, is decoded twice, with other bytes in place of what may be
+    missing: pixels that depend on them are not in the file. After those bytes comes the restart
+    marker that is due, because libjpeg looks for it where it lacks one. If what is there ends in
+    zeros, it takes up to two more times to tell whether they are codes of samples.
     """
-
-    def load(filling: bytes) -> _Loaded:
-        ended = data.rstrip(b"\xff") + filling + JPEG_END
-        return _load("JPEG", ended, side, max_pixels, max_pixels_whole)
-
-    scan = data.rindex(b"\xff\xda")
-    restarts = [data.rfind(bytes([0xFF, 0xD0 + each]), scan) for each in range(8)]
+    if jpeg_lacks_end(data):
+        begun = data.rstrip(b"\xff")
+        loaded = load(begun + JPEG_END)
+        if not jpeg_has_all_scans(data):
+            raise DamagedImage(_CUT)
+    else:
+        loaded = load(data)
+        if not loaded.may_be_cut:
+            return loaded
+        begun = data[: max(data.rfind(JPEG_END), 0)].rstrip(b"\xff")
+    scan = begun.rfind(b"\xff\xda")
+    if scan < 0:
+        return loaded
+    expected = _checksum(loaded.image)
+    del loaded  # one image at a time is held
+    restarts = [begun.rfind(bytes([0xFF, 0xD0 + each]), scan) for each in range(8)]
     due = (restarts.index(max(restarts)) + 1) % 8 if max(restarts) > 0 else 0
-    expected = _checksum(load(b"").image)
-    loaded = load(_FILLING + bytes([0xFF, 0xD0 + due]) + _FILLING)
-    if _checksum(loaded.image) != expected or not jpeg_has_all_scans(data):
-        raise DamagedImage("JPEG image is damaged: it ends before its last pixels")
-    return loaded
+    filling = bytes(_LEFT_OUT_ZEROS) if jpeg_is_arithmetic(data) else b""
+    filling += _FILLING + bytes([0xFF, 0xD0 + due]) + _FILLING + JPEG_END
+
+    def is_enough(scans: bytes) -> bool:
+        return _checksum(load(scans + filling).image) == expected
+
+    # Zeros that fill up a file are codes of samples too: the first count, but not the last. Zeros
+    # that end a scan all count.
+    without_zeros = begun[: len(begun.rstrip(b"\0")) + _LAST_BYTES]
+    ends_in_zeros = len(without_zeros) < len(begun)
+    if ends_in_zeros and not is_enough(without_zeros) and is_enough(begun[:-_LAST_BYTES]):
+        raise DamagedImage(_CUT)
+    filled = load(begun + filling)
+    if _checksum(filled.image) != expected:
+        raise DamagedImage(_CUT)
+    return filled
+
+
+def _ends_in_grey(image: Image.Image) -> bool:
+    """Whether the last pixel is as light as a block without data, which libjpeg makes grey.
+
+    Its colour may be mixed with that of the blocks beside and above.
+    """
+    match image.getpixel((image.width - 1, image.height - 1)):
+        case (red, green, blue):
+            lightness = 0.299 * red + 0.587 * green + 0.114 * blue
+        case (_, _, _, lightness) | lightness:  # the black of CMYK, or grey
+            pass
+    return 126 <= lightness <= 130
 
 
 def _checksum(image: Image.Image) -> int:
@@ -376,14 +508,20 @@ def _orientation(exif: bytes) -> int:
     return orientation if orientation in _TRANSPOSES else 1
 
 
-def _fit(loaded: _Loaded, size: tuple[int, int], *, crop: bool = True) -> RgbImage:
-    """Crop, resample, composite over white and rotate: uint8 `[H,W,3]`."""
-    image, extent, orientation = loaded
-    height, width = size
-    stored = (height, width) if orientation >= 5 else (width, height)
+def _fit(loaded: _Loaded, size: tuple[int, int], resize: Resize) -> RgbImage:
+    """Resample, composite over white and rotate: uint8 `[H,W,3]`."""
+    image, orientation = loaded.image, loaded.orientation
+    height, width = content = size
+    corner = 0, 0
+    if resize.policy == "letterbox":
+        fitting, corner = letterboxed(loaded.upright, (width, height))
+        content = fitting[::-1]
+    stored = content if orientation >= 5 else content[::-1]
     if image.size != stored:
-        box = central_box(extent, stored) if crop else (0.0, 0.0, *extent)
-        image = image.resize(stored, Image.Resampling.BICUBIC, box=box, reducing_gap=3.0)
+        crop = resize.policy == "crop"
+        box = central_box(loaded.extent, stored) if crop else (0.0, 0.0, *loaded.extent)
+        resample = _FILTERS[resize.interpolation]
+        image = image.resize(stored, resample, box=box, reducing_gap=3.0)
     if image.mode in {"LA", "RGBA"}:
         white = Image.new("RGB", stored, "white")
         white.paste(image.convert("RGB"), mask=image.getchannel("A"))
@@ -392,23 +530,8 @@ def _fit(loaded: _Loaded, size: tuple[int, int], *, crop: bool = True) -> RgbIma
         image = image.transpose(_TRANSPOSES[orientation])
     if image.mode != "RGB":
         image = image.convert("RGB")
+    if content != size:
+        filled = Image.new("RGB", (width, height), resize.fill)
+        filled.paste(image, corner)
+        image = filled
     return np.frombuffer(image.tobytes(), np.uint8).reshape(height, width, 3)
-
-
-def central_box(
-    size: tuple[float, float], target: tuple[int, int]
-) -> tuple[float, float, float, float]:
-    """Return the part of an image that `decode` keeps.
-
-    Args:
-        size: width and height of the image.
-        target: width and height of the model's input.
-
-    Returns:
-        The largest centred box of the target's aspect ratio: left, upper, right, lower.
-    """
-    scale = min(size[0] / target[0], size[1] / target[1])
-    # Rounding can make one of them a little less than 0, which Pillow does not take.
-    left = max((size[0] - target[0] * scale) / 2, 0.0)
-    upper = max((size[1] - target[1] * scale) / 2, 0.0)
-    return left, upper, size[0] - left, size[1] - upper

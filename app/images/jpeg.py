@@ -19,6 +19,10 @@ MAX_SEGMENTS_WITHOUT_END = 1_000
 """The most segments of a JPEG that is read without its end; a hundred are many. It is asked for in
 the event loop."""
 
+MAX_JPEG_SCANS = 50
+"""The most scans of a JPEG; about ten are usual. Even a short scan makes the decoder visit all
+pixels."""
+
 JPEG_END = b"\xff\xd9"
 
 _SCAN, _FILL, _COMMENT = 0xDA, 0xFF, 0xFE
@@ -95,14 +99,22 @@ def jpeg_has_all_scans(data: bytes) -> bool:
             components = data[start + 10 : start + 10 + 3 * data[start + 9] : 3]
             missing = {(each, index) for each in components for index in range(64)}
         scan = start
-    while scan >= 0:
-        after = scan + 5 + 2 * data[scan + 4]
-        first, last, approximation = data[after : after + 3]
+    for _ in range(MAX_JPEG_SCANS):
+        header = data[scan + 4 : scan + 16]  # of at most four components
+        after = 1 + 2 * header[0] if header else 0
+        if not missing or scan < 0 or not 3 <= after <= 9 or len(header) < after + 3:
+            break  # complete, or no scan: bytes behind the end may look like one
+        first, last, approximation = header[after : after + 3]
         if approximation & 15 == 0:
-            components = data[scan + 5 : after : 2]
-            missing -= {(each, index) for each in components for index in range(first, last + 1)}
-        scan = data.find(b"\xff\xda", after)
+            indices = range(first, min(last, 63) + 1)
+            missing -= {(each, index) for each in header[1:after:2] for index in indices}
+        scan = data.find(b"\xff\xda", scan + 4 + after)
     return not missing
+
+
+def jpeg_is_arithmetic(data: bytes) -> bool:
+    """Whether a JPEG is arithmetic-coded. The end of such a scan lacks its zeros (T.81, D.1.8)."""
+    return any(marker in {0xC9, 0xCA} for marker, _, _ in _jpeg_segments(data))
 
 
 def _check_frame(data: bytes, marker: int, start: int) -> None:

@@ -15,6 +15,7 @@ MAX_BYTES = 64 << 10
 """Of a file. The reader takes larger ones piece by piece; here the compressed pixels are copied."""
 
 _HEADER = struct.Struct(">16xIIBBBBBII4s")  # up to the kind of the second chunk
+_KIND = 37  # where the kind of the second chunk is
 _PIXELS = 41  # where the compressed pixels begin
 _END = b"\0\0\0\0IEND\xaeB`\x82"
 _AROUND_PIXELS = _PIXELS + 4 + len(_END)  # bytes of all else; 4 of the pixels' checksum
@@ -45,6 +46,7 @@ class PlainPng(NamedTuple):
             or not width * height
             or data[8:16] != b"\0\0\0\rIHDR"
             or checksum != zlib.crc32(data[12:29])
+            or data[-16:-12] != zlib.crc32(data[_KIND : -len(_END) - 4]).to_bytes(4, "big")
         ):
             return None
         return cls(width, height, _MODES[colour], data[_PIXELS : _PIXELS + length])

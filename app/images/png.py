@@ -25,7 +25,8 @@ def without_png_metadata(data: bytes) -> bytes:
     remove is not copied.
 
     Raises:
-        DamagedImage: it has more than `MAX_PIECES` chunks.
+        DamagedImage: it has more than `MAX_PIECES` chunks, or a chunk of pixels that does not match
+            its checksum.
         UnsupportedImage: its pixels are packed in Apple's own way.
     """
     view, kept, start = memoryview(data), [], _HEADER
@@ -37,6 +38,8 @@ def without_png_metadata(data: bytes) -> bytes:
         length, kind = struct.unpack_from(">I4s", data, position)
         if kind == b"CgBI":
             raise unsupported("PNG", "Apple's own (CgBI)", "standard PNG")
+        if kind == b"IDAT" and position + 12 + length <= end:
+            _check_checksum(view[position + 4 : position + 12 + length])
         if kind not in _KEPT:
             kept.append(view[start:position])
             body = position + 8
@@ -53,6 +56,15 @@ def without_png_metadata(data: bytes) -> bytes:
     # Of several, Pillow takes the last: a chunk of the file's own comes after this one.
     own = _chunk(b"eXIf", exif) if exif else b""
     return b"".join([view[:_HEADER], own, *kept, view[start:position]])
+
+
+def _check_checksum(chunk: memoryview) -> None:
+    """Compare pixels with the chunk's checksum, which Pillow skips.
+
+    zlib has one too, but Pillow stops before it if it stands in a chunk of its own.
+    """
+    if zlib.crc32(chunk[:-4]) != int.from_bytes(chunk[-4:], "big"):
+        raise DamagedImage("PNG image is damaged: a chunk of pixels does not match its checksum")
 
 
 def _chunk(kind: bytes, body: bytes) -> bytes:

@@ -31,11 +31,14 @@ MAX_COLOURS = 3 * 256
 _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER, _SAMPLES = 258, 259, 262, 266, 277
 _PLANAR, _PREDICTOR, _TILE_WIDTH, _TILE_LENGTH, _EXTRA, _FORMAT = 284, 317, 322, 323, 338, 339
 _COLOUR_MAP, _INK_SET, _XMP = 320, 332, 700
+_SUBFILE, _OLD_SUBFILE, _WIDTH, _HEIGHT, _ORIENTATION, _ROWS = 254, 255, 256, 257, 274, 278
 _SEVERAL = frozenset({_BITS, _EXTRA, _FORMAT, _COLOUR_MAP})
 _READ = _SEVERAL | {_COMPRESSION, _PHOTOMETRIC, _FILL_ORDER, _SAMPLES, _PLANAR, _PREDICTOR}
 _READ |= {_TILE_WIDTH, _TILE_LENGTH, _INK_SET}
+_PARTS = frozenset({_SUBFILE, _OLD_SUBFILE})  # which Pillow does not need
+_NUMBERS = _READ | {_WIDTH, _HEIGHT, _ORIENTATION, _ROWS}
 
-_ASCII = 2
+_BYTE, _ASCII = 1, 2
 _INTEGERS = {1: "B", 3: "H", 4: "I", 16: "Q"}  # by type
 
 _WHITE_IS_ZERO, _GREY, _RGB, _PALETTE, _CMYK, _YCBCR = 0, 1, 2, 3, 5, 6
@@ -60,6 +63,8 @@ _CHANNELS = {_WHITE_IS_ZERO: 1, _GREY: 1, _RGB: 3, _PALETTE: 1, _CMYK: 4, _YCBCR
 _UNSPECIFIED, _ASSOCIATED, _ALPHA = 0, 1, 2
 _EXTRAS = {_UNSPECIFIED: "an unspecified sample", _ASSOCIATED: "associated alpha", _ALPHA: "alpha"}
 _FORMATS = {1: "", 2: "signed ", 3: "floating-point ", 5: "complex ", 6: "complex "}
+
+_REDUCED, _MASK, _OLD_REDUCED = 1, 4, 2  # the first two are bits
 
 _NONE, _JPEG, _PACK_BITS = 1, 7, 32773
 _FAX = {2: "CCITT RLE", 3: "CCITT Group 3", 4: "CCITT Group 4"}
@@ -113,11 +118,15 @@ _ADMITTED_UNCOMPRESSED_PLANES: _Admitted = {
 }
 
 
+_INSTEAD = "PNG, or to TIFF of 8-bit grey or RGB in one plane"
+
+
 class _Kind(NamedTuple):
     """What the header says of the samples; the defaults are those of TIFF 6.0."""
 
     order: str
     big: bool
+    is_part: bool
     photometric: int
     bits: tuple[int, ...]
     formats: tuple[int, ...]
@@ -143,6 +152,8 @@ class _Kind(NamedTuple):
         return cls(
             order=order,
             big=big,
+            is_part=bool(number(_SUBFILE, 0) & (_REDUCED | _MASK))
+            or number(_OLD_SUBFILE, 1) == _OLD_REDUCED,
             photometric=photometric,
             bits=tags.get(_BITS, (1,)),
             formats=tags.get(_FORMAT, (1,)),
@@ -172,6 +183,7 @@ class _Kind(NamedTuple):
             and self.bits in {(bits,), (bits,) * self.samples}
             and set(self.formats) == {1}
             and self.ink_set == 1
+            and not self.is_part
             and not self._has_short_colours
             and (self.order == "<" or not (self.big or self._is_little_endian_alone(bits)))
             and self._is_packing_admitted(bits)
@@ -216,6 +228,7 @@ class _Kind(NamedTuple):
             f"predictor {self.predictor}" if self.predictor != 1 else "",
             f"fill order {self.fill_order}" if self.fill_order != 1 else "",
             f"ink set {self.ink_set}" if self.ink_set != 1 else "",
+            "a reduced copy or a mask of another image" if self.is_part else "",
             "colours of 8 bits" if self._has_short_colours else "",
             "little-endian" if self.order == "<" else "big-endian",
             "BigTIFF" if self.big else "",
@@ -240,7 +253,7 @@ def check_tiff(data: bytes, max_pixels: int) -> None:
     tags, counts = _read_tags(data, order, big=big)
     kind = _Kind.of(tags, order, big=big)
     if not kind.admitted:
-        raise unsupported("TIFF", str(kind), "PNG, or to TIFF of 8-bit grey or RGB in one plane")
+        raise unsupported("TIFF", str(kind), _INSTEAD)
     for tag, values in counts.items():
         if tag < _XMP and values > MAX_VALUES:
             raise DamagedImage(f"TIFF tag {tag} has {values} values; the limit is {MAX_VALUES}")
@@ -272,11 +285,15 @@ def _read_tags(
         tag, kind, values = head.unpack_from(data, at)
         if kind != _ASCII:
             counts[tag] = values
-        if tag not in _READ:
-            continue
         single = tag not in _SEVERAL
-        if tag in tags or kind not in _INTEGERS or not values or (single and values > 1):
+        if tag in _READ and (
+            tag in tags or kind not in _INTEGERS or not values or (single and values > 1)
+        ):
             raise DamagedImage(f"TIFF tag {tag} does not hold one whole number, or stands twice")
+        if kind == _BYTE and tag in _NUMBERS:  # Pillow takes no numbers out of bytes
+            raise unsupported("TIFF", f"tag {tag} of type BYTE", _INSTEAD)
+        if tag not in _READ and not (tag in _PARTS and kind in _INTEGERS and values == 1):
+            continue
         place = at + head.size
         if values * struct.calcsize(f"={_INTEGERS[kind]}") > offset.size:
             (place,) = offset.unpack_from(data, place)

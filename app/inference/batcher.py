@@ -399,10 +399,10 @@ class Batcher:
         if batch.error is not None:
             raise batch.error
         outputs, images = batch.outputs, batch.images
-        found = 0 if outputs is None else len(outputs.probabilities)
+        found = 0 if outputs is None else len(outputs)
         if outputs is None or found != len(images):
             raise BackendFailed(f"{found} answers for {len(images)} images")
-        if not np.isfinite(outputs.probabilities).all():
+        if not outputs.are_finite:
             raise BackendFailed("the backend gave probabilities that are no numbers")
         seconds = now - batch.started
         self._observer.computed(len(images), seconds)

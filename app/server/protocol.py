@@ -439,17 +439,19 @@ class HttpProtocol(asyncio.Protocol):
         self._method = self._parser.get_method().decode()
         version = self._parser.get_http_version()
         length, hosts, expects_continue = b"0", 0, False
+        codings: list[bytes] = []
         for name, value in self._headers:
             if name == b"content-length":
                 length = value.rstrip()
             elif name == b"transfer-encoding":
                 self._chunks = ChunkedBody()
+                codings.append(value.rstrip())
             elif name == b"host":
                 hosts += 1
             elif name == b"expect":
                 expects_continue = version == "1.1" and value.lower() == b"100-continue"
         try:
-            self._check_head(hosts, len(length))
+            self._check_head(hosts, len(length), b", ".join(codings or [b"chunked"]))
             self._url = httptools.parse_url(self._target)  # or a whole URL: RFC 9112, 3.2.2
         except httptools.HttpParserInvalidURLError:
             shown = self._target[:_QUOTED_BYTES].decode("latin-1")
@@ -525,12 +527,13 @@ class HttpProtocol(asyncio.Protocol):
         self._task.add_done_callback(self._connections.tasks.discard)
         return self._exchange
 
-    def _check_head(self, hosts: int, digits: int) -> None:
+    def _check_head(self, hosts: int, digits: int, coding: bytes) -> None:
         """Raise RequestError if the head is not taken.
 
         Args:
             hosts: the number of Host headers.
             digits: the length of Content-Length.
+            coding: the value of Transfer-Encoding, `chunked` if there is none.
         """
         if self._fault is not None:
             raise self._fault
@@ -546,6 +549,11 @@ class HttpProtocol(asyncio.Protocol):
         if digits > _LENGTH_DIGITS:
             raise errors.MalformedRequest(
                 f"Content-Length has {digits} digits; the limit is {_LENGTH_DIGITS}"
+            )
+        if coding.lower() != b"chunked":  # the parser takes any before it
+            shown = coding[:_QUOTED_BYTES].decode("latin-1")
+            raise errors.MalformedRequest(
+                f"Transfer-Encoding is {shown!r}; it must be 'chunked' or absent"
             )
         if self._method == "CONNECT":
             raise errors.MalformedRequest("CONNECT is not taken")

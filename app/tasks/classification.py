@@ -12,8 +12,8 @@ the true classes' scores among images that the network was not trained on.
 sets on average. `aps` (Romano et al. 2020) scores it by the probabilities of all likelier classes
 and a random part of its own, which gives difficult images larger sets; the likeliest class is in
 every set (Angelopoulos et al. 2021). `class-conditional` (Vovk 2012) scores as `lac` does, and has
-a threshold for each class, from the images of that class. Both may give an empty set: no class is
-likely enough. The manifest holds the thresholds; nothing here reads a file.
+a threshold for each class, from the images of that class. It and `lac` may give an empty set: no
+class is likely enough. The manifest holds the thresholds; nothing here reads a file.
 """
 
 import hashlib
@@ -71,7 +71,7 @@ class Interpreter:
             NothingToSee: prediction sets are wanted of a model that was exported without
                 thresholds for the method.
         """
-        manifest = artifact.manifest
+        manifest = artifact.classifier
         classes = len(manifest.classes)
         if top_k is not None and top_k > classes:
             given = str(top_k)[:16]

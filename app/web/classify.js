@@ -69,8 +69,9 @@ function Card({ model, image, coverage, announced, why, onWhy }) {
         : undefined,
     [key, image, explained, seen],
   );
+  const state = prediction ? !predicted && "old" : !answer.error && "waiting";
   return html`
-    <article ref=${place} class=${`card ${prediction && !predicted ? "old" : ""}`} aria-label=${key}>
+    <article ref=${place} class=${`card ${state || ""}`} aria-label=${key}>
       <h2>
         ${key}
         <small>${model.architecture}, ${percent(model.test_accuracy)} on the test images</small>

@@ -133,7 +133,7 @@ const INSIDE = {
 
 // The default model first, then the fully connected one, which it is compared with.
 const inOrder = (models) =>
-  [...models].sort(
+  models.filter(({ task }) => task === "classification").sort(
     (a, b) => b.default - a.default || (b.architecture === "fc") - (a.architecture === "fc"),
   );
 

@@ -88,7 +88,7 @@ def measure(artifact: Artifact, photographs: Mapping[str, Images], test: dataset
         photographs: of its classes and of others, by kind.
         test: test images.
     """
-    classes, confidence = artifact.manifest.classes, artifact.manifest.confidence["float32"]
+    classes, confidence = artifact.manifest.classes, artifact.classifier.confidence["float32"]
     backend = open_backend(artifact, "onnx-cpu", THREADS)
 
     def ask(images: Images) -> tuple[Outputs, NDArray[np.float32]]:

@@ -35,7 +35,7 @@ def main() -> None:
     """Measure, print the table and write the results."""
     settings = read_settings()
     store = read_store(settings.store, settings.models, settings.default_model)
-    models = [measure(item, item.manifest.int8) for item in store if item.manifest.int8]
+    models = [measure(item, item.classifier.int8) for item in store if item.classifier.int8]
     result = {"machine": machine(), "rounds": ROUNDS, "threads": 1, "models": models}
     write(RESULTS / "precision.json", result)
     print(precision_table(models))
@@ -45,7 +45,7 @@ def measure(artifact: Artifact, int8: Int8Record) -> dict[str, Any]:
     """Return one model's accuracies, bytes and times by batch size."""
     backends = {name: open_backend(artifact, "onnx-cpu", 1, name) for name in PRECISIONS}
     golden, _ = read_golden(artifact)
-    manifest = artifact.manifest
+    manifest = artifact.classifier
     return {
         "model": artifact.ref,
         "test_accuracy": {"float32": manifest.test.accuracy, "int8": int8.test_accuracy},

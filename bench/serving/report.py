@@ -17,7 +17,7 @@ from bench.harness.report import UNKNOWN, Target, fill, table, targets_table
 from bench.harness.results import Spread
 from bench.serving.limit import Limit
 from bench.serving.results import Cell, Run, ServerResult, cells_of, requests_per_second
-from bench.serving.servers import CONNECTIONS, EXERCISE, FAST, OPEN_LOOP_SHARES, Served
+from bench.serving.servers import CONNECTIONS, EXERCISE, FAST, OPEN_LOOP_SHARES
 
 NAME = "serving"
 """Name of the markers in the document."""
@@ -222,7 +222,7 @@ def plot(run: Run, path: Path) -> None:
             bar = left.barh(place, spread.median, xerr=error, color=colour)
             left.bar_label(bar, fmt="{:,.0f}", padding=6, fontsize=8)
     left.set_yticks(range(len(shown)), [result.title for result in reversed(shown)])
-    if limit := _limit(run, EXERCISE):
+    if limit := _limit(run, str(EXERCISE)):
         left.axvline(limit, color="black", linestyle=":", label="the limit: no server")
         left.legend(loc="lower right")
     left.margins(x=0.15)
@@ -250,10 +250,12 @@ def targets(run: Run) -> list[Target]:
     """Return every target with its figure; ratios are of the medians over the rounds."""
     ours = _rate(run, "ours")
     png = f"PNG, {USUAL} connections"
+    int8 = run.servers.get("ours-int8")
+    fast = int8.serves if int8 else str(FAST)
     return [
-        Target(f"{png}, of the limit", _ratio(ours, _limit(run, EXERCISE)), 0.70),
+        Target(f"{png}, of the limit", _ratio(ours, _limit(run, str(EXERCISE))), 0.70),
         Target(
-            f"{png}, {FAST}, of its limit", _ratio(_rate(run, "ours-int8"), _limit(run, FAST)), 0.85
+            f"{png}, {fast}, of its limit", _ratio(_rate(run, "ours-int8"), _limit(run, fast)), 0.85
         ),
         *(
             Target(
@@ -286,8 +288,8 @@ def _rate(run: Run, name: str, payload: str = "png") -> float | None:
     return found.median if found else None
 
 
-def _limit(run: Run, served: Served) -> float | None:
-    limits = run.limits.get(str(served))
+def _limit(run: Run, served: str) -> float | None:
+    limits = run.limits.get(served)
     return median(max(one.all_cores.values()) for one in limits) if limits else None
 
 

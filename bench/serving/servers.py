@@ -43,7 +43,7 @@ class Served:
 
 
 EXERCISE = Served(MODEL, "float32")
-FAST = Served("fast/3", "int8")
+FAST = Served("fast/4", "int8")
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,7 @@ class ReferenceLoop:
         logits = compute_logits(
             self.network, torch.from_numpy(images), self.mean, self.deviation, torch.device("cpu")
         )
-        return Outputs(logits.softmax(1).numpy())
+        return Outputs.of_classes(logits.softmax(1).numpy())
 
 
 def make_reference_loop(recipe: Recipe, source: dataset.Source) -> ReferenceLoop:

@@ -22,6 +22,7 @@ from app.settings import read_settings
 from bench import ROOT
 from tests.conftest import Picture
 from tests.support.artifacts import CLASSES, amend, confidence, copy_store, write_artifact
+from tests.support.detectors import write_detector
 from tests.support.servers import CONVSCOPE, START_SECONDS
 
 
@@ -105,8 +106,8 @@ def test_predict_warns_of_a_picture_that_is_unlike_the_training_images(
     monkeypatch.setenv("CONVSCOPE_DEFAULT_MODEL", "simple-cnn")
     noise = tmp_path / "noise.png"
     Image.effect_noise((32, 32), 200).save(noise)
-    ship, foreign = run("predict", ROOT / "docs/images/ship.png", noise).stdout.splitlines()
-    assert re.search(r"/ship.png: ship 9\d\.\d%; 90% set: ship$", ship)
+    horse, foreign = run("predict", ROOT / "docs/images/horse.png", noise).stdout.splitlines()
+    assert re.search(r"/horse.png: horse 9\d\.\d%; 90% set: horse$", horse)
     warning = foreign.rpartition("; ")[2]
     assert warning == UNFAMILIAR
     assert warning in (ROOT / "app/web/classify.js").read_text()
@@ -159,6 +160,35 @@ def test_predict_prints_a_row_of_csv_for_each_file(tmp_path: Path, picture: Pict
     assert first["prediction_set"] == "|".join(CLASSES)
     assert (second["file"], second["label"]) == (str(text), "")
     assert second["error"].startswith("not an image")
+
+
+def test_names_with_line_ends_are_read_back_from_csv(tmp_path: Path, picture: Picture) -> None:
+    names = ["a\nb", "a\rb", "a\r\nb", 'a"b', "a,b", "a;b\tc", " a ", "=1+1", "\u2028"]
+    for name in names:
+        (tmp_path / name).write_bytes(picture("red"))
+    text = run("predict", tmp_path, "--csv").stdout_bytes.decode()
+    rows = csv.DictReader(io.StringIO(text, newline=""))
+    found = [(Path(row["file"]).name, row["label"], row["error"]) for row in rows]
+    assert found == [(name, "red", "") for name in sorted(names)]
+
+
+def test_letters_that_the_terminal_lacks_are_escaped_and_programs_get_them_all(
+    tmp_path: Path, picture: Picture
+) -> None:
+    (tmp_path / "\U0001f431ü.png").write_bytes(picture("red"))
+
+    def printed(*options: str) -> bytes:
+        command = [*CONVSCOPE, "predict", str(tmp_path), *options]
+        environment = os.environ | {"PYTHONIOENCODING": "latin-1"}
+        done = subprocess.run(
+            command, capture_output=True, check=True, env=environment, timeout=START_SECONDS
+        )
+        return done.stdout
+
+    assert "🐱ü.png" in printed("--csv").decode()
+    (row,) = json.loads(printed("--json"))["predictions"]
+    assert row["filename"] == f"{tmp_path}/🐱ü.png"
+    assert "\\U0001f431ü.png: red" in printed().decode("latin-1")
 
 
 def test_predict_reads_standard_input(picture: Picture) -> None:
@@ -384,6 +414,7 @@ def test_predict_computes_many_images_in_batches(
         (["predict", "x.png", "--json", "--csv"], 2, "--json and --csv: only one can be printed"),
         (["predict", "x.png", "--top-k", "9"], 1, "top_k=9: the limit is the model's 6 classes"),
         (["predict", "x.png", "--top-k", "0"], 2, "'--top-k'"),
+        (["predict", "x", "--coverage", "nan"], 2, "'--coverage': nan is not a number"),
         (["predict"], 2, "Missing argument"),
         (["serve", "--port", "0"], 2, "'--port'"),
         (["serve", "--workers", "0"], 2, "'--workers'"),
@@ -402,12 +433,28 @@ def test_wrong_usage_is_said_without_a_traceback(
 def test_models_are_listed_with_the_default() -> None:
     result = run("models")
     header, *rows = [line.split() for line in result.stdout.splitlines()]
-    assert header[:2] == ["MODEL", "ARCHITECTURE"]
+    assert header[:3] == ["MODEL", "TASK", "ARCHITECTURE"]
     assert rows == [
-        ["colour/1", "mean-colour", "18", "83.33%"],
-        ["colour/2", "mean-colour", "18", "83.33%", "default"],
-        ["flat/1", "mean-colour", "18", "83.33%"],
+        ["colour/1", "classification", "mean-colour", "18", "83.33%"],
+        ["colour/2", "classification", "mean-colour", "18", "83.33%", "default"],
+        ["flat/1", "classification", "mean-colour", "18", "83.33%"],
     ]
+
+
+def test_detectors_are_listed_and_do_not_classify(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_detector(tmp_path)
+    write_artifact(tmp_path, "colour", "1")
+    monkeypatch.setenv("CONVSCOPE_STORE", str(tmp_path))
+    _, *rows = [line.split() for line in run("models").stdout.splitlines()]
+    assert rows == [
+        ["colour/1", "classification", "mean-colour", "18", "83.33%", "default"],
+        ["finder/1", "detection", "white-rectangle", "0", "mAP", "60.0%", "default"],
+    ]
+    refused = run("predict", "--model", "finder", "x.png")
+    assert refused.exit_code == 1
+    assert "finder/1 does not classify; its task is detection" in refused.stderr
 
 
 def test_models_are_listed_as_json() -> None:
@@ -426,6 +473,12 @@ def test_wrong_setting_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
         assert result.exit_code == 1
         (line,) = result.stderr.splitlines()
         assert line.startswith("Error: CONVSCOPE_THREADS=0: ")
+
+
+def test_error_with_a_strange_path_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONVSCOPE_STORE", os.fsdecode(b"/no\n\x1b[2J\xff"))
+    (line,) = run("models").stderr.splitlines()
+    assert line.startswith(r"Error: /no\n\x1b[2J\xff: no such directory")
 
 
 def test_damaged_model_is_one_line(

@@ -84,6 +84,10 @@ def test_unknown_variable_is_one_line_with_the_name_that_may_be_meant(
         ("convscope_thread", "did you mean CONVSCOPE_THREADS?"),
         ("CONVSCOPE_WORKERS", "did you mean `convscope serve --workers`?"),
         ("CONVSCOPE_PORT", "did you mean `convscope serve --port`?"),
+        ("CONVSCOPE_WORKER", "did you mean `convscope serve --workers`?"),
+        ("CONVSCOPE_NUM_WORKERS", "did you mean `convscope serve --workers`?"),
+        ("CONVSCOPE_STORES", "did you mean CONVSCOPE_STORE?"),
+        ("CONVSCOPE_FORWARDED_ALLOW_IPS", "did you mean FORWARDED_ALLOW_IPS?"),
     ],
 )
 def test_unknown_variable_names_the_nearest_one(
@@ -144,8 +148,8 @@ def test_queue_that_is_smaller_than_a_full_request_is_refused(
 
 
 def test_models_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CONVSCOPE_MODELS", "fc, simple-cnn/2,")
-    assert read_settings().models == ("fc", "simple-cnn/2")
+    monkeypatch.setenv("CONVSCOPE_MODELS", "fc, simple-cnn/3,")
+    assert read_settings().models == ("fc", "simple-cnn/3")
 
 
 def test_empty_variable_counts_as_not_set(monkeypatch: pytest.MonkeyPatch) -> None:

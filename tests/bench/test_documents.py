@@ -5,6 +5,7 @@ from typing import Any
 
 from bench import RESULTS, ROOT
 from bench.quality.corruptions import answers_in, corruption_table
+from bench.quality.degradations import degradation_table
 from bench.quality.explanations import explanation_table as explanation_figures
 from bench.quality.ood_scores import score_table
 from bench.quality.photographs import photograph_table
@@ -56,6 +57,11 @@ def test_confidence_shows_where_explanations_point() -> None:
 def test_confidence_shows_what_models_make_of_photographs() -> None:
     table = photograph_table(_results("photographs")["models"])
     assert _document("confidence.md", "photographs") == table
+
+
+def test_training_shows_what_each_way_of_degrading_does() -> None:
+    table = degradation_table(_results("degradations")["accuracy"])
+    assert _document("training.md", "degradations") == table
 
 
 def test_training_shows_both_benchmarks() -> None:

@@ -313,9 +313,7 @@ def test_report_gives_medians_spread_and_peers_that_are_missing() -> None:
     assert "4,400 (4,000–4,800)" in table
     assert "cannot be installed: no wheel" in table
     assert "| the limit: no server, 2 processes, batches of 8 |  |  | 8,000 |" in table
-    assert (
-        "| the limit of fast/3 in int8: no server, 2 processes, batches of 1 |  |  | 1,000" in table
-    )
+    assert f"| the limit of {FAST}: no server, 2 processes, batches of 1 |  |  | 1,000" in table
 
 
 def test_payloads_that_were_not_measured_have_no_column() -> None:
@@ -329,7 +327,7 @@ def test_targets_are_ratios_within_one_run() -> None:
     found = {target.title: target for target in report.targets(_run())}
 
     assert found["PNG, 32 connections, of the limit"].figure == pytest.approx(0.55)
-    assert found["PNG, 32 connections, fast/3 in int8, of its limit"].figure == pytest.approx(0.9)
+    assert found[f"PNG, 32 connections, {FAST}, of its limit"].figure == pytest.approx(0.9)
     assert found["PNG, 32 connections, in a form, of raw"].figure == pytest.approx(0.75)
     assert found["PNG, 32 connections, in JSON, of raw"].figure == pytest.approx(0.8)
     assert found["PNG, 32 connections, log on, of log off"].figure == pytest.approx(0.95)

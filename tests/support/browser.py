@@ -14,7 +14,7 @@ from bench import ROOT
 from tests.support.servers import CONVSCOPE, Server, started
 
 STORE = ROOT / "models_store"
-CNN, FC = "simple-cnn/2", "fc/1"
+CNN, FC = "simple-cnn/3", "fc/1"
 SERVED = {"CONVSCOPE_MODELS": f"{CNN},{FC}", "CONVSCOPE_DEFAULT_MODEL": CNN}
 
 # No requests to other hosts; a camera with a moving picture.

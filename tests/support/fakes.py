@@ -18,7 +18,7 @@ class RecordingBackend:
 
     def predict(self, images: Images) -> Outputs:
         self.batches.append(images)
-        return Outputs(numpy_predict(images))
+        return Outputs.of_classes(numpy_predict(images))
 
 
 class SlowBackend(RecordingBackend):
@@ -69,7 +69,7 @@ class PatchBackend(RecordingBackend):
         red = images[:, *self._patch, 0].astype(np.float32).mean(axis=(1, 2)) / 255
         odds = np.ones((len(images), len(CLASSES)), np.float32)
         odds[:, 1] = np.exp(8 * red - 4)
-        return Outputs(odds / odds.sum(axis=1, keepdims=True))
+        return Outputs.of_classes(odds / odds.sum(axis=1, keepdims=True))
 
 
 class BrightnessBackend(RecordingBackend):
@@ -77,7 +77,7 @@ class BrightnessBackend(RecordingBackend):
 
     def predict(self, images: Images) -> Outputs:
         scores = images.astype(np.float32).mean(axis=(1, 2, 3)) / 255
-        return Outputs(super().predict(images).probabilities, scores)
+        return Outputs.of_classes(super().predict(images).probabilities, scores)
 
 
 class HangingBackend(RecordingBackend):
@@ -114,7 +114,7 @@ class NumberlessBackend(RecordingBackend):
     """Answers with NaN, like a graph that divides by zero."""
 
     def predict(self, images: Images) -> Outputs:
-        return Outputs(super().predict(images).probabilities * np.float32("nan"))
+        return Outputs.of_classes(super().predict(images).probabilities * np.float32("nan"))
 
 
 class Crash(BaseException):

@@ -29,6 +29,21 @@ def turned(orientation: int) -> Image.Exif:
     return exif
 
 
+def stored(upright: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    """Return what a file with an orientation stores of an upright picture (EXIF 2.32, 4.6.4)."""
+    turns = {
+        1: upright,
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.transpose(1, 0, 2),
+        6: upright.transpose(1, 0, 2)[::-1],
+        7: upright.transpose(1, 0, 2)[::-1, ::-1],
+        8: upright.transpose(1, 0, 2)[:, ::-1],
+    }
+    return np.ascontiguousarray(turns[orientation])
+
+
 def shown(response: httpx.Response) -> NDArray[np.uint8]:
     """Return the pixels of an answer that must be a PNG, uint8 `[H,W,3]`."""
     assert response.status_code == 200

@@ -238,7 +238,7 @@ def _named_images(overlap: Overlap) -> Iterator[int]:
 
 
 def _figures(artifact: Artifact) -> ModelFigures:
-    manifest, evaluation = artifact.manifest, artifact.evaluation()
+    manifest, evaluation = artifact.classifier, artifact.evaluation()
     history = parse_history(artifact.read(HISTORY).decode())
     latency_ms, images_per_second = _speed(artifact, "float32")
     int8 = None
@@ -269,7 +269,7 @@ def _figures(artifact: Artifact) -> ModelFigures:
 
 
 def _confidence(artifact: Artifact) -> ConfidenceFigures | None:
-    confidence = artifact.manifest.confidence.get("float32")
+    confidence = artifact.classifier.confidence.get("float32")
     if confidence is None:
         return None
     measured = [item for item in confidence.conformal.measured if item.method == DEFAULT_SETS]

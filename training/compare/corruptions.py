@@ -155,7 +155,7 @@ def measure(artifact: Artifact, tests: Mapping[str, dataset.Split]) -> dict[str,
         ConvscopeError: the model is damaged or fails.
     """
     predict = open_backend(artifact, "onnx-cpu", THREADS).predict
-    confidence = artifact.manifest.confidence.get("float32")
+    confidence = artifact.classifier.confidence.get("float32")
     found = {}
     for name, test in tests.items():
         answered = answer(predict, test)

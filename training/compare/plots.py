@@ -106,10 +106,12 @@ def accuracy_and_cost(models: Sequence[ModelFigures]) -> Figure:
     for axes in (latency, training):
         axes.set_xscale("log")
     lines = [_plot_latency(latency, models), _plot_training_time(training, models)]
-    for axes in (latency, training):
+    for axes, columns in ((latency, 3), (training, 1)):  # names of machines are long
         axes.margins(0.12, 0.08)
         _mark_decades(axes)
-        axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=4, fontsize=9)
+        axes.legend(
+            frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, fontsize=9
+        )
     starts = (
         [_latency_point(model) for model in models],
         [_training_point(model) for model in models],

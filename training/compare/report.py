@@ -10,6 +10,8 @@ from pathlib import Path
 
 from rich.table import Table
 
+from app.commands import printable
+from app.tasks.classification import DEFAULT_SETS
 from training.compare import corruptions, plots
 from training.compare.compare import Comparison, ModelFigures
 from training.compare.corruptions import Answers
@@ -215,8 +217,10 @@ def _markdown(comparison: Comparison) -> str:
         *_markdown_table(_grid(models, list(_figures(models[0])))),
         "Accuracy, cross-entropy (nats) and expected calibration error (15 bins) are on the test "
         "images, with the calibrated probabilities that are served. `images` are those trained "
-        "on; `ms` is the latency of one image and `images/s` the throughput at batch 64, both of "
-        f"the ONNX graph on one thread of {comparison.timed_on}. {_training_note(models)}",
+        "on, and `epochs` those of the last run; `training time` includes the runs before it, "
+        "without a teacher's. `ms` is the latency of one image and `images/s` the throughput at "
+        f"batch 64, both of the ONNX graph on one thread of {comparison.timed_on}. "
+        f"{_training_note(models)}",
         "",
         f"![Accuracy and cost]({ACCURACY_AND_COST})",
         "",
@@ -239,8 +243,9 @@ def _markdown(comparison: Comparison) -> str:
 
 def _confidence_markdown(models: Sequence[ModelFigures]) -> list[str]:
     return [
-        "Prediction sets (LAC) that are to hold the true class of 90, 95 and 99% of the images: "
-        "the part of the test images whose set does, and the mean number of classes in a set:",
+        f"Prediction sets ({DEFAULT_SETS.upper()}) that are to hold the true class of 90, 95 and "
+        "99% of the images: the part of the test images whose set does, and the mean number of "
+        "classes in a set:",
         "",
         *_markdown_table(_sets_grid(models)),
         "Test images that are marked as foreign, and how well the score tells each kind of foreign "
@@ -286,5 +291,10 @@ def _group_sentence(start: str, group: MistakeGroup) -> str:
 
 
 def _markdown_table(grid: Grid) -> list[str]:
-    heading, *rows = ("| " + " | ".join(row) + " |" for row in grid)
+    heading, *rows = ("| " + " | ".join(map(_cell, row)) + " |" for row in grid)
     return [heading, "|---" + "|---:" * (len(grid[0]) - 1) + "|", *rows, ""]
+
+
+def _cell(text: str) -> str:
+    """Return the text of a cell: neither a bar nor the end of a line in a name ends it."""
+    return printable(text).replace("|", r"\|")

@@ -26,6 +26,9 @@ from training.export.ood import OodScore, layer_for_score, statistics_of
 
 MEASURED_COVERAGES = (0.9, 0.95, 0.99)
 FALSE_ALARMS = 0.05
+CERTAINTY = 0.9
+"""The probability that a class's threshold covers as often as it promises."""
+
 OOD_TRAINING_IMAGES = 5000
 _METHODS: tuple[SetMethod, ...] = get_args(SetMethod)
 
@@ -100,7 +103,9 @@ def _fit_conformal(heldout: Answered, test: Answered) -> Conformal:
     fitted = Conformal(
         lac=_thresholds(likely),
         aps=_thresholds(ordered),
-        class_conditional=tuple(_thresholds(likely[heldout.labels == label]) for label in classes),
+        class_conditional=tuple(
+            _class_thresholds(likely[heldout.labels == label]) for label in classes
+        ),
         measured=(),
     )
     measured = tuple(
@@ -119,6 +124,22 @@ def _true_scores(heldout: Answered, method: SetMethod) -> NDArray[np.float64]:
 
 def _thresholds(true_scores: NDArray[np.float64]) -> tuple[float, ...]:
     return tuple(fit_threshold(true_scores, percent / 100) for percent in range(1, 100))
+
+
+def _class_thresholds(true_scores: NDArray[np.float64]) -> tuple[float, ...]:
+    """Return one class's thresholds, which allow for how few images they are fitted on.
+
+    Of n scores, the k-th smallest covers a part that has the beta distribution of k and n - k + 1.
+    k is the least for which `CERTAINTY` of that distribution is above the coverage (Vovk 2012,
+    proposition 2); with too few scores for any k, the threshold is 1.
+
+    Args:
+        true_scores: of the class's held-out images, `[n]`.
+    """
+    from scipy.stats import binom  # half a second to import, for exports alone
+
+    below = binom.ppf(CERTAINTY, len(true_scores), np.arange(1, 100) / 100).astype(int)
+    return tuple(np.append(np.sort(true_scores), 1.0)[below].tolist())
 
 
 def _measure_coverage(

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
-from app.artifact.directory import Artifact, read_artifact, record_file, rewritten
+from app.artifact.directory import Artifact, first_error, read_artifact, record_file, rewritten
 from app.artifact.files import (
     EVALUATION,
     EXAMPLES,
@@ -30,9 +30,9 @@ from app.artifact.files import (
 from app.artifact.golden import pack_golden
 from app.artifact.manifest import (
     BackendName,
+    ClassifierManifest,
     DataRecord,
     Evaluation,
-    Manifest,
     Name,
     Precision,
     TensorSpec,
@@ -143,7 +143,7 @@ def check_exportable(
         TypeAdapter(Name).validate_python(name)
         TypeAdapter(Version).validate_python(version)
     except ValidationError as exc:
-        raise ExportError(f"{name}/{version}: {exc.errors()[0]['msg']}") from exc
+        raise ExportError(f"{name}/{version}: {first_error(exc)}") from exc
     place = store / name / version
     if place.exists():
         raise ExportError(f"{place}: exists already; choose another --version")
@@ -234,12 +234,12 @@ def _golden_images(what: Export) -> Images:
     return images
 
 
-def _manifest(what: Export, served: ServedNetwork, folder: Path) -> Manifest:
+def _manifest(what: Export, served: ServedNetwork, folder: Path) -> ClassifierManifest:
     state = what.checkpoint.state
     height, width = dataset.IMAGE_SIZE
     train, heldout = load_splits(what.checkpoint, what.source)
     description = describe(state.recipe.architecture, len(state.classes))
-    return Manifest(
+    return ClassifierManifest(
         schema_version=1,
         name=what.name,
         version=what.version,
@@ -328,7 +328,7 @@ def _with_confidence(
     backend = open_backend(artifact, "onnx-cpu", torch.get_num_threads(), precision)
     known = answer(backend.predict, heldout)
     found = measure_confidence(known, test, foreign_images(), backend.predict)
-    confidence = artifact.manifest.confidence | {precision: found}
+    confidence = artifact.classifier.confidence | {precision: found}
     manifest = artifact.manifest.model_copy(update={"confidence": confidence})
     return rewritten(Artifact(artifact.path, manifest))
 

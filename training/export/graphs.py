@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from app.artifact.files import LAYER_OUTPUT, PIXELS
-from app.artifact.manifest import FEATURES, OOD_SCORE, Views
-from app.artifact.tensors import Images, Outputs
+from app.artifact.manifest import FEATURES, Views
+from app.artifact.tensors import OOD_SCORE, Images, Outputs
 from training.architectures.describe import averaged_layer, changing_layers, layers_of
 from training.architectures.views import with_views
 from training.data import dataset
@@ -90,7 +90,7 @@ class ServedNetwork(nn.Module):
         """Return the eager network's answers, as a backend does."""
         outputs = self(torch.from_numpy(images))
         score = None if self.ood_score is None else outputs[-1].numpy()
-        return Outputs(outputs[1].numpy(), score)
+        return Outputs.of_classes(outputs[1].numpy(), score)
 
 
 def onnx_graph(served: ServedNetwork, images: Images) -> tuple[bytes, bytes]:
@@ -104,7 +104,7 @@ def onnx_graph(served: ServedNetwork, images: Images) -> tuple[bytes, bytes]:
         ExportError: the exporter returned no graph.
     """
     names = [LAYER_OUTPUT.format(name) for name in (PIXELS, *(item.name for item in served.layers))]
-    with _quiet_exporters():
+    with quiet_exporters():
         program = torch.onnx.export(
             _WithLayers(served),
             (torch.from_numpy(images),),
@@ -155,14 +155,14 @@ def nodes_of_logits(model: onnx.ModelProto) -> list[onnx.NodeProto]:
 def torchscript_graph(served: nn.Module, images: Images) -> bytes:
     """Return the network as a TorchScript file, traced with uint8 images `[N,H,W,3]`."""
     buffer = io.BytesIO()
-    with _quiet_exporters(), torch.no_grad():
+    with quiet_exporters(), torch.no_grad():
         traced = torch.jit.trace(served, torch.from_numpy(images), check_trace=False)
         torch.jit.save(traced, buffer)
     return buffer.getvalue()
 
 
 @contextmanager
-def _quiet_exporters() -> Iterator[None]:
+def quiet_exporters() -> Iterator[None]:
     """Silence torch's warning that TorchScript is deprecated, and the exporter's log."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level

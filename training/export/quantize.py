@@ -94,7 +94,7 @@ def add_int8(
     record = Int8Record(
         file=INT8_GRAPH,
         calibration_images=len(calibration),
-        temperature=artifact.manifest.temperature * change,
+        temperature=artifact.classifier.temperature * change,
         heldout_accuracy_float32=before.accuracy,
         heldout_accuracy=after.accuracy,
         test_accuracy=test.accuracy,

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
 from training.errors import RecipeError, RunError
@@ -167,7 +167,8 @@ class Checkpoint:
         try:
             network.load_state_dict(weights)
         except RuntimeError as exc:
-            raise RunError(f"{self.path / (prefix + NETWORK)}: {exc}") from exc
+            told = " ".join(str(exc).split())
+            raise RunError(f"{self.path / (prefix + NETWORK)}: {told}") from exc
 
     def read(self, file_name: str) -> dict[str, Tensor]:
         """Return the tensors of one of its files, by name.
@@ -177,19 +178,21 @@ class Checkpoint:
         """
         path = self.path / file_name
         try:
-            return load_file(path)
-        except (OSError, SafetensorError) as exc:
+            return load(path.read_bytes())  # load_file takes no path that is not UTF-8
+        except OSError as exc:
+            raise RunError(f"{path}: {exc.strerror}") from exc
+        except SafetensorError as exc:
             raise RunError(f"{path}: {exc}") from exc
 
     def _load_optimizer(self, optimizer: torch.optim.Optimizer, prefix: str = "") -> None:
         path = self.path / (prefix + OPTIMIZER)
         tensors = self.read(path.name)
         state: dict[int, dict[str, Tensor]] = {}
-        for key, tensor in tensors.items():
-            index, _, name = key.partition(".")
-            state.setdefault(int(index), {})[name] = tensor
         groups = optimizer.state_dict()["param_groups"]
         try:
+            for key, tensor in tensors.items():
+                index, _, name = key.partition(".")
+                state.setdefault(int(index), {})[name] = tensor
             optimizer.load_state_dict({"state": state, "param_groups": groups})
         except (KeyError, ValueError) as exc:
             raise RunError(f"{path}: not the state of this optimizer: {exc}") from exc

@@ -13,7 +13,13 @@ from app.api.dependencies import artifact_of, class_id_of, refuse_repeated, serv
 from app.api.negotiation import CSV, JSON, PNG, choose, respond_unless_known
 from app.api.openapi import document_problems
 from app.api.queries import ClassName, ConfusionCellQuery, ConfusionMatrixQuery
-from app.api.schemas import CellImage, ConfusionCell, ConfusionMatrix
+from app.api.schemas import (
+    CellImage,
+    ConfusionCell,
+    ConfusionMatrix,
+    DetectionConfusionMatrix,
+)
+from app.artifact.detection import DetectionEvaluation
 from app.artifact.directory import Artifact
 from app.artifact.examples import check_examples, read_examples
 from app.artifact.files import EVALUATION, EXAMPLES
@@ -30,7 +36,7 @@ _CELL_OFFERS = {"json": JSON, "png": PNG}
 
 @router.get(
     "/confusion-matrix",
-    response_model=ConfusionMatrix,
+    response_model=ConfusionMatrix | DetectionConfusionMatrix,
     responses=document_problems(404, 406, 422)
     | {
         200: {
@@ -55,17 +61,30 @@ async def confusion_matrix(
 
 
 def _as_png(artifact: Artifact, query: ConfusionMatrixQuery) -> bytes:
-    evaluation = artifact.evaluation()
+    evaluation = artifact.any_evaluation()
     counts = np.array(evaluation.confusion_matrix)
-    return draw_matrix(counts, evaluation.classes, query.normalize)
+    detected = isinstance(evaluation, DetectionEvaluation)
+    return draw_matrix(counts, evaluation.labels, query.normalize, of_objects=detected)
 
 
 def _as_json(artifact: Artifact, query: ConfusionMatrixQuery) -> str:
-    manifest, evaluation = artifact.manifest, artifact.evaluation()
+    manifest, evaluation = artifact.manifest, artifact.any_evaluation()
+    if isinstance(evaluation, DetectionEvaluation):
+        return DetectionConfusionMatrix(
+            model=manifest.name,
+            version=manifest.version,
+            labels=evaluation.labels,
+            images=evaluation.images,
+            objects=evaluation.objects,
+            score_threshold=evaluation.score_threshold,
+            counts=evaluation.confusion_matrix,
+            normalize=query.normalize,
+            normalized=_normalized(evaluation, query) if query.normalize else None,
+        ).model_dump_json(exclude_none=True)
     return ConfusionMatrix(
         model=manifest.name,
         version=manifest.version,
-        labels=evaluation.classes,
+        labels=evaluation.labels,
         images=evaluation.images,
         accuracy=evaluation.test.accuracy,
         counts=evaluation.confusion_matrix,
@@ -77,17 +96,19 @@ def _as_json(artifact: Artifact, query: ConfusionMatrixQuery) -> str:
 
 
 def _as_csv(artifact: Artifact, query: ConfusionMatrixQuery) -> str:
-    evaluation = artifact.evaluation()
+    evaluation = artifact.any_evaluation()
     rows = _normalized(evaluation, query) if query.normalize else evaluation.confusion_matrix
     text = io.StringIO()
     writer = csv.writer(text)
-    writer.writerow(["true \\ predicted", *evaluation.classes])
-    for label, row in zip(evaluation.classes, rows, strict=True):
+    writer.writerow(["true \\ predicted", *evaluation.labels])
+    for label, row in zip(evaluation.labels, rows, strict=True):
         writer.writerow([label, *row])
     return text.getvalue()
 
 
-def _normalized(evaluation: Evaluation, query: ConfusionMatrixQuery) -> list[list[float]]:
+def _normalized(
+    evaluation: Evaluation | DetectionEvaluation, query: ConfusionMatrixQuery
+) -> list[list[float]]:
     counts = np.array(evaluation.confusion_matrix)
     rows: list[list[float]] = normalized(counts, query.normalize).tolist()
     return rows

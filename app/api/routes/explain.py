@@ -19,7 +19,8 @@ from app.errors import InvalidParameter, NothingToSee
 from app.explore import heat_maps, saliency
 from app.explore.layers import Inside
 from app.explore.saliency import PERTURBATIONS, Heat, SaliencyMethod
-from app.images.decode import central_box, decode_whole
+from app.images.decode import decode_whole
+from app.images.placement import place
 
 # Multiply-accumulates of a batch of copies: a twentieth of a second of one core, so that a
 # prediction does not wait long behind it.
@@ -37,7 +38,7 @@ _OFFERS = {"json": JSON, "png": PNG, "overlay": PNG}
 @router.post(
     "/explain",
     response_model=Explanation,
-    responses=document_problems(400, 404, 406, 408, 413, 415, 422, 500, 503, 504)
+    responses=document_problems(400, 404, 406, 408, 409, 413, 415, 422, 500, 503, 504)
     | {
         200: {
             "description": "The evidence of each pixel for the class, or against it.",
@@ -52,7 +53,7 @@ async def explain(request: Request, query: Annotated[ExplainQuery, Query()]) -> 
     The class is the predicted one unless the parameter `class` names another.
     """
     service = service_of(request)
-    artifact = artifact_of(request, query)
+    artifact = artifact_of(request, query, "classification")
     method = _method(artifact, query)
     media_type = choose(request, _OFFERS, query.format)
     wanted = None if query.class_ is None else class_id_of(artifact, query.class_, InvalidParameter)
@@ -121,7 +122,8 @@ def _as_overlay(service: Service, artifact: Artifact, picture: Picture, heat: He
         max_pixels_whole=settings.max_pixels_whole,
     )
     height, width = artifact.manifest.image_size
-    box = central_box((whole.shape[1], whole.shape[0]), (width, height))
+    shown = whole.shape[1], whole.shape[0]
+    box = place(shown, (width, height), artifact.manifest.resize.policy).box
     scale = math.ceil(LEAST_OVERLAY_SIDE / max(whole.shape[:2]))
     return heat_maps.draw_overlay(whole, box, heat, scale)
 

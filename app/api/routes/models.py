@@ -8,21 +8,32 @@ from app.api import queries
 from app.api.dependencies import service_of
 from app.api.openapi import document_problems
 from app.api.schemas import ModelVersion, ModelVersions
+from app.artifact.detection import DetectorManifest
 from app.artifact.directory import Artifact
-from app.artifact.manifest import Manifest
+from app.artifact.manifest import ClassifierManifest
 
 router = APIRouter(tags=["models"])
 
 NoQuery = Annotated[queries.Query, Query()]
 
 
-@router.get("/models", response_model=ModelVersions, responses=document_problems(422))
+@router.get(
+    "/models",
+    response_model=ModelVersions,
+    response_model_exclude_none=True,
+    responses=document_problems(422),
+)
 async def list_models(request: Request, query: NoQuery) -> ModelVersions:  # noqa: ARG001
-    """All served models and versions; the default is marked."""
+    """All served models and versions; the default of each task is marked."""
     return _summarise(request, list(service_of(request).store))
 
 
-@router.get("/models/{name}", response_model=ModelVersions, responses=document_problems(404, 422))
+@router.get(
+    "/models/{name}",
+    response_model=ModelVersions,
+    response_model_exclude_none=True,
+    responses=document_problems(404, 422),
+)
 async def list_versions(request: Request, name: str, query: NoQuery) -> ModelVersions:  # noqa: ARG001
     """The served versions of one model, ascending."""
     return _summarise(request, service_of(request).store.versions(name))
@@ -30,7 +41,7 @@ async def list_versions(request: Request, name: str, query: NoQuery) -> ModelVer
 
 @router.get(
     "/models/{name}/versions/{version}",
-    response_model=Manifest,
+    response_model=ClassifierManifest | DetectorManifest,
     responses=document_problems(404, 422),
 )
 async def show_manifest(
@@ -45,10 +56,10 @@ async def show_manifest(
 
 
 def _summarise(request: Request, artifacts: list[Artifact]) -> ModelVersions:
-    default = service_of(request).store.default
+    defaults = service_of(request).store.defaults.values()
     return ModelVersions(
         models=[
-            ModelVersion.of(artifact.manifest, default=artifact is default)
+            ModelVersion.of(artifact.manifest, default=artifact in defaults)
             for artifact in artifacts
         ]
     )

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 
 from app.api.dependencies import artifact_of, refuse_repeated, service_of
 from app.api.openapi import document_body, document_problems
-from app.api.pictures import decode_images, timeout_of
+from app.api.pictures import decode_images, server_timing, timeout_of
 from app.api.queries import PredictQuery
 from app.api.schemas import Predictions
 from app.api.state import Service
@@ -19,7 +19,6 @@ from app.api.uploads.body import read_files
 from app.artifact.directory import Artifact
 from app.errors import DeadlineExceeded
 from app.images.decode import warning_of
-from app.inference.batcher import Answer
 from app.tasks.classification import Interpreter
 
 PATH = "/predict"
@@ -30,7 +29,7 @@ router = APIRouter(tags=["classify"], dependencies=[Depends(refuse_repeated)])
 @router.post(
     PATH,
     response_model=Predictions,
-    responses=document_problems(400, 404, 408, 413, 415, 422, 500, 503, 504),
+    responses=document_problems(400, 404, 408, 409, 413, 415, 422, 500, 503, 504),
     openapi_extra=document_body(several=True),
 )
 async def predict(request: Request, query: Annotated[PredictQuery, Query()]) -> Response:
@@ -41,7 +40,7 @@ async def predict(request: Request, query: Annotated[PredictQuery, Query()]) -> 
     """
     started = time.perf_counter()
     service = service_of(request)
-    artifact = artifact_of(request, query)
+    artifact = artifact_of(request, query, "classification")
     interpreter = interpreter_of(service, artifact, query)
     headers = dict(request.scope["headers"])
     timeout = timeout_of(headers, service.settings)
@@ -52,13 +51,13 @@ async def predict(request: Request, query: Annotated[PredictQuery, Query()]) -> 
         batcher = service.batchers[artifact.ref]
         batcher.check_wait()
         try:
-            images = await decode_images(service, artifact, files, deadline)
+            pictures = await decode_images(service, artifact, files, deadline)
             decoded = time.perf_counter()
-            answer = await batcher.submit(images, deadline)
+            answer = await batcher.submit(pictures.images, deadline)
         except (TimeoutError, DeadlineExceeded) as exc:
             raise DeadlineExceeded(f"no answer within {timeout:g} s") from exc
     names, warnings = [file.filename for file in files], [warning_of(file.data) for file in files]
-    content = interpreter.render(answer.outputs, images, names, warnings)
+    content = interpreter.render(answer.outputs, pictures.images, names, warnings)
     service.metrics.observe_stages(read - started, decoded - read)
     labels = interpreter.labels(answer.outputs)
     service.model_metrics[artifact.ref].answered(labels, answer.queue_seconds)
@@ -79,13 +78,4 @@ def interpreter_of(service: Service, artifact: Artifact, query: PredictQuery) ->
         top_k=query.top_k,
         coverage=query.coverage,
         method=query.sets,
-    )
-
-
-def server_timing(read: float, decode: float, answer: Answer) -> str:
-    """Return the header's value: the milliseconds of each stage."""
-    return (
-        f"read;dur={read * 1000:.3f}, decode;dur={decode * 1000:.3f}, "
-        f"queue;dur={answer.queue_seconds * 1000:.3f}, "
-        f"inference;dur={answer.inference_seconds * 1000:.3f}"
     )

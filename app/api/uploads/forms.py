@@ -3,11 +3,20 @@
 import asyncio
 import re
 import sys
+from collections.abc import Callable, Mapping
+from email.errors import HeaderParseError
+from email.header import decode_header, make_header
 from functools import lru_cache
 from typing import Protocol
 from urllib.parse import unquote_to_bytes
 
-from multipart import MultipartError, MultipartSegment, PushMultipartParser, parse_options_header
+from multipart import (
+    MultipartError,
+    MultipartSegment,
+    PushMultipartParser,
+    content_disposition_unquote,
+    header_unquote,
+)
 
 from app.api.uploads.base64_text import decode_base64
 from app.api.uploads.upload import INLINE_TEXT_BYTES, Upload, UploadLimits, quoted, too_many
@@ -28,12 +37,17 @@ _PARSER_LIMITS = {
     "Maximum segment header count exceeded": f"a part has more than {MAX_PART_HEADERS} headers",
 }
 _MALFORMED = "multipart body is malformed"
-_UNFINISHED = "multipart body ends before its closing boundary"
 # An empty line. That of a part without headers follows the line end of the boundary, which has been
 # cut off already.
 _HEAD_END = re.compile(rb"\r\n(?:(?<=\A\r\n)|(?<=\r\n\r\n)|\r\n)")
-_FOLDED = re.compile(rb"(?:\A|\n)[ \t]")
-_UNQUOTED_BOUNDARY = re.compile(r";[ \t]*boundary=([^\s;]+)", re.IGNORECASE)
+_FOLD = re.compile(rb"\r\n[ \t]+")
+# The library cuts a value without quotes at characters that RFC 2045 (5.1) wants in quotes.
+_PARAMETER = re.compile(r';[ \t]*([^ \t;="]+)[ \t]*=[ \t]*("(?:[^"\\]|\\.)*+"|[^;]*)', re.DOTALL)
+_CHARSET = "utf-?8|iso-8859-1"
+_EXTENDED = re.compile(rf"({_CHARSET})'[^']*'(.*)", re.IGNORECASE | re.DOTALL)
+_ENCODED_WORDS = re.compile(rf"(?:\s*=\?(?:{_CHARSET})\?[bq]\?[^?\s]*\?=)+", re.IGNORECASE)
+_JOINERS = "\u200c\u200d"
+"""Unprintable, but a part of words and of emoji."""
 
 
 class Pieces(Protocol):
@@ -52,19 +66,19 @@ def form_boundary(content_type: bytes) -> bytes:
     Raises:
         MalformedUpload: it names none, or one that is too long.
     """
-    header = content_type.decode("latin-1")
-    _, parameters = parse_options_header(header)
-    # The library cuts one without quotes at characters that RFC 2045 (5.1) wants in quotes.
-    whole = None if '"' in header else _UNQUOTED_BOUNDARY.search(header)
-    boundary = (whole[1] if whole else parameters.get("boundary", "")).encode("latin-1")
+    parameters = _parameters(content_type.decode("latin-1"), header_unquote)
+    boundary = parameters.get("boundary", "").encode("latin-1")
     if not boundary:
-        raise MalformedUpload("Content-Type multipart/form-data has no boundary")
+        raise MalformedUpload(
+            "Content-Type multipart/form-data has no boundary; leave this header to the library "
+            "that writes the form"
+        )
     if len(boundary) > MAX_BOUNDARY_BYTES:
         raise MalformedUpload(
             f"the boundary of the multipart body is {len(boundary)} bytes; "
             f"the limit is {MAX_BOUNDARY_BYTES} bytes"
         )
-    return bytes(boundary)
+    return boundary
 
 
 async def read_form(chunks: Pieces, boundary: bytes, limits: UploadLimits) -> list[Upload]:
@@ -82,17 +96,20 @@ async def read_form(chunks: Pieces, boundary: bytes, limits: UploadLimits) -> li
     files: list[Upload] = []
     before, mark = await body.read_until(delimiter)
     if b"--" + boundary in before:
-        raise MalformedUpload(f"{_MALFORMED}: its first boundary is not a line of its own")
+        raise MalformedUpload(
+            f"{_MALFORMED}: its first boundary is not a line of its own that ends in CRLF"
+        )
     while mark.endswith(b"\r\n"):
         part = _parse_head(boundary, *await body.read_until(_HEAD_END, MAX_PART_HEAD_BYTES))
-        if part.name != "file":
-            name = quoted(_text(part.name))
+        fields = dict(part.headerlist)
+        parameters = _parameters(fields["Content-Disposition"], content_disposition_unquote)
+        name = _text(parameters.get("name", ""))
+        if name != "file":
             raise MalformedUpload(
-                f"part {len(files)} is named {name}; every part must be named 'file'"
+                f"part {len(files)} is named {quoted(name)}; every part must be named 'file'"
             )
         if len(files) == limits.max_images:
             raise too_many(f"more than {limits.max_images}", limits.max_images)
-        fields = dict(part.headerlist)
         encoding = fields.get("Content-Transfer-Encoding")
         in_base64 = encoding is not None and _is_base64(encoding, f"part {len(files)}")
         data, mark = await body.read_until(delimiter)
@@ -100,11 +117,9 @@ async def read_form(chunks: Pieces, boundary: bytes, limits: UploadLimits) -> li
             data = await _decode_part(data, f"part {len(files)}")
         if mark and not data:
             raise EmptyUpload(f"part {len(files)} is empty")
-        disposition = fields["Content-Disposition"]
-        extended = _extended_filename(disposition) if "*" in disposition else None
-        files.append(Upload(data, _clean_filename(extended or _text(part.filename or ""))))
+        files.append(Upload(data, _clean_filename(_filename(parameters))))
     if not mark:
-        raise MalformedUpload(_UNFINISHED)
+        raise _unfinished(boundary)
     del body  # which holds the last file, and the rest may be slow
     while chunks.more:
         await chunks.read()
@@ -160,9 +175,8 @@ def _parse_head(boundary: bytes, headers: bytes, end: bytes) -> MultipartSegment
         raise MalformedUpload(
             f"{_MALFORMED}: the headers of a part have more than {MAX_PART_HEAD_BYTES} bytes"
         )
-    # Nobody sends these, and the library's time for them grows with the square of their number.
-    if _FOLDED.search(headers):
-        raise MalformedUpload(f"{_MALFORMED}: a header continues on a second line")
+    # The library's time for folded lines grows with the square of their number.
+    headers = _FOLD.sub(b" ", headers)
     parser = PushMultipartParser(
         boundary,
         max_header_size=MAX_PART_HEADER_BYTES,
@@ -174,9 +188,16 @@ def _parse_head(boundary: bytes, headers: bytes, end: bytes) -> MultipartSegment
             if isinstance(event, MultipartSegment):
                 return event
     except MultipartError as exc:
-        message = _PARSER_LIMITS.get(str(exc), str(exc))
+        limit = _PARSER_LIMITS.get(str(exc))
+        line = next((line for line in headers.split(b"\r\n") if b":" not in line), headers)
+        message = limit or f"{exc} in {quoted(line.decode('latin-1'))}"
         raise MalformedUpload(f"{_MALFORMED}: {message}") from exc
-    raise MalformedUpload(_UNFINISHED)
+    raise _unfinished(boundary)
+
+
+def _unfinished(boundary: bytes) -> MalformedUpload:
+    closing = quoted(f"--{boundary.decode('latin-1')}--")
+    return MalformedUpload(f"multipart body ends before its closing boundary {closing}")
 
 
 def _is_base64(transfer_encoding: str, where: str) -> bool:
@@ -195,17 +216,40 @@ async def _decode_part(data: bytes, where: str) -> bytes:
     return await asyncio.to_thread(decode_base64, data, where)
 
 
-def _extended_filename(disposition: str) -> str | None:
-    """Return the `filename*` of a part (RFC 8187), if it can be read."""
-    _, options = parse_options_header(disposition)
-    charset, _, rest = options.get("filename*", "").partition("'")
-    _language, _, value = rest.partition("'")
-    if charset.lower() not in {"utf-8", "iso-8859-1"}:
-        return None
+def _parameters(header: str, unquote: Callable[[str], str]) -> dict[str, str]:
+    """Return the parameters of a header by their names in lower case, each without its quotes."""
+    return {
+        name.lower(): unquote(value.rstrip(" \t")) if value else ""
+        for name, value in _PARAMETER.findall(header)
+    }
+
+
+def _filename(parameters: Mapping[str, str]) -> str:
+    """Return the name of a part's file, from whichever of its forms can be read."""
+    extended = parameters.get("filename*") or _continued(parameters)
+    return _from_extended(extended) or _from_words(_text(parameters.get("filename", "")))
+
+
+def _continued(parameters: Mapping[str, str]) -> str:
+    """Join a name in pieces, `filename*0*`, `filename*1` and so on (RFC 2231, 4.1)."""
+    joined = "" if "filename*0*" in parameters else "utf-8''"
+    for number in range(len(parameters)):
+        if (encoded := parameters.get(f"filename*{number}*")) is not None:
+            joined += encoded
+        elif (plain := parameters.get(f"filename*{number}")) is not None:
+            joined += plain.replace("%", "%25")
+        else:
+            break
+    return joined
+
+
+def _from_extended(value: str) -> str:
+    """Decode a name that begins with its charset (RFC 8187), if it can be read."""
+    found = _EXTENDED.fullmatch(value)
     try:
-        return unquote_to_bytes(value.encode("latin-1")).decode(charset)
+        return unquote_to_bytes(found[2].encode("latin-1")).decode(found[1]) if found else ""
     except UnicodeDecodeError:
-        return None
+        return ""
 
 
 def _text(latin_1: str) -> str:
@@ -216,9 +260,19 @@ def _text(latin_1: str) -> str:
         return latin_1
 
 
+def _from_words(name: str) -> str:
+    """Decode a name of encoded words (RFC 2047), as .NET sends it."""
+    if not _ENCODED_WORDS.fullmatch(name):
+        return name
+    try:
+        return str(make_header(decode_header(name)))
+    except (HeaderParseError, UnicodeDecodeError):
+        return name
+
+
 def _clean_filename(name: str) -> str | None:
     """Keep the last component of a path, without unprintable characters."""
-    last = name.replace("\\", "/").rpartition("/")[2]
+    last = name.replace("\\", "/").rpartition("/")[2].strip()
     if not last.isprintable():
-        last = "".join(character for character in last if character.isprintable())
+        last = "".join(letter for letter in last if letter.isprintable() or letter in _JOINERS)
     return last[:MAX_FILENAME_CHARACTERS] or None

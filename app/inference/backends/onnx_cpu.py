@@ -58,7 +58,8 @@ class OnnxBackend:
 
     def predict(self, images: Images) -> Outputs:
         """Return the graph's outputs for uint8 RGB images `[N,H,W,3]`."""
-        return Outputs(*self._run(self._outputs, images))
+        arrays = self._run(self._outputs, images)
+        return Outputs(dict(zip(self._outputs, arrays, strict=True)))
 
     def _run(self, outputs: list[str], images: Images) -> list[Any]:
         try:

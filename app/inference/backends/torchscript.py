@@ -37,7 +37,7 @@ class TorchBackend:
             torch.set_num_threads(threads)
         self._device = torch.device(device)
         names = [output.name for output in artifact.manifest.outputs]
-        self._places = [names.index(name) for name in artifact.manifest.predicted]
+        self._places = {name: names.index(name) for name in artifact.manifest.predicted}
         self._module = load_graph(artifact, self._device, freeze=True)
 
     def predict(self, images: Images) -> Outputs:
@@ -46,9 +46,10 @@ class TorchBackend:
             with torch.inference_mode():
                 batch = torch.from_numpy(np.ascontiguousarray(images)).to(self._device)
                 outputs = self._module(batch)
-                return Outputs(*(outputs[place].cpu().numpy() for place in self._places))
+                found = {name: outputs[at].cpu().numpy() for name, at in self._places.items()}
         except RuntimeError as exc:
             raise BackendFailed(f"torch failed on {len(images)} images: {exc}") from exc
+        return Outputs(found)
 
 
 def load_graph(

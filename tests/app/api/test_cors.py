@@ -90,15 +90,16 @@ async def test_failure_can_be_read_too(connect: Connect) -> None:
 
 
 @pytest.mark.parametrize(
-    "changed",
+    ("changed", "named"),
     [
-        {"Origin": OTHER},
-        {"Access-Control-Request-Method": "DELETE"},
-        {"Access-Control-Request-Headers": "x-secret"},
+        ({"Origin": OTHER}, f"Disallowed CORS origin; the request has Origin {OTHER!r}, "),
+        ({"Access-Control-Request-Method": "DELETE"}, " Access-Control-Request-Method 'DELETE', "),
+        ({"Access-Control-Request-Headers": "x-secret"}, "-Request-Headers 'x-secret'; allowed"),
+        ({"Access-Control-Request-Method": "X" * 9999}, " Access-Control-Request-Method 'XXX"),
     ],
 )
 async def test_preflight_that_asks_for_more_is_refused_with_a_problem(
-    connect: Connect, changed: dict[str, str]
+    connect: Connect, changed: dict[str, str], named: str
 ) -> None:
     async with connect(cors_origins=PAGE) as client:
         answer = await client.options("/predict", headers=PREFLIGHT | changed)
@@ -109,6 +110,8 @@ async def test_preflight_that_asks_for_more_is_refused_with_a_problem(
             f"allowed are the origins {PAGE}, the methods GET, HEAD, POST and the headers "
             "Content-Type, If-None-Match, X-Request-ID, X-Request-Timeout-Ms"
         )
+        assert named in problem.detail
+        assert len(problem.detail) < 600
         assert ALLOWED not in answer.headers
 
 
@@ -163,7 +166,16 @@ async def test_refusals_of_a_head_can_be_read(connect: Connect) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", ["page.example", "https://page.example/path", "https://a b", "null"]
+    "value",
+    [
+        "page.example",
+        "https://page.example/path",
+        "https://a b",
+        "null",
+        "http://a:b",
+        "http://a:65536",
+        "http://::1",
+    ],
 )
 def test_value_that_is_no_origin_is_refused_at_the_start(
     monkeypatch: pytest.MonkeyPatch, value: str
@@ -176,3 +188,21 @@ def test_value_that_is_no_origin_is_refused_at_the_start(
 def test_origins_are_compared_in_lower_case(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CONVSCOPE_CORS_ORIGINS", " HTTPS://Page.Example , http://[::1]:3000")
     assert read_settings().cors_origins == (PAGE, "http://[::1]:3000")
+
+
+@pytest.mark.parametrize(
+    ("value", "sent"),
+    [
+        ("https://page.example:443", PAGE),
+        ("http://[::1]:80", "http://[::1]"),
+        ("http://page.example:8080", "http://page.example:8080"),
+        ("http://page.example:443", "http://page.example:443"),
+        ("https://page.example:4430", "https://page.example:4430"),
+        ("http://my_page:3000", "http://my_page:3000"),
+    ],
+)
+def test_origin_is_as_browsers_send_it(
+    monkeypatch: pytest.MonkeyPatch, value: str, sent: str
+) -> None:
+    monkeypatch.setenv("CONVSCOPE_CORS_ORIGINS", value)
+    assert read_settings().cors_origins == (sent,)

@@ -18,7 +18,8 @@ from app.api import pictures
 from app.api.openapi import EXAMPLE_BASE64
 from app.api.schemas import Predictions
 from app.images import RgbImage
-from app.images.decode import decode
+from app.images.decode import decode_placed
+from app.images.placement import Placement
 from bench.harness.requests import message
 from tests.conftest import Connect, MakeSettings, Picture
 from tests.support.applications import application_of
@@ -221,6 +222,18 @@ async def test_body_that_is_no_image_is_refused_with_its_own_problem(
     assert check(response, status).title == title
 
 
+@pytest.mark.parametrize(
+    "content", [b"data:image/png;base64,iVBORw0K", b"<!doctype html>\n<p>", b"a"]
+)
+async def test_refusal_of_other_bytes_shows_how_they_begin(
+    client: httpx.AsyncClient, content: bytes
+) -> None:
+    as_body = await client.post("/predict", content=content, headers=PNG)
+    as_part = await client.post("/predict", files=_files(("a.png", content)))
+    for response in (as_body, as_part):
+        assert check(response, 415).detail.endswith(f"it begins with {content[:16]!r}")
+
+
 async def test_truncated_image_is_refused(client: httpx.AsyncClient, picture: Picture) -> None:
     response = await client.post("/predict", content=picture("red", "JPEG")[:300], headers=PNG)
     assert check(response, 422).title == "Damaged image"
@@ -386,12 +399,12 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     """The files that were decoded in a thread."""
     found: list[bytes] = []
 
-    def spy(data: bytes, *args: Any, **kwargs: Any) -> RgbImage:
+    def spy(data: bytes, *args: Any, **kwargs: Any) -> tuple[RgbImage, Placement]:
         if threading.current_thread() is not threading.main_thread():
             found.append(data)
-        return decode(data, *args, **kwargs)
+        return decode_placed(data, *args, **kwargs)
 
-    monkeypatch.setattr(pictures, "decode", spy)
+    monkeypatch.setattr(pictures, "decode_placed", spy)
     return found
 
 

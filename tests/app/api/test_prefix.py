@@ -44,6 +44,21 @@ async def test_everything_is_found_below_the_prefix(connect: Connect, path: str)
         assert missing.json()["instance"] == "/vision/web/nothing"
 
 
+async def test_slash_that_a_proxy_doubles_is_passed_over(
+    connect: Connect, picture: Picture
+) -> None:
+    async with connect(root_path="/vision") as client:
+        address = str(client.base_url).rstrip("/") + "/"  # and the path's own
+        for file in ("/", "/docs", "/web/main.js", "/static-offline-docs/swagger-ui.css"):
+            assert (await client.get(address + file)).status_code == 200
+        predicted = await client.post(f"{address}/predict", content=picture("red"))
+        assert predicted.status_code == 200
+        missing = await client.get(f"{address}/nothing")
+        assert missing.json()["instance"] == "/vision/nothing"
+    async with connect() as client:
+        assert (await client.get(f"{address}/docs")).status_code == 404
+
+
 async def test_prefix_alone_leads_to_the_page(connect: Connect) -> None:
     async with connect(root_path="/vision/") as client:
         answer = await client.get("/vision?a=%2F")
@@ -59,6 +74,11 @@ async def test_prefix_alone_leads_to_the_page(connect: Connect) -> None:
         (None, "10.0.0.7", ""),
         ("10.0.0.0/8", "10.0.0.7", "/vision"),
         ("10.0.0.0/8", "127.0.0.1", ""),
+        (None, "::ffff:127.0.0.1", "/vision"),
+        ("10.0.0.0/8", "::ffff:10.0.0.7", "/vision"),
+        ("::ffff:10.0.0.7", "::ffff:10.0.0.7", "/vision"),
+        ("10.0.0.0/8", "::ffff:127.0.0.1", ""),
+        (None, "::1", ""),
         ("10.0.0.1,10.0.0.7", "10.0.0.7", "/vision"),
         ("*", "192.0.2.1", "/vision"),
     ],

@@ -1,7 +1,7 @@
 """A backend's answers for the golden images, compared with those of the export."""
 
+import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +10,15 @@ import pytest
 from numpy.typing import NDArray
 
 from app.artifact.directory import Artifact, read_artifact
-from app.artifact.files import GOLDEN
+from app.artifact.files import GOLDEN, MANIFEST
 from app.artifact.golden import check_golden, pack_golden, read_golden
 from app.artifact.manifest import BackendName, Precision
-from app.artifact.tensors import Images, Outputs, Probabilities
+from app.artifact.tensors import OOD_SCORE, Images, Outputs, Probabilities
 from app.errors import ArtifactError
 from app.inference.backends import open_backend
 from tests.support.artifacts import (
     CLASSES,
+    amend,
     copy_store,
     numpy_predict,
     numpy_predict_int8,
@@ -42,7 +43,7 @@ ROWS = np.zeros((2, len(CLASSES)), np.float32)
 
 
 def _outputs(predict: Callable[[Images], Probabilities]) -> Callable[[Images], Outputs]:
-    return lambda images: Outputs(predict(images))
+    return lambda images: Outputs.of_classes(predict(images))
 
 
 @pytest.mark.parametrize(
@@ -73,18 +74,26 @@ def test_golden_images_that_are_none_are_found(
 def test_golden_check_returns_the_largest_difference(path: Path) -> None:
     artifact = read_artifact(path)
     assert check_golden(artifact, "onnx-cpu", _outputs(numpy_predict)) == 0
-    near = check_golden(artifact, "onnx-cpu", lambda images: Outputs(numpy_predict(images) + 5e-5))
+    near = check_golden(
+        artifact, "onnx-cpu", lambda images: Outputs.of_classes(numpy_predict(images) + 5e-5)
+    )
     assert near == pytest.approx(5e-5, rel=0.01)
 
 
 def test_golden_check_fails_over_the_tolerance_on_nan_and_on_another_shape(path: Path) -> None:
     artifact = read_artifact(path)
     with pytest.raises(ArtifactError, match=r"by 0\.001; the tolerance is 0\.0001"):
-        check_golden(artifact, "onnx-cpu", lambda images: Outputs(numpy_predict(images) + 1e-3))
+        check_golden(
+            artifact, "onnx-cpu", lambda images: Outputs.of_classes(numpy_predict(images) + 1e-3)
+        )
     with pytest.raises(ArtifactError, match="by nan"):
-        check_golden(artifact, "onnx-cpu", lambda images: Outputs(numpy_predict(images) * np.nan))
+        check_golden(
+            artifact, "onnx-cpu", lambda images: Outputs.of_classes(numpy_predict(images) * np.nan)
+        )
     with pytest.raises(ArtifactError, match=r"shape \(5, 6\), expected \(6, 6\)"):
-        check_golden(artifact, "onnx-cpu", lambda images: Outputs(numpy_predict(images[1:])))
+        check_golden(
+            artifact, "onnx-cpu", lambda images: Outputs.of_classes(numpy_predict(images[1:]))
+        )
 
 
 def test_backend_without_a_tolerance_is_not_proven(path: Path) -> None:
@@ -123,7 +132,7 @@ def test_both_graphs_give_the_scores_that_were_seen_at_export(
 def test_graph_with_other_scores_is_refused(exported: Artifact) -> None:
     _, golden = read_golden(exported)
     assert golden.ood_scores is not None
-    wrong = replace(golden, ood_scores=golden.ood_scores + 1)
+    wrong = Outputs.of_classes(golden.probabilities, golden.ood_scores + 1)
 
     def predict(_: Images) -> Outputs:
         return wrong
@@ -137,7 +146,7 @@ def test_graph_that_gives_none_where_it_should_is_refused(
     exported: Artifact, scores: NDArray[np.float32] | None
 ) -> None:
     _, golden = read_golden(exported)
-    other = replace(golden, ood_scores=scores)
+    other = Outputs.of_classes(golden.probabilities, scores)
     with pytest.raises(ArtifactError, match="gives other out-of-distribution scores"):
         check_golden(exported, "onnx-cpu", lambda _: other)
 
@@ -145,19 +154,20 @@ def test_graph_that_gives_none_where_it_should_is_refused(
 def test_score_that_is_no_number_is_refused(exported: Artifact) -> None:
     _, golden = read_golden(exported)
     assert golden.ood_scores is not None
-    other = replace(golden, ood_scores=golden.ood_scores * np.nan)
+    other = Outputs.of_classes(golden.probabilities, golden.ood_scores * np.nan)
     with pytest.raises(ArtifactError, match="by nan"):
         check_golden(exported, "onnx-cpu", lambda _: other)
 
 
 def test_golden_answers_are_read_as_they_were_packed(int8_path: Path) -> None:
     images, scores = np.zeros((2, 32, 32, 3), np.uint8), np.array([1, 2], np.float32)
-    plain = Outputs(numpy_predict(images), scores)
-    int8 = Outputs(numpy_predict_int8(images), -scores)
+    plain = Outputs.of_classes(numpy_predict(images), scores)
+    int8 = Outputs.of_classes(numpy_predict_int8(images), -scores)
     golden: dict[str, Any] = pack_golden(images, {"float32": plain, "int8": int8})
     np.savez(int8_path / GOLDEN, allow_pickle=False, **golden)
-    rehash(int8_path)
-    artifact = read_artifact(int8_path)
+    outputs = json.loads((int8_path / MANIFEST).read_text())["outputs"]
+    score = {"name": OOD_SCORE, "dtype": "float32", "shape": ["N"]}
+    artifact = amend(int8_path, outputs=[*outputs, score])
     expected: dict[Precision, Outputs] = {"float32": plain, "int8": int8}
     for precision, answers in expected.items():
         read, found = read_golden(artifact, precision)

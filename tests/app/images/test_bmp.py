@@ -167,6 +167,10 @@ def test_palettes_have_their_pixels_or_are_named(bits: int, header: int) -> None
             "16-bit, bit fields F00/F0/F",
         ),
         (
+            bmp(INFO, 8, [bytes(13)] * HEIGHT, palette=[(1, 2, 3)] * 257),
+            "8-bit, palette of 257 colours",
+        ),
+        (
             bmp(INFO, 8, [bytes(13)] * HEIGHT, palette=[(0, 0, 0), (255, 255, 255)]),
             "8-bit, palette of 2 greys",
         ),

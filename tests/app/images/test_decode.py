@@ -8,6 +8,7 @@ import re
 import struct
 import subprocess
 import sys
+import time
 import zlib
 from pathlib import Path
 from typing import Any
@@ -199,7 +200,9 @@ def test_cmyk_is_converted_to_rgb(photo: Pixels) -> None:
     assert np.abs(found - expected).mean() < 3
 
 
-@pytest.mark.parametrize("brands", [b"heic", b"hevc", b"mif1heic", b"msf1hevcmif1", b"mif1"])
+@pytest.mark.parametrize(
+    "brands", [b"heic", b"hevc", b"mif1heic", b"msf1hevcmif1", b"mif1", b"miafheic", b"MiHEmif1"]
+)
 def test_heic_is_named_with_what_is_read_instead(brands: bytes) -> None:
     body = b"ftyp" + brands[:4] + bytes(4) + brands
     data = struct.pack(">I", 4 + len(body)) + body + b"avif" + bytes(100)
@@ -207,12 +210,53 @@ def test_heic_is_named_with_what_is_read_instead(brands: bytes) -> None:
         decode(data, SIZE, LIMIT)
 
 
-def test_avif_whose_first_brand_is_of_all_heif_is_read(photo: Pixels) -> None:
+@pytest.mark.parametrize("brand", [b"mif1", b"miaf", b"MA1A"])
+def test_avif_whose_first_brand_is_another_is_read(photo: Pixels, brand: bytes) -> None:
     data = encode(photo, "AVIF", quality=90)
     assert data[8:12] == b"avif"
     assert b"avif" in data[16 : int.from_bytes(data[:4], "big")]
-    general = data[:8] + b"mif1" + data[12:]
+    general = data[:8] + brand + data[12:]
     np.testing.assert_array_equal(decode(general, SIZE, LIMIT), decode(data, SIZE, LIMIT))
+
+
+ONE_COLOUR = np.full((16, 16, 3), 90, np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        (imagecodecs.jpegxl_encode(ONE_COLOUR), "JPEG XL"),
+        (imagecodecs.jpegxl_encode(ONE_COLOUR, usecontainer=True), "JPEG XL"),
+        (imagecodecs.jpeg2k_encode(ONE_COLOUR, codecformat="jp2"), "JPEG 2000"),
+        (imagecodecs.jpeg2k_encode(ONE_COLOUR, codecformat="j2k"), "JPEG 2000"),
+        (imagecodecs.jpegxr_encode(ONE_COLOUR), "JPEG XR"),
+        (imagecodecs.qoi_encode(ONE_COLOUR), "QOI"),
+        *(
+            (encode(ONE_COLOUR, kind), name)
+            for kind, name in [
+                ("ICO", "ICO"),
+                ("ICNS", "ICNS"),
+                ("PPM", "Netpbm"),
+                ("DDS", "DDS"),
+                ("EPS", "PostScript"),
+                ("PDF", "PDF"),
+            ]
+        ),
+        (b"8BPS\0\1" + bytes(20), "PSD"),
+        (b"gimp xcf v011\0", "XCF"),
+        (b"<svg/>", "SVG"),
+        (b"\xef\xbb\xbf<?xml version='1.0'?>\n<!-- by hand -->\n<svg width='9'>", "SVG"),
+        (bytes(128) + b"DICM", "DICOM"),
+        (b"FUJIFILMCCD-RAW 0201", "Camera raw"),
+        (b"IIRO\x08\0\0\0", "Camera raw"),
+        (b"II*\0\x10\0\0\0CR\2\0", "Camera raw"),
+        (b"\0\0\0\x18ftypcrx \0\0\0\1crx isom", "Camera raw"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_other_format_is_named_with_what_is_read_instead(data: bytes, name: str) -> None:
+    with pytest.raises(UnsupportedImage, match=f"^{name} is not read; send PNG, JPEG, WebP, GIF, "):
+        decode(data, SIZE, LIMIT)
 
 
 def a_jpeg(photo: Pixels, at: int, replacement: bytes) -> bytes:
@@ -258,8 +302,14 @@ def test_jpeg_of_another_kind_by_another_encoder_is_not_called_damaged(data: byt
         decode(data, SIZE, LIMIT)
 
 
-# Both are of the same grey ramp, made by libjpeg's jpegtran.
+# All are of the same grey ramp, made by libjpeg.
 ARITHMETIC = {
+    "last zeros left out": (
+        "ffd8ffe000104a46494600010100000100010000ffdb004300010101010101010101010101010101010101010101"
+        "01010101010101010101010101010101010101010101010101010101010101010101010101010101010101ffc900"
+        "0b080008000801011100ffcc000600101005ffda0008010100003f00ff00d2657c604f42163a4f0292585107534a"
+        "e5ffd9"
+    ),
     "sequential": (
         "ffd8ffe000104a46494600010100000100010000ffdb004300020101010101020101010202020202040302020202"
         "0504040304060506060605060606070908060709070606080b08090a0a0a0a0a06080b0c0b0a0c090a0a0affc900"
@@ -280,6 +330,13 @@ ARITHMETIC = {
 def test_arithmetic_coded_jpeg_is_read(name: str) -> None:
     found = decode(bytes.fromhex(ARITHMETIC[name]), (8, 8), LIMIT)
     assert np.abs(found[..., 0] - (20.0 + 3 * np.arange(64).reshape(8, 8))).max() <= 1
+
+
+@pytest.mark.parametrize("name", ARITHMETIC)
+def test_arithmetic_coded_jpeg_is_read_without_its_end(name: str) -> None:
+    data = bytes.fromhex(ARITHMETIC[name])
+    whole = decode(data, (8, 8), LIMIT)
+    np.testing.assert_array_equal(decode(data[:-2], (8, 8), LIMIT), whole)
 
 
 SCANS: list[dict[str, Any]] = [
@@ -323,6 +380,88 @@ def test_jpeg_that_lacks_pixels_is_damaged(
             # The last bytes may make no difference at the size of the model.
             assert missing < 8
             np.testing.assert_array_equal(found, whole)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+@pytest.mark.parametrize("options", SCANS)
+@pytest.mark.parametrize("size", [(32, 32), (100, 75), (600, 450)])
+def test_jpeg_whose_end_marker_was_put_back_is_damaged_too(
+    photo: Pixels, size: tuple[int, int], options: dict[str, Any], mode: str
+) -> None:
+    image = Image.fromarray(photo).resize(size).convert(mode)
+    data = encode(image, "JPEG", quality=90, **options)
+    first = 0.5 if "progressive" in options else 0.75  # its last scans only hold finest bits
+    for part in (first, first - 0.1, first - 0.2):
+        cut = data[: int(part * len(data))].rstrip(b"\xff")
+        for end in (b"\xff\xd9", b"\xff\xff\xd9"):
+            with pytest.raises(DamagedImage):
+                decode(cut + end, SIZE, LIMIT)
+
+
+@pytest.mark.parametrize("size", [(64, 49), (49, 64), (49, 49), (50, 33)])
+def test_jpeg_whose_last_pixel_mixes_colours_of_blocks_is_damaged_too(
+    photo: Pixels, size: tuple[int, int]
+) -> None:
+    data = encode(Image.fromarray(photo).resize(size), "JPEG", quality=95, subsampling=2)
+    for part in (0.8, 0.85, 0.9):
+        cut = data[: int(part * len(data))].rstrip(b"\xff")
+        with pytest.raises(DamagedImage, match="it ends before its last pixels"):
+            decode(cut + b"\xff\xd9", SIZE, LIMIT)
+
+
+def test_progressive_jpeg_of_a_part_of_its_first_scan_is_damaged(photo: Pixels) -> None:
+    data = encode(Image.fromarray(photo).resize((64, 64)), "JPEG", progressive=True)
+    second = data.index(b"\xff\xda", data.index(b"\xff\xda") + 1)
+    first_end = data.rindex(b"\xff\xc4", 0, second)
+    for missing in range(1, 30):
+        with pytest.raises(DamagedImage, match="it ends before its last pixels"):
+            decode(data[: first_end - missing] + b"\xff\xd9", SIZE, LIMIT)
+
+
+@pytest.mark.parametrize("options", SCANS)
+@pytest.mark.parametrize("length", [1, 2, 3, 100, 10_000])
+def test_zeros_in_place_of_a_jpegs_pixels_are_no_pixels(
+    photo: Pixels, options: dict[str, Any], length: int
+) -> None:
+    data = encode(Image.fromarray(photo).resize((100, 75)), "JPEG", quality=90, **options)
+    filled = data[:-2] + bytes(length)
+    np.testing.assert_array_equal(decode(filled, SIZE, LIMIT), decode(data, SIZE, LIMIT))
+    for part in (0.5, 0.7, 0.9):
+        with pytest.raises(DamagedImage):
+            decode(data[: int(part * len(data))] + bytes(length), SIZE, LIMIT)
+
+
+@pytest.mark.parametrize("grey", [128, 255])
+def test_zeros_that_are_pixels_of_a_jpeg_are_read(photo: Pixels, grey: int) -> None:
+    files = []
+    for height in range(160, 800, 16):
+        padded = Image.new("L", (32, height), grey)
+        padded.paste(Image.fromarray(photo).convert("L"))
+        files.append(encode(padded, "JPEG", optimize=True))
+    with_zeros = [data for data in files if data[:-2].endswith(b"\0\0\0")]
+    assert with_zeros
+    for data in with_zeros:
+        np.testing.assert_array_equal(decode(data[:-2], SIZE, LIMIT), decode(data, SIZE, LIMIT))
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+@pytest.mark.parametrize("options", SCANS)
+def test_jpeg_that_ends_in_grey_is_read(photo: Pixels, options: dict[str, Any], mode: str) -> None:
+    padded = photo.copy()
+    padded[len(photo) // 2 :] = 128
+    data = encode(Image.fromarray(padded).convert(mode), "JPEG", **options)
+    whole = decode(data, SIZE, LIMIT)
+    assert np.abs(whole[-4:].astype(int) - 128).max() <= 2
+    for behind in (b"the end", data, b"\xff\xda", b"\xff\xda\0\x0c\xff", b"\xff\xda" * 20):
+        np.testing.assert_array_equal(decode(data + behind, SIZE, LIMIT), whole)
+
+
+def test_what_looks_like_scans_behind_the_end_costs_little_time(photo: Pixels) -> None:
+    data = encode(photo, "JPEG")
+    scan = b"\xff\xda\0\x0c\xff" + bytes(range(256)) + b"\0\xff\0" * 85
+    began = time.process_time()
+    decode(data + scan * 2000 + b"\xff\xd9", SIZE, LIMIT)
+    assert time.process_time() - began < 0.5
 
 
 def test_jpeg_that_lacks_pixels_from_a_restart_on_is_damaged(photo: Pixels) -> None:
@@ -374,6 +513,21 @@ def test_what_is_no_jpeg_has_no_warning(data: bytes) -> None:
     assert warning_of(data) is None
 
 
+@pytest.mark.parametrize("size", [100, 4096])
+def test_png_whose_pixels_were_changed_is_damaged(size: int) -> None:
+    pixels = noise(32, 32)
+    rows = b"".join(b"\0" + row.tobytes() for row in pixels)
+    whole = zlib.compress(rows, 0)
+    parts = [whole[:-4][at : at + size] for at in range(0, len(whole) - 4, size)] + [whole[-4:]]
+    start = png(32, 32, 8, 2, b"")[:33]
+    data = start + b"".join(chunk(b"IDAT", part) for part in parts) + chunk(b"IEND")
+    np.testing.assert_array_equal(decode(data, SIZE, LIMIT), pixels)
+    for at in range(len(start) + 4, len(data) - 16, 41):
+        changed = data[:at] + bytes([data[at] ^ 4]) + data[at + 1 :]
+        with pytest.raises(DamagedImage):
+            decode(changed, SIZE, LIMIT)
+
+
 def test_png_of_apples_own_kind_is_named_with_what_to_send(photo: Pixels) -> None:
     data = encode(photo, "PNG")
     with pytest.raises(UnsupportedImage, match=r"Apple's own \(CgBI\); convert it to standard"):
@@ -402,6 +556,27 @@ def test_part_of_a_gifs_canvas_without_a_frame_is_transparent(
     expected = Image.new("RGB", (20, 16), "white")
     expected.paste(frame.convert("RGBA"), (5, 4), frame.convert("RGBA"))
     np.testing.assert_array_equal(found, np.asarray(expected))
+
+
+@pytest.mark.parametrize("transparency", [None, 2])
+@pytest.mark.parametrize("is_grey", [(False, True), (True, False), (False, False), (True, True)])
+def test_gif_has_the_palette_of_its_first_frame(
+    is_grey: tuple[bool, bool], transparency: int | None
+) -> None:
+    rng = np.random.default_rng(3)
+    greys = np.repeat(np.arange(256), 3).reshape(256, 3)
+    samples = rng.permutation(256).astype(np.uint8).reshape(16, 16)
+    files, frames = (greys if grey else rng.integers(0, 256, (256, 3)) for grey in is_grey)
+    options = {} if transparency is None else {"transparency": transparency}
+    data = encode(Image.fromarray(samples), "GIF", **options)
+    at = data.index(b"," + struct.pack("<HHHH", 0, 0, 16, 16)) + 9
+    tables = [each.astype(np.uint8).tobytes() for each in (files, frames)]
+    with_own_palette = bytes([data[at] | 0x87])
+    frame = with_own_palette + tables[1] + data[at + 1 :]
+    data = data[:13] + tables[0] + data[13 + 768 : at] + frame
+    expected = frames[samples]
+    expected[samples == (-1 if transparency is None else transparency)] = 255
+    np.testing.assert_array_equal(decode(data, (16, 16), LIMIT), expected)
 
 
 @pytest.mark.parametrize("alpha", [0, 0x10])
@@ -507,7 +682,32 @@ def test_reduced_decoding_of_a_large_jpeg_stays_close_to_the_full_one() -> None:
     assert np.abs(found - np.asarray(full)).mean() <= 3
 
 
-@pytest.mark.parametrize("data", [b"", b"\x89PNG", b"GIF", b"<svg/>", b"%PDF-1.7", bytes(1000)])
+@pytest.mark.parametrize("size", [(1003, 700), (641, 1201), (833, 839), (515, 513)])
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+def test_jpeg_is_reduced_to_the_same_part_whatever_its_size(
+    mode: str, size: tuple[int, int]
+) -> None:
+    x, y = np.meshgrid(*(np.linspace(0, 9, side) for side in size))
+    waves = np.stack([127 + 100 * np.sin((1 + each) * x) * np.cos(3 * y) for each in range(3)], -1)
+    whole = Image.fromarray(np.round(waves).astype(np.uint8)).convert(mode)
+    data = encode(whole, "JPEG", quality=95)
+    side, left, top = min(size), (size[0] - min(size)) / 2, (size[1] - min(size)) / 2
+    box = (left, top, left + side, top + side)
+    expected = whole.convert("RGB").resize(SIZE, Image.Resampling.BICUBIC, box=box)
+    assert np.abs(decode(data, SIZE, LIMIT) - np.asarray(expected, np.int16)).mean() < 1.5
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\x89PNG",
+        b"GIF",
+        bytes(1000),
+        b"<html>" + b" " * 2000 + b"<svg>",
+        b"\0\0\0\x10ftypmp42",
+    ],
+)
 def test_bytes_of_no_known_format_are_not_an_image(data: bytes) -> None:
     with pytest.raises(NotAnImage, match="PNG, JPEG, WebP"):
         decode(data, SIZE, LIMIT)

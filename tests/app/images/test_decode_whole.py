@@ -1,5 +1,4 @@
 import io
-from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -7,22 +6,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from app.errors import DamagedImage, NotAnImage, TooManyPixels, UnsupportedImage
-from app.images.decode import central_box, decode, decode_whole
-from tests.support.pictures import as_file, as_png, turned
+from app.images.decode import decode, decode_whole, measure
+from app.images.placement import central_box
+from tests.support.pictures import as_file, as_png, stored, turned
 
 LIMIT = 10_000_000
-
-# What turns an upright picture to what is stored with each orientation.
-_STORED: dict[int, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]] = {
-    1: lambda pixels: pixels,
-    2: lambda pixels: pixels[:, ::-1],
-    3: lambda pixels: pixels[::-1, ::-1],
-    4: lambda pixels: pixels[::-1],
-    5: lambda pixels: pixels.transpose(1, 0, 2),
-    6: lambda pixels: pixels.transpose(1, 0, 2)[::-1],
-    7: lambda pixels: pixels.transpose(1, 0, 2)[::-1, ::-1],
-    8: lambda pixels: pixels.transpose(1, 0, 2)[:, ::-1],
-}
 
 
 def _noise(height: int, width: int) -> NDArray[np.uint8]:
@@ -35,11 +23,10 @@ def test_picture_that_is_small_enough_keeps_all_its_pixels(size: tuple[int, int]
     assert (decode_whole(as_png(pixels), 64, LIMIT) == pixels).all()
 
 
-@pytest.mark.parametrize("orientation", _STORED)
+@pytest.mark.parametrize("orientation", range(1, 9))
 def test_picture_is_turned_as_its_exif_says(orientation: int) -> None:
     upright = _noise(20, 50)
-    stored = np.ascontiguousarray(_STORED[orientation](upright))
-    content = as_file(stored, "PNG", exif=turned(orientation))
+    content = as_file(stored(upright, orientation), "PNG", exif=turned(orientation))
     assert (decode_whole(content, 64, LIMIT) == upright).all()
     reduced = decode_whole(content, 25, LIMIT)
     assert reduced.shape == (10, 25, 3)
@@ -121,3 +108,23 @@ def test_box_is_the_part_that_is_decoded_for_the_model() -> None:
     assert seen.min() > 200  # the filter reaches a pixel over the edge
     pixels[upper:lower, left : left + 2] = 0
     assert decode(as_png(pixels), (32, 32), LIMIT).min() < 50
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF"])
+def test_an_image_is_measured_as_it_is_decoded(kind: str, orientation: int) -> None:
+    content = as_file(_noise(301, 997), kind, exif=turned(orientation))
+    height, width, told = measure(content, LIMIT)
+    assert (height, width, 3) == decode_whole(content, 1000, LIMIT).shape
+    assert told == (1 if kind == "TIFF" else orientation)
+
+
+def test_an_image_that_cannot_be_decoded_is_not_measured() -> None:
+    content = as_file(_noise(90, 80), "JPEG")
+    assert measure(content, 7200) == (90, 80, 1)
+    with pytest.raises(TooManyPixels, match=r"^image is 80x90 pixels; the limit is"):
+        measure(content, 7199)
+    with pytest.raises(DamagedImage, match=r"^JPEG image is damaged"):
+        measure(content[: len(content) // 2], 7200)
+    with pytest.raises(NotAnImage):
+        measure(b"GIF", 7200)

@@ -6,6 +6,7 @@ here, by TIFF 6.0.
 
 import io
 import itertools
+import struct
 import zlib
 from typing import Any, Literal, NamedTuple
 
@@ -341,10 +342,18 @@ def test_palette_of_eight_bit_colours_is_named(order: Order) -> None:
 
 def small(*tags: tuple[int, int, int, int]) -> bytes:
     """An uncompressed grey file of 2x1 pixels with more tags, or others."""
-    entries = {256: 2, 257: 1, 258: 8, 259: 1, 262: 1, 273: tiff_data_offset(8), 277: 1, 279: 2}
+    entries = {256: 2, 257: 1, 258: 8, 259: 1, 262: 1, 273: 0, 277: 1, 279: 2}
     own = {tag[0] for tag in tags}
+    entries[273] = tiff_data_offset(len(own | entries.keys()))
     rest = [(tag, 4, 1, value) for tag, value in entries.items() if tag not in own]
     return tiff([*rest, *tags], bytes([7, 9]))
+
+
+def test_samples_that_spell_the_sign_of_a_camera_are_read() -> None:
+    tags = {256: 2, 257: 1, 258: 8, 259: 1, 262: 1, 273: 8, 277: 1, 279: 2}
+    directory = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    data = b"II*\0" + struct.pack("<I2sH", 10, b"CR", len(tags)) + directory + bytes(4)
+    assert decode(data, (1, 2), LIMIT)[0].tolist() == [[67] * 3, [82] * 3]
 
 
 def test_file_that_does_not_say_what_its_samples_mean_is_damaged() -> None:
@@ -368,6 +377,32 @@ def test_tag_that_decoders_could_read_in_different_ways_is_damage(
 ) -> None:
     with pytest.raises(DamagedImage, match=message):
         decode(small(*tags), (1, 2), LIMIT)
+
+
+@pytest.mark.parametrize("tag", [256, 257, 258, 259, 262, 274, 277, 278])
+def test_number_in_a_byte_is_named(tag: int) -> None:
+    value = {256: 2, 258: 8, 274: 6}.get(tag, 1)
+    with pytest.raises(UnsupportedImage, match=f"not read: tag {tag} of type BYTE; convert it to"):
+        decode(small((tag, 1, 1, value)), (1, 2), LIMIT)
+
+
+@pytest.mark.parametrize("tag", [(254, 4, 1, 1), (254, 4, 1, 4), (254, 4, 1, 5), (255, 3, 1, 2)])
+def test_thumbnail_or_mask_in_place_of_the_picture_is_named(tag: tuple[int, int, int, int]) -> None:
+    with pytest.raises(
+        UnsupportedImage, match="8-bit grey, uncompressed, a reduced copy or a mask"
+    ):
+        decode(small(tag), (1, 2), LIMIT)
+
+
+@pytest.mark.parametrize(
+    "tag",
+    [
+        *((254, 4, 1, 0), (254, 4, 1, 2), (255, 3, 1, 1), (255, 3, 1, 3)),
+        *((254, 1, 1, 0), (254, 13, 1, 0), (254, 3, 2, 0)),  # odd, and not needed
+    ],
+)
+def test_page_of_several_is_read(tag: tuple[int, int, int, int]) -> None:
+    assert decode(small(tag), (1, 2), LIMIT)[0].tolist() == [[7] * 3, [9] * 3]
 
 
 def test_tile_of_more_pixels_than_the_limit_is_named() -> None:

@@ -249,7 +249,7 @@ async def test_item_past_its_deadline_is_dropped_before_inference() -> None:
         first = ask(batcher, solid("red"))
         await entered(backend)
         late = ask(batcher, solid("green"), seconds=0.05)
-        with pytest.raises(DeadlineExceeded, match=r"within 0\.05 s"):
+        with pytest.raises(DeadlineExceeded, match=r"within 0\.0[345]\d* s"):
             await late
         backend.release.set()
         await first
@@ -733,7 +733,7 @@ class Journal:
 
     def predict(self, images: Images) -> Outputs:
         self.events.append(len(images))
-        return Outputs(numpy_predict(images))
+        return Outputs.of_classes(numpy_predict(images))
 
 
 async def test_loop_loads_an_image_when_its_turn_comes() -> None:

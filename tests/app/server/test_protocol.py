@@ -171,6 +171,32 @@ def test_other_versions_and_protocols_are_refused(server: Server, line: str, end
     assert problem.detail == expected
 
 
+@pytest.mark.parametrize(
+    ("coding", "status"),
+    [
+        ("chunked", 200),
+        ("Chunked ", 200),
+        ("gzip, chunked", 400),
+        ("gzip\r\nTransfer-Encoding: chunked", 400),
+        ("x" * 200 + ",chunked", 400),
+    ],
+)
+def test_other_transfer_codings_are_refused_by_their_name(
+    server: Server, picture: Picture, coding: str, status: int
+) -> None:
+    body = picture("red")
+    with server.connect() as connection:
+        lines = ["Content-Type: image/png", "Connection: close", f"Transfer-Encoding: {coding}"]
+        connection.sendall(head("POST /predict", *lines))
+        connection.sendall(b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body))
+        received = _read_all(connection)
+    assert received.startswith(b"HTTP/1.1 %d " % status)
+    if status == 400:
+        sent = coding.replace("\r\nTransfer-Encoding:", ",")
+        detail = f"Transfer-Encoding is {sent[:100]!r}; it must be 'chunked' or absent"
+        assert _problem(received, 400).detail == detail
+
+
 @pytest.mark.parametrize(("zeros", "status"), [(15, 200), (16, 400), (5000, 400)])
 def test_length_has_a_limit_of_digits(
     server: Server, picture: Picture, zeros: int, status: int

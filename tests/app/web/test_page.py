@@ -85,6 +85,24 @@ async def test_text_is_compressed_for_clients_that_take_it(
         assert answer.headers["content-security-policy"] == page.HEADERS["Content-Security-Policy"]
 
 
+@pytest.mark.parametrize(
+    ("accepted", "packed"),
+    [
+        ("gzip;q=0", False),
+        ("br, gzip ; Q=0.000 , identity", False),
+        ("br;q=0, gzip;q=0.001", True),
+        ("gzip;q=0.5", True),
+        ("gzip, deflate;q=0", True),
+    ],
+)
+async def test_text_is_not_compressed_for_clients_that_refuse_it(
+    client: httpx.AsyncClient, accepted: str, packed: bool
+) -> None:
+    answer = await client.get("/web/main.js", headers={"Accept-Encoding": accepted})
+    assert ("content-encoding" in answer.headers) is packed
+    assert answer.headers["vary"] == "Accept-Encoding"
+
+
 def test_the_sheet_shows_the_samples_in_their_order() -> None:
     script = (page.WEB / "picture.js").read_text()
     (listed,) = re.findall(r"SAMPLES = \[(.*?)\]", script, re.DOTALL)

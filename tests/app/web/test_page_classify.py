@@ -81,9 +81,16 @@ def test_first_look_takes_few_requests_and_bytes(chromium: Browser, server: Serv
 
 
 def test_picture_is_explained_when_its_card_comes_into_view(open_page: OpenPage) -> None:
+    """Also while the card above it still waits for its answer."""
     with open_page(width=412) as page:
         expect(heat_map(page, CNN, "dog")).to_be_visible()
+        held: list[Route] = []
+        page.route(f"**/predict?model={CNN.partition('/')[0]}*", lambda route: held.append(route))
+        page.reload()
         expect(answer(page, FC)).not_to_be_empty()
+        (waiting,) = held
+        waiting.continue_()
+        expect(heat_map(page, CNN, "dog")).to_be_visible()
         assert card(page, FC).get_by_role("img").count() == 0
         card(page, FC).scroll_into_view_if_needed()
         expect(card(page, FC).get_by_role("img")).to_be_visible()
@@ -91,14 +98,18 @@ def test_picture_is_explained_when_its_card_comes_into_view(open_page: OpenPage)
 
 def test_predictions_do_not_move_when_the_picture_arrives(open_page: OpenPage) -> None:
     with open_page(width=412) as page:
+        picture = page.get_by_alt_text("The picture in the network's pixels")
+        expect(picture).to_be_visible()  # no request of this load is still to come
         held: list[Route] = []
         page.route("**/activations?*", lambda route: held.append(route))
-        page.reload()
+        with page.expect_request("**/activations?*"):
+            page.reload()
         predictions = page.get_by_role("region", name="Predictions")
         expect(answer(page)).to_have_text("dog")
         before = predictions.bounding_box()
-        held[0].continue_()
-        expect(page.get_by_alt_text("The picture in the network's pixels")).to_be_visible()
+        (activations,) = held
+        activations.continue_()
+        expect(picture).to_be_visible()
         after = predictions.bounding_box()
         assert before is not None
         assert after is not None

@@ -218,6 +218,15 @@ def test_cost_is_on_a_log_axis_with_int8_hollow_and_a_front_that_nothing_beats(
     assert legend == [model.training_hardware, "another", "Pareto front of each machine"]
 
 
+def test_long_names_of_machines_leave_the_axes_their_room(comparison: Comparison) -> None:
+    machines = [f"A processor with a long name, {n} threads, then another, 1 thread" for n in "246"]
+    model = comparison.models[3]
+    figure = accuracy_and_cost([replace(model, training_hardware=name) for name in machines])
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        assert axes.get_position().width > 0.4
+
+
 def _rows(markdown: str) -> list[list[str]]:
     """The first table of a page, without the line under its heading."""
     table = markdown.partition("\n\n")[0].splitlines()
@@ -286,7 +295,7 @@ def test_confidence_of_every_model_that_has_it_is_shown(
     report.write_comparison(comparison, tmp_path)
     shown = (tmp_path / report.COMPARISON_MARKDOWN).read_text()
     tiny = next(model for model in comparison.models if model.model == "tiny/1")
-    measured = read_artifact(store / "tiny" / "1").manifest.confidence["float32"]
+    measured = read_artifact(store / "tiny" / "1").classifier.confidence["float32"]
     assert tiny.confidence is not None
     assert tiny.confidence.auroc == measured.out_of_distribution.auroc
     aps = {item.wanted: item for item in measured.conformal.measured if item.method == "aps"}

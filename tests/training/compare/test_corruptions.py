@@ -117,8 +117,8 @@ def test_a_model_is_asked_about_every_corruption(
 ) -> None:
     found = measure(exported, corrupted_tests(source))
     assert found.keys() == CORRUPTIONS.keys()
-    assert found[CLEAN].accuracy == pytest.approx(exported.manifest.test.accuracy, abs=1e-4)
-    confidence = exported.manifest.confidence["float32"].out_of_distribution
+    assert found[CLEAN].accuracy == pytest.approx(exported.classifier.test.accuracy, abs=1e-4)
+    confidence = exported.classifier.confidence["float32"].out_of_distribution
     assert found[CLEAN].marked == pytest.approx(confidence.test_false_alarms, abs=0.02)
     assert len({str(answers) for answers in found.values()}) > 3
 

@@ -97,7 +97,7 @@ def test_both_graphs_answer_as_the_network_with_its_temperature(
     state = trained.state
     batch = dataset.normalize(torch.from_numpy(images), state.mean, state.deviation)
     with torch.inference_mode():
-        logits = load_network(trained)(batch) / exported.manifest.temperature
+        logits = load_network(trained)(batch) / exported.classifier.temperature
     found = open_backend(exported, backend).predict(images).probabilities
     assert found.dtype == np.float32
     assert np.abs(found - logits.softmax(1).numpy()).max() < 1e-4
@@ -313,8 +313,8 @@ def test_responses_and_examples_are_of_the_test_split(
 def test_confidence_is_fitted_on_the_held_out_images(
     exported: Artifact, trained: Checkpoint, source: dataset.Source
 ) -> None:
-    assert list(exported.manifest.confidence) == ["float32"]
-    found = exported.manifest.confidence["float32"]
+    assert list(exported.classifier.confidence) == ["float32"]
+    found = exported.classifier.confidence["float32"]
     heldout = load_heldout(trained, source)
     outputs = open_backend(exported, "onnx-cpu").predict(heldout.images.numpy())
     true = outputs.probabilities[np.arange(20), heldout.labels.numpy()]
@@ -334,7 +334,7 @@ def test_without_held_out_images_nothing_is_said_of_confidence(
     state = replace(what.checkpoint.state, recipe=recipe)
     checkpoint = replace(what.checkpoint, state=state)
     artifact = export.export(replace(what, checkpoint=checkpoint), tmp_path)
-    assert artifact.manifest.confidence == {}
+    assert artifact.classifier.confidence == {}
     assert [output.name for output in artifact.manifest.outputs] == ["logits", "probabilities"]
     assert "confidence" not in json.loads((artifact.path / MANIFEST).read_text())
     backend = open_backend(artifact, "onnx-cpu")

@@ -9,7 +9,8 @@ import torch
 
 from app.artifact.directory import Artifact
 from app.artifact.files import LAYER_OUTPUTS, LAYERS, ONNX_GRAPH, PIXELS
-from app.artifact.manifest import FEATURES, OOD_SCORE, BackendName, Views
+from app.artifact.manifest import FEATURES, BackendName, Views
+from app.artifact.tensors import OOD_SCORE
 from app.inference.backends import open_backend, open_layers
 from tests.support.tiny_networks import (
     DEVIATION,

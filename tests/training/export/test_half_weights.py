@@ -42,7 +42,7 @@ def test_a_packed_graph_is_half_as_large_and_unpacks_to_what_it_was() -> None:
 
 
 def test_an_artifact_with_float16_weights_says_so_and_both_graphs_hold_them(half: Artifact) -> None:
-    assert (half.manifest.weights, half.manifest.views) == ("float16", 2)
+    assert (half.manifest.weights, half.classifier.views) == ("float16", 2)
     graph = onnx.load_from_string(half.read(ONNX_GRAPH))
     kinds = {len(tensor.dims): tensor.data_type for tensor in graph.graph.initializer}
     assert kinds[4] == TensorProto.FLOAT16

@@ -56,7 +56,7 @@ def both(what: Export, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 
 def test_the_int8_graph_answers_nearly_as_the_network(both: Artifact, trained: Checkpoint) -> None:
     images = sample.read("test")[0]
-    state, record = trained.state, both.manifest.int8
+    state, record = trained.state, both.classifier.int8
     assert record is not None
     assert record.temperature is not None
     batch = dataset.normalize(torch.from_numpy(images), state.mean, state.deviation)
@@ -134,7 +134,7 @@ def test_normalisation_is_part_of_the_int8_layers(both: Artifact) -> None:
 def test_the_record_says_what_was_measured(
     both: Artifact, trained: Checkpoint, source: dataset.Source
 ) -> None:
-    record = both.manifest.int8
+    record = both.classifier.int8
     assert record is not None
     images, labels = sample.read("test")
     probabilities = open_backend(both, "onnx-cpu", precision="int8").predict(images).probabilities
@@ -160,7 +160,7 @@ def test_the_record_says_what_was_measured(
 def test_each_graph_has_the_thresholds_of_its_own_answers(
     both: Artifact, trained: Checkpoint, source: dataset.Source
 ) -> None:
-    confidence = both.manifest.confidence
+    confidence = both.classifier.confidence
     assert list(confidence) == ["float32", "int8"]
     images = load_heldout(trained, source).images.numpy()
     for precision, record in confidence.items():
@@ -186,7 +186,7 @@ def test_float32_is_the_same_with_int8_beside_it(both: Artifact, exported: Artif
     assert with_int8.keys() - without.keys() == {"probabilities_int8", "ood_scores_int8"}
     for name, array in without.items():
         assert np.array_equal(with_int8[name], array)
-    assert both.manifest.test == exported.manifest.test
+    assert both.classifier.test == exported.classifier.test
     assert both.manifest.golden_tolerance == exported.manifest.golden_tolerance
 
 

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from tests.support.training_fixtures import TINY, train_quietly
 from training.architectures import find_architecture
@@ -84,5 +84,13 @@ def test_a_damaged_state_of_the_optimizer_is_named(run: Path, source: dataset.So
 
 
 def test_weights_of_another_network_are_refused(run: Path) -> None:
-    with pytest.raises(RunError, match=checkpoint.NETWORK):
+    with pytest.raises(RunError, match=checkpoint.NETWORK) as caught:
         checkpoint.open_run(run).load_network(find_architecture("fc").build(10, 0.0))
+    assert "\n" not in str(caught.value)
+
+
+def test_tensors_of_no_optimizer_are_refused(run: Path, source: dataset.Source) -> None:
+    path = run / "epoch-00002" / checkpoint.OPTIMIZER
+    save_file({"weight": torch.zeros(1)}, path)
+    with pytest.raises(RunError, match=f"{path}: not the state of this optimizer"):
+        train_quietly(TINY.replace(epochs=3), source, run, resume=True)

@@ -53,7 +53,7 @@ def test_a_network_starts_with_a_models_answers(
 ) -> None:
     model: Artifact = request.getfixturevalue(kind)
     network, learned = _started(TINY.replace(start=str(model.path)), source)
-    found = _probabilities(network.eval(), learned, model.manifest.temperature)
+    found = _probabilities(network.eval(), learned, model.classifier.temperature)
     expected = open_backend(model, "onnx-cpu").predict(learned.images.numpy()).probabilities
     if kind == "exported":
         assert found == pytest.approx(expected, abs=2e-3)

@@ -1,0 +1,67 @@
+"""GET /evaluation: a detector's precision and recall on the test split; JSON or PNG."""
+
+from functools import partial
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Query, Request, Response
+
+from app.api.dependencies import artifact_of, refuse_repeated, service_of
+from app.api.negotiation import JSON, PNG, choose, respond_unless_known
+from app.api.openapi import document_problems
+from app.api.queries import EvaluationQuery
+from app.api.schemas import DetectorEvaluation
+from app.artifact.detection import DetectionEvaluation
+from app.artifact.directory import Artifact
+from app.artifact.files import EVALUATION
+from app.errors import WrongTask
+from app.explore.curves import Line, draw_curves
+
+router = APIRouter(tags=["what is inside"], dependencies=[Depends(refuse_repeated)])
+
+_OFFERS = {"json": JSON, "png": PNG}
+
+
+@router.get(
+    "/evaluation",
+    response_model=DetectorEvaluation,
+    responses=document_problems(404, 406, 409, 422)
+    | {
+        200: {
+            "description": "The figures, or the curves as a picture.",
+            "content": {PNG: {"schema": {"type": "string", "format": "binary"}}},
+        },
+        304: {"description": "The client's copy is current (If-None-Match)."},
+    },
+)
+async def evaluation(request: Request, query: Annotated[EvaluationQuery, Query()]) -> Response:
+    """Precision against recall of each class on the test split, and the means of it."""
+    artifact = artifact_of(request, query, None if query.model else "detection")
+    found = artifact.any_evaluation()
+    if not isinstance(found, DetectionEvaluation):
+        raise WrongTask(
+            f"{artifact.ref} is for {artifact.manifest.task}, and has no curves; its figures are "
+            "in GET /confusion-matrix and in its manifest"
+        )
+    media_type = choose(request, _OFFERS, query.format)
+    basis = (artifact.ref, artifact.manifest.files[EVALUATION].sha256)
+    draw = _as_png if media_type == PNG else _as_json
+    render = partial(service_of(request).explore, draw, artifact, found)
+    return await respond_unless_known(request, media_type, basis, render)
+
+
+def _as_png(_artifact: Artifact, found: DetectionEvaluation) -> bytes | str:
+    return draw_curves(
+        [Line(figures.label, figures.precision, figures.ap50) for figures in found.per_class]
+    )
+
+
+def _as_json(artifact: Artifact, found: DetectionEvaluation) -> bytes | str:
+    return DetectorEvaluation(
+        model=artifact.manifest.name,
+        version=artifact.manifest.version,
+        images=found.images,
+        objects=found.objects,
+        score_threshold=found.score_threshold,
+        per_class=found.per_class,
+        **found.test.model_dump(),
+    ).model_dump_json()
