@@ -120,12 +120,14 @@ def join(device: torch.device) -> Iterator[Workers]:
         _meet("nccl" if device.type == "cuda" else "gloo")
         yield Workers(distributed.get_rank(), distributed.get_world_size())
     except BaseException as exc:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # this process ends, and says why first
         _clear_frames(exc)
         if not (isinstance(exc, RuntimeError) and _is_communication(exc)):
             raise
         raise RunError(f"{GONE} ({exc})") from exc
-    finally:
+    else:
         signal.signal(signal.SIGTERM, before)
+    finally:
         if distributed.is_initialized():
             distributed.destroy_process_group()
 

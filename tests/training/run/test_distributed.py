@@ -221,6 +221,16 @@ def test_a_terminated_process_says_how_to_go_on(tmp_path: Path) -> None:
     assert "RunError: another process of the run is gone" in said
 
 
+def test_a_process_that_is_terminated_while_it_ends_still_says_why(tmp_path: Path) -> None:
+    said = _run_in_two_processes(
+        tmp_path,
+        "def end(): os.kill(os.getpid(), signal.SIGTERM)",
+        "distributed.distributed.destroy_process_group = end",
+        "raise distributed.RunError('the reason')",
+    )
+    assert "RunError: the reason" in said
+
+
 @pytest.mark.parametrize("images", [7, 8])
 def test_shares_hold_every_image_once_and_their_weights_make_the_global_mean(images: int) -> None:
     from training.data.dataset import Split
