@@ -24,6 +24,7 @@ from training.compare import corruptions
 from training.compare import report as comparison_report
 from training.compare.compare import compare as compare_models
 from training.data import dataset
+from training.data.scenes import SceneSource, open_scenes
 from training.errors import DataError, RunError, TrainingError
 from training.export.export import Export, check_exportable, next_version
 from training.export.export import export as export_artifact
@@ -33,6 +34,7 @@ from training.run.checkpoint import Checkpoint
 from training.run.distributed import is_first_process
 from training.run.hardware import DeviceName, choose_device, use_allowed_processors
 from training.run.progress import watch
+from training.run.sources import Source, find_source
 from training.run.train import train as run_training
 
 Command = Callable[..., Any]
@@ -110,10 +112,12 @@ def main() -> None:
 @strict_option
 def data_command(data_dir: Path | None, *, strict: bool) -> None:
     """Find the images and verify every file. Without any, download CIFAR-10."""
-    source = dataset.find(data_dir)
+    source = (open_scenes(data_dir) if data_dir else None) or dataset.find(data_dir)
     _tell_findings(source, strict=strict)
-    images = source.load_train()
     _say(f"{source}, sha256 {source.sha256}")
+    if isinstance(source, SceneSource):
+        return
+    images = source.load_train()
     console.print(f"{len(images):,} training images in {len(source.classes)} classes:", end=" ")
     console.print(", ".join(map(printable, source.classes)))
 
@@ -126,6 +130,7 @@ def data_command(data_dir: Path | None, *, strict: bool) -> None:
     "--out", type=click.Path(path_type=Path), help="The run's folder.  [default: runs/NAME-seedN]"
 )
 @click.option("--resume", is_flag=True, help="Go on from the newest checkpoint.")
+@click.option("--no-skips", is_flag=True, help="A U-Net without its skip connections.")
 @strict_option
 @recipe_options
 def train(
@@ -134,14 +139,18 @@ def train(
     device: DeviceName,
     out: Path | None,
     resume: bool,
+    no_skips: bool,
     strict: bool,
     **overrides: Any,
 ) -> None:
     """Train by the recipe NAME. An option overrides any of its fields."""
     given = {field: value for field, value in overrides.items() if value is not None}
     recipe = find_recipe(name).replace(**given)
+    if no_skips:
+        recipe = recipe.replace(architecture=f"{recipe.architecture}-no-skips")
+        name = f"{name}-no-skips"
     run = out or Path("runs") / f"{name}-seed{recipe.seed}"
-    source = dataset.find(data_dir)
+    source = find_source(recipe.architecture, data_dir)
     console.quiet = not is_first_process()
     _say(f"{name} on {source} → {run}")
     _tell_findings(source, strict=strict, recipe=recipe)
@@ -258,7 +267,7 @@ def _say(line: str) -> None:
     console.print(printable(line), soft_wrap=True)
 
 
-def _tell_findings(source: dataset.Source, *, strict: bool, recipe: Recipe | None = None) -> None:
+def _tell_findings(source: Source, *, strict: bool, recipe: Recipe | None = None) -> None:
     """Print a folder's pictures by class, those that a recipe holds out, and what is left out.
 
     Raises:
@@ -267,14 +276,17 @@ def _tell_findings(source: dataset.Source, *, strict: bool, recipe: Recipe | Non
     """
     if source.findings is None:
         return
-    held_out = None
-    if recipe is not None:
-        images = source.load_train()
-        _, held = dataset.split_distinct(images, recipe.holdout, recipe.split_seed)
-        held_out = images.labels[held].bincount(minlength=len(source.classes)).tolist()
-    for table in report.findings_tables(source, source.findings, held_out):
-        console.print(table)
-    if repeated := source.findings.repeated:
+    if isinstance(source, SceneSource):
+        for table in report.scene_tables(source):
+            console.print(table)
+        for note in source.findings.notes:
+            _say(note)
+        repeated = source.findings.repeated
+    else:
+        for table in report.findings_tables(source, source.findings, _held_out(source, recipe)):
+            console.print(table)
+        repeated = source.findings.repeated
+    if repeated:
         have = "image has" if repeated == 1 else "images have"
         _say(
             f"{repeated:,} test {have} the pixels of a training image, so the accuracy will look "
@@ -286,6 +298,16 @@ def _tell_findings(source: dataset.Source, *, strict: bool, recipe: Recipe | Non
         raise DataError(
             f"{printable(source.place)}: {left_out:,} {files} left out, and --strict allows none"
         )
+
+
+def _held_out(source: dataset.Source, recipe: Recipe | None) -> list[int] | None:
+    """Return the number of images that a recipe holds out, by label."""
+    if recipe is None:
+        return None
+    images = source.load_train()
+    _, held = dataset.split_distinct(images, recipe.holdout, recipe.split_seed)
+    counts: list[int] = images.labels[held].bincount(minlength=len(source.classes)).tolist()
+    return counts
 
 
 def _tell_of_few(heldout: int) -> None:
@@ -302,11 +324,11 @@ def _tell_of_few(heldout: int) -> None:
         )
 
 
-def _data_of(run: Checkpoint, data_dir: Path | None) -> dataset.Source:
+def _data_of(run: Checkpoint, data_dir: Path | None) -> Source:
     """Find a run's data: in `data_dir`, else where the run found them.
 
     Raises:
-        DataError: as `dataset.find`.
+        DataError: as `find_source`.
     """
     if data_dir is None and run.state.data_place:
         data_dir = Path(run.state.data_place)
@@ -315,7 +337,7 @@ def _data_of(run: Checkpoint, data_dir: Path | None) -> dataset.Source:
                 f"{printable(data_dir)}: no such folder, and {run.path} learned from the images in "
                 "it; --data-dir names the folder where they are now"
             )
-    return dataset.find(data_dir, download=False)
+    return find_source(run.state.recipe.architecture, data_dir, download=False)
 
 
 main.epilog = f"Recipes: {', '.join(RECIPES)}. Architectures: {', '.join(ARCHITECTURES)}."

@@ -24,7 +24,7 @@ from training.data import dataset
 from training.errors import DataError, RunError
 from training.run import durable
 from training.run.checkpoint import Checkpoint
-from training.run.train import compute_logits
+from training.run.image_lessons import compute_logits
 from training.tasks import classification
 
 SERVED_BATCH = 50

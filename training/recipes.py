@@ -146,6 +146,41 @@ class Recipe(BaseModel):
         description="Make this part of the training images worse, as pictures are that reach a "
         "service: compressed, blurred, noisy, pale, resampled (after Hendrycks & Dietterich 2019).",
     )
+    height: int = Field(
+        default=0,
+        ge=0,
+        le=4096,
+        description="Of the pictures of a detector or segmenter, in pixels: a multiple of 32.",
+    )
+    width: int = Field(default=0, ge=0, le=4096, description="Likewise.")
+    turn: bool = Field(
+        default=False,
+        description="Turn each picture by 0, 90, 180 or 270 degrees: for those without an upper "
+        "side.",
+    )
+    smallest: float = Field(
+        default=1.0,
+        ge=0.1,
+        le=1,
+        description="Reduce each picture to down to this part of its size.",
+    )
+    largest: float = Field(
+        default=1.0, ge=1, le=4, description="Enlarge each picture to up to this times its size."
+    )
+    mosaic: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="The part of the pictures that are put together from four (Bochkovskiy et al. "
+        "2020).",
+    )
+    colour: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Change brightness, contrast and saturation of each picture by up to this "
+        "part.",
+    )
     start: str = Field(
         default="",
         description="Folder of a run or model of the same architecture, whose weights the run "
@@ -278,6 +313,23 @@ class Recipe(BaseModel):
         return f"{value}; it must be text"
 
 
+SCENE_FIELDS = ("height", "width", "turn", "smallest", "largest", "mosaic", "colour")
+"""Of detectors and segmenters alone."""
+
+CLASSIFIER_FIELDS = (
+    "label_smoothing",
+    "translate",
+    "crop",
+    "cutout",
+    "brightness",
+    "contrast",
+    "noise",
+    "degraded",
+    "teacher",
+    "proxy",
+)
+"""Of classifiers alone."""
+
 AUGMENTED = Recipe(
     architecture="simple-cnn",
     epochs=60,
@@ -387,7 +439,44 @@ TAUGHT = NORMALIZED.replace(
 )
 """From where a network ended, by the answers of a better one, a few images degraded."""
 
+YOLO = Recipe(
+    architecture="yolo",
+    epochs=60,
+    batch_size=8,
+    optimizer="adamw",
+    learning_rate=2e-3,
+    weight_decay=0.05,
+    schedule="one-cycle",
+    flip="random",
+    height=320,
+    width=416,
+    turn=True,
+    smallest=0.7,
+    largest=1.4,
+    mosaic=0.3,
+    colour=0.2,
+)
+
+UNET = Recipe(
+    architecture="unet",
+    epochs=60,
+    batch_size=8,
+    optimizer="adamw",
+    learning_rate=2e-3,
+    weight_decay=0.05,
+    schedule="one-cycle",
+    flip="random",
+    height=256,
+    width=256,
+    turn=True,
+    smallest=0.7,
+    largest=1.4,
+    colour=0.2,
+)
+
 RECIPES: dict[str, Recipe] = {
+    "yolo": YOLO,
+    "unet": UNET,
     "simple-cnn": Recipe(architecture="simple-cnn"),
     "fc": Recipe(architecture="fc"),
     "simple-cnn-augmented": AUGMENTED,

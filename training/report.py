@@ -17,6 +17,7 @@ from app.commands import printable
 from training.architectures.describe import Description, count_weights
 from training.data.class_folders import first_told
 from training.data.dataset import Findings, Source
+from training.data.scenes import SceneSource
 from training.errors import RunError
 from training.run.checkpoint import EpochFigures
 
@@ -114,13 +115,17 @@ def description_table(description: Description) -> Table:
 
 def plot_accuracy(axes: Axes, history: Sequence[EpochFigures], color: str) -> None:
     """Plot accuracy in percent by epoch, on training and on held-out images."""
-    epochs = [figures.epoch for figures in history]
-    train = [100 * figures.train_accuracy for figures in history]
-    axes.plot(epochs, train, color=color, alpha=0.45, label="training")
-    heldout = [figures.heldout_accuracy for figures in history]
-    known = [100 * accuracy for accuracy in heldout if accuracy is not None]
-    if len(known) == len(epochs):
-        axes.plot(epochs, known, color=color, marker=".", label="held out")
+    train = [(each.epoch, each.train_accuracy) for each in history]
+    heldout = [(each.epoch, each.heldout_accuracy) for each in history]
+    for points, alpha, marker, label in (
+        (train, 0.45, "", "training"),
+        (heldout, 1.0, ".", "held out"),
+    ):
+        known = [(epoch, 100 * part) for epoch, part in points if part is not None]
+        if known:
+            axes.plot(
+                *zip(*known, strict=True), color=color, alpha=alpha, marker=marker, label=label
+            )
     label_axes(axes, "epoch", "accuracy (%)")
 
 
@@ -160,6 +165,22 @@ def findings_tables(
         return [by_class]
     told = [(line,) for line in first_told(findings.left_out)]
     return [by_class, make_table("Left out", ("file and reason",), told)]
+
+
+def scene_tables(source: SceneSource) -> list[Table]:
+    """Return tables of the number of pictures and objects by split, and of what is left out."""
+    findings = source.findings
+    splits = list(findings.pictures)
+    rows = [
+        (name, *(f"{findings.objects[split][label]:,}" for split in splits))
+        for label, name in enumerate(source.classes)
+    ]
+    rows.append(("pictures", *(f"{findings.pictures[split]:,}" for split in splits)))
+    tables = [make_table("Objects by class", ("class", *splits), rows)]
+    if findings.left_out:
+        told = [(line,) for line in first_told(findings.left_out)]
+        tables.append(make_table("Left out", ("what and reason",), told))
+    return tables
 
 
 def make_table(title: str, headings: Row, rows: Sequence[Row]) -> Table:

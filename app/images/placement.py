@@ -5,7 +5,7 @@ centre of the first pixel is at (0.5, 0.5).
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,6 +62,17 @@ class Placement:
             (self.picture[0] - left) * horizontal,
             (self.picture[1] - upper) * vertical,
         )
+
+    def to_input(self, boxes: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
+        """Return boxes of the picture as boxes of the input.
+
+        Args:
+            boxes: left, upper, right, lower, `[n,4]`.
+        """
+        left, upper, right, lower = self.box
+        scale = np.array([self.input[0] / (right - left), self.input[1] / (lower - upper)] * 2)
+        moved: NDArray[np.float32] = (boxes - np.array([left, upper] * 2)) * scale
+        return moved.astype(np.float32)
 
     def to_picture(self, boxes: NDArray[np.float32]) -> NDArray[np.float64]:
         """Return boxes of the input as boxes of the picture, cut where they leave it.

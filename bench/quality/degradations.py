@@ -20,8 +20,9 @@ from training.data import dataset, degradation
 from training.evaluate import load_heldout, load_network
 from training.recipes import find_recipe
 from training.run import checkpoint
+from training.run.image_lessons import compute_logits
 from training.run.progress import SilentReporter
-from training.run.train import compute_logits, train
+from training.run.train import train
 
 DOCUMENT = ROOT / "docs" / "training.md"
 RUNS = BUILD / "degradations"

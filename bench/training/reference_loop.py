@@ -20,7 +20,7 @@ from app.artifact.tensors import Images, Outputs
 from training.architectures import find_architecture
 from training.data import dataset
 from training.recipes import Recipe
-from training.run.train import compute_logits
+from training.run.image_lessons import compute_logits
 from training.vision import import_torchvision
 
 WORKERS = 2

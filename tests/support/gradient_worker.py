@@ -11,8 +11,9 @@ from training.data import dataset
 from training.recipes import find_recipe
 from training.run import distributed
 from training.run.checkpoint import Learner
+from training.run.lessons import Batch
 from training.run.optimization import make_optimizer
-from training.run.train import Batch, learn
+from training.run.train import learn
 
 
 def main(folder: Path, to: Path, micro_batch: int) -> None:

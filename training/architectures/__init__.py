@@ -1,4 +1,4 @@
-"""Networks by name: from float images `[N,3,H,W]` to logits `[N,classes]`.
+"""Networks by name: from float images `[N,3,H,W]` to logits `[N,classes]`, or to maps of them.
 
 To add one, write its module and enter it into `ARCHITECTURES`. A network that takes initial weights
 from training images, as SpeedNet's whitening does, has a method `initialize_from`.
@@ -11,6 +11,7 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
+from app.artifact.manifest import Task
 from training.architectures import imagenet
 from training.architectures.alexnet import AlexNet
 from training.architectures.efficientnet import EfficientNetB0
@@ -18,7 +19,9 @@ from training.architectures.fc import FullyConnected
 from training.architectures.resnet import plain20, resnet18, resnet20
 from training.architectures.simple_cnn import SimpleCNN
 from training.architectures.speednet import SpeedNet
+from training.architectures.unet import UNet
 from training.architectures.vgg import VGG16
+from training.architectures.yolo import Yolo
 from training.errors import RecipeError
 
 
@@ -27,14 +30,17 @@ class Architecture:
     """How to build a network.
 
     Attributes:
-        build: makes the network from the number of classes and the dropout probability.
+        build: makes the network from the number of classes, or of a segmenter's channels, and the
+            dropout probability.
         image_size: height and width in pixels of the images that it takes.
         classes: the number of classes of the data set that it is known for.
+        task: what it learns.
     """
 
     build: Callable[[int, float], nn.Module]
     image_size: tuple[int, int] = (32, 32)
     classes: int = 10
+    task: Task = "classification"
 
 
 @runtime_checkable
@@ -71,6 +77,9 @@ ARCHITECTURES: dict[str, Architecture] = {
     "resnet20": Architecture(resnet20),
     "plain20": Architecture(plain20),
     "efficientnet-b0": Architecture(EfficientNetB0),
+    "yolo": Architecture(Yolo, (320, 416), 3, "detection"),
+    "unet": Architecture(UNet, (256, 256), 3, "segmentation"),
+    "unet-no-skips": Architecture(partial(UNet, skips=False), (256, 256), 3, "segmentation"),
     "alexnet-imagenet": Architecture(imagenet.alexnet, (224, 224), 1000),
     "vgg16-imagenet": Architecture(imagenet.vgg16, (224, 224), 1000),
     "resnet50-imagenet": Architecture(imagenet.resnet50, (224, 224), 1000),

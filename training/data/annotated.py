@@ -100,6 +100,10 @@ class Scene:
         decoded = [rle.decode(mask, self.height, self.width) for mask in self.objects.masks]
         return np.array(decoded, np.bool_).reshape(-1, self.height, self.width)
 
+    def ignored_pixels(self) -> NDArray[np.bool_] | None:
+        """Return the pixels that count for nothing, bool `[height,width]`, if there are any."""
+        return None if self.ignored is None else rle.decode(self.ignored, self.height, self.width)
+
 
 @dataclass(frozen=True)
 class SceneFindings:

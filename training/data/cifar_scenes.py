@@ -8,6 +8,7 @@ generator (PCG64) and resampled by Pillow in whole numbers, so that it is the sa
 import hashlib
 import io
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from training.data.annotated import (
     SceneSource,
     objects_of,
 )
+from training.data.dataset import Source, split_distinct
 
 SIDE = 128
 """Pixels of a scene's sides."""
@@ -36,6 +38,12 @@ SIDES = (20, 56)
 
 MOST_COVERED = 40
 """Percent of an object's own area that later ones may cover."""
+
+SCENES = {"train": 4000, "val": 400, "test": 1000}
+"""How many are made of a data set."""
+
+HELD_OUT = 0.1
+"""The part of each class's training images that scenes to choose with are made of."""
 
 _TRIES = 30
 """Places that are tried for an object; a scene that is full has fewer objects."""
@@ -75,6 +83,22 @@ def make_scenes(
         )
     seeds = np.random.SeedSequence(seed).spawn(count)
     return [_scene(images, labels, np.random.Generator(np.random.PCG64(each))) for each in seeds]
+
+
+def scenes_of(source: Source) -> SceneSource:
+    """Return scenes made of a data set for classifiers, `SCENES` by split.
+
+    A tenth of its training images is kept for the scenes to choose with.
+
+    Raises:
+        DataError: its images cannot be read or split.
+    """
+    images, test = source.load_train(), source.load_test()
+    chosen, held = split_distinct(images, HELD_OUT, 0)
+    parts = {"train": images[chosen], "val": images[held], "test": test}
+    arrays = {name: (part.images.numpy(), part.labels.numpy()) for name, part in parts.items()}
+    made = scene_source(source.place, source.classes, arrays, SCENES, 0)
+    return replace(made, name=f"{source.name.removesuffix('-10')}-scenes")
 
 
 def scene_source(

@@ -30,16 +30,25 @@ def find_scenes(place: Path) -> SceneSource:
         DataError: there is no such folder, its layout is not known, or it cannot be trained on. The
             message names the folder, and what was looked for or all faults.
     """
+    found = open_scenes(place)
+    if found is None:
+        raise DataError(f"{printable(place)}: holds no annotated pictures; {_NEEDED}")
+    return found
+
+
+def open_scenes(place: Path) -> SceneSource | None:
+    """As `find_scenes`, but return None if the folder holds no annotations.
+
+    Raises:
+        DataError: there is no such folder, or it cannot be trained on.
+    """
     shown = printable(place)
     if not place.is_dir():
         raise DataError(f"{shown}: {'is not a folder' if place.exists() else 'no such folder'}")
     try:
-        found = _open(place)
+        return _open(place)
     except OSError as exc:
         raise DataError(f"{shown}: {exc}") from exc
-    if found is None:
-        raise DataError(f"{shown}: holds no annotated pictures; {_NEEDED}")
-    return found
 
 
 def _open(place: Path) -> SceneSource | None:

@@ -38,11 +38,22 @@ EPOCHS = "epoch-" + 5 * "[0-9]"
 
 @dataclass(frozen=True)
 class EpochFigures:
-    """Figures of one epoch. Accuracies are 0 to 1; without a holdout, the held-out one is None."""
+    """Figures of one epoch.
+
+    Attributes:
+        epoch: counts from 1.
+        loss: the mean over the images learned from.
+        train_accuracy: on them, 0 to 1; None where answers are not right or wrong.
+        heldout_accuracy: on the held-out images, or the score that stands for it: the mAP of a
+            detector, the IoU of a segmenter. None without held-out images or if it was not
+            measured.
+        images_per_second: learned from.
+        seconds: that it took.
+    """
 
     epoch: int
     loss: float
-    train_accuracy: float
+    train_accuracy: float | None
     heldout_accuracy: float | None
     images_per_second: float
     seconds: float

@@ -15,13 +15,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
+from typing import TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from training.data.dataset import Split
 from training.errors import RunError
+from training.run.lessons import Rows
+
+R = TypeVar("R", bound=Rows)
 
 GONE = "another process of the run is gone or does not answer; go on with --resume"
 
@@ -38,11 +41,11 @@ class Workers:
         """Whether this process reports and writes."""
         return self.rank == 0
 
-    def share(self, batch: Split) -> Split:
+    def share(self, batch: R) -> R:
         """Return this process's part of a global batch."""
         if self.count == 1:
             return batch
-        return batch[torch.arange(self.rank, len(batch), self.count, device=batch.labels.device)]
+        return batch[torch.arange(self.rank, len(batch), self.count)]
 
     def weight(self, share: int, batch: int) -> float:
         """Return the weight of a share's mean: the weighted workers' average is the global mean."""

@@ -22,7 +22,7 @@ class Reporter(Protocol):
         """Note the start of an epoch with this number of images; epochs count from 1."""
         ...
 
-    def progressed(self, images: int, loss: float, accuracy: float) -> None:
+    def progressed(self, images: int, loss: float, accuracy: float | None) -> None:
         """Note the number of the epoch's images done so far, with their mean loss and accuracy."""
         ...
 
@@ -40,7 +40,7 @@ class SilentReporter:
     def epoch_started(self, epoch: int, epochs: int, images: int) -> None:
         """Report nothing."""
 
-    def progressed(self, images: int, loss: float, accuracy: float) -> None:
+    def progressed(self, images: int, loss: float, accuracy: float | None) -> None:
         """Report nothing."""
 
     def epoch_ended(self, figures: EpochFigures) -> None:
@@ -62,7 +62,7 @@ class LineReporter:
         """Keep the number of epochs."""
         self._epochs = epochs
 
-    def progressed(self, images: int, loss: float, accuracy: float) -> None:
+    def progressed(self, images: int, loss: float, accuracy: float | None) -> None:
         """Print nothing within an epoch."""
 
     def epoch_ended(self, figures: EpochFigures) -> None:
@@ -106,7 +106,7 @@ class BarReporter:
             epoch=f"epoch {epoch}/{epochs}",
         )
 
-    def progressed(self, images: int, loss: float, accuracy: float) -> None:
+    def progressed(self, images: int, loss: float, accuracy: float | None) -> None:
         """Move the bar within the epoch."""
         rate = images / (time.perf_counter() - self._started)
         self._progress.update(

@@ -1,4 +1,4 @@
-"""The training loop: from a recipe and images to checkpoints.
+"""The training loop: from a recipe and its lessons to checkpoints.
 
     convscope-train train simple-cnn --seed 0
 
@@ -18,15 +18,14 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryFile
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from app.commands import printable
 from training.architectures import find_architecture, initialize_from
-from training.architectures.describe import describe
-from training.data import dataset
-from training.data.augmentation import Augmentation, Epoch, epoch_batches
+from training.data.augmentation import Epoch
 from training.errors import DataError, Diverged, RecipeError, RunError
 from training.kernels.weight_gradients import fast_weight_gradients
 from training.recipes import Recipe
@@ -40,17 +39,19 @@ from training.run.hardware import (
     keep_freed_memory,
     resolve_precision,
 )
+from training.run.image_lessons import check_takes_images
+from training.run.lessons import Batch, Lesson, Lessons
 from training.run.optimization import make_optimizer, schedule, set_learning_rate
 from training.run.progress import Reporter, SilentReporter
+from training.run.sources import Source, check_lessons, load_lessons
 from training.run.start import average_with_start, begin_with, check_start
 from training.run.teacher import Teacher
 from training.run.trained import Trained, read_trained
 from training.tasks import classification
 
-EVALUATION_BATCH = 500
-INITIALIZATION_IMAGES = 5000
+AVERAGING_IMAGES = 500
 AVERAGING_BATCHES = 10
-"""Of evaluation's size, over which the statistics of averaged weights are measured."""
+"""Of so many images, over which the statistics of averaged weights are measured."""
 
 PROGRESS_STEPS = 16
 """Steps from one look at the loss to the next: enough that a GPU need not wait."""
@@ -64,10 +65,7 @@ class Run:
         recipe: with `precision` resolved.
         learner: the network and its optimizer.
         proxy: the small network that chooses images, where the recipe has one.
-        train: the images to learn from, on the device.
-        heldout: the images held out, on the device.
-        mean: of each channel of `train`, 0 to 1.
-        deviation: of each channel of `train`, 0 to 1.
+        lessons: all that it learns from.
         device: computes everything.
         workers: the run's processes.
         teacher: gives the answers to learn, where the recipe has one.
@@ -77,34 +75,16 @@ class Run:
     recipe: Recipe
     learner: Learner
     proxy: Learner | None
-    train: dataset.Split
-    heldout: dataset.Split
-    mean: list[float]
-    deviation: list[float]
+    lessons: Lessons
     device: torch.device
     workers: Workers
     teacher: Teacher | None = None
     start_weights: dict[str, Tensor] | None = None
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Normalised images, float32 `[N,3,H,W]`, and labels, as in `dataset.Split`."""
-
-    images: Tensor
-    labels: Tensor
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: Tensor) -> "Batch":
-        images = self.images[index].contiguous(memory_format=torch.channels_last)
-        return Batch(images, self.labels[index])
-
-
 def train(
     recipe: Recipe,
-    source: dataset.Source,
+    source: Source,
     run_dir: Path,
     reporter: Reporter,
     *,
@@ -135,8 +115,7 @@ def train(
     """
     torch_device = choose_device(device, distributed.local_index())
     recipe = recipe.replace(precision=resolve_precision(recipe.precision, torch_device))
-    for name in filter(None, (recipe.architecture, recipe.proxy)):
-        _check_architecture(name, recipe.crop)
+    check_lessons(recipe, source)
     last = checkpoint.newest(run_dir)
     if last is not None:
         _check_resumable(last, recipe, source, run_dir, resume=resume)
@@ -159,7 +138,7 @@ def train(
 
 def _train_together(
     recipe: Recipe,
-    source: dataset.Source,
+    source: Source,
     device: torch.device,
     workers: Workers,
     run_dir: Path,
@@ -193,7 +172,7 @@ def _train_epochs(run: Run, state: RunState, run_dir: Path, reporter: Reporter) 
     if run.workers.is_first and state.epoch > 0:
         checkpoint.write_history(run_dir, state)
     while state.epoch < run.recipe.epochs:
-        reporter.epoch_started(state.epoch + 1, run.recipe.epochs, len(run.train))
+        reporter.epoch_started(state.epoch + 1, run.recipe.epochs, len(run.lessons))
         figures = _train_epoch(run, state.epoch + 1, reporter)
         for learner in filter(None, (run.learner, run.proxy)):
             check_finite(learner.network, figures.epoch)
@@ -205,33 +184,37 @@ def _train_epochs(run: Run, state: RunState, run_dir: Path, reporter: Reporter) 
 
 def _train_epoch(run: Run, number: int, reporter: Reporter) -> EpochFigures:
     """Look at every image once and learn from it, or from the hard ones; measure the held-out."""
-    recipe, workers = run.recipe, run.workers
+    recipe, workers, lessons = run.recipe, run.workers, run.lessons
     run.learner.network.train()
     started = time.perf_counter()
     epoch = Epoch(number, recipe.seed)
     torch.manual_seed(workers.own(epoch.own_seed))
     totals = torch.zeros(3, device=run.device)  # loss, correct, images learned from
     seen = 0
-    batches = epoch_batches(run.train, recipe.candidates, epoch, _augmentation(run, epoch))
-    for step, augmented in enumerate(batches, start=1):
-        if len(augmented) < workers.count:
+    drafts = lessons.drafts(epoch, recipe.candidates)
+    for step, draft in enumerate(drafts, start=1):
+        if len(draft) < workers.count:
             break  # the last images are too few for every process to have one
-        rate = schedule(recipe, len(run.train), number, step)
-        share = workers.share(augmented)
-        weight = workers.weight(len(share), len(augmented))
-        batch = Batch(dataset.normalize(share.images, run.mean, run.deviation), share.labels)
+        rate = schedule(recipe, len(lessons), number, step)
+        share = workers.share(draft)
+        weight = workers.weight(len(share), len(draft))
+        batch = lessons.prepare(share)
         if run.proxy is not None:
             hardest = learn_hardest(run.proxy, batch, _selected(recipe, len(batch)), rate, weight)
             batch = batch[hardest]
-        largest = _selected(recipe, workers.largest_share(len(augmented)))
-        loss, correct = learn(run.learner, batch, rate, weight, largest, run.teacher)
+        largest = _selected(recipe, workers.largest_share(len(draft)))
+        loss, correct = learn(
+            run.learner, batch, rate, weight, largest, run.teacher, lessons.lesson
+        )
         totals += torch.stack([loss * len(batch), correct, torch.full_like(loss, len(batch))])
-        seen += len(augmented)
-        if step % PROGRESS_STEPS == 0 or seen == len(run.train):
+        seen += len(draft)
+        if step % PROGRESS_STEPS == 0 or seen == len(lessons):
             mean_loss, accuracy = _means(totals)
             if not math.isfinite(mean_loss):
                 raise Diverged(f"the mean loss is {mean_loss} in epoch {number}, step {step}")
-            reporter.progressed(seen, mean_loss, accuracy)
+            reporter.progressed(
+                seen, mean_loss, accuracy if lessons.lesson.has_right_answers else None
+            )
     mean_loss, accuracy = _means(workers.sum(totals))
     if run.start_weights is not None and number == recipe.epochs:
         _average_with_start(run, run.start_weights, epoch)
@@ -239,8 +222,8 @@ def _train_epoch(run: Run, number: int, reporter: Reporter) -> EpochFigures:
     return EpochFigures(
         epoch=number,
         loss=mean_loss,
-        train_accuracy=accuracy,
-        heldout_accuracy=_heldout_accuracy(run) if workers.is_first else None,
+        train_accuracy=accuracy if lessons.lesson.has_right_answers else None,
+        heldout_accuracy=lessons.measure(run.learner.network, number) if workers.is_first else None,
         images_per_second=seen / seconds,
         seconds=seconds,
     )
@@ -253,6 +236,7 @@ def learn(
     weight: float = 1.0,
     largest: int = 0,
     teacher: Teacher | None = None,
+    lesson: Lesson = classification.LESSON,
 ) -> tuple[Tensor, Tensor]:
     """Take a step on a batch; return its mean loss and its number of correct answers, detached.
 
@@ -263,7 +247,8 @@ def learn(
         weight: of the batch's mean loss, where the batch is a process's share of a larger one.
         largest: images in the largest share, where there are several: all processes must average
             gradients equally often.
-        teacher: its answers are learned; without one, the labels are.
+        teacher: its answers are learned; without one, the targets are.
+        lesson: of the network's task.
     """
     total = torch.zeros((), device=batch.images.device)
     correct = torch.zeros((), dtype=torch.int64, device=batch.images.device)
@@ -271,15 +256,14 @@ def learn(
     learner.optimizer.zero_grad(set_to_none=True)
     largest = max(largest, len(batch))
     passes = math.ceil(largest / (learner.recipe.micro_batch or largest))
-    parts = batch.images.tensor_split(passes), batch.labels.tensor_split(passes)
-    for images, labels in zip(*parts, strict=True):
-        targets = labels if teacher is None else _answers(teacher, learner, images)
-        logits = _logits(learner, images)
-        losses = classification.losses(logits, targets, learner.recipe.label_smoothing)
+    for part in batch.parts(passes):
+        answers = part.targets if teacher is None else _answers(teacher, learner, part.images)
+        outputs = _outputs(learner, part.images)
+        losses = lesson.losses(outputs, answers, learner.recipe.label_smoothing)
         loss = losses.sum() / len(batch)
         (loss * weight).backward()
         total += loss.detach()
-        correct += classification.count_correct(logits, labels)
+        correct += lesson.count_correct(outputs, part.targets)
     learner.optimizer.step()
     return total, correct
 
@@ -296,8 +280,8 @@ def learn_hardest(
         rate: part of the peak learning rate.
         weight: as in `learn`.
     """
-    logits = _logits(proxy, batch.images)
-    losses = classification.losses(logits, batch.labels, proxy.recipe.label_smoothing)
+    logits = _outputs(proxy, batch.images)
+    losses = classification.losses(logits, batch.targets, proxy.recipe.label_smoothing)
     hardest = losses.detach().topk(min(count, len(batch)), sorted=False).indices
     set_learning_rate(proxy.optimizer, rate)
     proxy.optimizer.zero_grad(set_to_none=True)
@@ -315,15 +299,17 @@ def _answers(teacher: Teacher, learner: Learner, images: Tensor) -> Tensor:
     return answers
 
 
-def _logits(learner: Learner, images: Tensor) -> Tensor:
-    """Return float32 logits; the network computes as the recipe's precision says."""
+def _outputs(learner: Learner, images: Tensor) -> Any:
+    """Return the network's float32 outputs; it computes as the recipe's precision says."""
     bfloat16 = learner.recipe.precision == "bfloat16"
     with (
         torch.autocast(images.device.type, torch.bfloat16, enabled=bfloat16),
         fast_weight_gradients(images.device, bfloat16=bfloat16),
     ):
-        logits: Tensor = learner.averaging(images)
-    return logits.float()
+        outputs = learner.averaging(images)
+    if isinstance(outputs, tuple):
+        return tuple(each.float() for each in outputs)
+    return outputs.float()
 
 
 def _selected(recipe: Recipe, candidates: int) -> int:
@@ -337,56 +323,7 @@ def _means(totals: Tensor) -> tuple[float, float]:
     return loss / images, correct / images
 
 
-def _augmentation(run: Run, epoch: Epoch) -> Augmentation:
-    recipe = run.recipe
-    return Augmentation(
-        flip=recipe.flip,
-        translate=recipe.translate,
-        crop=recipe.crop if epoch.number <= recipe.cropped_epochs else 0,
-        cutout=recipe.cutout,
-        brightness=recipe.brightness,
-        contrast=recipe.contrast,
-        noise=recipe.noise,
-        degraded=recipe.degraded,
-        mean=tuple(255 * part for part in run.mean),
-        deviation=tuple(255 * part for part in run.deviation),
-    )
-
-
-def _heldout_accuracy(run: Run) -> float | None:
-    if len(run.heldout) == 0:
-        return None
-    logits = compute_logits(
-        run.learner.network, run.heldout.images, run.mean, run.deviation, run.device
-    )
-    return (logits.argmax(1) == run.heldout.labels.cpu()).float().mean().item()
-
-
-@torch.inference_mode()
-def compute_logits(
-    network: nn.Module,
-    images: Tensor,
-    mean: list[float],
-    deviation: list[float],
-    device: torch.device,
-) -> Tensor:
-    """Return float32 logits `[N,classes]`, on the processor, for uint8 images `[N,H,W,3]`.
-
-    The network runs in evaluation mode and float32, as the exported graphs do. (On CUDA,
-    convolutions multiply in TF32.)
-    """
-    network.eval()
-    return torch.cat(
-        [
-            network(dataset.normalize(batch.to(device), mean, deviation)).float().cpu()
-            for batch in images.split(EVALUATION_BATCH)
-        ]
-    )
-
-
-def _read_lineage(
-    recipe: Recipe, source: dataset.Source, last: Checkpoint | None
-) -> dict[str, Trained]:
+def _read_lineage(recipe: Recipe, source: Source, last: Checkpoint | None) -> dict[str, Trained]:
     """Read the trained networks that the rest of the run needs: `start` and `teacher`.
 
     Raises:
@@ -422,51 +359,45 @@ def _named(field: str, folder: str) -> Iterator[None]:
 
 def _prepare(
     recipe: Recipe,
-    source: dataset.Source,
+    source: Source,
     device: torch.device,
     workers: Workers,
     teacher: Trained | None = None,
 ) -> Run:
-    """Load and split the images, and build the networks."""
+    """Load the lessons, and build the networks."""
     if recipe.batch_size < workers.count:
         raise RecipeError(
             f"batch_size is {recipe.batch_size}; {workers.count} processes need at least "
             f"{workers.count}"
         )
-    images = source.load_train()
-    chosen, held = dataset.split_distinct(images, recipe.holdout, recipe.split_seed)
-    if len(chosen) < workers.count:
+    lessons = load_lessons(recipe, source, device)
+    if len(lessons) < workers.count:
         raise DataError(
-            f"{source.place}: {len(chosen)} images to learn from; {workers.count} processes need "
+            f"{source.place}: {len(lessons)} images to learn from; {workers.count} processes need "
             f"at least {workers.count}"
         )
-    train = images[chosen].to(device)
-    mean, deviation = dataset.channel_statistics(train.images)
-    first = _first_images(train, mean, deviation)
+    first, mean, deviation = lessons.some_images(), lessons.mean, lessons.deviation
     with _named("teacher", recipe.teacher):
         taught_by = Teacher(teacher, first, mean, deviation) if teacher is not None else None
     torch.manual_seed(recipe.seed)
     learner, *proxies = (
-        _new_learner(recipe, architecture, len(source.classes), first, workers)
+        _new_learner(recipe, architecture, lessons.outputs, first, workers)
         for architecture in filter(None, (recipe.architecture, recipe.proxy))
     )
     return Run(
         recipe=recipe,
         learner=learner,
         proxy=proxies[0] if proxies else None,
-        train=train,
-        heldout=images[held].to(device),
-        mean=mean,
-        deviation=deviation,
+        lessons=lessons,
         device=device,
         workers=workers,
         teacher=taught_by,
     )
 
 
-def _begin(run: Run, start: Trained, source: dataset.Source, reporter: Reporter) -> None:
+def _begin(run: Run, start: Trained, source: Source, reporter: Reporter) -> None:
     """Give the network the weights that the recipe starts from."""
-    images = _first_images(run.train, run.mean, run.deviation)
+    images = run.lessons.some_images()
     with _named("start", run.recipe.start):
         new_layer = begin_with(start, run.learner.network, images, source.classes)
     if new_layer is not None:
@@ -478,24 +409,18 @@ def _begin(run: Run, start: Trained, source: dataset.Source, reporter: Reporter)
 
 def _average_with_start(run: Run, start: dict[str, Tensor], epoch: Epoch) -> None:
     """Average the weights with the start's; every process measures by the same images."""
-    size = min(EVALUATION_BATCH, len(run.train))
-    batches = epoch_batches(run.train, size, epoch, _augmentation(run, epoch))
-    some = islice((batch for batch in batches if len(batch) == size), AVERAGING_BATCHES)
-    images = (dataset.normalize(batch.images, run.mean, run.deviation) for batch in some)
+    lessons = run.lessons
+    size = min(AVERAGING_IMAGES, len(lessons))
+    drafts = (draft for draft in lessons.drafts(epoch, size) if len(draft) == size)
+    images = (lessons.prepare(draft).images for draft in islice(drafts, AVERAGING_BATCHES))
     average_with_start(run.learner.network, start, run.recipe.start_part, images)
 
 
-def _first_images(train: dataset.Split, mean: list[float], deviation: list[float]) -> Tensor:
-    """Return some images of all classes, normalised."""
-    spaced = train.images[:: max(1, len(train) // INITIALIZATION_IMAGES)]
-    return dataset.normalize(spaced[:INITIALIZATION_IMAGES], mean, deviation)
-
-
 def _new_learner(
-    recipe: Recipe, architecture: str, classes: int, images: Tensor, workers: Workers
+    recipe: Recipe, architecture: str, outputs: int, images: Tensor, workers: Workers
 ) -> Learner:
     """Build a network and its optimizer on the device of the images, which are normalised."""
-    network = find_architecture(architecture).build(classes, recipe.dropout).to(images.device)
+    network = find_architecture(architecture).build(outputs, recipe.dropout).to(images.device)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     initialize_from(network, images)
     averaging = workers.average_gradients_of(network)
@@ -522,29 +447,18 @@ def check_finite(network: nn.Module, epoch: int) -> None:
 def _check_teacher(recipe: Recipe, trained: Trained, classes: tuple[str, ...]) -> None:
     if trained.classes != classes:
         raise RecipeError("it has other classes")
-    _check_architecture(trained.architecture, recipe.crop)
+    check_takes_images(trained.architecture, recipe.crop)
 
 
-def _check_architecture(name: str, crop: int) -> None:
-    size = find_architecture(name).image_size
-    if size != dataset.IMAGE_SIZE:
-        raise RecipeError(f"{name} takes images of {size} pixels; these are {dataset.IMAGE_SIZE}")
-    if crop:
-        try:
-            describe(name, image_size=(crop, crop))
-        except RuntimeError as exc:
-            raise RecipeError(f"crop is {crop}; {name} cannot take that") from exc
-
-
-def _new_state(run: Run, source: dataset.Source, lineage: Mapping[str, Trained]) -> RunState:
+def _new_state(run: Run, source: Source, lineage: Mapping[str, Trained]) -> RunState:
     return RunState(
         recipe=run.recipe,
         data_name=source.name,
         data_sha256=source.sha256,
         data_place=str(source.place.absolute()),
         classes=source.classes,
-        mean=run.mean,
-        deviation=run.deviation,
+        mean=run.lessons.mean,
+        deviation=run.lessons.deviation,
         hardware=_hardware(run),
         libraries={"python": platform.python_version(), "torch": torch.__version__},
         lineage={name: trained.sha256 for name, trained in lineage.items()},
@@ -552,7 +466,7 @@ def _new_state(run: Run, source: dataset.Source, lineage: Mapping[str, Trained])
 
 
 def _check_resumable(
-    last: Checkpoint, recipe: Recipe, source: dataset.Source, run_dir: Path, *, resume: bool
+    last: Checkpoint, recipe: Recipe, source: Source, run_dir: Path, *, resume: bool
 ) -> None:
     if not resume:
         raise RunError(

@@ -14,6 +14,7 @@ from app.artifact.directory import read_artifact
 from app.errors import ConvscopeError
 from app.inference.backends.torchscript import load_graph
 from training.data.dataset import Source
+from training.data.scenes import SceneSource
 from training.errors import RecipeError, RunError
 from training.recipes import Recipe
 from training.run import checkpoint
@@ -67,7 +68,7 @@ class Trained:
             digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
 
-    def check_unseen(self, recipe: Recipe, source: Source) -> None:
+    def check_unseen(self, recipe: Recipe, source: Source | SceneSource) -> None:
         """Raise unless the images that the recipe holds out were held out from this network too.
 
         Raises:

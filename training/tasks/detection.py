@@ -6,10 +6,17 @@ batch. Nothing here knows of a network, a file or a data set.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the name that the field uses
+
+from training.tasks.overlap import area, pairwise_iou
+from training.tasks.suppression import kept_boxes
+
+MOST_CANDIDATES, MOST_BOXES = 300, 100
+"""How many cells of a picture are looked at, and how many boxes are kept."""
 
 MOST_CELLS = 10
 """That learn an object (Feng et al. 2021 have 13; Ultralytics' YOLOv8 has 10)."""
@@ -32,6 +39,27 @@ class Truth:
 
     boxes: Tensor
     labels: Tensor
+
+    @classmethod
+    def of(cls, pictures: Sequence[tuple[Tensor, Tensor]]) -> Self:
+        """Return the objects of pictures that each have boxes `[m,4]` and labels `[m]`."""
+        most = max((len(labels) for _, labels in pictures), default=0)
+        boxes = torch.zeros(len(pictures), most, 4)
+        labels = torch.full((len(pictures), most), -1)
+        for row, (some_boxes, some_labels) in enumerate(pictures):
+            boxes[row, : len(some_labels)] = some_boxes
+            labels[row, : len(some_labels)] = some_labels
+        return cls(boxes, labels)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: Tensor) -> "Truth":
+        return Truth(self.boxes[index], self.labels[index])
+
+    def to(self, device: torch.device) -> "Truth":
+        """Return the same objects on another device."""
+        return Truth(self.boxes.to(device), self.labels.to(device))
 
     @property
     def is_object(self) -> Tensor:
@@ -61,6 +89,61 @@ class Candidates:
     distances: Tensor
     centres: Tensor
     strides: Tensor
+
+
+class Lesson:
+    """What a network with a grid learns (`training.run.lessons.Lesson`).
+
+    Args:
+        strides: sides of the maps' cells.
+        bins: of a distance's distribution.
+    """
+
+    has_right_answers = False
+
+    def __init__(self, strides: Sequence[int], bins: int) -> None:
+        self._strides, self._bins = strides, bins
+
+    def candidates(self, maps: Sequence[Tensor]) -> Candidates:
+        """Return what all cells say."""
+        return candidates(maps, self._strides, self._bins)
+
+    def losses(self, maps: Sequence[Tensor], truth: Truth, label_smoothing: float) -> Tensor:  # noqa: ARG002
+        """Return each picture's loss, `[N]`. Targets are soft already."""
+        return losses(self.candidates(maps), truth)
+
+    def count_correct(self, outputs: object, targets: object) -> Tensor:
+        """Return 0: no picture is right or wrong as a whole."""
+        del outputs, targets
+        return torch.zeros((), dtype=torch.int64)
+
+
+def best(
+    found: Candidates, slope: Tensor | None = None, shift: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the boxes that are kept: the best of each object.
+
+    Args:
+        found: of N pictures.
+        slope: multiplies each class's logit, `[C]`.
+        shift: is added to it, `[C]`.
+
+    Returns:
+        Boxes, float `[N,MOST_BOXES,4]`; their scores, `[N,MOST_BOXES]`, the highest first and 0 for
+        none; and their labels, int64 `[N,MOST_BOXES]`.
+    """
+    logits = found.logits
+    if slope is not None and shift is not None:
+        logits = logits * slope + shift
+    count = min(MOST_CANDIDATES, logits.shape[1])
+    chosen = logits.amax(2).topk(count, 1).indices
+    boxes = found.boxes.gather(1, chosen[..., None].expand(-1, -1, 4))
+    classes = logits.shape[2]
+    scores = logits.gather(1, chosen[..., None].expand(-1, -1, classes)).sigmoid().transpose(1, 2)
+    kept = (scores * kept_boxes(boxes, scores)).flatten(1)
+    top = kept.topk(min(MOST_BOXES, count), 1)
+    place = top.indices % count
+    return boxes.gather(1, place[..., None].expand(-1, -1, 4)), top.values, top.indices // count
 
 
 def candidates(maps: Sequence[Tensor], strides: Sequence[int], bins: int) -> Candidates:
@@ -181,29 +264,17 @@ def _distance_loss(logits: Tensor, boxes: Tensor, centres: Tensor, strides: Tens
     return -(below * (1 - part) + above * part).mean(1)
 
 
-def pairwise_iou(first: Tensor, second: Tensor) -> Tensor:
-    """Return the overlap of each two boxes, `[N,M,A]`, of `[N,M,4]` and `[N,A,4]`."""
-    low = torch.maximum(first[:, :, None, :2], second[:, None, :, :2])
-    high = torch.minimum(first[:, :, None, 2:], second[:, None, :, 2:])
-    shared = (high - low).clamp_min(0).prod(3)
-    return shared / (_area(first)[:, :, None] + _area(second)[:, None] - shared).clamp_min(1e-9)
-
-
 def complete_iou(first: Tensor, second: Tensor) -> Tensor:
     """Return the complete IoU of boxes `[K,4]`, `[K]`: less for far centres and other shapes."""
     low, high = torch.maximum(first, second), torch.minimum(first, second)
     shared = (high[:, 2:] - low[:, :2]).clamp_min(0).prod(1)
-    union = _area(first) + _area(second) - shared
+    union = area(first) + area(second) - shared
     overlap = shared / union.clamp_min(1e-9)
     around = (high[:, :2] - low[:, 2:]).square().sum(1).clamp_min(1e-9)
     centre = (first[:, :2] + first[:, 2:] - second[:, :2] - second[:, 2:]).square().sum(1) / 4
     shape = (4 / torch.pi**2) * (_slant(first) - _slant(second)).square()
     weight = (shape / (1 - overlap + shape).clamp_min(1e-9)).detach()
     return overlap - centre / around - weight * shape
-
-
-def _area(boxes: Tensor) -> Tensor:
-    return (boxes[..., 2:] - boxes[..., :2]).clamp_min(0).prod(-1)
 
 
 def _slant(boxes: Tensor) -> Tensor:

@@ -5,7 +5,10 @@ far the pixel lies from the border of its object, as a part of the object's deep
 that touch are told apart by it. Nothing here knows of a network, a file or a data set.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
@@ -15,6 +18,45 @@ IGNORED = -1
 """The class of a pixel that is not learned from."""
 
 DICE_WEIGHT, DEPTH_WEIGHT = 1.0, 1.0
+
+
+@dataclass(frozen=True)
+class Maps:
+    """What each pixel of N pictures learns.
+
+    Attributes:
+        classes: int64 `[N,H,W]`, 0 for background, `IGNORED` for a pixel that learns nothing.
+        depth: within the pixel's object, float `[N,H,W]`; None where objects are not told apart.
+    """
+
+    classes: Tensor
+    depth: Tensor | None
+
+    def __len__(self) -> int:
+        return len(self.classes)
+
+    def __getitem__(self, index: Tensor) -> "Maps":
+        return Maps(self.classes[index], None if self.depth is None else self.depth[index])
+
+    def to(self, device: torch.device) -> "Maps":
+        """Return the same maps on another device."""
+        depth = None if self.depth is None else self.depth.to(device)
+        return Maps(self.classes.to(device), depth)
+
+
+class Lesson:
+    """What a segmenter learns (`training.run.lessons.Lesson`)."""
+
+    has_right_answers = False
+
+    def losses(self, logits: Tensor, maps: Maps, label_smoothing: float) -> Tensor:  # noqa: ARG002
+        """Return each picture's loss, `[N]`."""
+        return losses(logits, maps.classes, maps.depth)
+
+    def count_correct(self, outputs: object, targets: object) -> Tensor:
+        """Return 0: no picture is right or wrong as a whole."""
+        del outputs, targets
+        return torch.zeros((), dtype=torch.int64)
 
 
 def depth_of(objects: NDArray[np.int64]) -> NDArray[np.float32]:

@@ -16,8 +16,9 @@ from training.errors import RecipeError
 from training.kernels import KERNELS_VARIABLE, norm_pool, weight_gradients
 from training.recipes import Arithmetic, Recipe, find_recipe
 from training.run.checkpoint import Learner
+from training.run.lessons import Batch
 from training.run.optimization import make_optimizer
-from training.run.train import Batch, learn
+from training.run.train import learn
 
 GENTLE = find_recipe("simple-cnn").replace(learning_rate=1e-4)
 STEPS = 4

@@ -10,8 +10,9 @@ from training.kernels import weight_gradients
 from training.kernels.weight_gradients import NineProducts, weight_gradient
 from training.recipes import Arithmetic, find_recipe
 from training.run.checkpoint import Learner
+from training.run.lessons import Batch
 from training.run.optimization import make_optimizer
-from training.run.train import Batch, learn
+from training.run.train import learn
 
 
 @pytest.fixture(autouse=True)

@@ -6,8 +6,9 @@ import torch
 from training.architectures import find_architecture
 from training.recipes import Recipe, find_recipe
 from training.run.checkpoint import Learner
+from training.run.lessons import Batch
 from training.run.optimization import make_optimizer
-from training.run.train import Batch, learn, learn_hardest
+from training.run.train import learn, learn_hardest
 
 RECIPE = find_recipe("fc").replace(optimizer="adamw", learning_rate=0.01, precision="float32")
 
@@ -57,7 +58,7 @@ def test_the_hardest_images_are_those_with_the_highest_loss() -> None:
     learner, batch = _learner(RECIPE), _batch(20)
     with torch.no_grad():
         losses = torch.nn.functional.cross_entropy(
-            learner.network(batch.images), batch.labels, reduction="none"
+            learner.network(batch.images), batch.targets, reduction="none"
         )
     hardest = learn_hardest(learner, batch, 5, rate=0.0)
     assert sorted(hardest.tolist()) == sorted(losses.topk(5).indices.tolist())
@@ -77,7 +78,7 @@ def test_it_is_the_hardest_images_that_are_learned_from() -> None:
 def test_the_loss_is_that_of_smoothed_labels() -> None:
     learner, batch = _learner(RECIPE.replace(label_smoothing=0.3)), _batch(8)
     logits = learner.network(batch.images)
-    truth = torch.nn.functional.one_hot(batch.labels, 10) * 0.7 + 0.03
+    truth = torch.nn.functional.one_hot(batch.targets, 10) * 0.7 + 0.03
     expected = -(truth * logits.log_softmax(1)).sum(1).mean()
     loss, _ = learn(learner, batch, rate=0.0)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)

@@ -25,9 +25,10 @@ from training.export.export import Export, export
 from training.recipes import RECIPES, Arithmetic, Recipe, find_recipe
 from training.run import train
 from training.run.checkpoint import NETWORK, Checkpoint, Learner
+from training.run.image_lessons import compute_logits
+from training.run.lessons import Batch
 from training.run.optimization import make_optimizer
 from training.run.teacher import Teacher
-from training.run.train import Batch, compute_logits
 from training.run.trained import Trained, read_trained
 
 MEAN, DEVIATION = [0.4, 0.5, 0.6], [0.2, 0.25, 0.3]

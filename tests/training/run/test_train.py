@@ -25,7 +25,8 @@ from training.recipes import Arithmetic, Recipe, find_recipe
 from training.run import checkpoint
 from training.run import train as loop
 from training.run.checkpoint import Checkpoint, Learner
-from training.run.train import Batch, check_finite
+from training.run.lessons import Batch
+from training.run.train import check_finite
 
 
 def _weights(last: Checkpoint) -> dict[str, Tensor]:
@@ -40,6 +41,7 @@ def _equal(first: Checkpoint, second: Checkpoint) -> bool:
 def test_a_run_learns(trained: Checkpoint) -> None:
     first, last = trained.state.history
     assert last.loss < first.loss
+    assert last.train_accuracy is not None
     assert last.train_accuracy > 0.2
 
 
@@ -84,12 +86,12 @@ def test_a_proxy_leaves_the_network_the_selected_part_of_each_batch(
     learn, choose = loop.learn, loop.learn_hardest
 
     def recorded_learn(learner: Learner, batch: Batch, *more: Any) -> Any:
-        learned.append(batch.labels)
+        learned.append(batch.targets)
         return learn(learner, batch, *more)
 
     def recorded_choose(learner: Learner, batch: Batch, *more: Any) -> Any:
         hardest = choose(learner, batch, *more)
-        chosen.append(batch.labels[hardest])
+        chosen.append(batch.targets[hardest])
         return hardest
 
     monkeypatch.setattr(loop, "learn", recorded_learn)
@@ -110,7 +112,7 @@ def test_a_recipes_augmentation_is_what_batches_are_cut_with(
         cut.append((epoch.number, batch, augmentation))
         return epoch_batches(split, batch, epoch, augmentation)
 
-    monkeypatch.setattr("training.run.train.epoch_batches", recorded)
+    monkeypatch.setattr("training.run.image_lessons.epoch_batches", recorded)
     recipe = TINY.replace(
         architecture="speednet-proxy",
         flip="alternating",

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from training.export.graphs import quiet_exporters
-from training.export.suppression import IOU, LEAST_SCORE, kept_boxes, translations
+from training.tasks.suppression import IOU, LEAST_SCORE, kept_boxes, translations
 
 
 class Suppressing(nn.Module):

@@ -12,10 +12,9 @@ from functools import cache
 from typing import Any
 
 import torch
-from onnxscript import opset20
 from torch import Tensor
 
-from training.tasks.detection import pairwise_iou
+from training.tasks.overlap import pairwise_iou
 
 IOU = 0.6
 """The overlap above which the worse of two boxes of a class is dropped."""
@@ -86,6 +85,8 @@ def _shape_of(boxes: Tensor, scores: Tensor) -> Tensor:  # noqa: ARG001
 
 def _in_onnx(boxes: Any, scores: Any) -> Any:
     """Write the operator as nodes of ONNX."""
+    from onnxscript import opset20
+
     op: Any = opset20  # whose annotations allow constants nowhere
     most = op.Constant(value_ints=[2**31 - 1])
     overlap, least = op.Constant(value_floats=[IOU]), op.Constant(value_floats=[LEAST_SCORE])

@@ -1,0 +1,227 @@
+"""Metrics of detectors, computed by faster-coco-eval as COCO defines them.
+
+Boxes are compared in the pixels of the upright picture.
+"""
+
+import io
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from app.images.placement import Placement
+
+MOST_BOXES = 100
+"""The best boxes of a picture that count, as in COCO's own figures."""
+
+RECALLS = 101
+
+
+class Annotated(Protocol):
+    """The objects of a picture, as `training.data.annotated.Objects` has them."""
+
+    boxes: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    crowd: NDArray[np.bool_]
+
+
+class Pictured(Protocol):
+    """A picture with its objects, as `training.data.annotated.Scene` is."""
+
+    @property
+    def height(self) -> int:
+        """In pixels."""
+        ...
+
+    @property
+    def width(self) -> int:
+        """In pixels."""
+        ...
+
+    @property
+    def objects(self) -> Any:
+        """As `Annotated`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Found:
+    """The boxes of one picture.
+
+    Attributes:
+        boxes: x, y, width, height in its pixels, float64 `[n,4]`.
+        scores: `[n]`.
+        labels: int64 `[n]`.
+    """
+
+    boxes: NDArray[np.float64]
+    scores: NDArray[np.float64]
+    labels: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Average precision on a set of pictures.
+
+    Attributes:
+        by_class: mean over overlaps of 0.5 to 0.95, float64 `[C]`; NaN without objects.
+        by_class50: at an overlap of 0.5, likewise.
+        curves: precision at an overlap of 0.5 and a recall of 0%, 1%, … 100%, `[C,101]`.
+    """
+
+    by_class: NDArray[np.float64]
+    by_class50: NDArray[np.float64]
+    curves: NDArray[np.float64]
+
+    @property
+    def map(self) -> float:
+        """Mean over the classes with objects; 0 if there are none."""
+        return _mean(self.by_class)
+
+    @property
+    def map50(self) -> float:
+        """Likewise, at an overlap of 0.5."""
+        return _mean(self.by_class50)
+
+
+def placed(best: tuple[Tensor, Tensor, Tensor], placements: Sequence[Placement]) -> list[Found]:
+    """Return the boxes of N inputs in the pixels of their pictures.
+
+    Args:
+        best: boxes, scores and labels, as `training.tasks.detection.best` gives them.
+        placements: of the pictures in the inputs.
+    """
+    found = []
+    arrays = (each.cpu().numpy() for each in best)
+    for each, score, label, placement in zip(*arrays, placements, strict=True):
+        edges = placement.to_picture(each[score > 0])
+        sized = np.concatenate([edges[:, :2], edges[:, 2:] - edges[:, :2]], 1)
+        found.append(Found(sized, score[score > 0].astype(np.float64), label[score > 0]))
+    return found
+
+
+def measure(found: Sequence[Found], pictures: Sequence[Pictured], classes: int) -> Precision:
+    """Return the average precision of boxes on pictures with known objects.
+
+    Args:
+        found: of each picture.
+        pictures: the same, in the same order.
+        classes: the number of classes.
+    """
+    from faster_coco_eval import COCO, COCOeval_faster
+
+    truth = COCO(_annotations(pictures, classes))
+    rows = _rows(found)
+    empty = np.full(classes, np.nan)
+    if not rows:
+        counts = np.bincount(
+            np.concatenate([picture.objects.labels for picture in pictures]), minlength=classes
+        )
+        zeros = np.where(counts > 0, 0.0, empty)
+        return Precision(zeros, zeros, np.zeros((classes, RECALLS)))
+    with redirect_stdout(io.StringIO()):
+        evaluation = COCOeval_faster(truth, truth.loadRes(rows), "bbox", print_function=_silent)
+        evaluation.params.maxDets = [1, 10, MOST_BOXES]
+        evaluation.evaluate()
+        evaluation.accumulate()
+    precision = evaluation.eval["precision"][:, :, :, 0, -1]  # [overlaps,recalls,classes]
+    known = precision > -1
+    by_overlap = np.where(known.all(1), precision.mean(1), np.nan)
+    return Precision(
+        by_overlap.mean(0), by_overlap[0], np.where(known[0], precision[0], 0.0).T.copy()
+    )
+
+
+def match(
+    found: Found, objects: Annotated, least: float = 0.5
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Return which boxes find an object of their class that no better box has, and which count.
+
+    A box that finds no object, but lies in a crowd, counts for nothing.
+
+    Args:
+        found: the boxes of a picture.
+        objects: in it.
+        least: the overlap from which an object is found.
+    """
+    order = np.argsort(-found.scores, kind="stable")
+    right, counts = np.zeros(len(order), np.bool_), np.ones(len(order), np.bool_)
+    overlap, inside = _overlaps(found.boxes, objects.boxes)
+    same = found.labels[:, None] == objects.labels[None]
+    free = ~objects.crowd
+    for index in order:
+        fits = np.where(same[index] & free, overlap[index], 0.0)
+        if fits.size and fits.max() >= least:
+            right[index] = True
+            free[fits.argmax()] = False
+        elif (same[index] & objects.crowd & (inside[index] >= least)).any():
+            counts[index] = False
+    return right, counts
+
+
+def _overlaps(
+    boxes: NDArray[np.float64], others: NDArray[np.float32]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the overlap (IoU) of each two boxes, and the part of the first inside of the second.
+
+    Both are `[n,m]`, of x, y, width, height.
+    """
+    low = np.maximum(boxes[:, None, :2], others[None, :, :2])
+    high = np.minimum((boxes[:, :2] + boxes[:, 2:])[:, None], (others[:, :2] + others[:, 2:])[None])
+    shared = np.clip(high - low, 0, None).prod(2)
+    area, other = boxes[:, 2:].prod(1)[:, None], others[:, 2:].prod(1)[None]
+    return (
+        shared / np.maximum(area + other - shared, 1e-9),
+        shared / np.maximum(area, 1e-9),
+    )
+
+
+def _annotations(pictures: Sequence[Pictured], classes: int) -> dict[str, Any]:
+    rows = [
+        (image, box.tolist(), int(label), bool(crowd))
+        for image, picture in enumerate(pictures, start=1)
+        for box, label, crowd in zip(
+            picture.objects.boxes, picture.objects.labels, picture.objects.crowd, strict=True
+        )
+    ]
+    return {
+        "images": [
+            {"id": index, "height": picture.height, "width": picture.width}
+            for index, picture in enumerate(pictures, start=1)
+        ],
+        "categories": [{"id": label + 1, "name": str(label)} for label in range(classes)],
+        "annotations": [
+            {
+                "id": number,
+                "image_id": image,
+                "category_id": label + 1,
+                "bbox": box,
+                "area": box[2] * box[3],
+                "iscrowd": int(crowd),
+            }
+            for number, (image, box, label, crowd) in enumerate(rows, start=1)
+        ],
+    }
+
+
+def _rows(found: Sequence[Found]) -> list[dict[str, Any]]:
+    return [
+        {"image_id": image, "category_id": int(label) + 1, "bbox": box.tolist(), "score": score}
+        for image, picture in enumerate(found, start=1)
+        for box, label, score in zip(
+            picture.boxes, picture.labels, picture.scores.tolist(), strict=True
+        )
+    ]
+
+
+def _mean(values: NDArray[np.float64]) -> float:
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else 0.0
+
+
+def _silent(*_: object) -> None:
+    """Print nothing."""
