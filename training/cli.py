@@ -17,7 +17,7 @@ from app.artifact.manifest import Views, WeightFormat
 from app.commands import OneLineErrors, printable
 from app.errors import SettingsError
 from app.settings import check_names
-from training import evaluate, report
+from training import evaluate, evaluate_scenes, report
 from training.architectures import ARCHITECTURES
 from training.architectures.describe import describe as describe_architecture
 from training.compare import corruptions
@@ -28,6 +28,7 @@ from training.data.scenes import SceneSource, open_scenes
 from training.errors import DataError, RunError, TrainingError
 from training.export.export import Export, check_exportable, next_version
 from training.export.export import export as export_artifact
+from training.export.scenes import DetectorExport, export_detector
 from training.recipes import RECIPES, Recipe, find_recipe
 from training.run import checkpoint as checkpoints
 from training.run.checkpoint import Checkpoint
@@ -179,6 +180,12 @@ def evaluate_command(
     """Measure the run RUN on the test images."""
     last = checkpoints.open_run(run)
     source = _data_of(last, data_dir)
+    if isinstance(source, SceneSource):
+        evaluated = evaluate_scenes.evaluate_detector(last, source)
+        for table in report.detection_tables(evaluated.evaluation):
+            console.print(table)
+        evaluate.save_evaluation(last, evaluated.evaluation)
+        return
     found = evaluate.evaluate(last, source, choose_device(device), views, weights)
     for table in report.evaluation_tables(found, source):
         console.print(table)
@@ -211,6 +218,14 @@ def export(
     name = name or last.state.recipe.architecture
     version = version or next_version(store, name)
     check_exportable(last, source, store, name, version, int8=int8)
+    if isinstance(source, SceneSource):
+        detector = evaluate_scenes.evaluate_detector(last, source)
+        made = export_detector(DetectorExport(last, detector, source, name, version, int8), store)
+        figures = f"mAP {made.detector.test.map:.2%}, {made.detector.test.map50:.2%} at IoU 0.5"
+        if (record := made.detector.int8) is not None:
+            figures += f"; int8 {record.test_map:.2%}, {record.test_map50:.2%}"
+        _say(f"exported: {made.path} ({figures})")
+        return
     found = evaluate.read_evaluation(last)
     if found is None or (found.views, found.weights) != (views, weights):
         found = evaluate.evaluate(last, source, choose_device("cpu"), views, weights)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from torch import Tensor, nn
 
 from app.artifact.directory import first_error
@@ -25,6 +25,7 @@ from training.errors import DataError, RunError
 from training.run import durable
 from training.run.checkpoint import Checkpoint
 from training.run.image_lessons import compute_logits
+from training.run.sources import Source
 from training.tasks import classification
 
 SERVED_BATCH = 50
@@ -34,17 +35,22 @@ Predict = Callable[[Images], Outputs]
 """A backend's answers for uint8 images `[N,H,W,3]`."""
 
 
-def load_network(checkpoint: Checkpoint, weights: WeightFormat = "float32") -> nn.Module:
+def load_network(
+    checkpoint: Checkpoint, outputs: int | None = None, weights: WeightFormat = "float32"
+) -> nn.Module:
     """Return the checkpoint's network: float32, on the processor, in evaluation mode.
 
-    With `float16`, kernels and matrices are rounded to float16 values.
+    Args:
+        checkpoint: of a run.
+        outputs: of the network; by default its classes.
+        weights: with `float16`, kernels and matrices are rounded to float16 values.
 
     Raises:
         RunError: the weights cannot be read.
     """
     state = checkpoint.state
     build = find_architecture(state.recipe.architecture).build
-    network = build(len(state.classes), state.recipe.dropout)
+    network = build(outputs or len(state.classes), state.recipe.dropout)
     checkpoint.load_network(network)
     return network.eval() if weights == "float32" else rounded(network)
 
@@ -71,7 +77,7 @@ def evaluate(
     """
     state = checkpoint.state
     check_source(checkpoint, source)
-    network = with_views(load_network(checkpoint, weights), views).to(device)
+    network = with_views(load_network(checkpoint, weights=weights), views).to(device)
 
     def logits_of(split: dataset.Split) -> Tensor:
         return compute_logits(network, split.images, state.mean, state.deviation, device)
@@ -85,7 +91,7 @@ def evaluate(
     return found.model_copy(update={"views": views, "weights": weights})
 
 
-def check_source(checkpoint: Checkpoint, source: dataset.Source) -> None:
+def check_source(checkpoint: Checkpoint, source: Source) -> None:
     """Raise DataError unless `source` is the data set that the run was trained on."""
     if source.sha256 != checkpoint.state.data_sha256:
         raise DataError(
@@ -162,7 +168,7 @@ def outputs_for(predict: Predict, images: Images) -> Outputs:
     return Outputs.in_batches(predict, images, SERVED_BATCH)
 
 
-def save_evaluation(checkpoint: Checkpoint, evaluation: Evaluation) -> None:
+def save_evaluation(checkpoint: Checkpoint, evaluation: BaseModel) -> None:
     """Write `evaluation.json` into the checkpoint that was measured.
 
     Raises:

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from rich import box
 from rich.table import Table
 
+from app.artifact.detection import DetectionEvaluation
 from app.artifact.manifest import Evaluation, LayerRecord
 from app.commands import printable
 from training.architectures.describe import Description, count_weights
@@ -165,6 +166,35 @@ def findings_tables(
         return [by_class]
     told = [(line,) for line in first_told(findings.left_out)]
     return [by_class, make_table("Left out", ("file and reason",), told)]
+
+
+def detection_tables(evaluation: DetectionEvaluation) -> list[Table]:
+    """Return tables of a detector's figures, by class too, and of its confusions."""
+    test = evaluation.test
+    overall = make_table(
+        f"{evaluation.objects:,} objects in {evaluation.images:,} test pictures",
+        ("", "raw", "calibrated"),
+        [
+            ("mAP at IoU 0.5 to 0.95", "", f"{test.map:.2%}"),
+            ("mAP at IoU 0.5", "", f"{test.map50:.2%}"),
+            ("detection ECE, 15 bins", f"{test.ece_raw:.2%}", f"{test.ece_calibrated:.2%}"),
+        ],
+    )
+    by_class = make_table(
+        "By class",
+        ("class", "AP", "AP at IoU 0.5", "objects"),
+        [
+            (row.label, f"{row.ap:.1%}", f"{row.ap50:.1%}", f"{row.objects:,}")
+            for row in evaluation.per_class
+        ],
+    )
+    rows = zip(evaluation.labels, evaluation.confusion_matrix, strict=True)
+    confusions = make_table(
+        f"Boxes with a score of {evaluation.score_threshold:g} or more",
+        ("true, and found as", *evaluation.labels),
+        [(label, *(f"{count:,}" for count in counts)) for label, counts in rows],
+    )
+    return [overall, by_class, confusions]
 
 
 def scene_tables(source: SceneSource) -> list[Table]:

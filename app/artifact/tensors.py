@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 PROBABILITIES = "probabilities"
 OOD_SCORE = "ood_score"
+DEPTH = "depth"
 BOXES, SCORES, LABELS = "boxes", "scores", "labels"
 
 Images = NDArray[np.uint8]

@@ -7,7 +7,7 @@ gives its bytes, and `app.images.decode` makes pixels of them, as the service do
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -140,6 +140,7 @@ class SceneSource:
         val: pictures to choose with; may be none.
         test: pictures that only `training.evaluate` may look at.
         findings: what was found and what was left out.
+        category_ids: of the classes in the set's COCO file; otherwise from 1.
     """
 
     name: str
@@ -152,6 +153,7 @@ class SceneSource:
     val: tuple[Scene, ...]
     test: tuple[Scene, ...]
     findings: SceneFindings
+    category_ids: tuple[int, ...]
 
     def __str__(self) -> str:
         return printable(self.place)
@@ -282,6 +284,7 @@ class Gathering:
         *,
         instances: bool = True,
         name: str | None = None,
+        ids: Mapping[str, int | str] | None = None,
     ) -> SceneSource:
         """Return the set.
 
@@ -290,6 +293,7 @@ class Gathering:
             tasks: those that the annotations can teach. Without segmentation, masks are dropped.
             instances: whether an object is one thing.
             name: of the set; by default its folder's.
+            ids: of the classes, by name.
 
         Raises:
             DataError: there are faults, or nothing to train on or to test with. Names every fault,
@@ -313,6 +317,7 @@ class Gathering:
             classes=kept,
             sha256=self._sha256(),
             **scenes,
+            category_ids=_whole_ids(kept, ids or {}),
             findings=SceneFindings(
                 pictures={split: len(scenes[split]) for split in SPLITS},
                 objects={split: tuple(counts[split].tolist()) for split in SPLITS},
@@ -381,6 +386,13 @@ class Gathering:
                 digest.update(os.fsencode(found.scene.file.as_posix()))
                 digest.update(b"".join(found.digests))
         return digest.hexdigest()
+
+
+def _whole_ids(names: Sequence[str], ids: Mapping[str, int | str]) -> tuple[int, ...]:
+    """Return the classes' ids if all are whole numbers from 0; otherwise numbers from 1."""
+    found = [ids.get(name) for name in names]
+    whole = tuple(one for one in found if isinstance(one, int) and one >= 0)
+    return whole if len(set(whole)) == len(names) else tuple(range(1, len(names) + 1))
 
 
 _PURPOSES = {"train": "to train on", "test": "to test with"}

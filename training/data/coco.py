@@ -202,7 +202,8 @@ class _Reader:
                 self._gathering.scenes[document.layout.split] = scenes
         self._leave_out_unnamed({layout.annotations for layout in layouts})
         self._tell()
-        return self._gathering.source(tuple(labels), self._tasks())
+        ids = {name: key for one in documents for key, name in one.names.items()}
+        return self._gathering.source(tuple(labels), self._tasks(), ids=ids)
 
     def _tasks(self) -> tuple[Task, ...]:
         if self._count["masks"] and self._count["masks"] == self._count["objects"]:

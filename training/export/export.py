@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version as installed_version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -71,6 +72,7 @@ from training.report import LEARNING_CURVE, draw_learning_curve
 from training.run import durable
 from training.run.checkpoint import Checkpoint, history_json
 from training.run.commit import find_commit
+from training.run.sources import Source
 
 GOLDEN_IMAGES = 16
 LEAST_AGREEMENT = 0.9999
@@ -125,7 +127,7 @@ def export(what: Export, store: Path) -> Artifact:
 
 def check_exportable(
     checkpoint: Checkpoint,
-    source: dataset.Source,
+    source: Source,
     store: Path,
     name: str,
     version: str,
@@ -164,7 +166,7 @@ def check_exportable(
 def _served(what: Export, heldout: dataset.Split) -> ServedNetwork:
     """Return the network as it is served, with a score that held-out images have calibrated."""
     state, evaluation = what.checkpoint.state, what.evaluation
-    network = load_network(what.checkpoint, evaluation.weights)
+    network = load_network(what.checkpoint, weights=evaluation.weights)
     parts = network, state.mean, state.deviation, evaluation.temperature, evaluation.views
     served = ServedNetwork(*parts).eval()
     if len(heldout) == 0:
@@ -235,36 +237,14 @@ def _golden_images(what: Export) -> Images:
 
 
 def _manifest(what: Export, served: ServedNetwork, folder: Path) -> ClassifierManifest:
-    state = what.checkpoint.state
-    height, width = dataset.IMAGE_SIZE
     train, heldout = load_splits(what.checkpoint, what.source)
+    sizes = len(train), len(heldout), what.evaluation.images
+    state = what.checkpoint.state
     description = describe(state.recipe.architecture, len(state.classes))
     return ClassifierManifest(
-        schema_version=1,
-        name=what.name,
-        version=what.version,
-        architecture=state.recipe.architecture,
-        classes=state.classes,
-        input=TensorSpec(name="image", dtype="uint8", shape=("N", height, width, 3)),
+        **common_record(what.checkpoint, what.name, what.version, folder, sizes),
+        input=input_spec(dataset.IMAGE_SIZE),
         outputs=_outputs(served),
-        opset=OPSET,
-        files={path.name: record_file(path) for path in sorted(folder.iterdir())},
-        recipe=state.recipe.model_dump(),
-        seed=state.recipe.seed,
-        lineage=state.lineage,
-        data=DataRecord(
-            name=state.data_name,
-            sha256=state.data_sha256,
-            train=len(train),
-            heldout=len(heldout),
-            test=what.evaluation.images,
-        ),
-        libraries=state.libraries
-        | {name: installed_version(name) for name in ("numpy", "onnx", "onnxruntime")},
-        hardware=state.hardware,
-        training_seconds=state.training_seconds,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        git_commit=_git_commit(),
         parameters=description.parameters,
         macs=description.macs * what.evaluation.views,
         views=what.evaluation.views,
@@ -272,8 +252,54 @@ def _manifest(what: Export, served: ServedNetwork, folder: Path) -> ClassifierMa
         layers=served.layers,
         test=what.evaluation.test,
         temperature=what.evaluation.temperature,
-        golden_tolerance=GOLDEN_TOLERANCE,
     )
+
+
+def common_record(
+    checkpoint: Checkpoint, name: str, version: str, folder: Path, sizes: tuple[int, int, int]
+) -> dict[str, Any]:
+    """Return the fields that the manifests of all tasks take from the run and from the machine.
+
+    Args:
+        checkpoint: of the run.
+        name: of the model.
+        version: likewise.
+        folder: holds the model's files.
+        sizes: number of images to train on, held out and to test with.
+    """
+    state = checkpoint.state
+    train, heldout, test = sizes
+    return {
+        "schema_version": 1,
+        "name": name,
+        "version": version,
+        "architecture": state.recipe.architecture,
+        "classes": state.classes,
+        "opset": OPSET,
+        "files": {path.name: record_file(path) for path in sorted(folder.iterdir())},
+        "recipe": state.recipe.model_dump(),
+        "seed": state.recipe.seed,
+        "lineage": state.lineage,
+        "data": DataRecord(
+            name=state.data_name,
+            sha256=state.data_sha256,
+            train=train,
+            heldout=heldout,
+            test=test,
+        ),
+        "libraries": state.libraries
+        | {name: installed_version(name) for name in ("numpy", "onnx", "onnxruntime")},
+        "hardware": state.hardware,
+        "training_seconds": state.training_seconds,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "git_commit": git_commit(),
+        "golden_tolerance": GOLDEN_TOLERANCE,
+    }
+
+
+def input_spec(size: tuple[int, int]) -> TensorSpec:
+    """Return the record of a graph's input of a height and width."""
+    return TensorSpec(name="image", dtype="uint8", shape=("N", *size, 3))
 
 
 def _outputs(served: ServedNetwork) -> tuple[TensorSpec, ...]:
@@ -333,7 +359,7 @@ def _with_confidence(
     return rewritten(Artifact(artifact.path, manifest))
 
 
-def _git_commit() -> str:
+def git_commit() -> str:
     """Return the commit of this code, marked if tracked files differ from it."""
     commit = find_commit()
     if commit is None:

@@ -22,6 +22,8 @@ from training.data import dataset
 from training.errors import ExportError
 from training.export.layer_outputs import outputs_of
 from training.export.ood import OodScore
+from training.served import Served
+from training.tasks.suppression import translations
 
 OPSET = 20
 
@@ -93,7 +95,7 @@ class ServedNetwork(nn.Module):
         return Outputs.of_classes(outputs[1].numpy(), score)
 
 
-def onnx_graph(served: ServedNetwork, images: Images) -> tuple[bytes, bytes]:
+def onnx_graph(served: ServedNetwork | Served, images: Images) -> tuple[bytes, bytes]:
     """Return the network as an ONNX file, traced with uint8 images `[N,H,W,3]`.
 
     Returns:
@@ -113,6 +115,7 @@ def onnx_graph(served: ServedNetwork, images: Images) -> tuple[bytes, bytes]:
             input_names=["image"],
             output_names=[*served.output_names, *names],
             dynamic_shapes={"image": {0: torch.export.Dim("N")}},
+            custom_translation_table=translations(),
             verbose=False,
         )
         if program is None:
@@ -123,7 +126,7 @@ def onnx_graph(served: ServedNetwork, images: Images) -> tuple[bytes, bytes]:
 class _WithLayers(nn.Module):
     """A served network that also returns the outputs of its layers."""
 
-    def __init__(self, served: ServedNetwork) -> None:
+    def __init__(self, served: ServedNetwork | Served) -> None:
         super().__init__()
         self.served = served
 

@@ -8,7 +8,7 @@ surer or less sure. This is the only import of onnxruntime outside the service's
 
 import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -40,7 +40,9 @@ from training.tasks.classification import fit_temperature, measure_served
 
 CALIBRATION_IMAGES = 1000
 CALIBRATION_SEED = 0
-CALIBRATION_BATCH = 100
+CALIBRATION_PIXELS = 100 * 32 * 32
+"""In a batch."""
+
 MOST_LOST = 0.003
 """The largest loss of held-out accuracy by int8, as a part of one."""
 
@@ -55,6 +57,7 @@ rounds an activation to the neighbouring step, which moved no probability of 5,0
 The float32 graph's probabilities differ by 0.016 to 0.045.
 """
 
+_CONVOLUTIONS = {"Conv", "ConvTranspose"}
 _LAYERS = {"Conv", "Gemm", "MatMul"}
 _WITHOUT_PIXELS = {"GlobalAveragePool", "ReduceMean", "Shape"}
 
@@ -155,7 +158,11 @@ def choose_training_images(
     return train[torch.randperm(len(train), generator=generator)[:count]]
 
 
-def quantize(graph: bytes, images: Images) -> bytes:
+def quantize(
+    graph: bytes,
+    images: Images,
+    float_nodes: Callable[[onnx.ModelProto], list[str]] | None = None,
+) -> bytes:
     """Return a float32 ONNX graph with its layers in int8.
 
     The range of an activation is from its least to its largest value for the images. Weights have a
@@ -165,6 +172,7 @@ def quantize(graph: bytes, images: Images) -> bytes:
     Args:
         graph: takes `image`.
         images: calibrate the ranges; uint8 `[N,H,W,3]`.
+        float_nodes: names the nodes that stay in float32; by default a classifier's.
 
     Raises:
         ExportError: onnxruntime cannot quantise it.
@@ -186,7 +194,7 @@ def quantize(graph: bytes, images: Images) -> bytes:
                 per_channel=True,
                 reduce_range=True,
                 calibrate_method=quantization.CalibrationMethod.MinMax,
-                nodes_to_exclude=_float_nodes(model),
+                nodes_to_exclude=(float_nodes or _float_nodes)(model),
             )
             return path.read_bytes()
     except Exception as exc:
@@ -197,8 +205,9 @@ class _Batches:
     """Images for `quantize_static`: one batch for each call, then None."""
 
     def __init__(self, images: Images) -> None:
-        starts = range(0, len(images), CALIBRATION_BATCH)
-        self._batches = iter([images[start : start + CALIBRATION_BATCH] for start in starts])
+        size = max(1, CALIBRATION_PIXELS // (images.shape[1] * images.shape[2]))
+        starts = range(0, len(images), size)
+        self._batches = iter([images[start : start + size] for start in starts])
 
     def get_next(self) -> dict[str, Images] | None:
         batch = next(self._batches, None)
@@ -221,6 +230,31 @@ def _float_nodes(model: onnx.ModelProto) -> list[str]:
     return [node.name for node in model.graph.node if node.name not in quantized]
 
 
+def inner_nodes(model: onnx.ModelProto) -> set[str]:
+    """Return the names of the nodes from a convolution to another one, both included but the last.
+
+    A detector or segmenter has several last convolutions, whose outputs need more than 256 values.
+    """
+    after = _reached(model.graph.node, "output", "input")
+    before = _reached(list(reversed(model.graph.node)), "input", "output")
+    return {
+        node.name
+        for node in model.graph.node
+        if before[node.name] and (after[node.name] or node.op_type in _CONVOLUTIONS)
+    }
+
+
+def _reached(nodes: Sequence[onnx.NodeProto], gives: str, takes: str) -> dict[str, bool]:
+    """Return which nodes a convolution comes before, in the order of the nodes."""
+    tensors: set[str] = set()
+    reached = {}
+    for node in nodes:
+        reached[node.name] = bool(tensors.intersection(getattr(node, takes)))
+        if reached[node.name] or node.op_type in _CONVOLUTIONS:
+            tensors.update(getattr(node, gives))
+    return reached
+
+
 def _nodes_of_means(model: onnx.ModelProto) -> set[str]:
     """Return the names of the nodes that see only an image's size and its channels' means."""
     known = {"", *(tensor.name for tensor in model.graph.initializer)}
@@ -237,7 +271,7 @@ def _with_golden(artifact: Artifact, int8: OnnxBackend) -> Artifact:
     images, answers = read_golden(artifact)
     golden = pack_golden(images, {"float32": answers, "int8": int8.predict(images)})
     np.savez_compressed(artifact.path / GOLDEN, allow_pickle=False, **golden)
-    return _with_files(artifact, GOLDEN)
+    return with_files(artifact, GOLDEN)
 
 
 def _with_record(artifact: Artifact, record: Int8Record) -> Artifact:
@@ -249,10 +283,10 @@ def _with_record(artifact: Artifact, record: Int8Record) -> Artifact:
 def _with_graph(artifact: Artifact, graph: bytes) -> Artifact:
     """Write the int8 graph."""
     (artifact.path / INT8_GRAPH).write_bytes(graph)
-    return _with_files(artifact, INT8_GRAPH)
+    return with_files(artifact, INT8_GRAPH)
 
 
-def _with_files(artifact: Artifact, *names: str) -> Artifact:
+def with_files(artifact: Artifact, *names: str) -> Artifact:
     """Return the artifact with new records of some files."""
     files = artifact.manifest.files | {name: record_file(artifact.path / name) for name in names}
     manifest = artifact.manifest.model_copy(update={"files": dict(sorted(files.items()))})

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name that the field uses
 
+from app.artifact.manifest import Task
 from app.images.decode import decode_placed
 from app.images.placement import Placement, Resize, letterboxed
 from training.architectures import find_architecture
@@ -116,13 +117,12 @@ class SceneLessons:
         self._train = [lay(scene, (canvas[0], canvas[1]), masks=with_masks) for scene in train]
         self.heldout = tuple(heldout)
         self.mean, self.deviation = _statistics(self._train)
+        self.outputs = count_outputs(self._task, source)
         self.lesson: Lesson
         if with_masks:
             self.lesson = segmentation.Lesson()
-            self.outputs = len(self.classes) + 1 + self._with_depth
         else:
             self.lesson = detection.Lesson(Yolo.strides, BINS)
-            self.outputs = len(self.classes)
 
     def __len__(self) -> int:
         return len(self._train)
@@ -169,8 +169,10 @@ class SceneLessons:
         lesson = detection.Lesson(Yolo.strides, BINS)
         found = []
         for images, placements in self._laid():
-            best = detection.best(lesson.candidates(network.eval()(self._normalized(images))))
-            found += detection_metrics.placed(best, placements)
+            maps = network.eval()(self._normalized(images))
+            best = detection.best(lesson.candidates(maps))
+            boxes, scores, labels = (each.cpu().numpy() for each in best)
+            found += detection_metrics.placed(boxes, scores, labels, placements)
         return found
 
     @torch.inference_mode()
@@ -250,6 +252,15 @@ class SceneLessons:
     def _normalized(self, images: Tensor) -> Tensor:
         rows = images.permute(0, 2, 3, 1).contiguous().to(self._device)
         return dataset.normalize(rows, self.mean, self.deviation)
+
+
+def count_outputs(task: Task, source: SceneSource) -> int:
+    """Return the number of outputs of a network: a detector's classes, a segmenter's channels.
+
+    A segmenter has background too, and a channel for the depth if objects are single things.
+    """
+    classes = len(source.classes)
+    return classes if task == "detection" else classes + 1 + source.instances
 
 
 def load_scenes(recipe: Recipe, source: SceneSource, device: torch.device) -> SceneLessons:

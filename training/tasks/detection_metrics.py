@@ -11,7 +11,6 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from app.images.placement import Placement
 
@@ -19,14 +18,26 @@ MOST_BOXES = 100
 """The best boxes of a picture that count, as in COCO's own figures."""
 
 RECALLS = 101
+LEAST_OVERLAP = 0.5
 
 
 class Annotated(Protocol):
     """The objects of a picture, as `training.data.annotated.Objects` has them."""
 
-    boxes: NDArray[np.float32]
-    labels: NDArray[np.int64]
-    crowd: NDArray[np.bool_]
+    @property
+    def boxes(self) -> NDArray[np.float32]:
+        """X, y, width and height, `[m,4]`."""
+        ...
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """Indices of classes, `[m]`."""
+        ...
+
+    @property
+    def crowd(self) -> NDArray[np.bool_]:
+        """Whether each is a region of many objects, `[m]`."""
+        ...
 
 
 class Pictured(Protocol):
@@ -43,8 +54,8 @@ class Pictured(Protocol):
         ...
 
     @property
-    def objects(self) -> Any:
-        """As `Annotated`."""
+    def objects(self) -> Annotated:
+        """In the picture."""
         ...
 
 
@@ -88,16 +99,22 @@ class Precision:
         return _mean(self.by_class50)
 
 
-def placed(best: tuple[Tensor, Tensor, Tensor], placements: Sequence[Placement]) -> list[Found]:
+def placed(
+    boxes: NDArray[np.float32],
+    scores: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    placements: Sequence[Placement],
+) -> list[Found]:
     """Return the boxes of N inputs in the pixels of their pictures.
 
     Args:
-        best: boxes, scores and labels, as `training.tasks.detection.best` gives them.
+        boxes: left, upper, right, lower, `[N,K,4]`.
+        scores: `[N,K]`; 0 for no box.
+        labels: `[N,K]`.
         placements: of the pictures in the inputs.
     """
     found = []
-    arrays = (each.cpu().numpy() for each in best)
-    for each, score, label, placement in zip(*arrays, placements, strict=True):
+    for each, score, label, placement in zip(boxes, scores, labels, placements, strict=True):
         edges = placement.to_picture(each[score > 0])
         sized = np.concatenate([edges[:, :2], edges[:, 2:] - edges[:, :2]], 1)
         found.append(Found(sized, score[score > 0].astype(np.float64), label[score > 0]))
@@ -137,7 +154,7 @@ def measure(found: Sequence[Found], pictures: Sequence[Pictured], classes: int) 
 
 
 def match(
-    found: Found, objects: Annotated, least: float = 0.5
+    found: Found, objects: Annotated, least: float = LEAST_OVERLAP
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Return which boxes find an object of their class that no better box has, and which count.
 
@@ -161,6 +178,36 @@ def match(
         elif (same[index] & objects.crowd & (inside[index] >= least)).any():
             counts[index] = False
     return right, counts
+
+
+def confusions(
+    found: Found, objects: Annotated, classes: int, threshold: float
+) -> NDArray[np.int64]:
+    """Return a picture's part of the confusion matrix, `[classes+1,classes+1]`.
+
+    Rows are true, columns found; the last ones are background. The best box first, each finds the
+    object that it overlaps most, of those that are left and by 0.5 or more, whatever its class.
+
+    Args:
+        found: the boxes of a picture.
+        objects: in it.
+        classes: the number of classes.
+        threshold: the least score of a box that counts.
+    """
+    matrix = np.zeros((classes + 1, classes + 1), np.int64)
+    overlap, inside = _overlaps(found.boxes, objects.boxes)
+    free = ~objects.crowd
+    for index in np.argsort(-found.scores, kind="stable"):
+        if found.scores[index] < threshold:
+            break
+        fits = np.where(free, overlap[index], 0.0)
+        if fits.size and fits.max() >= LEAST_OVERLAP:
+            free[fits.argmax()] = False
+            matrix[objects.labels[fits.argmax()], found.labels[index]] += 1
+        elif not (objects.crowd & (inside[index] >= LEAST_OVERLAP)).any():
+            matrix[classes, found.labels[index]] += 1
+    np.add.at(matrix[:, classes], objects.labels[free], 1)
+    return matrix
 
 
 def _overlaps(

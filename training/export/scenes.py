@@ -1,0 +1,249 @@
+"""Export of a trained detector to an artifact directory that carries its own proof.
+
+As `training.export.export` does for classifiers: before the directory gets its name, the service's
+backends give the network's answers with both graphs, for the golden pictures and, up to the figure
+that they are measured by, for all test pictures.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+
+from app.artifact.detection import DetectorInt8, DetectorManifest, Suppression
+from app.artifact.directory import Artifact, read_artifact, rewritten
+from app.artifact.files import (
+    EVALUATION,
+    GOLDEN,
+    HISTORY,
+    INT8_GRAPH,
+    LAYER_OUTPUTS,
+    LAYERS,
+    ONNX_GRAPH,
+    TORCHSCRIPT_GRAPH,
+)
+from app.artifact.golden import check_golden, pack_golden
+from app.artifact.manifest import Precision, TensorSpec
+from app.artifact.tensors import Images, Outputs
+from app.errors import ConvscopeError
+from app.explore.confusion_matrix import draw_matrix
+from app.inference.backends import open_backend, open_layers
+from app.inference.backends.onnx_cpu import OnnxBackend
+from training.architectures.describe import describe
+from training.data.annotated import Scene
+from training.data.scenes import SceneSource
+from training.errors import ExportError
+from training.evaluate_scenes import EvaluatedDetector, Predict, find_boxes
+from training.export.export import (
+    CONFUSION_MATRIX_PLOT,
+    PROVEN_BACKENDS,
+    check_exportable,
+    common_record,
+    input_spec,
+)
+from training.export.graphs import onnx_graph, torchscript_graph
+from training.export.inside import biases_and_classifier
+from training.export.quantize import inner_nodes, quantize, with_files
+from training.export.shared_weights import share_weights
+from training.report import LEARNING_CURVE, draw_learning_curve
+from training.run import durable
+from training.run.checkpoint import Checkpoint, history_json
+from training.run.scene_lessons import RESIZE, count_outputs, decode_laid, split
+from training.tasks import detection_metrics
+from training.tasks.suppression import IOU, LEAST_SCORE
+
+GOLDEN_PICTURES = 4
+CALIBRATION_PICTURES = 64
+CALIBRATION_SEED = 0
+
+MOST_APART = 0.002
+"""The largest difference of the test mAP between the network and a graph of it."""
+
+MOST_LOST = 0.01
+"""The largest loss of held-out mAP by int8."""
+
+INT8_TOLERANCE = 0.05
+"""Largest difference of a golden score. A step of an activation moves it further than a
+classifier's probability, since nothing averages over the picture."""
+
+
+@dataclass(frozen=True)
+class DetectorExport:
+    """The parts of a detector's artifact. With `int8`, it has a second ONNX graph."""
+
+    checkpoint: Checkpoint
+    evaluated: EvaluatedDetector
+    source: SceneSource
+    name: str
+    version: str
+    int8: bool = False
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the input."""
+        recipe = self.checkpoint.state.recipe
+        return recipe.height, recipe.width
+
+
+def export_detector(what: DetectorExport, store: Path) -> Artifact:
+    """Write the artifact `<store>/<name>/<version>`.
+
+    Raises:
+        ExportError: the version exists or cannot be written, the name or version is not allowed,
+            the exported graphs do not agree with the network, or int8 loses too much or cannot be
+            proven. The store is left as it was.
+        DataError: `source` is not the data set that the run was trained on.
+    """
+    check_exportable(what.checkpoint, what.source, store, what.name, what.version, int8=what.int8)
+    place = store / what.name / what.version
+    try:
+        with durable.new_directory(place) as folder:
+            _write_files(what, folder)
+            artifact = rewritten(Artifact(folder, _manifest(what, folder)))
+            _prove(artifact, what)
+            if what.int8:
+                _add_int8(artifact, what)
+    except (OSError, ValueError, RuntimeError, ConvscopeError) as exc:
+        raise ExportError(f"{place}: not exported: {exc}") from exc
+    return read_artifact(place)
+
+
+def _write_files(what: DetectorExport, folder: Path) -> None:
+    served, evaluation = what.evaluated.served, what.evaluated.evaluation
+    images = _golden_images(what)
+    graph, layer_outputs = onnx_graph(served, images)
+    script = torchscript_graph(served, images)
+    (folder / TORCHSCRIPT_GRAPH).write_bytes(script)
+    (folder / ONNX_GRAPH).write_bytes(share_weights(graph, TORCHSCRIPT_GRAPH, script))
+    golden = pack_golden(images, {"float32": served.predict(images)})
+    np.savez_compressed(folder / GOLDEN, allow_pickle=False, **golden)
+    weights = biases_and_classifier(served.plain, served.layers)
+    appended = {LAYER_OUTPUTS: np.frombuffer(layer_outputs, np.uint8)}
+    np.savez_compressed(folder / LAYERS, allow_pickle=False, **appended, **weights)
+    durable.write_text(folder / EVALUATION, evaluation.model_dump_json(indent=1))
+    (folder / CONFUSION_MATRIX_PLOT).write_bytes(
+        draw_matrix(np.array(evaluation.confusion_matrix), evaluation.labels, None)
+    )
+    history = what.checkpoint.state.history
+    durable.write_text(folder / HISTORY, history_json(history))
+    draw_learning_curve(history, folder / LEARNING_CURVE)
+
+
+def _golden_images(what: DetectorExport) -> Images:
+    """Return some pictures that the run held out, or learned from if there are none."""
+    train, heldout = split(what.checkpoint.state.recipe, what.source)
+    scenes = heldout if len(heldout) >= GOLDEN_PICTURES else train
+    chosen = np.linspace(0, len(scenes) - 1, GOLDEN_PICTURES).astype(int)
+    return _decoded([scenes[index] for index in chosen], what.size)
+
+
+def _decoded(scenes: Sequence[Scene], size: tuple[int, int]) -> Images:
+    return np.stack([decode_laid(scene, size)[0] for scene in scenes])
+
+
+def _manifest(what: DetectorExport, folder: Path) -> DetectorManifest:
+    state, evaluation = what.checkpoint.state, what.evaluated.evaluation
+    train, heldout = split(state.recipe, what.source)
+    sizes = len(train), len(heldout), evaluation.images
+    outputs = count_outputs("detection", what.source)
+    description = describe(state.recipe.architecture, outputs, what.size)
+    return DetectorManifest(
+        **common_record(what.checkpoint, what.name, what.version, folder, sizes),
+        task="detection",
+        input=input_spec(what.size),
+        resize=RESIZE,
+        outputs=_outputs(what),
+        parameters=description.parameters,
+        macs=description.macs,
+        layers=what.evaluated.served.layers,
+        category_ids=what.source.category_ids,
+        suppression=Suppression(iou=IOU, least_score=LEAST_SCORE),
+        score_threshold=evaluation.score_threshold,
+        test=evaluation.test,
+    )
+
+
+def _outputs(what: DetectorExport) -> tuple[TensorSpec, ...]:
+    served = what.evaluated.served
+    found = served.predict(np.zeros((1, *what.size, 3), np.uint8))
+    return tuple(
+        TensorSpec.model_validate(
+            {"name": name, "dtype": str(array.dtype), "shape": ("N", *array.shape[1:])}
+        )
+        for name, array in found.arrays.items()
+    )
+
+
+def _prove(artifact: Artifact, what: DetectorExport) -> None:
+    """Raise unless the service's backends give the eager network's answers with both graphs."""
+    artifact.verify()
+    expected = what.evaluated.evaluation.test.map
+    threads = torch.get_num_threads()
+    for name in PROVEN_BACKENDS:
+        backend = open_backend(artifact, name, threads)
+        check_golden(artifact, name, backend.predict)
+        found = _map_of(backend.predict, what.source.test, what)
+        if abs(found - expected) > MOST_APART:
+            raise ExportError(
+                f"{name} has a test mAP of {found:.4f}, the network one of {expected:.4f}; "
+                f"the limit is a difference of {MOST_APART}"
+            )
+    open_layers(artifact)
+
+
+def _map_of(predict: Predict, scenes: Sequence[Scene], what: DetectorExport) -> float:
+    found = find_boxes(predict, scenes, what.size)
+    return detection_metrics.measure(found, scenes, len(what.source.classes)).map
+
+
+def _add_int8(artifact: Artifact, what: DetectorExport) -> None:
+    """Write the int8 graph, its golden answers and its record into an artifact.
+
+    Raises:
+        ExportError: the graph cannot be quantised, or loses more than `MOST_LOST` of its mAP on the
+            held-out pictures.
+    """
+    train, heldout = split(what.checkpoint.state.recipe, what.source)
+    generator = torch.Generator().manual_seed(CALIBRATION_SEED)
+    chosen = torch.randperm(len(train), generator=generator)[:CALIBRATION_PICTURES].tolist()
+    images = _decoded([train[index] for index in chosen], what.size)
+    graph = quantize(artifact.read_graph(ONNX_GRAPH), images, _outer_nodes)
+    (artifact.path / INT8_GRAPH).write_bytes(graph)
+    artifact = with_files(artifact, INT8_GRAPH)
+    threads = torch.get_num_threads()
+    before = OnnxBackend(artifact, threads)
+    after = OnnxBackend(artifact, threads, INT8_GRAPH)
+    float32, int8 = (_map_of(backend.predict, heldout, what) for backend in (before, after))
+    if float32 - int8 > MOST_LOST:
+        raise ExportError(
+            f"int8 has a mAP of {int8:.4f} on the {len(heldout)} held-out pictures, float32 one of "
+            f"{float32:.4f}; the limit is a loss of {MOST_LOST}"
+        )
+    found = find_boxes(after.predict, what.source.test, what.size)
+    test = detection_metrics.measure(found, what.source.test, len(what.source.classes))
+    golden = _golden_images(what)
+    answers: dict[Precision, Outputs] = {
+        "float32": what.evaluated.served.predict(golden),
+        "int8": after.predict(golden),
+    }
+    np.savez_compressed(artifact.path / GOLDEN, allow_pickle=False, **pack_golden(golden, answers))
+    record = DetectorInt8(
+        file=INT8_GRAPH,
+        calibration_images=len(images),
+        golden_tolerance=INT8_TOLERANCE,
+        heldout_map_float32=round(float32, 9),
+        heldout_map=round(int8, 9),
+        test_map=round(test.map, 9),
+        test_map50=round(test.map50, 9),
+    )
+    artifact = with_files(artifact, GOLDEN)
+    rewritten(Artifact(artifact.path, artifact.manifest.model_copy(update={"int8": record})))
+
+
+def _outer_nodes(model: onnx.ModelProto) -> list[str]:
+    """Return the nodes that stay in float32: before the first layer, and the last ones after."""
+    quantized = inner_nodes(model)
+    return [node.name for node in model.graph.node if node.name not in quantized]
