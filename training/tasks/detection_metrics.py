@@ -105,7 +105,7 @@ def placed(
     labels: NDArray[np.int64],
     placements: Sequence[Placement],
 ) -> list[Found]:
-    """Return the boxes of N inputs in the pixels of their pictures.
+    """Return the boxes of N inputs in the pixels of their pictures, rounded as in an answer.
 
     Args:
         boxes: left, upper, right, lower, `[N,K,4]`.
@@ -115,9 +115,10 @@ def placed(
     """
     found = []
     for each, score, label, placement in zip(boxes, scores, labels, placements, strict=True):
-        edges = placement.to_picture(each[score > 0])
+        rounded = np.round(score.astype(np.float64), 6)
+        edges = placement.to_picture(each[rounded > 0])
         sized = np.concatenate([edges[:, :2], edges[:, 2:] - edges[:, :2]], 1)
-        found.append(Found(sized, score[score > 0].astype(np.float64), label[score > 0]))
+        found.append(Found(np.round(sized, 3), rounded[rounded > 0], label[rounded > 0]))
     return found
 
 
