@@ -28,7 +28,7 @@ PRECISIONS: Mapping[BackendName, tuple[Precision, ...]] = {
 WeightFormat = Literal["float32", "float16"]
 """How kernels and matrices are stored; they are computed with in float32."""
 
-Task = Literal["classification", "detection"]
+Task = Literal["classification", "detection", "segmentation"]
 """What a model's outputs mean."""
 
 SetMethod = Literal["lac", "aps", "class-conditional"]
