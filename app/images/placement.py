@@ -107,8 +107,8 @@ class Placement:
             values: of the input's pixels, `[H,W]`.
         """
         rows, columns = (self._sources(axis) for axis in (1, 0))
-        # Row by row of what is small; a mask's runs go down the columns.
-        turned: NDArray[Any] = values.T[columns][:, rows]
+        # A column lies in one piece, because a mask's runs go down the columns.
+        turned: NDArray[Any] = values.T.take(columns, 0).take(rows, 1)
         return turned.T
 
     def smooth(self, values: NDArray[np.float32], first: int, after: int) -> NDArray[np.float32]:

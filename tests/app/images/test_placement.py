@@ -153,6 +153,7 @@ def test_values_come_back_to_the_pixels_that_they_are_of(
         near = placement.nearest(values)
         smooth = placement.smooth(values.astype(np.float32), 0, width)
         assert near.shape == smooth.shape == places.shape
+        assert near.flags.f_contiguous  # or each mask of it would be a copy
         half = max(step, 1) / 2 + 1e-3
         assert np.abs(near - places).max() <= half + 0.5 * (step < 1)
         assert np.abs(smooth - places).max() <= half
