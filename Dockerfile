@@ -15,8 +15,9 @@ RUN python -c "import pathlib, tomllib; \
 
 FROM ${BASE_IMAGE} AS dependencies
 RUN python -m venv --without-pip /opt/venv
-COPY --from=requirements /requirements/serve.txt /requirements/
-RUN pip --python /opt/venv/bin/python install --no-cache-dir -r /requirements/serve.txt
+COPY --from=requirements /requirements/serve.txt /requirements/segmentation.txt /requirements/
+RUN pip --python /opt/venv/bin/python install --no-cache-dir \
+    -r /requirements/serve.txt -r /requirements/segmentation.txt
 
 FROM dependencies AS dependencies-cuda
 COPY --from=requirements /requirements/cuda.txt /requirements/

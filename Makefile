@@ -67,7 +67,7 @@ $(VENV)/.created:
 
 # A stamp is newer than pyproject.toml when what that asks for is installed.
 $(VENV)/.serve: pyproject.toml | $(VENV)/.created
-	$(PIP) --editable .
+	$(PIP) --editable '.[segmentation]'
 	@touch $@
 
 $(VENV)/.develop: pyproject.toml | $(VENV)/.created

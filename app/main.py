@@ -29,6 +29,7 @@ from app.api.routes import (
     models,
     page,
     predict,
+    segment,
 )
 from app.api.routes import metrics as metrics_route
 from app.api.state import Service, run_service
@@ -37,6 +38,7 @@ from app.errors import ConvscopeError, QueueFull, SettingsError
 from app.inference.backends import Backend, open_backends
 from app.problems import Problem
 from app.settings import Settings, read_settings
+from app.tasks.segmentation import check_library
 from app.telemetry import logs
 from app.telemetry.metrics import Metrics
 from app.telemetry.requests import ClientAddress, Headers
@@ -137,9 +139,7 @@ def create_app(
     @asynccontextmanager
     async def lifespan(framework: FastAPI) -> AsyncIterator[None]:
         served = store or read_store(settings.store, settings.models, settings.default_model)
-        proven = backends or open_backends(
-            served, settings.backend, settings.threads, settings.precision
-        )
+        proven = backends or _open_backends(served, settings)
         async with run_service(settings, served, proven, metrics) as service:
             framework.state.service = service
             framework.state.fast_paths = FastPaths(service, cors, prefix)
@@ -169,10 +169,15 @@ def open_application(settings: Settings) -> Application:
 
     Raises:
         ArtifactError: a model is missing, damaged or answers differently than at export.
+        SettingsError: a library that a model needs is not installed.
     """
     store = read_store(settings.store, settings.models, settings.default_model)
-    backends = open_backends(store, settings.backend, settings.threads, settings.precision)
-    return create_app(settings, store=store, backends=backends)
+    return create_app(settings, store=store, backends=_open_backends(store, settings))
+
+
+def _open_backends(store: Store, settings: Settings) -> dict[str, Backend]:
+    check_library(store)
+    return open_backends(store, settings.backend, settings.threads, settings.precision)
 
 
 def _settings_or_exit() -> Settings:
@@ -188,6 +193,7 @@ def _add_routes(framework: FastAPI) -> None:
     modules = (
         predict,
         detect,
+        segment,
         explain,
         activations,
         filters,

@@ -13,7 +13,11 @@ from app.artifact.store import Store
 from app.errors import ConvscopeError, InvalidParameter, WrongTask
 from app.telemetry.requests import state_of
 
-ROUTES: Mapping[Task, str] = {"classification": "/predict", "detection": "/detect"}
+ROUTES: Mapping[Task, str] = {
+    "classification": "/predict",
+    "detection": "/detect",
+    "segmentation": "/segment",
+}
 """The resource that serves the models of each task."""
 
 MAX_PARAMETERS = 64

@@ -1,7 +1,8 @@
 """The images in a request's body: read and decoded within the request's time limit."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,12 +14,12 @@ from app.api.dependencies import service_of
 from app.api.openapi import TIMEOUT_HEADER
 from app.api.state import Service
 from app.api.uploads.body import read_files
-from app.api.uploads.upload import Upload
+from app.api.uploads.upload import Upload, UploadLimits
 from app.artifact.directory import Artifact
 from app.artifact.tensors import Images
 from app.errors import DeadlineExceeded, ImageError, InvalidParameter, TooManyPixels
 from app.images import RgbImage
-from app.images.decode import decode_placed, is_bounded
+from app.images.decode import decode_placed, is_bounded, warning_of
 from app.images.placement import Placement
 from app.inference.batcher import Answer
 from app.settings import Settings
@@ -47,6 +48,82 @@ class Picture:
     deadline: float
 
 
+@dataclass(frozen=True)
+class Answered:
+    """The images of a request, and the model's answer for them.
+
+    Attributes:
+        files: as they were sent.
+        images: as the model takes them, uint8 `[N,H,W,3]`.
+        placements: of the pictures in them.
+        answer: the model's.
+        read_seconds: the time to read the body.
+        decode_seconds: the time to decode all images.
+    """
+
+    files: Sequence[Upload]
+    images: Images
+    placements: Sequence[Placement]
+    answer: Answer
+    read_seconds: float
+    decode_seconds: float
+
+    @property
+    def filenames(self) -> list[str | None]:
+        """The names of the files."""
+        return [file.filename for file in self.files]
+
+    @property
+    def warnings(self) -> list[str | None]:
+        """The faults of files that were decoded all the same."""
+        return [warning_of(file.data) for file in self.files]
+
+    @property
+    def timing(self) -> str:
+        """The value of `Server-Timing`."""
+        return server_timing(self.read_seconds, self.decode_seconds, self.answer)
+
+    def count(self, service: Service, artifact: Artifact, labels: Sequence[str]) -> None:
+        """Count the request when its answer is made, with the labels given in it."""
+        service.metrics.observe_stages(self.read_seconds, self.decode_seconds)
+        service.model_metrics[artifact.ref].answered(labels, self.answer.queue_seconds)
+
+
+@asynccontextmanager
+async def answered_pictures(
+    request: Request, artifact: Artifact, *, most: int | None = None
+) -> AsyncIterator[Answered]:
+    """Read and decode the images of a request, and ask the model about them.
+
+    The block ends at the request's deadline; its bodies are held until then.
+
+    Args:
+        request: with the images.
+        artifact: the model.
+        most: the most images, if that is fewer than the service's limit.
+
+    Raises:
+        UploadError: the body is wrong, or holds too many images.
+        ImageError: a file is not an image that can be decoded.
+        PredictionError: the model takes no more, failed, or all took too long.
+    """
+    service = service_of(request)
+    limits = service.upload_limits
+    if most is not None:
+        limits = replace(limits, max_images=min(most, limits.max_images))
+    batcher = service.batchers[artifact.ref]
+    async with _read(request, artifact, limits, batcher.check_wait) as posted:
+        answer = await batcher.submit(posted.images, posted.deadline)
+        yield Answered(
+            posted.files,
+            posted.images,
+            posted.placements,
+            answer,
+            posted.read_seconds,
+            posted.decode_seconds,
+        )
+
+
 @asynccontextmanager
 async def one_picture(request: Request, artifact: Artifact) -> AsyncIterator[Picture]:
     """Read and decode the only image of a request, and end the block at the request's deadline.
@@ -56,17 +133,50 @@ async def one_picture(request: Request, artifact: Artifact) -> AsyncIterator[Pic
         ImageError: the file is not an image that can be decoded.
         DeadlineExceeded: decoding or the block took too long.
     """
+    limits = replace(service_of(request).upload_limits, max_images=1)
+    async with _read(request, artifact, limits, lambda: None) as posted:
+        data, image = posted.files[0].data, posted.images[0]
+        yield Picture(data, image, posted.placements[0], posted.deadline)
+
+
+@dataclass(frozen=True)
+class _Posted:
+    """The images of a request, as in `Answered`, and the deadline of the answer."""
+
+    files: Sequence[Upload]
+    images: Images
+    placements: Sequence[Placement]
+    deadline: float
+    read_seconds: float
+    decode_seconds: float
+
+
+@asynccontextmanager
+async def _read(
+    request: Request, artifact: Artifact, limits: UploadLimits, check: Callable[[], None]
+) -> AsyncIterator[_Posted]:
+    """Read and decode the images of a request, and end the block at the request's deadline.
+
+    Args:
+        request: with the images.
+        artifact: the model that they are decoded for.
+        limits: of the body.
+        check: is called before the images are decoded, and may refuse the request.
+    """
+    started = time.perf_counter()
     service = service_of(request)
     headers = dict(request.scope["headers"])
     timeout = timeout_of(headers, service.settings)
-    limits = replace(service.upload_limits, max_images=1)
     with service.bodies.hold() as hold:
         files = await read_files(headers, request.receive, limits, hold)
         deadline = asyncio.get_running_loop().time() + timeout
+        read = time.perf_counter()
+        check()
         try:
             async with asyncio.timeout_at(deadline):
-                decoded = await decode_images(service, artifact, files, deadline)
-                yield Picture(files[0].data, decoded.images[0], decoded.placements[0], deadline)
+                images, placements = await _decode_images(service, artifact, files, deadline)
+                decoded = time.perf_counter()
+                yield _Posted(files, images, placements, deadline, read - started, decoded - read)
         except (TimeoutError, DeadlineExceeded) as exc:
             raise DeadlineExceeded(f"no answer within {timeout:g} s") from exc
 
@@ -90,18 +200,10 @@ def timeout_of(headers: Mapping[bytes, bytes], settings: Settings) -> float:
     return min(int(wanted) / 1000, settings.max_request_timeout_seconds)
 
 
-@dataclass(frozen=True)
-class Decoded:
-    """The images of a request, uint8 `[N,H,W,3]`, and where each picture lies in its image."""
-
-    images: Images
-    placements: Sequence[Placement]
-
-
-async def decode_images(
+async def _decode_images(
     service: Service, artifact: Artifact, files: Sequence[Upload], deadline: float
-) -> Decoded:
-    """Decode all images of a request to the model's size.
+) -> tuple[Images, list[Placement]]:
+    """Decode all images of a request to the model's size, uint8 `[N,H,W,3]`; return their places.
 
     One after the other: other requests get their turn in between, and none is begun after the
     deadline or for a client that has gone.
@@ -128,7 +230,7 @@ async def decode_images(
             raise
         name = f" ({file.filename})" if file.filename else ""
         raise type(exc)(f"image {index}{name} of {len(files)}: {exc}") from exc
-    return Decoded(images, placements)
+    return images, placements
 
 
 async def _decode_image(

@@ -8,6 +8,7 @@ from app.artifact.manifest import SetMethod, composed
 from app.explore.confusion_matrix import Normalization
 from app.explore.saliency import SaliencyMethod
 from app.tasks.classification import DEFAULT_SETS
+from app.tasks.segmentation import DEFAULT_INSTANCES, MAX_INSTANCES
 
 VERSION_HELP = "The model's version; the highest, or for the default model its own, unless given."
 
@@ -181,7 +182,31 @@ class DetectQuery(ModelQuery):
     )
 
 
+class SegmentQuery(ModelQuery):
+    """Parameters of a segmentation."""
+
+    score_threshold: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Leave out objects with a lower score. Only for models that tell objects "
+        "apart, as `max_instances`.",
+    )
+    max_instances: int | None = Field(
+        None,
+        ge=1,
+        le=MAX_INSTANCES,
+        description="The most objects in one picture, the best first; "
+        f"{DEFAULT_INSTANCES} unless given.",
+    )
+    format: Literal["json", "png", "overlay"] | None = Field(
+        None,
+        description="Overrides Accept; `png` has the number of each pixel's class, `overlay` is "
+        "the picture with the masks over it.",
+    )
+
+
 class EvaluationQuery(ModelQuery):
-    """Parameters of a detector's figures."""
+    """Parameters of the figures of a detector or a segmenter."""
 
     format: Literal["json", "png"] | None = Field(None, description="Overrides Accept.")

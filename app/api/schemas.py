@@ -13,6 +13,7 @@ from app.artifact.manifest import (
     Precision,
     Task,
 )
+from app.artifact.segmentation import ClassOverlap, SegmenterManifest
 from app.explore.confusion_matrix import Normalization
 from app.explore.saliency import PERTURBATIONS, SaliencyMethod
 
@@ -134,6 +135,96 @@ class Detections(BaseModel):
     pictures: list[PictureDetections] | None = None
 
 
+class RunLengths(BaseModel):
+    """A mask as COCO's tools write it: height and width of the picture, and compressed counts."""
+
+    size: tuple[int, int]
+    counts: str
+
+
+class Region(BaseModel):
+    """All pixels of one class in a picture; `area` is their number."""
+
+    category: str
+    category_id: int
+    area: int
+    segmentation: RunLengths
+
+
+class Instance(BaseModel):
+    """An object in a picture, in COCO's terms.
+
+    `bbox` is x and y of the upper left corner, width and height, in pixels of the upright picture.
+    """
+
+    category: str
+    category_id: int
+    score: float
+    bbox: tuple[int, int, int, int]
+    area: int
+    segmentation: RunLengths
+
+
+class PictureSegments(BaseModel):
+    """The classes in one picture, in the model's order, and the objects, the best first."""
+
+    image: PictureSize
+    classes: list[Region]
+    instances: list[Instance] | None = Field(
+        None, description="By a model that tells objects apart."
+    )
+    filename: str | None = None
+    warning: str | None = Field(
+        None, description="The fault of a file that was decoded all the same."
+    )
+
+
+class Segments(BaseModel):
+    """The answer to one request.
+
+    `image`, `classes` and `instances` are of the only picture; of several, `pictures` has one entry
+    each, in their order.
+    """
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {
+                "model": "unet-nuclei",
+                "version": "1",
+                "image": {"width": 4, "height": 3},
+                "classes": [
+                    {
+                        "category": "nucleus",
+                        "category_id": 1,
+                        "area": 4,
+                        "segmentation": {"size": [3, 4], "counts": "42102"},
+                    }
+                ],
+                "instances": [
+                    {
+                        "category": "nucleus",
+                        "category_id": 1,
+                        "score": 0.97,
+                        "bbox": [1, 1, 2, 2],
+                        "area": 4,
+                        "segmentation": {"size": [3, 4], "counts": "42102"},
+                    }
+                ],
+                "filename": "nuclei.png",
+            }
+        }
+    )
+
+    model: str
+    version: str
+    image: PictureSize | None = None
+    classes: list[Region] | None = None
+    instances: list[Instance] | None = None
+    filename: str | None = None
+    warning: str | None = None
+    pictures: list[PictureSegments] | None = None
+
+
 class ModelVersion(BaseModel):
     """Summary of a served model."""
 
@@ -150,6 +241,12 @@ class ModelVersion(BaseModel):
         None, description="Of a detector: the mean average precision at IoU 0.5 to 0.95."
     )
     test_map50: float | None = Field(None, description="The same at IoU 0.5.")
+    test_iou: float | None = Field(
+        None, description="Of a segmenter: the mean IoU of its classes, without background."
+    )
+    test_instance_f1: float | None = Field(
+        None, description="Of a segmenter that tells objects apart: F1 at IoU 0.5."
+    )
     precisions: tuple[Precision, ...]
     explanations: tuple[SaliencyMethod, ...] = Field(
         (), description="The methods of `/explain` that work for this model."
@@ -167,6 +264,9 @@ class ModelVersion(BaseModel):
             case DetectorManifest():
                 figures["test_map"] = manifest.test.map
                 figures["test_map50"] = manifest.test.map50
+            case SegmenterManifest():
+                figures["test_iou"] = manifest.test.iou
+                figures["test_instance_f1"] = manifest.test.instance_f1
         return cls(
             name=manifest.name,
             version=manifest.version,
@@ -230,6 +330,41 @@ class DetectionConfusionMatrix(BaseModel):
     counts: tuple[tuple[int, ...], ...]
     normalize: Normalization | None = None
     normalized: list[list[float]] | None = None
+
+
+class SegmentationConfusionMatrix(BaseModel):
+    """The pixels of the test split: a segmenter's classes against the true ones.
+
+    In `counts`, rows are true classes and columns are predicted ones, in the order of `labels`; the
+    last of each is background.
+    """
+
+    model: str
+    version: str
+    labels: tuple[str, ...]
+    images: int
+    objects: int
+    counts: tuple[tuple[int, ...], ...]
+    normalize: Normalization | None = None
+    normalized: list[list[float]] | None = None
+
+
+class SegmenterEvaluation(BaseModel):
+    """A segmenter's figures on the test split, and those of each class.
+
+    `instance_f1` is there if the model tells objects apart.
+    """
+
+    model: str
+    version: str
+    images: int
+    objects: int
+    iou: float
+    boundary_f1: float
+    instance_f1: float | None = None
+    ece_raw: float
+    ece_calibrated: float
+    per_class: tuple[ClassOverlap, ...]
 
 
 class DetectorEvaluation(BaseModel):

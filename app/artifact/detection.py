@@ -4,13 +4,10 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from app.artifact.manifest import ClassName, Frozen, Int8Graph, Manifest
+from app.artifact.manifest import Frozen, Int8Graph
+from app.artifact.objects import ClassRecord, ObjectEvaluation, ObjectManifest, Part
 from app.artifact.tensors import BOXES, LABELS, SCORES
 
-BACKGROUND = "background"
-"""The name of what is no object, in a confusion matrix."""
-
-Part = Annotated[float, Field(ge=0, le=1)]
 Curve = Annotated[tuple[Part, ...], Field(min_length=101, max_length=101)]
 """Precision at a recall of 0%, 1%, … 100%, the best at that or a higher recall."""
 
@@ -49,17 +46,15 @@ class Suppression(Frozen):
     least_score: Part
 
 
-class DetectorManifest(Manifest):
+class DetectorManifest(ObjectManifest):
     """Of a detector: an image in, the best K boxes out.
 
     `boxes` are left, upper, right and lower in pixels of the input; `scores` are calibrated
     probabilities, the highest first; `labels` are indices of classes. Where there are fewer than K,
-    the rest has scores of 0. `category_ids` are the numbers of the classes in the training data's
-    COCO file. `score_threshold` is the one with the best F1 on held-out images.
+    the rest has scores of 0. `score_threshold` is the one with the best F1 on held-out images.
     """
 
     task: Literal["detection"]
-    category_ids: tuple[Annotated[int, Field(ge=0)], ...]
     suppression: Suppression
     score_threshold: Part
     test: DetectionFigures
@@ -81,63 +76,32 @@ class DetectorManifest(Manifest):
                 raise ValueError(f"the output {name} is {given}; it must be {spec[0]} {spec[1]}")
         return self
 
-    @model_validator(mode="after")
-    def _every_class_has_an_id(self) -> Self:
-        if len(set(self.category_ids)) != len(self.classes):
-            raise ValueError(
-                f"category_ids are {self.category_ids}; there must be a different one for each of "
-                f"{len(self.classes)} classes"
-            )
-        return self
-
     @property
     def predicted(self) -> list[str]:
         """Boxes, their scores and their classes."""
         return [BOXES, SCORES, LABELS]
 
 
-class ClassPrecision(Frozen):
-    """The average precision of one class on the test split, and how many objects of it there are.
+class ClassPrecision(ClassRecord):
+    """The average precision of one class on the test split.
 
     `ap` is the mean over overlaps of 0.5 to 0.95, `ap50` at 0.5, and `precision` the curve at 0.5.
     """
 
-    label: ClassName
     ap: Part
     ap50: Part
-    objects: Annotated[int, Field(ge=0)]
     precision: Curve
 
 
-class DetectionEvaluation(Frozen):
+class DetectionEvaluation(ObjectEvaluation):
     """`evaluation.json` of a detector: the figures measured on the test split.
 
-    `confusion_matrix` counts boxes of at least `score_threshold` and objects, rows true, columns
-    predicted; the last row and column are background: boxes without an object, and objects without
-    a box. A box finds the object that it overlaps most, by 0.5 or more, whatever its class.
+    `confusion_matrix` counts boxes of at least `score_threshold` and objects; background are boxes
+    without an object, and objects without a box. A box finds the object that it overlaps most, by
+    0.5 or more, whatever its class.
     """
 
     task: Literal["detection"]
-    classes: tuple[ClassName, ...]
-    images: Annotated[int, Field(ge=1)]
-    objects: Annotated[int, Field(ge=0)]
     test: DetectionFigures
     score_threshold: Part
     per_class: tuple[ClassPrecision, ...]
-    confusion_matrix: tuple[tuple[Annotated[int, Field(ge=0)], ...], ...]
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """Names of the rows and columns of the confusion matrix."""
-        return (*self.classes, BACKGROUND)
-
-    @model_validator(mode="after")
-    def _sizes_agree(self) -> Self:
-        rows = len(self.classes) + 1
-        if [len(row) for row in self.confusion_matrix] != [rows] * rows:
-            raise ValueError(
-                f"the confusion matrix is not {rows}x{rows}: {rows - 1} classes and background"
-            )
-        if tuple(figures.label for figures in self.per_class) != self.classes:
-            raise ValueError("per_class does not have the classes in their order")
-        return self

@@ -38,6 +38,7 @@ from app.artifact.manifest import (
     Precision,
     Task,
 )
+from app.artifact.segmentation import SegmentationEvaluation, SegmenterManifest
 from app.artifact.weights import OnnxGraph, inlined
 from app.errors import ArtifactError, WrongTask
 
@@ -47,10 +48,15 @@ MAX_ARRAY_BYTES = 1 << 28  # of one file, unpacked
 _MANIFESTS: Mapping[Task, type[Manifest]] = {
     "classification": ClassifierManifest,
     "detection": DetectorManifest,
+    "segmentation": SegmenterManifest,
 }
-_EVALUATIONS: Mapping[Task, type[Evaluation | DetectionEvaluation]] = {
+AnyEvaluation = Evaluation | DetectionEvaluation | SegmentationEvaluation
+"""The figures of a model of any task."""
+
+_EVALUATIONS: Mapping[Task, type[AnyEvaluation]] = {
     "classification": Evaluation,
     "detection": DetectionEvaluation,
+    "segmentation": SegmentationEvaluation,
 }
 
 
@@ -85,6 +91,11 @@ class Artifact:
     def detector(self) -> DetectorManifest:
         """The manifest of a detector; WrongTask is raised for any other model."""
         return self._manifest_of(DetectorManifest, "detect objects")
+
+    @property
+    def segmenter(self) -> SegmenterManifest:
+        """The manifest of a segmenter; WrongTask is raised for any other model."""
+        return self._manifest_of(SegmenterManifest, "segment pictures")
 
     def _manifest_of(self, kind: type[M], verb: str) -> M:
         if not isinstance(self.manifest, kind):
@@ -218,7 +229,7 @@ class Artifact:
             raise WrongTask(f"{self.ref} does not classify; its task is {self.manifest.task}")
         return evaluation
 
-    def any_evaluation(self) -> Evaluation | DetectionEvaluation:
+    def any_evaluation(self) -> AnyEvaluation:
         """Return the figures measured on the test split, as the model's task has them.
 
         Raises:

@@ -13,7 +13,15 @@ from numpy.typing import NDArray
 from app.artifact.directory import Artifact
 from app.artifact.files import GOLDEN, MANIFEST
 from app.artifact.manifest import Precision, Task
-from app.artifact.tensors import BOXES, LABELS, OOD_SCORE, SCORES, Images, Outputs, overlaps
+from app.artifact.tensors import (
+    BOXES,
+    LABELS,
+    OOD_SCORE,
+    SCORES,
+    Images,
+    Outputs,
+    overlaps,
+)
 from app.errors import ArtifactError, BackendFailed
 
 SCORE_TOLERANCE: dict[Precision, float] = {"float32": 0.05, "int8": 0.25}
@@ -29,6 +37,10 @@ LEAST_SCORE = 0.05
 
 BOXES_ALONE = 0.02
 """The most boxes, as a part of all, that one computation finds and the other does not."""
+
+PIXELS_APART: dict[Precision, float] = {"float32": 0.0, "int8": 0.01}
+"""The most values of pixels, as a part of all, that may differ by more than the tolerance. In int8,
+rounding on another processor changes single pixels on the border of an object."""
 
 _BOXES = (BOXES, SCORES, LABELS)
 _IMAGES = "images"
@@ -95,7 +107,8 @@ def check_golden(
         precision: of the graph; int8 has golden answers and a tolerance of its own.
 
     Returns:
-        The largest absolute difference of a probability, or of a box's score.
+        The largest absolute difference of a probability, of a box's score, or of the values of a
+        pixel but for `PIXELS_APART`.
 
     Raises:
         ArtifactError: the difference is over the tolerance, the answer has another shape, or boxes
@@ -175,9 +188,27 @@ def _score_differences(
     return differences, alone
 
 
+def _compare_maps(
+    subject: str, found: Outputs, expected: Outputs, tolerance: float, precision: Precision
+) -> float:
+    """Compare a segmenter's answers, value by value."""
+    largest = 0.0
+    for name, wanted in expected.arrays.items():
+        given = found.arrays[name]
+        if given.shape != wanted.shape:
+            raise ArtifactError(
+                f"{subject} answers with {name} of shape {given.shape}, expected {wanted.shape}"
+            )
+        difference = float(np.quantile(np.abs(given - wanted), 1 - PIXELS_APART[precision]))
+        _check_difference(subject, difference, tolerance, name)
+        largest = max(largest, difference)
+    return largest
+
+
 _COMPARISONS: Mapping[Task, Callable[[str, Outputs, Outputs, float, Precision], float]] = {
     "classification": _compare_probabilities,
     "detection": _compare_boxes,
+    "segmentation": _compare_maps,
 }
 
 

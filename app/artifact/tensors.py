@@ -11,6 +11,7 @@ PROBABILITIES = "probabilities"
 OOD_SCORE = "ood_score"
 DEPTH = "depth"
 BOXES, SCORES, LABELS = "boxes", "scores", "labels"
+DEPTH = "depth"
 
 Images = NDArray[np.uint8]
 """A batch of images, uint8 `[N,H,W,3]`, RGB."""
@@ -44,7 +45,7 @@ class Outputs:
 
     @property
     def probabilities(self) -> Probabilities:
-        """A classifier's, float32 `[N,classes]`."""
+        """A classifier's, float32 `[N,classes]`; a segmenter's, `[N,classes+1,H,W]`."""
         return self.arrays[PROBABILITIES]
 
     @property

@@ -16,6 +16,8 @@ from app.explore.lettering import Label, load_font, write_labels
 from app.explore.pictures import GREY, enlarged, png, tile_grid
 
 Normalization = Literal["true", "pred", "all"]
+Counted = Literal["images", "objects", "pixels"]
+"""The things that a matrix counts."""
 
 _IMAGES_ACROSS = 6
 _INK = (38, 38, 38)
@@ -65,7 +67,7 @@ def draw_matrix(
     labels: Sequence[str],
     normalize: Normalization | None,
     *,
-    of_objects: bool = False,
+    counted: Counted = "images",
 ) -> bytes:
     """Draw a confusion matrix as a heat map with its numbers in the cells.
 
@@ -74,11 +76,11 @@ def draw_matrix(
         labels: the C class names, in the order of the rows.
         normalize: as for `normalized`. A cell's colour follows the square root of its count,
             relative to the largest count, or of its fraction, so that rare mistakes are visible.
-        of_objects: count objects and boxes, not images; the last label is background.
+        counted: the things counted. With objects and their boxes, the last label is background.
 
     Returns:
-        A PNG with accuracy and number of images in its title. Fractions are in percent; cells
-        without images are blank.
+        A PNG with accuracy and number of things in its title. Fractions are in percent; cells
+        without any are blank.
 
     Raises:
         ValueError: `counts` is not square or does not have a row for each label.
@@ -93,8 +95,8 @@ def draw_matrix(
     geometry = _measure(names, texts)
     picture = Image.new("RGB", (geometry.width, geometry.height), _PAPER)
     draw = ImageDraw.Draw(picture)
-    title = _title_of_objects(counts) if of_objects else _title_of_images(counts)
-    _draw_title(draw, geometry, title, normalize, "objects" if of_objects else "images")
+    title = _title_of_objects(counts) if counted == "objects" else _title(counts, counted)
+    _draw_title(draw, geometry, title, normalize, counted)
     _draw_cells(draw, geometry, np.sqrt(values / top), texts)
     _draw_labels(picture, draw, geometry, names)
     return png(picture)
@@ -169,10 +171,10 @@ def _draw_title(
     draw.text((geometry.left, 62), line, _FAINT, load_font(15), anchor="lm")
 
 
-def _title_of_images(counts: NDArray[np.int64]) -> tuple[str, str]:
+def _title(counts: NDArray[np.int64], counted: Counted) -> tuple[str, str]:
     total, right = int(counts.sum()), int(counts.trace())
-    accuracy = f"accuracy {right / total:.2%}" if total else "no images"
-    return accuracy, f"{right:,} of {total:,} images right"
+    accuracy = f"accuracy {right / total:.2%}" if total else f"no {counted}"
+    return accuracy, f"{right:,} of {total:,} {counted} right"
 
 
 def _title_of_objects(counts: NDArray[np.int64]) -> tuple[str, str]:

@@ -4,11 +4,13 @@ Coordinates are in pixels from the upper left corner of the upright picture, or 
 centre of the first pixel is at (0.5, 0.5).
 """
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
 Policy = Literal["crop", "letterbox", "stretch"]
@@ -85,6 +87,87 @@ class Placement:
         moved = boxes.astype(np.float64) * scale + np.array([left, upper] * 2)
         clipped: NDArray[np.float64] = np.clip(moved, 0, np.array(self.picture * 2))
         return clipped
+
+    def reduced(self, size: tuple[int, int]) -> "Placement":
+        """Return the placement of the same picture in another size, width and height."""
+        across, down = size[0] / self.picture[0], size[1] / self.picture[1]
+        left, upper, right, lower = self.box
+        return replace(
+            self, picture=size, box=(left * across, upper * down, right * across, lower * down)
+        )
+
+    @property
+    def seen(self) -> tuple[int, int, int, int]:
+        """The pixels of the picture whose centres lie in the input, as left, upper, right, lower.
+
+        The last two are outside. All of the picture is seen but for the edges that a crop leaves
+        out; of a picture a pixel wide, that may be all.
+        """
+        left, upper, right, lower = self.box
+        return (
+            max(math.ceil(left - 0.5), 0),
+            max(math.ceil(upper - 0.5), 0),
+            min(math.ceil(right - 0.5), self.picture[0]),
+            min(math.ceil(lower - 0.5), self.picture[1]),
+        )
+
+    def nearest(self, values: NDArray[Any]) -> NDArray[Any]:
+        """Return the values at the pixels that are `seen`, `[height,width]`.
+
+        Args:
+            values: of the input's pixels, `[H,W]`.
+        """
+        rows, columns = (self._sources(axis) for axis in (1, 0))
+        # A column lies in one piece, because a mask's runs go down the columns.
+        turned: NDArray[Any] = values.T.take(columns, 0).take(rows, 1)
+        return turned.T
+
+    def smooth(self, values: NDArray[np.float32], first: int, after: int) -> NDArray[np.float32]:
+        """Return the values at columns of the pixels that are `seen`, `[height,columns]`.
+
+        They are interpolated linearly between the centres of the input's pixels. The margins of a
+        letterbox have no part in it.
+
+        Args:
+            values: of the input's pixels, float32 `[H,W]`.
+            first: the first column, counted from the first that is seen.
+            after: the column after the last.
+        """
+        height = self.seen[3] - self.seen[1]
+        if height < 1 or after <= first:
+            return np.zeros((max(height, 0), max(after - first, 0)), np.float32)
+        left, upper, right, lower = self._content
+        turned = values[upper:lower, left:right].T
+        x, x_scale = self._line(0)
+        y, y_scale = self._line(1)
+        # The centres of the outermost pixels may lie in the outer half of the input's.
+        pads = math.ceil(x_scale / 2) + 1, math.ceil(y_scale / 2) + 1
+        padded = np.pad(turned, [(pad, pad) for pad in pads], "edge")
+        x, y = x - left + pads[0], y - upper + pads[1]
+        box = y, x + first * x_scale, y + height * y_scale, x + after * x_scale
+        image = Image.fromarray(padded)
+        wide = image.resize((height, after - first), Image.Resampling.BILINEAR, box)
+        return np.asarray(wide).T
+
+    @property
+    def _content(self) -> tuple[int, int, int, int]:
+        """The input's pixels that show the picture: left, upper, right, lower."""
+        left, upper, right, lower = (round(side) for side in self.picture_in_input)
+        return max(left, 0), max(upper, 0), min(right, self.input[0]), min(lower, self.input[1])
+
+    def _line(self, axis: int) -> tuple[float, float]:
+        """Return where the first pixel that is seen begins in the input, and its length there."""
+        low, high = self.box[axis], self.box[axis + 2]
+        scale = self.input[axis] / (high - low)
+        return (self.seen[axis] - low) * scale, scale
+
+    def _sources(self, axis: int) -> NDArray[np.intp]:
+        """Return the input's pixel at the centre of each pixel that is seen."""
+        start, scale = self._line(axis)
+        centres = start + (np.arange(self.seen[axis + 2] - self.seen[axis]) + 0.5) * scale
+        low, high = self._content[axis], self._content[axis + 2] - 1
+        sources: NDArray[np.intp] = np.floor(centres).astype(np.intp).clip(low, high)
+        return sources
 
 
 def place(picture: tuple[int, int], target: tuple[int, int], policy: Policy) -> Placement:

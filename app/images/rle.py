@@ -70,6 +70,15 @@ def encode_each(labels: NDArray[np.integer[Any]]) -> dict[int, bytes]:
     return counts
 
 
+def area(counts: bytes, height: int, width: int) -> int:
+    """Return the number of a mask's pixels.
+
+    Raises:
+        ValueError: as `decode` does.
+    """
+    return int(_runs(counts, height, width)[1::2].sum())
+
+
 def bounds(counts: bytes, height: int, width: int) -> tuple[int, int, int, int] | None:
     """Return the smallest box that holds a mask: x, y, width, height; None if it is empty.
 

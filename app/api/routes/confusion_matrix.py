@@ -18,14 +18,16 @@ from app.api.schemas import (
     ConfusionCell,
     ConfusionMatrix,
     DetectionConfusionMatrix,
+    SegmentationConfusionMatrix,
 )
 from app.artifact.detection import DetectionEvaluation
-from app.artifact.directory import Artifact
+from app.artifact.directory import AnyEvaluation, Artifact
 from app.artifact.examples import check_examples, read_examples
 from app.artifact.files import EVALUATION, EXAMPLES
-from app.artifact.manifest import Evaluation
+from app.artifact.manifest import Task
+from app.artifact.segmentation import SegmentationEvaluation
 from app.errors import UnknownClass
-from app.explore.confusion_matrix import contact_sheet, draw_matrix, normalized
+from app.explore.confusion_matrix import Counted, contact_sheet, draw_matrix, normalized
 from app.explore.pictures import data_url
 
 router = APIRouter(tags=["what is inside"], dependencies=[Depends(refuse_repeated)])
@@ -33,10 +35,16 @@ router = APIRouter(tags=["what is inside"], dependencies=[Depends(refuse_repeate
 _OFFERS = {"json": JSON, "png": PNG, "csv": CSV}
 _CELL_OFFERS = {"json": JSON, "png": PNG}
 
+_COUNTED: Mapping[Task, Counted] = {
+    "classification": "images",
+    "detection": "objects",
+    "segmentation": "pixels",
+}
+
 
 @router.get(
     "/confusion-matrix",
-    response_model=ConfusionMatrix | DetectionConfusionMatrix,
+    response_model=ConfusionMatrix | DetectionConfusionMatrix | SegmentationConfusionMatrix,
     responses=document_problems(404, 406, 422)
     | {
         200: {
@@ -63,8 +71,8 @@ async def confusion_matrix(
 def _as_png(artifact: Artifact, query: ConfusionMatrixQuery) -> bytes:
     evaluation = artifact.any_evaluation()
     counts = np.array(evaluation.confusion_matrix)
-    detected = isinstance(evaluation, DetectionEvaluation)
-    return draw_matrix(counts, evaluation.labels, query.normalize, of_objects=detected)
+    counted = _COUNTED[artifact.manifest.task]
+    return draw_matrix(counts, evaluation.labels, query.normalize, counted=counted)
 
 
 def _as_json(artifact: Artifact, query: ConfusionMatrixQuery) -> str:
@@ -77,6 +85,17 @@ def _as_json(artifact: Artifact, query: ConfusionMatrixQuery) -> str:
             images=evaluation.images,
             objects=evaluation.objects,
             score_threshold=evaluation.score_threshold,
+            counts=evaluation.confusion_matrix,
+            normalize=query.normalize,
+            normalized=_normalized(evaluation, query) if query.normalize else None,
+        ).model_dump_json(exclude_none=True)
+    if isinstance(evaluation, SegmentationEvaluation):
+        return SegmentationConfusionMatrix(
+            model=manifest.name,
+            version=manifest.version,
+            labels=evaluation.labels,
+            images=evaluation.images,
+            objects=evaluation.objects,
             counts=evaluation.confusion_matrix,
             normalize=query.normalize,
             normalized=_normalized(evaluation, query) if query.normalize else None,
@@ -106,9 +125,7 @@ def _as_csv(artifact: Artifact, query: ConfusionMatrixQuery) -> str:
     return text.getvalue()
 
 
-def _normalized(
-    evaluation: Evaluation | DetectionEvaluation, query: ConfusionMatrixQuery
-) -> list[list[float]]:
+def _normalized(evaluation: AnyEvaluation, query: ConfusionMatrixQuery) -> list[list[float]]:
     counts = np.array(evaluation.confusion_matrix)
     rows: list[list[float]] = normalized(counts, query.normalize).tolist()
     return rows

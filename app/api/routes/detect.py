@@ -1,11 +1,8 @@
 """POST /detect: pictures in, the objects in them out; JSON in COCO's terms, or a drawing.
 
-read_files -> images.decode -> batcher.submit -> Backend.predict -> tasks.detection
+api.pictures -> images.decode -> batcher.submit -> Backend.predict -> tasks.detection
 """
 
-import asyncio
-import time
-from dataclasses import replace
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Request, Response
@@ -13,15 +10,13 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from app.api.dependencies import artifact_of, refuse_repeated, service_of
 from app.api.negotiation import JSON, PNG, choose
 from app.api.openapi import document_body, document_problems
-from app.api.pictures import decode_images, server_timing, timeout_of
+from app.api.pictures import answered_pictures
 from app.api.queries import DetectQuery
 from app.api.schemas import Detections
 from app.api.state import Service
-from app.api.uploads.body import read_files
 from app.artifact.directory import Artifact
-from app.errors import DeadlineExceeded
 from app.explore.boxes import Box, draw_boxes
-from app.images.decode import decode_whole, warning_of
+from app.images.decode import decode_whole
 from app.images.placement import Placement
 from app.tasks.detection import Found, Interpreter
 
@@ -51,7 +46,6 @@ async def detect(request: Request, query: Annotated[DetectQuery, Query()]) -> Re
     Send pictures as to `/predict`. Boxes are in pixels of the picture that was sent, upright. A PNG
     shows one picture.
     """
-    started = time.perf_counter()
     service = service_of(request)
     artifact = artifact_of(request, query, "detection")
     media_type = choose(request, _OFFERS, query.format)
@@ -61,40 +55,21 @@ async def detect(request: Request, query: Annotated[DetectQuery, Query()]) -> Re
         iou_threshold=query.iou_threshold,
         max_detections=query.max_detections,
     )
-    headers = dict(request.scope["headers"])
-    timeout = timeout_of(headers, service.settings)
-    limits = service.upload_limits
-    if media_type == PNG:
-        limits = replace(limits, max_images=1)
-    with service.bodies.hold() as hold:
-        files = await read_files(headers, request.receive, limits, hold)
-        deadline = asyncio.get_running_loop().time() + timeout
-        read = time.perf_counter()
-        batcher = service.batchers[artifact.ref]
-        batcher.check_wait()
-        try:
-            async with asyncio.timeout_at(deadline):
-                pictures = await decode_images(service, artifact, files, deadline)
-                decoded = time.perf_counter()
-                answer = await batcher.submit(pictures.images, deadline)
-                found = interpreter.find(answer.outputs, pictures.placements)
-                content: str | bytes
-                if media_type == PNG:
-                    content = await service.explore(
-                        _drawing, service, artifact, files[0].data, pictures.placements[0], found[0]
-                    )
-                else:
-                    names = [file.filename for file in files]
-                    faults = [warning_of(file.data) for file in files]
-                    content = interpreter.render(found, pictures.placements, names, faults)
-        except (TimeoutError, DeadlineExceeded) as exc:
-            raise DeadlineExceeded(f"no answer within {timeout:g} s") from exc
-    service.metrics.observe_stages(read - started, decoded - read)
-    service.model_metrics[artifact.ref].answered(interpreter.labels(found), answer.queue_seconds)
-    timing = server_timing(read - started, decoded - read, answer)
-    return Response(
-        content, media_type=media_type, headers={"Server-Timing": timing, "Vary": "Accept"}
-    )
+    most = 1 if media_type == PNG else None
+    async with answered_pictures(request, artifact, most=most) as answered:
+        placements = answered.placements
+        found = interpreter.find(answered.answer.outputs, placements)
+        content: str | bytes
+        if media_type == PNG:
+            data = answered.files[0].data
+            content = await service.explore(
+                _drawing, service, artifact, data, placements[0], found[0]
+            )
+        else:
+            content = interpreter.render(found, placements, answered.filenames, answered.warnings)
+    answered.count(service, artifact, interpreter.labels(found))
+    headers = {"Server-Timing": answered.timing, "Vary": "Accept"}
+    return Response(content, media_type=media_type, headers=headers)
 
 
 def _drawing(

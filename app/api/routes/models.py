@@ -11,6 +11,7 @@ from app.api.schemas import ModelVersion, ModelVersions
 from app.artifact.detection import DetectorManifest
 from app.artifact.directory import Artifact
 from app.artifact.manifest import ClassifierManifest
+from app.artifact.segmentation import SegmenterManifest
 
 router = APIRouter(tags=["models"])
 
@@ -41,7 +42,7 @@ async def list_versions(request: Request, name: str, query: NoQuery) -> ModelVer
 
 @router.get(
     "/models/{name}/versions/{version}",
-    response_model=ClassifierManifest | DetectorManifest,
+    response_model=ClassifierManifest | DetectorManifest | SegmenterManifest,
     responses=document_problems(404, 422),
 )
 async def show_manifest(

@@ -6,7 +6,7 @@ import pytest
 
 pytestmark = pytest.mark.anyio
 
-IMAGE_PATHS = ("/predict", "/explain", "/activations")
+IMAGE_PATHS = ("/predict", "/detect", "/segment", "/explain", "/activations")
 
 
 def _references(node: Any) -> Iterator[str]:

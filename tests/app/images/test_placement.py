@@ -124,3 +124,67 @@ def test_sliver_has_at_least_one_pixel() -> None:
         1000,
         1,
     ]
+
+
+def seen_part(placement: Placement) -> tuple[slice, slice]:
+    left, upper, right, lower = placement.seen
+    return slice(upper, lower), slice(left, right)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("size", [(240, 320), (320, 240), (96, 400), (241, 321), (20, 30), (1, 9)])
+@pytest.mark.parametrize("target", [(64, 64), (48, 96)])
+def test_values_come_back_to_the_pixels_that_they_are_of(
+    policy: Policy, size: tuple[int, int], target: tuple[int, int]
+) -> None:
+    """Each pixel of the input holds its own place in the picture."""
+    placement = place(size[::-1], target[::-1], policy)
+    left, upper, right, lower = placement.box
+    rows = upper + (np.arange(target[0]) + 0.5) * (lower - upper) / target[0]
+    columns = left + (np.arange(target[1]) + 0.5) * (right - left) / target[1]
+    down, across = np.meshgrid(rows, columns, indexing="ij")
+    ys, xs = np.mgrid[: size[0], : size[1]] + 0.5
+    seen = seen_part(placement)
+    width = placement.seen[2] - placement.seen[0]
+    for values, places, step in (
+        (down, ys[seen], (lower - upper) / target[0]),
+        (across, xs[seen], (right - left) / target[1]),
+    ):
+        near = placement.nearest(values)
+        smooth = placement.smooth(values.astype(np.float32), 0, width)
+        assert near.shape == smooth.shape == places.shape
+        assert near.flags.f_contiguous  # or each mask of it would be a copy
+        half = max(step, 1) / 2 + 1e-3
+        assert np.abs(near - places).max() <= half + 0.5 * (step < 1)
+        assert np.abs(smooth - places).max() <= half
+        inner = (places > places.min() + step) & (places < places.max() - step)
+        assert np.abs(smooth - places)[inner].max(initial=0) < 0.01 * max(size)
+        middle = width // 2
+        halves = [placement.smooth(values.astype(np.float32), 0, middle)]
+        halves.append(placement.smooth(values.astype(np.float32), middle, width))
+        assert np.concatenate(halves, axis=1) == pytest.approx(smooth, abs=1e-3)
+
+
+def test_smooth_values_are_interpolated_between_centres() -> None:
+    placement = place((4, 2), (2, 1), "stretch")
+    smooth = placement.smooth(np.array([[0, 1]], np.float32), 0, 4)
+    assert smooth == pytest.approx(np.array([[0, 0.25, 0.75, 1]] * 2))
+
+
+def test_margins_have_no_part_in_smooth_values() -> None:
+    placement = place((80, 20), (8, 8), "letterbox")
+    values = np.full((8, 8), 9, np.float32)
+    values[3:5] = 1
+    assert (placement.smooth(values, 0, 80) == 1).all()
+    assert (placement.nearest(values) == 1).all()
+
+
+def test_crop_of_a_picture_a_pixel_wide_may_show_no_centre() -> None:
+    placement = place((1, 1000), (64, 20), "crop")
+    assert placement.nearest(np.zeros((20, 64))).size == 0
+    assert placement.smooth(np.zeros((20, 64), np.float32), 0, 1).size == 0
+
+
+def test_reduced_picture_lies_at_the_same_place() -> None:
+    placement = place((400, 100), (64, 64), "crop").reduced((200, 50))
+    assert placement == place((200, 50), (64, 64), "crop")

@@ -1,0 +1,118 @@
+"""POST /segment: pictures in, the classes of their pixels and the objects in them out.
+
+api.pictures -> images.decode -> batcher.submit -> Backend.predict -> tasks.segmentation
+
+Masks are made in the threads that decode large images: both take time and memory that grow with the
+picture.
+"""
+
+from typing import Annotated
+
+import numpy as np
+from fastapi import APIRouter, Depends, Query, Request, Response
+
+from app.api.dependencies import artifact_of, refuse_repeated, service_of
+from app.api.negotiation import JSON, PNG, choose
+from app.api.openapi import document_body, document_problems
+from app.api.pictures import Answered, answered_pictures
+from app.api.queries import SegmentQuery
+from app.api.schemas import Segments
+from app.api.state import Service
+from app.artifact.directory import Artifact
+from app.explore.masks import draw_masks, index_png
+from app.images.decode import decode_whole
+from app.tasks.segmentation import Described, Interpreter
+
+router = APIRouter(tags=["segment"], dependencies=[Depends(refuse_repeated)])
+
+DRAWN_SIDE = 1280
+"""Of a drawing's longer side in pixels; a larger picture is reduced."""
+
+MAX_OUTPUT_BYTES = 256 << 20
+"""Of a request: the maps of all its images are in memory until the last mask is made."""
+
+_OFFERS = {"json": JSON, "png": PNG, "overlay": PNG}
+
+
+@router.post(
+    "/segment",
+    response_model=Segments,
+    responses=document_problems(400, 404, 406, 408, 409, 413, 415, 422, 500, 503, 504)
+    | {
+        200: {
+            "description": "The masks; or a palette PNG of classes, or one of the picture with "
+            "the masks over it.",
+            "content": {PNG: {"schema": {"type": "string", "format": "binary"}}},
+        }
+    },
+    openapi_extra=document_body(several=True),
+)
+async def segment(request: Request, query: Annotated[SegmentQuery, Query()]) -> Response:
+    """Find the class of each pixel of one picture or many, and the objects in them.
+
+    Send pictures as to `/predict`. Masks are in pixels of the picture that was sent, upright. A PNG
+    shows one picture.
+    """
+    service = service_of(request)
+    artifact = artifact_of(request, query, "segmentation")
+    media_type = choose(request, _OFFERS, query.format)
+    interpreter = Interpreter(
+        artifact, score_threshold=query.score_threshold, max_instances=query.max_instances
+    )
+    most = 1 if media_type == PNG else _most_images(artifact)
+    async with answered_pictures(request, artifact, most=most) as answered:
+        if media_type == PNG:
+            draw = _overlay if query.format == "overlay" else _mask
+            content, labels = await service.decode(draw, service, artifact, interpreter, answered)
+        else:
+            pictures = [
+                await service.decode(_described, interpreter, answered, index)
+                for index in range(len(answered.files))
+            ]
+            content = interpreter.render(pictures)
+            labels = [label for picture in pictures for label in picture.labels]
+    answered.count(service, artifact, labels)
+    headers = {"Server-Timing": answered.timing, "Vary": "Accept"}
+    return Response(content, media_type=media_type, headers=headers)
+
+
+def _most_images(artifact: Artifact) -> int:
+    """Return how many images have maps of `MAX_OUTPUT_BYTES`; at least one."""
+    height, width = artifact.manifest.image_size
+    maps = len(artifact.manifest.classes) + 2
+    return max(MAX_OUTPUT_BYTES // (4 * maps * height * width), 1)
+
+
+def _described(interpreter: Interpreter, answered: Answered, index: int) -> Described:
+    return interpreter.describe(
+        answered.answer.outputs.part(index, 1),
+        answered.placements[index],
+        answered.filenames[index],
+        answered.warnings[index],
+    )
+
+
+def _mask(
+    _service: Service, artifact: Artifact, interpreter: Interpreter, answered: Answered
+) -> tuple[bytes, list[str]]:
+    segmented = interpreter.segment(answered.answer.outputs, answered.placements[0])
+    content = index_png(segmented.classes, len(artifact.manifest.classes))
+    return content, interpreter.labels(segmented)
+
+
+def _overlay(
+    service: Service, artifact: Artifact, interpreter: Interpreter, answered: Answered
+) -> tuple[bytes, list[str]]:
+    settings = service.settings
+    whole = decode_whole(
+        answered.files[0].data,
+        DRAWN_SIDE,
+        settings.max_pixels,
+        max_pixels_whole=settings.max_pixels_whole,
+    )
+    placement = answered.placements[0].reduced((whole.shape[1], whole.shape[0]))
+    segmented = interpreter.segment(answered.answer.outputs, placement)
+    regions, labels = segmented.objects, segmented.labels
+    if regions is None:
+        regions, labels = segmented.classes.astype(np.uint16), range(len(artifact.manifest.classes))
+    return draw_masks(whole, regions, labels), interpreter.labels(segmented)

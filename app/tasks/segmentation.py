@@ -1,0 +1,370 @@
+"""Segmentation: from a graph's maps to the classes and objects of a picture, in its own pixels.
+
+Each pixel has the class that is most probable there, or background. Objects of one class are told
+apart where the graph says how deep each pixel lies in its object: `number_objects` floods them from
+their deepest parts (Beucher & Lantuéjoul 1979). Training chooses the thresholds with the same
+function.
+
+Both are made in the input's pixels, and then brought to those of the picture that was sent. There,
+the probabilities are interpolated between the input's pixels before they are compared, so that
+borders are smooth in a picture that is larger than the input. The class of a pixel is one of those
+that are the most probable somewhere in the input, which spares the others. The border between two
+objects that touch follows the input's pixels. Pixels outside of a crop are background.
+
+scikit-image is an extra, `convscope[segmentation]`; only models that tell objects apart need it.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from app.artifact.directory import Artifact
+from app.artifact.segmentation import Instances, SegmenterManifest
+from app.artifact.tensors import DEPTH, PROBABILITIES, Outputs, Probabilities
+from app.errors import InvalidParameter, SettingsError, TooManyPixels
+from app.images import rle
+from app.images.limits import megapixels
+from app.images.placement import Placement
+
+DEFAULT_INSTANCES, MAX_INSTANCES = 1000, 10_000
+"""The most objects in an answer for one picture."""
+
+STRIP_PIXELS = 1 << 20
+"""Of the part of a picture that is worked on at a time."""
+
+Objects = NDArray[np.int32]
+"""The number of each pixel's object, from 1; 0 where there is none, int32 `[H,W]`."""
+
+
+def check_library(artifacts: Iterable[Artifact]) -> None:
+    """Load scikit-image if a model needs it.
+
+    Raises:
+        SettingsError: a model tells objects apart, and scikit-image is not installed.
+    """
+    for artifact in artifacts:
+        manifest = artifact.manifest
+        if isinstance(manifest, SegmenterManifest) and manifest.instances is not None:
+            try:
+                import skimage.measure
+                import skimage.segmentation  # noqa: F401 - now, and not at the first request
+            except ModuleNotFoundError as exc:
+                raise SettingsError(
+                    f"{artifact.ref} tells objects apart with scikit-image, and {exc.name} is not "
+                    "installed: pip install 'convscope[segmentation]'; CONVSCOPE_MODELS can leave "
+                    "the model out"
+                ) from exc
+            return
+
+
+def number_objects(
+    probabilities: Probabilities, depth: NDArray[np.float32], rule: Instances
+) -> Objects:
+    """Tell the objects in an image apart.
+
+    Pixels of any object are those that are no background with `least_probability`. The connected
+    parts of them that are deeper than `seed_depth` are the insides of different objects; a
+    watershed gives each other pixel to the object that it is deepest connected with. A part without
+    such an inside is an object of its own. Objects of fewer pixels than `least_area` are left out.
+    Pixels are connected by their sides.
+
+    Args:
+        probabilities: of background and the classes, float32 `[C+1,H,W]`.
+        depth: 0 to 1, float32 `[H,W]`.
+        rule: the thresholds.
+    """
+    from skimage.measure import label
+    from skimage.segmentation import watershed
+
+    inside = _foreground(probabilities) >= rule.least_probability
+    parts: Objects = label(inside, connectivity=1)
+    seeds: Objects = label(inside & (depth > rule.seed_depth), connectivity=1)
+    has_seed = np.zeros(parts.max() + 1, np.bool_)
+    has_seed[parts[seeds > 0]] = True
+    alone = inside & ~has_seed[parts]
+    markers = np.where(alone, seeds.max() + parts, seeds)
+    flooded: Objects = watershed(-depth, markers, connectivity=1, mask=inside)
+    areas = np.bincount(flooded.ravel())
+    areas[0] = 0
+    large = np.flatnonzero(areas >= rule.least_area)
+    numbers = np.zeros(len(areas), np.int32)
+    numbers[large] = np.arange(1, len(large) + 1)
+    return numbers[flooded]
+
+
+def classify_objects(
+    probabilities: Probabilities, objects: Objects
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Return each object's class and its score.
+
+    The class is the one with the largest sum of probabilities over the object's pixels, and the
+    score the mean of its probabilities there.
+
+    Args:
+        probabilities: of background and the classes, float32 `[C+1,H,W]`.
+        objects: n objects, numbered from 1.
+
+    Returns:
+        Indices of classes, without background, int64 `[n]`; float64 `[n]`.
+    """
+    flat = objects.ravel()
+    count = int(flat.max(initial=0)) + 1
+    sums = np.stack(
+        [np.bincount(flat, values.ravel(), count)[1:] for values in probabilities[1:]], axis=1
+    )
+    areas = np.bincount(flat, minlength=count)[1:]
+    labels: NDArray[np.int64] = sums.argmax(axis=1)
+    return labels, sums[np.arange(len(sums)), labels] / areas
+
+
+@dataclass(frozen=True, slots=True)
+class Segmented:
+    """A picture's masks, in its own pixels.
+
+    Attributes:
+        classes: 0 for background, otherwise one more than the index of the class, uint8 `[h,w]`.
+        objects: 0 where there is none, otherwise the object's number, from 1 for the best one,
+            uint16 `[h,w]`; None if the model does not tell objects apart.
+        labels: indices of the objects' classes. An object may have no pixel in the picture.
+        scores: of the objects, rounded to a millionth.
+    """
+
+    classes: NDArray[np.uint8]
+    objects: NDArray[np.uint16] | None
+    labels: Sequence[int]
+    scores: Sequence[float]
+
+
+@dataclass(frozen=True, slots=True)
+class Described:
+    """A picture's part of the answer, and the classes to count in it: of objects, or of regions."""
+
+    content: dict[str, Any]
+    labels: Sequence[str]
+
+
+class Interpreter:
+    """Writes the answer to one request from the outputs of one model.
+
+    Made before an image is read, so that a wrong parameter is refused at once. `segment` and
+    `describe` take time that grows with the picture, and are for a thread.
+    """
+
+    def __init__(
+        self,
+        artifact: Artifact,
+        *,
+        score_threshold: float | None = None,
+        max_instances: int | None = None,
+    ) -> None:
+        """Check the parameters.
+
+        Args:
+            artifact: the model, a segmenter.
+            score_threshold: the least score of an object; 0 unless given.
+            max_instances: the most objects in a picture, at most `MAX_INSTANCES`;
+                `DEFAULT_INSTANCES` unless given.
+
+        Raises:
+            InvalidParameter: a limit of objects is given, and the model does not tell them apart.
+            WrongTask: the model does not segment.
+        """
+        self._manifest = artifact.segmenter
+        limits = {"score_threshold": score_threshold, "max_instances": max_instances}
+        given = [f"{name}={value:g}" for name, value in limits.items() if value is not None]
+        if self._manifest.instances is None and given:
+            raise InvalidParameter(
+                f"{given[0]}: {artifact.ref} gives the class of each pixel, and does not tell "
+                "objects apart"
+            )
+        self._least = score_threshold or 0.0
+        self._most = DEFAULT_INSTANCES if max_instances is None else max_instances
+
+    def segment(self, outputs: Outputs, placement: Placement) -> Segmented:
+        """Return the masks of one picture.
+
+        Args:
+            outputs: of the graph, for one image.
+            placement: of the picture in it.
+
+        Raises:
+            TooManyPixels: the picture has more than a mask may have.
+        """
+        width, height = placement.picture
+        if width * height > rle.MAX_PIXELS:
+            raise TooManyPixels(
+                f"image is {width}x{height} pixels; the limit for masks is "
+                f"{megapixels(rle.MAX_PIXELS)}"
+            )
+        probabilities = outputs.arrays[PROBABILITIES][0]
+        classes = _classes(probabilities, placement)
+        rule = self._manifest.instances
+        if rule is None:
+            return Segmented(classes, None, (), ())
+        numbers = number_objects(probabilities, outputs.arrays[DEPTH][0], rule)
+        labels, means = classify_objects(probabilities, numbers)
+        scores = np.round(means, 6)  # a stable sort leaves equal ones in the order of rows
+        best = np.argsort(-scores, kind="stable")
+        best = best[scores[best] >= self._least][: self._most]
+        ranks = np.zeros(len(scores) + 1, np.uint16)
+        ranks[best + 1] = np.arange(1, len(best) + 1)
+        objects = _objects(ranks[numbers], _foreground(probabilities), rule, placement)
+        return Segmented(classes, objects, labels[best].tolist(), scores[best].tolist())
+
+    def describe(
+        self,
+        outputs: Outputs,
+        placement: Placement,
+        filename: str | None = None,
+        warning: str | None = None,
+    ) -> Described:
+        """Return one picture's part of the answer, as in `app.api.schemas.PictureSegments`.
+
+        Args:
+            outputs: of the graph, for one image.
+            placement: of the picture in it.
+            filename: of the picture.
+            warning: of the picture.
+
+        Raises:
+            TooManyPixels: the picture has more than a mask may have.
+        """
+        segmented = self.segment(outputs, placement)
+        width, height = placement.picture
+        regions = [
+            self._category(label) | _mask(counts, height, width)
+            for label, counts in _runs(segmented.classes)
+        ]
+        content: dict[str, Any] = {"image": {"width": width, "height": height}, "classes": regions}
+        counted = regions
+        if segmented.objects is not None:
+            content["instances"] = counted = [
+                self._category(segmented.labels[place])
+                | {"score": segmented.scores[place]}
+                | {"bbox": rle.bounds(counts, height, width)}
+                | _mask(counts, height, width)
+                for place, counts in _runs(segmented.objects)
+            ]
+        if filename is not None:
+            content["filename"] = filename
+        if warning is not None:
+            content["warning"] = warning
+        return Described(content, [each["category"] for each in counted])
+
+    def _category(self, label: int) -> dict[str, Any]:
+        manifest = self._manifest
+        return {
+            "category": manifest.classes[label],
+            "category_id": manifest.category_ids[label],
+        }
+
+    def render(self, pictures: Sequence[Described]) -> bytes:
+        """Return the answer, the JSON of `app.api.schemas.Segments`."""
+        head = {"model": self._manifest.name, "version": self._manifest.version}
+        contents = [picture.content for picture in pictures]
+        return orjson.dumps(head | (contents[0] if len(contents) == 1 else {"pictures": contents}))
+
+    def labels(self, segmented: Segmented) -> list[str]:
+        """Return the class of each object in a picture, or each class, as `Described` has them."""
+        classes = self._manifest.classes
+        if segmented.objects is None:
+            return [classes[value - 1] for value in np.unique(segmented.classes).tolist() if value]
+        found = np.unique(segmented.objects).tolist()
+        return [classes[segmented.labels[value - 1]] for value in found if value]
+
+
+def _foreground(probabilities: Probabilities) -> NDArray[np.float32]:
+    """Return the probability that a pixel is no background, float32 `[H,W]`."""
+    foreground: NDArray[np.float32] = 1 - probabilities[0]
+    return foreground
+
+
+def _strips(placement: Placement) -> Iterator[tuple[int, int]]:
+    """Yield the first column of a part of the pixels that are seen, and the one after its last."""
+    left, upper, right, lower = placement.seen
+    width = max(STRIP_PIXELS // max(lower - upper, 1), 1)
+    for first in range(0, right - left, width):
+        yield first, min(first + width, right - left)
+
+
+def _classes(probabilities: Probabilities, placement: Placement) -> NDArray[np.uint8]:
+    """Return the most probable class of each of the picture's pixels, uint8 `[h,w]`."""
+    present = np.unique(probabilities.argmax(axis=0)).tolist()
+    seen = _canvas(placement.seen, np.uint8)
+    seen[:] = present[0]
+    for first, after in _strips(placement) if len(present) > 1 else ():
+        strip = seen[:, first:after]
+        highest = placement.smooth(probabilities[present[0]], first, after)
+        for label in present[1:]:
+            values = placement.smooth(probabilities[label], first, after)
+            strip[values > highest] = label
+            highest = np.maximum(highest, values)
+    return _whole(seen, placement)
+
+
+def _objects(
+    numbers: NDArray[np.uint16],
+    foreground: NDArray[np.float32],
+    rule: Instances,
+    placement: Placement,
+) -> NDArray[np.uint16]:
+    """Return the object of each of the picture's pixels, uint16 `[h,w]`.
+
+    Args:
+        numbers: the objects in the input, `[H,W]`.
+        foreground: as `_foreground` returns it.
+        rule: the thresholds.
+        placement: of the picture.
+    """
+    # Between the centres of two pixels, an object may reach into the outer one.
+    outside = foreground < rule.least_probability
+    seen: NDArray[np.uint16] = placement.nearest(_grown(numbers, outside))
+    for first, after in _strips(placement) if numbers.any() else ():
+        found = placement.smooth(foreground, first, after) >= rule.least_probability
+        seen[:, first:after] *= found
+    return _whole(seen, placement)
+
+
+def _grown(numbers: NDArray[np.uint16], outside: NDArray[np.bool_]) -> NDArray[np.uint16]:
+    """Return objects that have grown by a pixel where they may, first over sides, then corners."""
+    padded = np.pad(numbers, 1)
+    height, width = numbers.shape
+    grown = numbers.copy()
+    for down, right in ((0, 1), (1, 0), (1, 2), (2, 1), (0, 0), (0, 2), (2, 0), (2, 2)):
+        neighbours = padded[down : down + height, right : right + width]
+        np.copyto(grown, neighbours, where=outside & (grown == 0))
+    return grown
+
+
+def _canvas(box: tuple[int, int, int, int], kind: type[Any]) -> NDArray[Any]:
+    """Return zeros for the pixels of a box; a column lies in one piece, as a mask's runs go."""
+    left, upper, right, lower = box
+    return np.zeros((max(lower - upper, 0), max(right - left, 0)), kind, order="F")
+
+
+def _whole(seen: NDArray[Any], placement: Placement) -> NDArray[Any]:
+    """Return values of all of a picture's pixels; those that are not seen are background."""
+    width, height = placement.picture
+    if seen.shape == (height, width):
+        return seen
+    canvas = _canvas((0, 0, width, height), seen.dtype.type)
+    left, upper, right, lower = placement.seen
+    canvas[upper:lower, left:right] = seen
+    return canvas
+
+
+def _runs(values: NDArray[Any]) -> list[tuple[int, bytes]]:
+    """Return one less than each value above 0 in a picture, ascending, and its mask's counts."""
+    return [(value - 1, counts) for value, counts in rle.encode_each(values).items() if value]
+
+
+def _mask(counts: bytes, height: int, width: int) -> dict[str, Any]:
+    """Return a mask in COCO's terms."""
+    return {
+        "area": rle.area(counts, height, width),
+        "segmentation": {"size": (height, width), "counts": counts.decode("ascii")},
+    }
