@@ -28,7 +28,7 @@ from training.data.scenes import SceneSource, open_scenes
 from training.errors import DataError, RunError, TrainingError
 from training.export.export import Export, check_exportable, next_version
 from training.export.export import export as export_artifact
-from training.export.scenes import DetectorExport, export_detector
+from training.export.scenes import SceneExport, export_scenes
 from training.recipes import RECIPES, Recipe, find_recipe
 from training.run import checkpoint as checkpoints
 from training.run.checkpoint import Checkpoint
@@ -181,8 +181,8 @@ def evaluate_command(
     last = checkpoints.open_run(run)
     source = _data_of(last, data_dir)
     if isinstance(source, SceneSource):
-        evaluated = evaluate_scenes.evaluate_detector(last, source)
-        for table in report.detection_tables(evaluated.evaluation):
+        evaluated = evaluate_scenes.evaluate_scenes(last, source)
+        for table in report.object_tables(evaluated.evaluation):
             console.print(table)
         evaluate.save_evaluation(last, evaluated.evaluation)
         return
@@ -219,12 +219,9 @@ def export(
     version = version or next_version(store, name)
     check_exportable(last, source, store, name, version, int8=int8)
     if isinstance(source, SceneSource):
-        detector = evaluate_scenes.evaluate_detector(last, source)
-        made = export_detector(DetectorExport(last, detector, source, name, version, int8), store)
-        figures = f"mAP {made.detector.test.map:.2%}, {made.detector.test.map50:.2%} at IoU 0.5"
-        if (record := made.detector.int8) is not None:
-            figures += f"; int8 {record.test_map:.2%}, {record.test_map50:.2%}"
-        _say(f"exported: {made.path} ({figures})")
+        evaluated = evaluate_scenes.evaluate_scenes(last, source)
+        made = export_scenes(SceneExport(last, evaluated, source, name, version, int8), store)
+        _say(f"exported: {made.path} ({report.short_figures(made.manifest)})")
         return
     found = evaluate.read_evaluation(last)
     if found is None or (found.views, found.weights) != (views, weights):

@@ -12,8 +12,9 @@ from matplotlib.figure import Figure
 from rich import box
 from rich.table import Table
 
-from app.artifact.detection import DetectionEvaluation
-from app.artifact.manifest import Evaluation, LayerRecord
+from app.artifact.detection import DetectionEvaluation, DetectorManifest
+from app.artifact.manifest import Evaluation, LayerRecord, Manifest
+from app.artifact.segmentation import SegmentationEvaluation, SegmenterManifest
 from app.commands import printable
 from training.architectures.describe import Description, count_weights
 from training.data.class_folders import first_told
@@ -168,8 +169,58 @@ def findings_tables(
     return [by_class, make_table("Left out", ("file and reason",), told)]
 
 
-def detection_tables(evaluation: DetectionEvaluation) -> list[Table]:
-    """Return tables of a detector's figures, by class too, and of its confusions."""
+def short_figures(manifest: Manifest) -> str:
+    """Return the test figures of a detector or segmenter in a line."""
+    if isinstance(manifest, DetectorManifest):
+        figures = f"mAP {manifest.test.map:.2%}, {manifest.test.map50:.2%} at IoU 0.5"
+        if manifest.int8 is not None:
+            figures += f"; int8 {manifest.int8.test_map:.2%}, {manifest.int8.test_map50:.2%}"
+        return figures
+    if isinstance(manifest, SegmenterManifest):
+        figures = f"IoU {manifest.test.iou:.2%}"
+        if manifest.test.instance_f1 is not None:
+            figures += f", F1 of objects {manifest.test.instance_f1:.2%}"
+        if manifest.int8 is not None:
+            figures += f"; int8 {manifest.int8.test_iou:.2%}"
+        return figures
+    return ""
+
+
+def object_tables(evaluation: DetectionEvaluation | SegmentationEvaluation) -> list[Table]:
+    """Return tables of a detector's or segmenter's figures, by class too, and its confusions."""
+    if isinstance(evaluation, DetectionEvaluation):
+        return _detection_tables(evaluation)
+    return _segmentation_tables(evaluation)
+
+
+def _segmentation_tables(evaluation: SegmentationEvaluation) -> list[Table]:
+    test = evaluation.test
+    rows: list[Row] = [
+        ("IoU, mean over classes", "", f"{test.iou:.2%}"),
+        ("F1 of borders, 2 pixels", "", f"{test.boundary_f1:.2%}"),
+        ("ECE of pixels, 15 bins", f"{test.ece_raw:.2%}", f"{test.ece_calibrated:.2%}"),
+    ]
+    if test.instance_f1 is not None:
+        rows.insert(1, ("F1 of objects at IoU 0.5", "", f"{test.instance_f1:.2%}"))
+    title = f"{evaluation.objects:,} objects in {evaluation.images:,} test pictures"
+    by_class = make_table(
+        "By class",
+        ("class", "IoU", "F1 of borders", "F1 of objects", "objects"),
+        [
+            (
+                row.label,
+                f"{row.iou:.1%}",
+                f"{row.boundary_f1:.1%}",
+                "-" if row.instance_f1 is None else f"{row.instance_f1:.1%}",
+                f"{row.objects:,}",
+            )
+            for row in evaluation.per_class
+        ],
+    )
+    return [make_table(title, ("", "raw", "calibrated"), rows), by_class]
+
+
+def _detection_tables(evaluation: DetectionEvaluation) -> list[Table]:
     test = evaluation.test
     overall = make_table(
         f"{evaluation.objects:,} objects in {evaluation.images:,} test pictures",

@@ -200,20 +200,9 @@ class Interpreter:
                 f"image is {width}x{height} pixels; the limit for masks is "
                 f"{megapixels(rle.MAX_PIXELS)}"
             )
-        probabilities = outputs.arrays[PROBABILITIES][0]
-        classes = _classes(probabilities, placement)
-        rule = self._manifest.instances
-        if rule is None:
-            return Segmented(classes, None, (), ())
-        numbers = number_objects(probabilities, outputs.arrays[DEPTH][0], rule)
-        labels, means = classify_objects(probabilities, numbers)
-        scores = np.round(means, 6)  # a stable sort leaves equal ones in the order of rows
-        best = np.argsort(-scores, kind="stable")
-        best = best[scores[best] >= self._least][: self._most]
-        ranks = np.zeros(len(scores) + 1, np.uint16)
-        ranks[best + 1] = np.arange(1, len(best) + 1)
-        objects = _objects(ranks[numbers], _foreground(probabilities), rule, placement)
-        return Segmented(classes, objects, labels[best].tolist(), scores[best].tolist())
+        return segment(
+            outputs.part(0, 1), self._manifest.instances, placement, self._least, self._most
+        )
 
     def describe(
         self,
@@ -275,6 +264,37 @@ class Interpreter:
             return [classes[value - 1] for value in np.unique(segmented.classes).tolist() if value]
         found = np.unique(segmented.objects).tolist()
         return [classes[segmented.labels[value - 1]] for value in found if value]
+
+
+def segment(
+    outputs: Outputs,
+    rule: Instances | None,
+    placement: Placement,
+    least_score: float = 0.0,
+    most: int = MAX_INSTANCES,
+) -> Segmented:
+    """Return the masks of one picture.
+
+    Args:
+        outputs: of a graph, for one image.
+        rule: the thresholds of objects; None if they are not told apart.
+        placement: of the picture in the image.
+        least_score: of an object.
+        most: objects, the best ones.
+    """
+    probabilities = outputs.arrays[PROBABILITIES][0]
+    classes = _classes(probabilities, placement)
+    if rule is None:
+        return Segmented(classes, None, (), ())
+    numbers = number_objects(probabilities, outputs.arrays[DEPTH][0], rule)
+    labels, means = classify_objects(probabilities, numbers)
+    scores = np.round(means, 6)  # a stable sort leaves equal ones in the order of rows
+    best = np.argsort(-scores, kind="stable")
+    best = best[scores[best] >= least_score][:most]
+    ranks = np.zeros(len(scores) + 1, np.uint16)
+    ranks[best + 1] = np.arange(1, len(best) + 1)
+    objects = _objects(ranks[numbers], _foreground(probabilities), rule, placement)
+    return Segmented(classes, objects, labels[best].tolist(), scores[best].tolist())
 
 
 def _foreground(probabilities: Probabilities) -> NDArray[np.float32]:

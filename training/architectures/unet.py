@@ -1,14 +1,23 @@
 """U-Net (Ronneberger et al. 2015, arXiv 1505.04597): down to see much, up to say where.
 
-Four differences from the paper: convolutions keep the size (SAME padding), so that the answer is
-as large as the picture; batch normalisation; fewer channels; and a channel for each pixel's depth
-within its object, if objects of one class are to be told apart.
+Differences from the paper: convolutions keep the size (SAME padding), so that the answer is as
+large as the picture; batch normalisation; fewer channels; and a channel for each pixel's depth
+within its object, if objects of one class are to be told apart. The finest level works at half the
+picture's resolution, between a convolution and a transposed one of stride 2, for a quarter of the
+arithmetic. Each picture is standardised first, and seen a second time through a logarithm: a
+microscope's pictures are often dark, and each in another way.
 """
 
 from collections import OrderedDict
 
 import torch
 from torch import Tensor, nn
+
+DARKEST = 0.2
+"""Is added before the logarithm, in deviations of the picture."""
+
+LEAST_DEVIATION = 1e-3
+"""Is added to a deviation: a picture may be of one colour."""
 
 
 class UNet(nn.Module):
@@ -17,8 +26,8 @@ class UNet(nn.Module):
     Args:
         outputs: channels of the answer.
         dropout: before the last layer of the deepest block, as in the paper.
-        width: channels at the picture's resolution; each of four halvings doubles them, up to
-            `most`.
+        width: channels at half the picture's resolution; each of three halvings doubles them, up
+            to `most`.
         most: the most channels.
         skips: whether the way up sees the features of the way down.
     """
@@ -28,18 +37,26 @@ class UNet(nn.Module):
         outputs: int,
         dropout: float = 0.0,
         *,
-        width: int = 24,
-        most: int = 192,
+        width: int = 32,
+        most: int = 160,
         skips: bool = True,
     ) -> None:
         super().__init__()
-        channels = [min(width * 2**level, most) for level in range(5)]
+        channels = [min(width * 2**level, most) for level in range(4)]
         self.skips = skips
+        self.standardize = Standardize()
+        self.stem = nn.Sequential(
+            OrderedDict(
+                conv=nn.Conv2d(4, channels[0], 4, 2, 1, bias=False),
+                norm=nn.BatchNorm2d(channels[0]),
+                relu=nn.ReLU(inplace=True),
+            )
+        )
         self.down = nn.ModuleList(
             block(inputs, outputs_)
-            for inputs, outputs_ in zip([3, *channels[:-2]], channels[:-1], strict=True)
+            for inputs, outputs_ in zip([channels[0], *channels[:-2]], channels[:-1], strict=True)
         )
-        self.pool = nn.MaxPool2d(2)
+        self.pools = nn.ModuleList(nn.MaxPool2d(2) for _ in channels[:-1])
         self.bottom = block(channels[-2], channels[-1])
         self.dropout = nn.Dropout2d(dropout)
         self.up = nn.ModuleList(
@@ -49,16 +66,16 @@ class UNet(nn.Module):
         self.merge = nn.ModuleList(
             block(2 * here if skips else here, here) for here in channels[-2::-1]
         )
-        self.head = nn.Conv2d(channels[0], outputs, 1)
+        self.head = nn.ConvTranspose2d(channels[0], outputs, 2, 2)
 
     def forward(self, image: Tensor) -> Tensor:
         """Return the logits of each pixel."""
         seen = []
-        features = image
-        for down in self.down:
+        features = self.stem(self.standardize(image))
+        for down, pool in zip(self.down, self.pools, strict=True):
             features = down(features)
             seen.append(features)
-            features = self.pool(features)
+            features = pool(features)
         features = self.dropout(self.bottom(features))
         for up, merge, skipped in zip(self.up, self.merge, reversed(seen), strict=True):
             features = up(features)
@@ -67,6 +84,28 @@ class UNet(nn.Module):
             features = merge(features)
         logits: Tensor = self.head(features)
         return logits
+
+
+class Standardize(nn.Module):
+    """Float `[N,3,H,W]` to `[N,4,H,W]`, each picture with a mean of 0 and a deviation of 1.
+
+    The fourth channel is the logarithm of the picture's grey above its darkest value. Neither
+    depends on how the picture's brightness was scaled or shifted before.
+    """
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return the four channels."""
+        colours = _standard(image)
+        grey = colours.mean(1, keepdim=True)
+        above = grey - grey.amin((2, 3), keepdim=True)
+        return torch.cat((colours, _standard(torch.log(above + DARKEST))), 1)
+
+
+def _standard(values: Tensor) -> Tensor:
+    """Return values of a mean of 0 and a deviation of 1 over all but the first dimension."""
+    centred = values - values.mean((1, 2, 3), keepdim=True)
+    deviation = centred.square().mean((1, 2, 3), keepdim=True).sqrt()
+    return centred / (deviation + LEAST_DEVIATION)
 
 
 def block(inputs: int, outputs: int) -> nn.Sequential:

@@ -35,7 +35,7 @@ class Yolo(nn.Module):
 
     strides = (8, 16)
 
-    def __init__(self, classes: int, dropout: float = 0.0, *, width: int = 48) -> None:
+    def __init__(self, classes: int, dropout: float = 0.0, *, width: int = 32) -> None:
         super().__init__()
         self.stem = nn.Sequential(
             conv(3, width // 2, stride=2), conv(width // 2, width, stride=2), Residual(width)

@@ -1,4 +1,4 @@
-"""Export of a trained detector to an artifact directory that carries its own proof.
+"""Export of a trained detector or segmenter to an artifact directory that carries its own proof.
 
 As `training.export.export` does for classifiers: before the directory gets its name, the service's
 backends give the network's answers with both graphs, for the golden pictures and, up to the figure
@@ -13,7 +13,6 @@ import numpy as np
 import onnx
 import torch
 
-from app.artifact.detection import DetectorInt8, DetectorManifest, Suppression
 from app.artifact.directory import Artifact, read_artifact, rewritten
 from app.artifact.files import (
     EVALUATION,
@@ -26,17 +25,18 @@ from app.artifact.files import (
     TORCHSCRIPT_GRAPH,
 )
 from app.artifact.golden import check_golden, pack_golden
-from app.artifact.manifest import Precision, TensorSpec
+from app.artifact.manifest import Int8Graph, Manifest, Precision, TensorSpec
 from app.artifact.tensors import Images, Outputs
 from app.errors import ConvscopeError
 from app.explore.confusion_matrix import draw_matrix
 from app.inference.backends import open_backend, open_layers
 from app.inference.backends.onnx_cpu import OnnxBackend
+from training.architectures import find_architecture
 from training.architectures.describe import describe
 from training.data.annotated import Scene
 from training.data.scenes import SceneSource
 from training.errors import ExportError
-from training.evaluate_scenes import EvaluatedDetector, Predict, find_boxes
+from training.evaluate_scenes import Evaluated
 from training.export.export import (
     CONFUSION_MATRIX_PLOT,
     PROVEN_BACKENDS,
@@ -52,18 +52,16 @@ from training.report import LEARNING_CURVE, draw_learning_curve
 from training.run import durable
 from training.run.checkpoint import Checkpoint, history_json
 from training.run.scene_lessons import RESIZE, count_outputs, decode_laid, split
-from training.tasks import detection_metrics
-from training.tasks.suppression import IOU, LEAST_SCORE
 
 GOLDEN_PICTURES = 4
 CALIBRATION_PICTURES = 64
 CALIBRATION_SEED = 0
 
 MOST_APART = 0.002
-"""The largest difference of the test mAP between the network and a graph of it."""
+"""The largest difference of the mAP, or of the IoU, on test pictures between network and graph."""
 
 MOST_LOST = 0.01
-"""The largest loss of held-out mAP by int8."""
+"""The largest loss by int8 of mAP, or of IoU, on held-out pictures."""
 
 INT8_TOLERANCE = 0.05
 """Largest difference of a golden score. A step of an activation moves it further than a
@@ -71,11 +69,11 @@ classifier's probability, since nothing averages over the picture."""
 
 
 @dataclass(frozen=True)
-class DetectorExport:
-    """The parts of a detector's artifact. With `int8`, it has a second ONNX graph."""
+class SceneExport:
+    """The parts of an artifact. With `int8`, it has a second ONNX graph."""
 
     checkpoint: Checkpoint
-    evaluated: EvaluatedDetector
+    evaluated: Evaluated
     source: SceneSource
     name: str
     version: str
@@ -88,7 +86,7 @@ class DetectorExport:
         return recipe.height, recipe.width
 
 
-def export_detector(what: DetectorExport, store: Path) -> Artifact:
+def export_scenes(what: SceneExport, store: Path) -> Artifact:
     """Write the artifact `<store>/<name>/<version>`.
 
     Raises:
@@ -111,7 +109,7 @@ def export_detector(what: DetectorExport, store: Path) -> Artifact:
     return read_artifact(place)
 
 
-def _write_files(what: DetectorExport, folder: Path) -> None:
+def _write_files(what: SceneExport, folder: Path) -> None:
     served, evaluation = what.evaluated.served, what.evaluated.evaluation
     images = _golden_images(what)
     graph, layer_outputs = onnx_graph(served, images)
@@ -132,7 +130,7 @@ def _write_files(what: DetectorExport, folder: Path) -> None:
     draw_learning_curve(history, folder / LEARNING_CURVE)
 
 
-def _golden_images(what: DetectorExport) -> Images:
+def _golden_images(what: SceneExport) -> Images:
     """Return some pictures that the run held out, or learned from if there are none."""
     train, heldout = split(what.checkpoint.state.recipe, what.source)
     scenes = heldout if len(heldout) >= GOLDEN_PICTURES else train
@@ -144,29 +142,25 @@ def _decoded(scenes: Sequence[Scene], size: tuple[int, int]) -> Images:
     return np.stack([decode_laid(scene, size)[0] for scene in scenes])
 
 
-def _manifest(what: DetectorExport, folder: Path) -> DetectorManifest:
-    state, evaluation = what.checkpoint.state, what.evaluated.evaluation
+def _manifest(what: SceneExport, folder: Path) -> Manifest:
+    state, evaluated = what.checkpoint.state, what.evaluated
     train, heldout = split(state.recipe, what.source)
-    sizes = len(train), len(heldout), evaluation.images
-    outputs = count_outputs("detection", what.source)
-    description = describe(state.recipe.architecture, outputs, what.size)
-    return DetectorManifest(
-        **common_record(what.checkpoint, what.name, what.version, folder, sizes),
-        task="detection",
-        input=input_spec(what.size),
-        resize=RESIZE,
-        outputs=_outputs(what),
-        parameters=description.parameters,
-        macs=description.macs,
-        layers=what.evaluated.served.layers,
-        category_ids=what.source.category_ids,
-        suppression=Suppression(iou=IOU, least_score=LEAST_SCORE),
-        score_threshold=evaluation.score_threshold,
-        test=evaluation.test,
-    )
+    sizes = len(train), len(heldout), evaluated.evaluation.images
+    task = find_architecture(state.recipe.architecture).task
+    description = describe(state.recipe.architecture, count_outputs(task, what.source), what.size)
+    common = common_record(what.checkpoint, what.name, what.version, folder, sizes) | {
+        "input": input_spec(what.size),
+        "resize": RESIZE,
+        "outputs": _outputs(what),
+        "parameters": description.parameters,
+        "macs": description.macs,
+        "layers": evaluated.served.layers,
+        "category_ids": what.source.category_ids,
+    }
+    return evaluated.manifest(common)
 
 
-def _outputs(what: DetectorExport) -> tuple[TensorSpec, ...]:
+def _outputs(what: SceneExport) -> tuple[TensorSpec, ...]:
     served = what.evaluated.served
     found = served.predict(np.zeros((1, *what.size, 3), np.uint8))
     return tuple(
@@ -177,67 +171,58 @@ def _outputs(what: DetectorExport) -> tuple[TensorSpec, ...]:
     )
 
 
-def _prove(artifact: Artifact, what: DetectorExport) -> None:
+def _prove(artifact: Artifact, what: SceneExport) -> None:
     """Raise unless the service's backends give the eager network's answers with both graphs."""
     artifact.verify()
-    expected = what.evaluated.evaluation.test.map
+    scenes = what.source.test
+    expected = what.evaluated.score(what.evaluated.served.predict, scenes)
     threads = torch.get_num_threads()
     for name in PROVEN_BACKENDS:
         backend = open_backend(artifact, name, threads)
         check_golden(artifact, name, backend.predict)
-        found = _map_of(backend.predict, what.source.test, what)
+        found = what.evaluated.score(backend.predict, scenes)
         if abs(found - expected) > MOST_APART:
             raise ExportError(
-                f"{name} has a test mAP of {found:.4f}, the network one of {expected:.4f}; "
+                f"{name} scores {found:.4f} on the test pictures, the network {expected:.4f}; "
                 f"the limit is a difference of {MOST_APART}"
             )
     open_layers(artifact)
 
 
-def _map_of(predict: Predict, scenes: Sequence[Scene], what: DetectorExport) -> float:
-    found = find_boxes(predict, scenes, what.size)
-    return detection_metrics.measure(found, scenes, len(what.source.classes)).map
-
-
-def _add_int8(artifact: Artifact, what: DetectorExport) -> None:
+def _add_int8(artifact: Artifact, what: SceneExport) -> None:
     """Write the int8 graph, its golden answers and its record into an artifact.
 
     Raises:
-        ExportError: the graph cannot be quantised, or loses more than `MOST_LOST` of its mAP on the
-            held-out pictures.
+        ExportError: the graph cannot be quantised, or loses more than `MOST_LOST` on the held-out
+            pictures.
     """
     train, heldout = split(what.checkpoint.state.recipe, what.source)
     generator = torch.Generator().manual_seed(CALIBRATION_SEED)
     chosen = torch.randperm(len(train), generator=generator)[:CALIBRATION_PICTURES].tolist()
     images = _decoded([train[index] for index in chosen], what.size)
-    graph = quantize(artifact.read_graph(ONNX_GRAPH), images, _outer_nodes)
-    (artifact.path / INT8_GRAPH).write_bytes(graph)
+    content = quantize(artifact.read_graph(ONNX_GRAPH), images, _outer_nodes)
+    (artifact.path / INT8_GRAPH).write_bytes(content)
     artifact = with_files(artifact, INT8_GRAPH)
     threads = torch.get_num_threads()
     before = OnnxBackend(artifact, threads)
     after = OnnxBackend(artifact, threads, INT8_GRAPH)
-    float32, int8 = (_map_of(backend.predict, heldout, what) for backend in (before, after))
-    if float32 - int8 > MOST_LOST:
+    scores = tuple(what.evaluated.score(each.predict, heldout) for each in (before, after))
+    if scores[0] - scores[1] > MOST_LOST:
         raise ExportError(
-            f"int8 has a mAP of {int8:.4f} on the {len(heldout)} held-out pictures, float32 one of "
-            f"{float32:.4f}; the limit is a loss of {MOST_LOST}"
+            f"int8 scores {scores[1]:.4f} on the {len(heldout)} held-out pictures, float32 "
+            f"{scores[0]:.4f}; the limit is a loss of {MOST_LOST}"
         )
-    found = find_boxes(after.predict, what.source.test, what.size)
-    test = detection_metrics.measure(found, what.source.test, len(what.source.classes))
     golden = _golden_images(what)
     answers: dict[Precision, Outputs] = {
         "float32": what.evaluated.served.predict(golden),
         "int8": after.predict(golden),
     }
     np.savez_compressed(artifact.path / GOLDEN, allow_pickle=False, **pack_golden(golden, answers))
-    record = DetectorInt8(
-        file=INT8_GRAPH,
-        calibration_images=len(images),
-        golden_tolerance=INT8_TOLERANCE,
-        heldout_map_float32=round(float32, 9),
-        heldout_map=round(int8, 9),
-        test_map=round(test.map, 9),
-        test_map50=round(test.map50, 9),
+    graph = Int8Graph(
+        file=INT8_GRAPH, calibration_images=len(images), golden_tolerance=INT8_TOLERANCE
+    )
+    record = what.evaluated.int8_record(
+        graph, (scores[0], scores[1]), after.predict, what.source.test
     )
     artifact = with_files(artifact, GOLDEN)
     rewritten(Artifact(artifact.path, artifact.manifest.model_copy(update={"int8": record})))

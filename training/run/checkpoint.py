@@ -3,6 +3,7 @@
     runs/<run>/
         epoch-00007/          the newest finished epoch; older ones are removed
             network.safetensors
+            learned.safetensors   where the network is a moving average: the weights that learn
             optimizer.safetensors
             proxy_network.safetensors, proxy_optimizer.safetensors   where the recipe has a proxy
             state.json        recipe, data and history: everything but tensors
@@ -29,6 +30,7 @@ from training.recipes import Recipe
 from training.run import durable
 
 NETWORK = "network.safetensors"
+LEARNED = "learned.safetensors"
 OPTIMIZER = "optimizer.safetensors"
 PROXY = "proxy_"
 STATE = "state.json"
@@ -141,12 +143,32 @@ class Learner:
         network: holds the weights.
         averaging: the network, or a wrapper that averages gradients with other processes.
         optimizer: of the weights.
+        average: follows the network, where the recipe says so.
     """
 
     recipe: Recipe
     network: nn.Module
     averaging: nn.Module
     optimizer: torch.optim.Optimizer
+    average: nn.Module | None = None
+
+    @property
+    def result(self) -> nn.Module:
+        """The network that the run is for: the moving average, or the one that learns."""
+        return self.network if self.average is None else self.average
+
+    @torch.no_grad()
+    def follow(self, step: int) -> None:
+        """Move the average towards the network; further in the first steps, which count from 1."""
+        if self.average is None:
+            return
+        part = 1 - min(self.recipe.averaged, (1 + step) / (10 + step))
+        state = self.network.state_dict()
+        for name, tensor in self.average.state_dict().items():
+            if tensor.is_floating_point():
+                tensor.lerp_(state[name], part)
+            else:
+                tensor.copy_(state[name])
 
 
 @dataclass(frozen=True)
@@ -162,7 +184,9 @@ class Checkpoint:
         Raises:
             RunError: a file is damaged or holds other tensors than the network.
         """
-        self.load_network(learner.network)
+        self.load_network(learner.result)
+        if learner.average is not None:
+            _load(learner.network, self.read(LEARNED), self.path / LEARNED)
         self._load_optimizer(learner.optimizer)
         if proxy is not None:
             self.load_network(proxy.network, PROXY)
@@ -174,12 +198,7 @@ class Checkpoint:
         Raises:
             RunError: the file is damaged or holds other tensors than the network.
         """
-        weights = self.read(prefix + NETWORK)
-        try:
-            network.load_state_dict(weights)
-        except RuntimeError as exc:
-            told = " ".join(str(exc).split())
-            raise RunError(f"{self.path / (prefix + NETWORK)}: {told}") from exc
+        _load(network, self.read(prefix + NETWORK), self.path / (prefix + NETWORK))
 
     def read(self, file_name: str) -> dict[str, Tensor]:
         """Return the tensors of one of its files, by name.
@@ -214,6 +233,13 @@ class Checkpoint:
                     values[name] = torch.empty_like(parameter).copy_(value)
 
 
+def _load(network: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as exc:
+        raise RunError(f"{path}: {' '.join(str(exc).split())}") from exc
+
+
 def save(run: Path, state: RunState, learner: Learner, proxy: Learner | None = None) -> None:
     """Write a checkpoint of the finished epoch, then remove the older ones.
 
@@ -236,7 +262,9 @@ def save(run: Path, state: RunState, learner: Learner, proxy: Learner | None = N
 
 
 def _save_learner(learner: Learner, folder: Path, prefix: str = "") -> None:
-    save_file(_contiguous(learner.network.state_dict()), folder / (prefix + NETWORK))
+    save_file(_contiguous(learner.result.state_dict()), folder / (prefix + NETWORK))
+    if learner.average is not None:
+        save_file(_contiguous(learner.network.state_dict()), folder / (prefix + LEARNED))
     save_file(_optimizer_tensors(learner.optimizer), folder / (prefix + OPTIMIZER))
 
 

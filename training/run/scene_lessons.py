@@ -40,7 +40,7 @@ from training.tasks import detection, detection_metrics, segmentation, segmentat
 
 RESIZE = Resize(policy="letterbox", interpolation="bilinear")
 
-STRIDE = 32
+STRIDE = 16
 """Height and width of the input are multiples of it."""
 
 SOME_IMAGES = 256
@@ -90,7 +90,9 @@ def check_size(recipe: Recipe) -> None:
     """
     for name in ("height", "width"):
         if (value := getattr(recipe, name)) == 0 or value % STRIDE:
-            raise RecipeError(f"{name} is {value}; {recipe.architecture} takes multiples of 32")
+            raise RecipeError(
+                f"{name} is {value}; {recipe.architecture} takes multiples of {STRIDE}"
+            )
     if recipe.smallest > recipe.largest:
         raise RecipeError(f"smallest is {recipe.smallest} and largest is {recipe.largest}")
 

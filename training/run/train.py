@@ -175,7 +175,7 @@ def _train_epochs(run: Run, state: RunState, run_dir: Path, reporter: Reporter) 
         reporter.epoch_started(state.epoch + 1, run.recipe.epochs, len(run.lessons))
         figures = _train_epoch(run, state.epoch + 1, reporter)
         for learner in filter(None, (run.learner, run.proxy)):
-            check_finite(learner.network, figures.epoch)
+            check_finite(learner.result, figures.epoch)
         state = replace(state, history=(*state.history, figures))
         if run.workers.is_first:
             checkpoint.save(run_dir, state, run.learner, run.proxy)
@@ -206,6 +206,7 @@ def _train_epoch(run: Run, number: int, reporter: Reporter) -> EpochFigures:
         loss, correct = learn(
             run.learner, batch, rate, weight, largest, run.teacher, lessons.lesson
         )
+        run.learner.follow((number - 1) * math.ceil(len(lessons) / recipe.candidates) + step)
         totals += torch.stack([loss * len(batch), correct, torch.full_like(loss, len(batch))])
         seen += len(draft)
         if step % PROGRESS_STEPS == 0 or seen == len(lessons):
@@ -223,7 +224,7 @@ def _train_epoch(run: Run, number: int, reporter: Reporter) -> EpochFigures:
         epoch=number,
         loss=mean_loss,
         train_accuracy=accuracy if lessons.lesson.has_right_answers else None,
-        heldout_accuracy=lessons.measure(run.learner.network, number) if workers.is_first else None,
+        heldout_accuracy=lessons.measure(run.learner.result, number) if workers.is_first else None,
         images_per_second=seen / seconds,
         seconds=seconds,
     )
@@ -424,7 +425,8 @@ def _new_learner(
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     initialize_from(network, images)
     averaging = workers.average_gradients_of(network)
-    return Learner(recipe, network, averaging, make_optimizer(recipe, network))
+    average = deepcopy(network).requires_grad_(requires_grad=False) if recipe.averaged else None
+    return Learner(recipe, network, averaging, make_optimizer(recipe, network), average)
 
 
 def _make_directory(run_dir: Path) -> None:

@@ -15,8 +15,8 @@ from tests.support.scene_folders import write_scene_folder
 from tests.support.training_fixtures import InterruptAfterFirst, Interrupted
 from training.data.scenes import SceneSource, find_scenes
 from training.errors import DataError, RecipeError, RunError
-from training.evaluate_scenes import evaluate_detector
-from training.export.scenes import DetectorExport, export_detector
+from training.evaluate_scenes import evaluate_scenes
+from training.export.scenes import SceneExport, export_scenes
 from training.recipes import find_recipe
 from training.run.checkpoint import Checkpoint, open_run
 from training.run.progress import SilentReporter
@@ -61,8 +61,8 @@ def exported(
     trained: Checkpoint, scenes: SceneSource, tmp_path_factory: pytest.TempPathFactory
 ) -> Artifact:
     def make(store: Path) -> None:
-        evaluated = evaluate_detector(trained, scenes)
-        export_detector(DetectorExport(trained, evaluated, scenes, "boxes", "1", int8=True), store)
+        evaluated = evaluate_scenes(trained, scenes)
+        export_scenes(SceneExport(trained, evaluated, scenes, "boxes", "1", int8=True), store)
 
     return read_artifact(made_once(tmp_path_factory, "yolo-store", make) / "boxes" / "1")
 
@@ -125,7 +125,7 @@ def test_run_that_was_interrupted_goes_on_as_if_it_were_not(
 def test_fields_of_the_other_task_are_refused(scenes: SceneSource, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"cutout is 8; yolo learns detection, which does not"):
         train_detector(scenes, tmp_path, cutout=8)
-    with pytest.raises(RecipeError, match=r"height is 50; yolo takes multiples of 32"):
+    with pytest.raises(RecipeError, match=r"height is 50; yolo takes multiples of 16"):
         train_detector(scenes, tmp_path, height=50)
     with pytest.raises(DataError, match=r"annotated for detection and segmentation; fc learns"):
         train(find_recipe("fc"), scenes, tmp_path, SilentReporter(), device="cpu")
@@ -135,6 +135,6 @@ def test_other_data_is_refused(trained: Checkpoint, tmp_path: Path) -> None:
     write_scene_folder(tmp_path / "other", train=5)
     other = find_scenes(tmp_path / "other")
     with pytest.raises(DataError, match="was trained on"):
-        evaluate_detector(trained, other)
+        evaluate_scenes(trained, other)
     with pytest.raises(RunError, match="holds a run already"):
         train(trained.state.recipe, other, trained.path.parent, SilentReporter(), device="cpu")
