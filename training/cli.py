@@ -100,7 +100,7 @@ def recipe_options(command: Command) -> Command:
 
 @click.group(cls=OneLineErrors, errors=TrainingError, context_settings={"max_content_width": 100})
 def main() -> None:
-    """Train CIFAR-10 classifiers, measure them and export them for serving."""
+    """Train classifiers, detectors and segmenters, measure them and export them for serving."""
     try:
         check_names(os.environ)
     except SettingsError as exc:

@@ -487,8 +487,6 @@ UNET = Recipe(
 """The same for masks; the numbers were chosen on a part of the nuclei that is held out."""
 
 RECIPES: dict[str, Recipe] = {
-    "yolo": YOLO,
-    "unet": UNET,
     "simple-cnn": Recipe(architecture="simple-cnn"),
     "fc": Recipe(architecture="fc"),
     "simple-cnn-augmented": AUGMENTED,
@@ -562,6 +560,8 @@ RECIPES: dict[str, Recipe] = {
         noise=6,
         holdout=0.02,
     ),
+    "yolo": YOLO,
+    "unet": UNET,
 }
 
 

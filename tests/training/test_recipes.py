@@ -167,19 +167,22 @@ def test_the_documented_recipes_are_those_that_there_are() -> None:
     documented = {}
     for row in rows:
         if len(row) == 7:
-            name, _, parameters, macs, epochs, optimizer, heldout = (cell.strip() for cell in row)
-            documented[name.strip("`")] = (parameters, macs, epochs, optimizer, heldout)
+            name, _, parameters, macs, epochs, optimizer, last = (cell.strip() for cell in row)
+            documented[name.strip("`")] = (parameters, macs, epochs, optimizer, last)
     assert documented == {name: _documented(recipe) for name, recipe in RECIPES.items()}
 
 
 def _documented(recipe: Recipe) -> tuple[str, ...]:
-    description = describe(recipe.architecture)
+    scene = recipe.height > 0
+    size = (recipe.height, recipe.width) if scene else None
+    description = describe(recipe.architecture, image_size=size)
     mega = description.macs / 1e6
     heldout = round(recipe.holdout * 50_000)
+    last = f"{recipe.width}×{recipe.height}" if scene else f"{heldout:,}" if heldout else "none"
     return (
         f"{description.parameters:,}",
         f"{mega:.1f} M" if mega < 10 else f"{mega:.0f} M",
         str(recipe.epochs),
         {"adam": "Adam", "adamw": "AdamW", "muon": "Muon"}[recipe.optimizer],
-        f"{heldout:,}" if heldout else "none",
+        last,
     )
