@@ -240,16 +240,21 @@ def models(*, as_json: bool) -> None:
     lines = [("MODEL", "TASK", "ARCHITECTURE", "PARAMETERS", "ON TEST IMAGES", "")]
     for ref, row in rows.items():
         default = "default" if row.default else ""
-        measured = (
-            f"mAP {row.test_map:.1%}" if row.test_accuracy is None else f"{row.test_accuracy:.2%}"
-        )
-        lines.append((ref, row.task, row.architecture, f"{row.parameters:,}", measured, default))
+        size = f"{row.parameters:,}"
+        lines.append((ref, row.task, row.architecture, size, _measured(row), default))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
         cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
         click.echo("  ".join(cells).rstrip())
     if _is_only_model(store, settings):
         click.echo(MORE_MODELS, err=True)
+
+
+def _measured(row: ModelVersion) -> str:
+    """Return the figure on the test images that the model's task has."""
+    if row.test_accuracy is not None:
+        return f"{row.test_accuracy:.2%}"
+    return "" if row.test_map is None else f"mAP {row.test_map:.1%}"
 
 
 def _name_and_version(model: str | None, version: str | None) -> tuple[str, str | None]:

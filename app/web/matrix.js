@@ -3,7 +3,7 @@
 import { html, useRef } from "./vendor/htm-preact-3.1.1.js";
 import * as api from "./api.js";
 import { Choice, Progress, percent, useInSight } from "./parts.js";
-import { Precision } from "./precision.js";
+import { Figures } from "./figures.js";
 import { oneOf, useAsked } from "./state.js";
 
 const NORMALISATIONS = [
@@ -17,9 +17,10 @@ const ORDERS = [
   ["similarity", "by similarity"],
 ];
 
-// Of a detector's objects no pictures are kept, and there is background: boxes where no object is,
-// and objects without a box.
-const detects = (matrix) => matrix.score_threshold !== undefined;
+// Of a classifier, images are counted, and pictures of them are kept. Others count boxes or pixels,
+// and the last class is background.
+const countsImages = (matrix) => matrix.accuracy !== undefined;
+const countsBoxes = (matrix) => matrix.score_threshold !== undefined;
 
 export function Matrix({ modelKey, shown, show }) {
   const normalize = oneOf(NORMALISATIONS, shown.normalize);
@@ -29,7 +30,7 @@ export function Matrix({ modelKey, shown, show }) {
     [modelKey, normalize],
   );
   const matrix = state.answer ?? state.before;
-  const cell = matrix && !detects(matrix) && shown.true && shown.predicted;
+  const cell = matrix && countsImages(matrix) && shown.true && shown.predicted;
   return html`
     <section aria-label="Confusion matrix">
       <div class="bar">
@@ -52,7 +53,7 @@ export function Matrix({ modelKey, shown, show }) {
         ${cell &&
         html`<${Cell} modelKey=${modelKey} truth=${shown.true} predicted=${shown.predicted} />`}
       </div>
-      ${matrix && detects(matrix) && html`<${Precision} modelKey=${modelKey} />`}
+      ${matrix && !countsImages(matrix) && html`<${Figures} modelKey=${modelKey} />`}
     </section>
   `;
 }
@@ -82,7 +83,7 @@ function Table({ matrix, order: wanted, shown, show }) {
   return html`
     <div class="scroll">
       <p id="said" class="wide">
-        ${detects(matrix) ? saidOfObjects(matrix) : saidOfImages(matrix)}
+        ${(countsImages(matrix) ? saidOfImages : countsBoxes(matrix) ? saidOfBoxes : saidOfPixels)(matrix)}
       </p>
       <table ref=${itself} class="matrix" aria-describedby="said" onKeyDown=${step}>
         <thead>
@@ -102,7 +103,7 @@ function Table({ matrix, order: wanted, shown, show }) {
                   const place = line * order.length + across;
                   const shade = `cell shade${Math.round(strength * 8)}`;
                   const content = text(values[row][column]);
-                  if (detects(matrix)) return html`<td><span class=${shade}>${content}</span></td>`;
+                  if (!countsImages(matrix)) return html`<td><span class=${shade}>${content}</span></td>`;
                   return html`
                     <td>
                       <button
@@ -133,7 +134,12 @@ const saidOfImages = ({ accuracy, images }) => html`
   (the arrow keys lead from one to the next).
 `;
 
-const saidOfObjects = ({ objects, images, score_threshold: least }) => html`
+const saidOfPixels = ({ images }) => html`
+  The pixels of ${images.toLocaleString("en")} test images. Rows are true classes, columns predicted
+  ones, and an empty cell is 0.
+`;
+
+const saidOfBoxes = ({ objects, images, score_threshold: least }) => html`
   ${objects.toLocaleString("en")} objects in ${images.toLocaleString("en")} test images, against boxes
   with a score of at least ${percent(least)}. Rows are true classes, columns predicted ones, and an
   empty cell is 0. Background: boxes where no object is (row), and objects without a box (column).
@@ -141,7 +147,7 @@ const saidOfObjects = ({ objects, images, score_threshold: least }) => html`
 
 // Background is like no class; it stays at the end.
 function similarFirst(matrix) {
-  if (!detects(matrix)) return bySimilarity(matrix.counts);
+  if (countsImages(matrix)) return bySimilarity(matrix.counts);
   const last = matrix.labels.length - 1;
   if (last < 2) return [...matrix.labels.keys()];
   return [...bySimilarity(matrix.counts.slice(0, last).map((row) => row.slice(0, last))), last];

@@ -35,7 +35,7 @@ function Card({ model, image, announced, kept, onKeep }) {
   const old = found && found.picture !== image && "old";
   return html`
     <article class=${`card ${old || (found || state.error ? "" : "waiting")}`} aria-label=${key}>
-      <h2>${key} <small>${model.architecture}${measured(model) && `, ${measured(model)} on the test images`}</small></h2>
+      <h2>${key} <small>${model.architecture}, ${measured(model)} on the test images</small></h2>
       ${found
         ? html`<${Found} found=${found} kept=${kept} onKeep=${onKeep} announced=${announced} />`
         : html`<${Progress} state=${state} what="Drawing masks" />`}
@@ -43,13 +43,14 @@ function Card({ model, image, announced, kept, onKeep }) {
   `;
 }
 
-// Instances, and the classes that have none.
+// Instances, and the classes that have none; of a model that tells no objects apart, the classes.
 async function segment(model, image, signal) {
-  const { instances = [], classes = [], ...answer } = await api.segment(
+  const { instances: told, classes, ...answer } = await api.segment(
     keyOf(model),
     image.data,
     signal,
   );
+  const instances = told ?? [];
   const counted = new Set(instances.map(({ category }) => category));
   const whole = classes.filter(({ category }) => !counted.has(category));
   const pixels = answer.image.width * answer.image.height;
@@ -59,7 +60,7 @@ async function segment(model, image, signal) {
     label: model.classes.indexOf(one.category),
     note: `${percent(one.area / pixels)} of the picture`,
   }));
-  return { ...answer, objects, picture: image };
+  return { ...answer, objects, picture: image, counted: told ? "object" : "area" };
 }
 
 function Found({ found, kept, onKeep, announced }) {
@@ -81,7 +82,7 @@ function Found({ found, kept, onKeep, announced }) {
         }}
       />
     </div>
-    <${Count} objects=${objects} announced=${announced} />
+    <${Count} objects=${objects} of=${found.counted} announced=${announced} />
     ${warning && html`<p><span class="warning">${warning}</span></p>`}
     <div class="found">
       <${Scene}

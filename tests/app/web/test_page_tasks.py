@@ -222,16 +222,42 @@ def test_slider_filters_while_it_moves(open_page: OpenPage, picture: Path) -> No
 
 def test_picture_is_asked_about_once_with_a_low_score(open_page: OpenPage) -> None:
     with open_page() as page:
-        expect(page.get_by_role("article", name=FC).locator(".answer")).not_to_be_empty()
+        expect(page.locator(".overlay")).to_have_count(2)  # no request of this view is to come
         asked: list[str] = []
+        held: list[Route] = []
         page.on("request", lambda request: asked.append(request.url))
-        page.get_by_role("link", name="Detect").click()
+        page.route("**/scene-1.jpg", lambda route: held.append(route))
+        with page.expect_response("**/objects.js"):
+            page.get_by_role("link", name="Detect").click()
+        page.wait_for_timeout(500)
+        assert not [url for url in asked if "/detect?" in url]  # about the classifiers' sample
+        for route in held:
+            route.continue_()
+        page.unroute("**/scene-1.jpg")
         expect(card(page, "finder/1").get_by_role("figure")).to_be_visible()
         page.wait_for_load_state("networkidle")
         (detect,) = [url for url in asked if "/detect?" in url]
         assert "score_threshold=0.01" in detect
         sent = [url.partition("?")[0].rpartition("/")[2] for url in asked if "blob:" not in url]
-        assert len(sent) <= 9, sent  # two modules, three samples, one of them twice, and answers
+        assert len(sent) <= 9, sent  # two modules, samples, icon, manifest and objects
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_small_box_in_a_large_one_can_be_pointed_at(open_page: OpenPage, order: int) -> None:
+    detections = [
+        {"bbox": [40, 40, 20, 20], "category": "cell", "category_id": 3, "score": 0.8},
+        {"bbox": [10, 10, 90, 90], "category": "platelet", "category_id": 7, "score": 0.7},
+    ]
+    answer = {"image": {"width": WIDE, "height": HIGH}, "detections": detections[::order]}
+    with open_page("?view=matrix") as page:
+        page.route("**/detect?*", lambda route: route.fulfill(json=answer))
+        page.get_by_role("link", name="Detect").click()
+        frame = page.locator(".frame").bounding_box()
+        assert frame
+        scale = frame["width"] / WIDE
+        for place, name in ((50, "cell"), (80, "platelet")):
+            page.mouse.move(frame["x"] + scale * place, frame["y"] + scale * place)
+            expect(page.locator(".named")).to_have_text(re.compile(name))
 
 
 def test_object_that_is_pointed_at_is_named_and_marked_in_list_and_picture(
@@ -264,6 +290,10 @@ def test_objects_are_reached_with_the_keyboard(open_page: OpenPage, picture: Pat
         page.keyboard.press("Tab")
         expect(found.first).to_be_focused()
         expect(named).to_have_text(re.compile("cell 90%"))
+        page.keyboard.press("Tab")
+        expect(named).to_have_count(0)  # the list is one stop
+        page.keyboard.press("Shift+Tab")
+        expect(found.first).to_be_focused()
         page.keyboard.press("ArrowDown")
         page.keyboard.press("ArrowDown")
         expect(found.nth(2)).to_be_focused()
@@ -302,6 +332,9 @@ def test_names_at_the_border_stay_in_the_picture(open_page: OpenPage, tmp_path: 
             assert name["x"] + name["width"] <= frame["x"] + frame["width"]
             assert frame["y"] <= name["y"]
             assert name["y"] + name["height"] <= frame["y"] + frame["height"]
+            upper = frame["y"] + frame["width"] / WIDE * place[1]
+            lower = upper + frame["width"] / WIDE * 16
+            assert name["y"] >= lower - 2 or name["y"] + name["height"] <= upper + 2
 
 
 def test_three_samples_are_there_for_detectors(open_page: OpenPage) -> None:
@@ -519,7 +552,9 @@ def serve_segmenter(page: Page, answer: dict[str, Any]) -> None:
         response = route.fetch()
         listed = response.json()
         (finder,) = [model for model in listed["models"] if model["name"] == "finder"]
-        listed["models"].append({**finder, "name": "masker", "task": "segmentation"})
+        masker = {name: value for name, value in finder.items() if not name.startswith("test_")}
+        masker |= {"name": "masker", "task": "segmentation", "test_iou": 0.75}
+        listed["models"].append(masker)
         route.fulfill(response=response, body=json.dumps(listed))
 
     page.route("**/models", models)
@@ -547,6 +582,7 @@ def test_masks_lie_over_the_picture_in_the_colours_of_their_classes(
             "cell 70.0%, 9.8% of the picture",
             "platelet, 21.9% of the picture",
         ]
+        expect(card(page, "masker/1")).to_contain_text("IoU 75.0% on the test images")
         canvas = page.locator(".masks")
         assert canvas.evaluate(PIXEL, [70, 70]) == [*COLOURS[0], 255]
         assert canvas.evaluate(PIXEL, [10, 160]) == [*COLOURS[1], 255]
@@ -584,6 +620,40 @@ def test_masks_are_as_opaque_as_asked(open_page: OpenPage, segmented: dict[str, 
         slider.fill("0.25")
         expect(page.locator(".masks")).to_have_css("opacity", "0.25")
         assert "opacity=0.25" in page.url
+
+
+def test_classes_are_shown_where_objects_are_not_told_apart(
+    open_page: OpenPage, segmented: dict[str, Any]
+) -> None:
+    del segmented["instances"]
+    with open_page("?view=segment") as page:
+        serve_segmenter(page, segmented)
+        expect(objects(page, "masker/1")).to_have_count(2)
+        answer = card(page, "masker/1").locator(".answer")
+        expect(answer).to_have_text(re.compile(r"2 areas\s*: 1 cell, 1 platelet"))
+        assert page.locator(".masks").evaluate(PIXEL, [110, 100]) == [*COLOURS[0], 255]
+
+
+def test_matrix_of_a_segmenter_counts_pixels_and_has_its_overlap(open_page: OpenPage) -> None:
+    matrix = {
+        "labels": ["cell", "platelet", "background"],
+        "images": 20,
+        "objects": 60,
+        "counts": [[900, 10, 90], [0, 500, 40], [70, 30, 9000]],
+    }
+    classes = [{"label": "cell", "iou": 0.8, "objects": 40}]
+    figures = {"images": 20, "objects": 60, "iou": 0.75, "instance_f1": 0.9, "per_class": classes}
+    with open_page() as page:
+        page.route("**/confusion-matrix?*", lambda route: route.fulfill(json=matrix))
+        page.route("**/evaluation?*", lambda route: route.fulfill(json=figures))
+        page.goto(f"{page.url}?view=matrix&model=finder/1")
+        expect(page.locator(".matrix").get_by_role("button")).to_have_count(0)
+        said = page.get_by_role("region", name="Confusion matrix")
+        expect(said).to_contain_text("The pixels of 20 test images")
+        overlap = page.get_by_role("region", name="Overlap")
+        expect(overlap).to_contain_text("IoU 75.0%")
+        expect(overlap).to_contain_text("F1 90.0%")
+        assert " ".join(overlap.locator("tbody").inner_text().split()) == "cell 80.0%"
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
