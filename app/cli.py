@@ -10,6 +10,8 @@ import sys
 from collections.abc import Sequence
 from contextlib import closing
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import click
 
@@ -18,10 +20,20 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from app.api.queries import VERSION_HELP
 from app.api.schemas import ModelVersion
+from app.artifact.directory import Artifact
 from app.artifact.store import Store, read_store
 from app.commands import OneLineErrors
 from app.errors import ConvscopeError
-from app.local import FileClassifier, as_csv, as_json, as_text, find_files, is_folder
+from app.local import (
+    ANSWERS,
+    COVERAGE,
+    FileReader,
+    Options,
+    as_csv,
+    as_text,
+    find_files,
+    is_folder,
+)
 from app.machine import can_fork, usable_cpus
 from app.server.run_directory import reachable, run_directory
 from app.settings import Settings, read_settings
@@ -30,12 +42,10 @@ from app.telemetry import logs
 _log = logging.getLogger(__name__)
 
 BACKLOG = 2048
-COVERAGE = 0.9
-"""Of the sets that `predict` prints by default, as on the page."""
 
 EXIT_STATUS = (
-    "Exit status: 0 if every file is classified; 1 if a file cannot be classified, or the model or "
-    "a setting is wrong; 2 for wrong usage."
+    "Exit status: 0 if every file has an answer; 1 if a file has none, or the model or a setting "
+    "is wrong; 2 for wrong usage."
 )
 
 ERASE_LINE = "\r\033[K"
@@ -49,7 +59,7 @@ MORE_MODELS = (
 @click.group(cls=OneLineErrors, errors=ConvscopeError)
 @click.version_option(package_name="convscope")
 def main() -> None:
-    """Serve image classifiers, or classify files. CONVSCOPE_* variables hold the settings."""
+    """Serve image models, or ask them about files. CONVSCOPE_* variables hold the settings."""
 
 
 @main.command()
@@ -103,63 +113,100 @@ def _check_number(_context: object, _option: object, value: float | None) -> flo
 @click.argument("files", nargs=-1, required=True)
 @click.option("--model", help="The model, as name or name/version. Default: the default model.")
 @click.option("--version", help=VERSION_HELP)
-@click.option("--top-k", type=click.IntRange(1), help="How many classes to show.")
+@click.option("--top-k", type=click.IntRange(1), help="How many classes to show. For classifiers.")
 @click.option(
     "--coverage",
     type=click.FloatRange(0.01, 0.99),
     callback=_check_number,
     help="The probability with which the set of classes holds the true one, for pictures like "
-    f"those that the model was trained on. Default: {COVERAGE:g}, if the model has sets.",
+    f"those that the model was trained on. Default: {COVERAGE:g}, if the model has sets. For "
+    "classifiers.",
 )
-@click.option("--json", "to_json", is_flag=True, help="Print JSON, as POST /predict answers it.")
+@click.option(
+    "--threshold",
+    type=click.FloatRange(0, 1),
+    callback=_check_number,
+    help="The least score of an object. Default: the model's own. For detectors.",
+)
+@click.option(
+    "--draw",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder for drawings: each picture with its objects, as PNG. No file is overwritten. For "
+    "detectors.",
+)
+@click.option(
+    "--json",
+    "to_json",
+    is_flag=True,
+    help="Print JSON: as POST /predict answers it, or a detector's results in COCO's format.",
+)
 @click.option("--csv", "to_csv", is_flag=True, help="Print CSV, with a header.")
 def predict(
     files: Sequence[str],
     model: str | None,
     version: str | None,
-    top_k: int | None,
-    coverage: float | None,
     *,
     to_json: bool,
     to_csv: bool,
+    **given: Any,
 ) -> None:
-    """Classify FILES without a server: images, folders of them, patterns, "-" for standard input.
+    """Ask a model about FILES: images, folders of them, patterns, "-" for standard input.
 
-    Prints a row for each file: its class, the probability, a set of classes that holds the true one
-    with the probability --coverage, for pictures like the training images, and a warning if the
-    picture is unlike those, or if its file has a fault. A file that cannot be classified has the
-    reason in its row.
+    There is no server. Prints a row for each file. Of a classifier: the class, the probability, a
+    set of classes that holds the true one with the probability --coverage, for pictures like the
+    training images, and a warning if the picture is unlike those. Of a detector: how many objects
+    of each class there are, and their scores; --csv and --json have a row for each object. A file
+    with a fault has a warning in its row, and one that cannot be read the reason.
     """
     if to_json and to_csv:
         raise click.UsageError("--json and --csv: only one can be printed")
     if (to_json or to_csv) and isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8")  # programs read it, whatever the terminal's is
     settings = read_settings()
-    name, version = _name_and_version(model, version)
-    artifact = _read_store(settings).find(name, version, "classification")
-    if coverage is None and settings.precision in artifact.classifier.confidence:
-        coverage = COVERAGE
-    if top_k is None and not (to_json or to_csv):
-        top_k = 1
-    classifier = FileClassifier(artifact, settings, top_k=top_k, coverage=coverage)
+    options = Options(**given)
+    store = _read_store(settings)
+    artifact = store.find(*_name_and_version(model, version))
+    _check_options(store, artifact, options)
+    task = ANSWERS[artifact.manifest.task]
+    answers = task(artifact, settings, options, brief=not (to_json or to_csv))
+    reader = FileReader(artifact, settings, answers)
     on_terminal = sys.stderr.isatty() and any(map(is_folder, files))
-    count = sum(1 for _ in find_files(files)) if on_terminal else None
-    rows = classifier.rows(find_files(files))
+    count = sum(1 for _ in find_files(files, options.draw)) if on_terminal else None
+    if options.draw is not None:
+        options.draw.mkdir(parents=True, exist_ok=True)
+    rows = reader.rows(find_files(files, options.draw))
     with click.progressbar(
         rows, length=count, show_pos=True, file=sys.stderr, hidden=not on_terminal
     ) as shown:
         if to_json:
-            lines = as_json(shown, artifact.manifest)
+            lines = answers.as_json(shown)
         elif to_csv:
-            lines = as_csv(shown)
+            lines = as_csv(shown, answers)
         else:
-            lines = as_text(shown, coverage)
+            lines = as_text(shown, answers)
         for line in lines:
             if on_terminal and sys.stdout.isatty():
                 click.echo(ERASE_LINE, nl=False, err=True)
             click.echo(line)
-    if classifier.failures:
+    if reader.failures:
         raise SystemExit(1)
+
+
+def _check_options(store: Store, artifact: Artifact, options: Options) -> None:
+    """Refuse options that the model's task does not have.
+
+    Raises:
+        click.UsageError: names an option and the models that have it.
+    """
+    task = artifact.manifest.task
+    for name in options.given:
+        if name not in ANSWERS[task].takes:
+            fitting = [other for other, answers in ANSWERS.items() if name in answers.takes]
+            models = [item.ref for item in store if item.manifest.task in fitting]
+            raise click.UsageError(
+                f"--{name.replace('_', '-')} is for {' and '.join(fitting)}, and {artifact.ref} "
+                f"for {task}; --model names another: {', '.join(models) or 'there is none'}"
+            )
 
 
 @main.command()
@@ -187,16 +234,23 @@ def models(*, as_json: bool) -> None:
     lines = [("MODEL", "TASK", "ARCHITECTURE", "PARAMETERS", "ON TEST IMAGES", "")]
     for ref, row in rows.items():
         default = "default" if row.default else ""
-        measured = (
-            f"mAP {row.test_map:.1%}" if row.test_accuracy is None else f"{row.test_accuracy:.2%}"
-        )
-        lines.append((ref, row.task, row.architecture, f"{row.parameters:,}", measured, default))
+        size = f"{row.parameters:,}"
+        lines.append((ref, row.task, row.architecture, size, _measured(row), default))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
         cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
         click.echo("  ".join(cells).rstrip())
     if _is_only_model(store, settings):
         click.echo(MORE_MODELS, err=True)
+
+
+def _measured(row: ModelVersion) -> str:
+    """Return the figure on the test images that the model's task has."""
+    if row.test_accuracy is not None:
+        return f"{row.test_accuracy:.2%}"
+    if row.test_map is not None:
+        return f"mAP {row.test_map:.1%}"
+    return "" if row.test_iou is None else f"IoU {row.test_iou:.1%}"
 
 
 def _name_and_version(model: str | None, version: str | None) -> tuple[str, str | None]:
@@ -248,13 +302,16 @@ def _greet(host: str, port: int, store: Store, settings: Settings) -> None:
         _log.info(MORE_MODELS)
     if settings.log_format == "json" or not sys.stdout.isatty():
         return
+    from app.api.dependencies import ROUTES
     from app.api.openapi import EXAMPLE_BASE64
 
     host = reachable(host)
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     names = ", ".join(item.ref for item in store)
-    click.echo(
-        f"\nServing {names}. Open {url} in a browser, see {url}/docs, or try:\n\n"
-        f"curl {url}/predict -H 'Content-Type: application/json' "
-        f'-d \'{{"images": ["{EXAMPLE_BASE64}"]}}\'\n'
-    )
+    click.echo(f"\nServing {names}. Open {url} in a browser, see {url}/docs, or try:\n")
+    for task, route in ROUTES.items():
+        if task in store.defaults:
+            click.echo(
+                f"curl {url}{route} -H 'Content-Type: application/json' "
+                f'-d \'{{"images": ["{EXAMPLE_BASE64}"]}}\'\n'
+            )

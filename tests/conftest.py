@@ -64,6 +64,7 @@ else:
         "app/web/test_page_behind_nginx.py",
         "app/web/test_page_classify.py",
         "app/web/test_page_inside.py",
+        "app/web/test_page_tasks.py",
     ]
 
 Connect = Callable[..., AbstractAsyncContextManager[httpx.AsyncClient]]

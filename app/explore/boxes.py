@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from app.explore.lettering import Label, write_labels
@@ -66,6 +67,34 @@ def draw_boxes(picture: RgbImage, boxes: Sequence[Box], classes: Sequence[str]) 
             taken.append(place)
             _draw_label(draw, place, written, box.label)
     return png(shown)
+
+
+def draw_found(
+    shown: RgbImage,
+    size: tuple[int, int],
+    boxes: NDArray[np.float64],
+    labels: NDArray[np.int64],
+    scores: NDArray[np.float64],
+    classes: Sequence[str],
+) -> bytes:
+    """Draw the n objects of a picture on it as it is shown, which may be smaller, as a PNG.
+
+    Args:
+        shown: uint8 `[height,width,3]`.
+        size: width and height of the picture.
+        boxes: x, y, width and height in pixels of the picture, `[n,4]`, the best first.
+        labels: indices of classes, `[n]`.
+        scores: 0 to 1, `[n]`.
+        classes: names by label.
+    """
+    across, down = shown.shape[1] / size[0], shown.shape[0] / size[1]
+    drawn = [
+        Box((x * across, y * down, width * across, height * down), label, score)
+        for (x, y, width, height), label, score in zip(
+            boxes.tolist(), labels.tolist(), scores.tolist(), strict=True
+        )
+    ]
+    return draw_boxes(shown, drawn, classes)
 
 
 def find_place(

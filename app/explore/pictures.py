@@ -19,6 +19,9 @@ MAX_PICTURE_PIXELS = 10_000_000
 DEFAULT_SIDE = 1280
 MAX_DEFAULT_SCALE = 16
 
+DRAWN_SIDE = 1280
+"""Of the longer side in pixels of a picture that is drawn on; a larger one is reduced before."""
+
 GREY = (128, 128, 128)
 """The background between pictures."""
 

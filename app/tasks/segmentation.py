@@ -138,6 +138,13 @@ class Segmented:
     labels: Sequence[int]
     scores: Sequence[float]
 
+    @property
+    def regions(self) -> tuple[NDArray[np.uint16], Sequence[int]]:
+        """The objects, or else the classes, by number as in `objects`, and the class of each."""
+        if self.objects is not None:
+            return self.objects, self.labels
+        return self.classes.astype(np.uint16), range(int(self.classes.max(initial=0)))
+
 
 @dataclass(frozen=True, slots=True)
 class Described:

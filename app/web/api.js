@@ -35,10 +35,10 @@ export function splitKey(key) {
   return { model, version };
 }
 
-export const sampleUrl = (name) => `web/samples/${name}.png`;
+export const sampleUrl = (file) => `web/samples/${file}`;
 
-export const readSample = async (name, signal) =>
-  (await ask(sampleUrl(name), {}, { signal })).blob();
+export const readSample = async (file, signal) =>
+  (await ask(sampleUrl(file), {}, { signal })).blob();
 
 export const listModels = (signal) => json(ask("models", {}, { signal }));
 
@@ -57,6 +57,11 @@ const post = (path, key, image, parameters, signal) =>
 
 export const predict = (key, image, coverage, signal) =>
   json(post("predict", key, image, { coverage }, signal));
+
+export const detect = (key, image, least, most, signal) =>
+  json(post("detect", key, image, { score_threshold: least, max_detections: most }, signal));
+
+export const segment = (key, image, signal) => json(post("segment", key, image, {}, signal));
 
 export const explainOver = (key, image, name, signal) =>
   picture(post("explain", key, image, { class: name, format: "overlay" }, signal));
@@ -84,6 +89,9 @@ export const readMatrix = (key, normalize, signal) =>
   json(
     ask("confusion-matrix", { ...splitKey(key), normalize, format: "json" }, { signal }),
   );
+
+export const readEvaluation = (key, signal) =>
+  json(ask("evaluation", { ...splitKey(key), format: "json" }, { signal }));
 
 export const readCell = (key, truth, predicted, signal) =>
   json(

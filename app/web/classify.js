@@ -1,8 +1,8 @@
-// The predictions of all models side by side.
+// The predictions of models side by side.
 
 import { html } from "./vendor/htm-preact-3.1.1.js";
 import * as api from "./api.js";
-import { Choice, Progress, percent, useSeen } from "./parts.js";
+import { Choice, Progress, keyOf, measured, percent, useSeen } from "./parts.js";
 import { oneOf, useAsked } from "./state.js";
 
 // An explanation by regions costs 25 predictions. A model with more multiply-accumulates than this
@@ -36,7 +36,7 @@ export function Classify({ models, image, shown, show }) {
         ${models.map(
           (model, place) => html`
             <${Card}
-              key=${`${model.name}/${model.version}`}
+              key=${keyOf(model)}
               model=${model}
               image=${image}
               coverage=${coverage}
@@ -52,7 +52,7 @@ export function Classify({ models, image, shown, show }) {
 }
 
 function Card({ model, image, coverage, announced, why, onWhy }) {
-  const key = `${model.name}/${model.version}`;
+  const key = keyOf(model);
   const answer = useAsked(
     () => (signal) => predict(key, image, coverage, signal),
     [key, image, coverage],
@@ -74,7 +74,7 @@ function Card({ model, image, coverage, announced, why, onWhy }) {
     <article ref=${place} class=${`card ${state || ""}`} aria-label=${key}>
       <h2>
         ${key}
-        <small>${model.architecture}, ${percent(model.test_accuracy)} on the test images</small>
+        <small>${model.architecture}, ${measured(model)} on the test images</small>
       </h2>
       ${!prediction && html`<${Progress} state=${answer} what="Classifying" />`}
       ${prediction &&

@@ -1,4 +1,5 @@
-// ColorBrewer's "PuOr", the service's own palette: purple below zero, white at zero, orange above.
+// The service's own palettes. Of signed values, ColorBrewer's "PuOr": purple below zero, white at zero,
+// orange above.
 
 const STOPS = [
   [45, 0, 75],
@@ -21,6 +22,19 @@ export function signedColour(value) {
     Math.round(low + (place - below) * (STOPS[below + 1][band] - low)),
   );
 }
+
+// Of classes, those of app/explore/palette.py (Okabe & Ito 2008); a test holds the two together.
+const OF_CLASSES = [
+  [230, 159, 0],
+  [86, 180, 233],
+  [0, 158, 115],
+  [240, 228, 66],
+  [213, 94, 0],
+  [204, 121, 167],
+  [0, 114, 178],
+];
+
+export const classColour = (index) => OF_CLASSES[index % OF_CLASSES.length];
 
 // Black or white, whichever contrasts more with a colour (WCAG 2 relative luminance).
 export function inkOn(colour) {

@@ -1,69 +1,112 @@
-// The page: a picture, the predictions for it, and views of the models' insides.
+// The page: a picture, what models make of it, and views of the models' insides.
 
 import { html, render, useCallback, useEffect, useMemo, useState } from "./vendor/htm-preact-3.1.1.js";
 import * as api from "./api.js";
 import { Classify } from "./classify.js";
-import { Choice, Progress } from "./parts.js";
-import { Picture, SAMPLES, useGiven } from "./picture.js";
+import { Choice, Progress, keyOf, measured } from "./parts.js";
+import { Picture, firstSample, sampleFile, samplesOf, useGiven } from "./picture.js";
 import { NOTHING_CHOSEN, oneOf, useAddress, useAsked } from "./state.js";
 
-const VIEWS = [
-  ["", "Classify"],
+// A task has its view if a model of it is served. `open`: how many models are at first.
+const TASKS = [
+  { name: "classification", view: "", title: "Classify", open: 2 },
+  { name: "detection", view: "detect", title: "Detect", open: 1 },
+  { name: "segmentation", view: "segment", title: "Segment", open: 1 },
+];
+const INSIDES = [
   ["network", "Through the network"],
   ["filters", "Filters"],
   ["matrix", "Confusion matrix"],
 ];
 
+// Fetched when they are asked for.
+const LATER = {
+  detect: async () => (await import("./detect.js")).Detect,
+  segment: async () => (await import("./segment.js")).Segment,
+  network: async () => {
+    const { Network } = await import("./network.js");
+    return (given) => given.image.data && html`<${Network} ...${given} />`;
+  },
+  filters: async () => (await import("./filters.js")).Filters,
+  matrix: async () => (await import("./matrix.js")).Matrix,
+};
+
+// The views depend on the models, so nothing is shown before these are known.
 function Page() {
+  const models = useAsked(() => (signal) => api.listModels(signal), []);
+  if (models.answer) return html`<${Service} models=${models.answer.models} />`;
+  return html`
+    <header><h1>Convscope</h1></header>
+    <main><${Progress} state=${models} what="Asking which models there are" /></main>
+  `;
+}
+
+function Service({ models }) {
   const [shown, show] = useAddress();
   const [file, setFile] = useState();
-  const models = useAsked(() => (signal) => api.listModels(signal), []);
-  const view = oneOf(VIEWS, shown.view);
-  const served = useMemo(() => inOrder(models.answer?.models ?? []), [models.answer]);
+  const tasks = TASKS.filter(({ name }) => models.some(({ task }) => task === name));
+  const served = useMemo(() => inOrder(tasks, models), [models]);
+  const views = [...tasks.map(({ view, title }) => [view, title]), ...INSIDES];
+  const view = oneOf(views, shown.view);
   const key = chosenModel(served, shown.model);
-  const inside = useAsked(() => INSIDE[view], [view]);
+  const task =
+    tasks.find((one) => one.view === view) ??
+    tasks.find(({ name }) => served.some((model) => keyOf(model) === key && model.task === name));
+  const ofTask = served.filter((model) => model.task === task.name);
+  const isInside = INSIDES.some(([name]) => name === view);
+  const open = openModels(ofTask, task.open, shown.models);
+  const fetchedView = useAsked(() => LATER[view], [view]);
+  const View = view === "" ? Classify : fetchedView.answer;
   const manifest = useAsked(
-    () => (key && view ? (signal) => api.readManifest(key, signal) : undefined),
-    [key, Boolean(view)],
+    () => (isInside ? (signal) => api.readManifest(key, signal) : undefined),
+    [key, isInside],
   );
-  const sample = SAMPLES.includes(shown.sample) ? shown.sample : "dog";
+  const sample = samplesOf(task.name).includes(shown.sample) ? shown.sample : firstSample(task.name);
   const chosen = shown.sample ? undefined : file;
-  const [image, fetched] = useImage(chosen, sample);
+  const [image, fetched] = useImage(chosen, task.name, sample);
+  const wantsPicture = !isInside || view === "network";
+  // A classifier sees few pixels of a picture; others show it whole, with what they find.
+  const seenBy = view === "network" ? key : view === "" && keyOf(ofTask[0]);
   const seen = useAsked(
-    () => (image.data && key ? (signal) => api.seen(key, image.data, signal) : undefined),
-    [image, key],
+    () => (image.data && seenBy ? (signal) => api.seen(seenBy, image.data, signal) : undefined),
+    [image, seenBy],
   );
   const unreadable = seen.error && !seen.error.passing;
-  const wantsPicture = view === "" || view === "network";
 
   const onFile = useCallback(
     (data, name) => {
       setFile({ data, name });
-      show({ sample: undefined, why: undefined, view: wantsPicture ? view : "" });
+      show({ sample: undefined, why: undefined, view: wantsPicture ? view : task.view });
     },
-    [show, view],
+    [show, view, task],
   );
   useEffect(() => {
-    document.title = `${VIEWS.find(([name]) => name === view)[1]} · Convscope`;
+    document.title = `${views.find(([name]) => name === view)[1]} · Convscope`;
   }, [view]);
   const given = useGiven(onFile);
   const onSample = (name) => {
     show({ sample: name, why: undefined });
   };
+  // The way from a task leads into one of its own models.
+  const lookInto = ofTask.some((model) => keyOf(model) === key) ? shown.model : keyOf(open[0]);
+  const changes = (name) =>
+    isInside || tasks.some((one) => one.view === name)
+      ? { view: name }
+      : { view: name, model: lookInto };
 
   return html`
     <header>
       <h1>Convscope</h1>
       <nav aria-label="Views">
-        ${VIEWS.map(
+        ${views.map(
           ([name, text]) => html`
             <a
-              href=${`?${new URLSearchParams({ ...shown, view: name })}`}
+              href=${`?${new URLSearchParams(withoutNothing({ ...shown, ...changes(name) }))}`}
               aria-current=${view === name ? "page" : undefined}
               onClick=${(event) => {
                 if (event.ctrlKey || event.metaKey || event.shiftKey) return;
                 event.preventDefault();
-                show({ view: name });
+                show(changes(name));
               }}
               >${text}</a
             >
@@ -77,40 +120,49 @@ function Page() {
       html`
         <div class="top">
           <${Picture}
+            task=${task.name}
             sample=${sample}
             file=${chosen}
             given=${given}
             onSample=${onSample}
             onFile=${onFile}
           />
-          <${Seen} image=${image} fetched=${fetched} seen=${seen} />
+          ${seenBy && html`<${Seen} image=${image} fetched=${fetched} seen=${seen} />`}
         </div>
+        ${!seenBy && fetched.error && html`<${Progress} state=${fetched} />`}
       `}
-      <${Progress} state=${models} what="Asking which models there are" />
-      ${view &&
-      key &&
+      ${isInside &&
       html`
         <div class="bar">
           <${Choice}
             label="Model"
             value=${key}
-            options=${served.map(({ name, version }) => [`${name}/${version}`, `${name}/${version}`])}
+            options=${served.map((model) => [keyOf(model), titleOf(model, tasks)])}
             onChoose=${(value) =>
               show({ model: value, layer: undefined, ...NOTHING_CHOSEN })}
           />
         </div>
       `}
-      <${Progress} state=${view ? inside : {}} what="Fetching the view" />
-      <${Progress} state=${view ? manifest : {}} what="Reading the model" />
-      ${view === "" &&
-      served.length > 0 &&
+      ${!isInside &&
+      ofTask.length > 1 &&
+      html`
+        <${Models}
+          models=${ofTask}
+          open=${open}
+          onChoose=${(keys) => show({ models: [...others(ofTask, shown.models), ...keys].join() })}
+        />
+      `}
+      <${Progress} state=${fetchedView} what="Fetching the view" />
+      <${Progress} state=${manifest} what="Reading the model" />
+      ${!isInside &&
+      View &&
       image.data &&
       !unreadable &&
-      html`<${Classify} models=${served} image=${image} shown=${shown} show=${show} />`}
-      ${view &&
+      html`<${View} models=${open} image=${image} shown=${shown} show=${show} />`}
+      ${isInside &&
       manifest.answer &&
-      inside.answer &&
-      html`<${inside.answer}
+      View &&
+      html`<${View}
         manifest=${manifest.answer}
         modelKey=${key}
         image=${unreadable ? NO_IMAGE : image}
@@ -121,40 +173,78 @@ function Page() {
   `;
 }
 
-// Fetched when they are asked for.
-const INSIDE = {
-  network: async () => {
-    const { Network } = await import("./network.js");
-    return (given) => given.image.data && html`<${Network} ...${given} />`;
-  },
-  filters: async () => (await import("./filters.js")).Filters,
-  matrix: async () => (await import("./matrix.js")).Matrix,
-};
+// The models of a task: which of them are open.
+function Models({ models, open, onChoose }) {
+  const toggle = (model) => {
+    const isOpen = open.includes(model);
+    if (isOpen && open.length === 1) return;
+    onChoose((isOpen ? open.filter((one) => one !== model) : [...open, model]).map(keyOf));
+  };
+  return html`
+    <ul class="models" aria-label="Models to show">
+      ${models.map(
+        (model) => html`
+          <li>
+            <button
+              type="button"
+              aria-pressed=${open.includes(model)}
+              aria-disabled=${open.length === 1 && open.includes(model)}
+              onClick=${() => toggle(model)}
+            >
+              ${keyOf(model)} <small>${measured(model)}</small>
+            </button>
+          </li>
+        `,
+      )}
+    </ul>
+  `;
+}
 
-// The default model first, then the fully connected one, which it is compared with.
-const inOrder = (models) =>
-  models.filter(({ task }) => task === "classification").sort(
-    (a, b) => b.default - a.default || (b.architecture === "fc") - (a.architecture === "fc"),
+// By task; of each the default model first, then the fully connected one, which it is compared with.
+const inOrder = (tasks, models) =>
+  tasks.flatMap(({ name }) =>
+    models
+      .filter(({ task }) => task === name)
+      .sort((a, b) => b.default - a.default || (b.architecture === "fc") - (a.architecture === "fc")),
   );
 
+const titleOf = (model, tasks) =>
+  tasks.length > 1 ? `${keyOf(model)}, ${model.task}` : keyOf(model);
+
 function chosenModel(models, wanted) {
-  const keys = models.map(({ name, version }) => `${name}/${version}`);
+  const keys = models.map(keyOf);
   return keys.includes(wanted) ? wanted : keys[0];
 }
+
+// The models of a task that the address names, or the first ones.
+function openModels(models, count, wanted) {
+  const keys = (wanted ?? "").split(",");
+  const chosen = models.filter((model) => keys.includes(keyOf(model)));
+  return chosen.length ? chosen : models.slice(0, count);
+}
+
+// The models of other tasks that the address names.
+const others = (models, wanted) =>
+  (wanted ?? "").split(",").filter((key) => key && !models.some((model) => keyOf(model) === key));
+
+const withoutNothing = (parameters) =>
+  Object.fromEntries(Object.entries(parameters).filter(([, value]) => value !== undefined));
 
 const NO_IMAGE = {};
 
 // The picture (its bytes as sent, its name, a URL to show it from) and the state of the request
-// that fetches it.
-function useImage(file, sample) {
+// that fetches it. Until it is there, the one before stands for it, unless that was of another task.
+function useImage(file, task, sample) {
+  const source = file ?? sampleFile(task, sample);
   const fetched = useAsked(
     () => async (signal) => {
-      const given = file ?? { data: await api.readSample(sample, signal), name: sample };
-      return { ...given, url: URL.createObjectURL(given.data) };
+      const given = file ?? { data: await api.readSample(source, signal), name: sample };
+      return { ...given, task, url: URL.createObjectURL(given.data) };
     },
-    [file, sample],
+    [source],
   );
-  return [fetched.answer ?? (fetched.error ? NO_IMAGE : (fetched.before ?? NO_IMAGE)), fetched];
+  const before = !fetched.error && fetched.before?.task === task && fetched.before;
+  return [fetched.answer ?? (before || NO_IMAGE), fetched];
 }
 
 function Seen({ image, fetched, seen }) {

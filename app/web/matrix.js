@@ -3,10 +3,11 @@
 import { html, useRef } from "./vendor/htm-preact-3.1.1.js";
 import * as api from "./api.js";
 import { Choice, Progress, percent, useInSight } from "./parts.js";
+import { Figures } from "./figures.js";
 import { oneOf, useAsked } from "./state.js";
 
 const NORMALISATIONS = [
-  ["", "images"],
+  ["", "counts"],
   ["true", "percent of the true class"],
   ["pred", "percent of the predicted class"],
   ["all", "percent of all images"],
@@ -16,6 +17,11 @@ const ORDERS = [
   ["similarity", "by similarity"],
 ];
 
+// Of a classifier, images are counted, and pictures of them are kept. Others count boxes or pixels,
+// and the last class is background.
+const countsImages = (matrix) => matrix.accuracy !== undefined;
+const countsBoxes = (matrix) => matrix.score_threshold !== undefined;
+
 export function Matrix({ modelKey, shown, show }) {
   const normalize = oneOf(NORMALISATIONS, shown.normalize);
   const order = oneOf(ORDERS, shown.order);
@@ -24,7 +30,7 @@ export function Matrix({ modelKey, shown, show }) {
     [modelKey, normalize],
   );
   const matrix = state.answer ?? state.before;
-  const cell = shown.true && shown.predicted;
+  const cell = matrix && countsImages(matrix) && shown.true && shown.predicted;
   return html`
     <section aria-label="Confusion matrix">
       <div class="bar">
@@ -47,12 +53,13 @@ export function Matrix({ modelKey, shown, show }) {
         ${cell &&
         html`<${Cell} modelKey=${modelKey} truth=${shown.true} predicted=${shown.predicted} />`}
       </div>
+      ${matrix && !countsImages(matrix) && html`<${Figures} modelKey=${modelKey} />`}
     </section>
   `;
 }
 
 function Table({ matrix, order: wanted, shown, show }) {
-  const order = wanted ? bySimilarity(matrix.counts) : matrix.labels.map((_, place) => place);
+  const order = wanted ? similarFirst(matrix) : matrix.labels.map((_, place) => place);
   const values = matrix.normalized ?? matrix.counts;
   const partOfAll = matrix.normalize === "all" || !matrix.normalized;
   const most = partOfAll ? Math.max(...values.flat()) || 1 : 1;
@@ -76,9 +83,7 @@ function Table({ matrix, order: wanted, shown, show }) {
   return html`
     <div class="scroll">
       <p id="said" class="wide">
-        ${percent(matrix.accuracy, 2)} of ${matrix.images.toLocaleString("en")} test images are
-        classified correctly. Rows are true classes, columns predicted ones, and an empty cell is
-        0; choose a cell to see its pictures (the arrow keys lead from one to the next).
+        ${(countsImages(matrix) ? saidOfImages : countsBoxes(matrix) ? saidOfBoxes : saidOfPixels)(matrix)}
       </p>
       <table ref=${itself} class="matrix" aria-describedby="said" onKeyDown=${step}>
         <thead>
@@ -95,19 +100,21 @@ function Table({ matrix, order: wanted, shown, show }) {
                 ${order.map((column, across) => {
                   const [truth, predicted] = [matrix.labels[row], matrix.labels[column]];
                   const strength = Math.sqrt(values[row][column] / most);
-                  const chosen = isChosen([row, column]);
                   const place = line * order.length + across;
+                  const shade = `cell shade${Math.round(strength * 8)}`;
+                  const content = text(values[row][column]);
+                  if (!countsImages(matrix)) return html`<td><span class=${shade}>${content}</span></td>`;
                   return html`
                     <td>
                       <button
                         type="button"
-                        class=${`cell shade${Math.round(strength * 8)}`}
-                        aria-pressed=${chosen}
+                        class=${shade}
+                        aria-pressed=${isChosen([row, column])}
                         tabindex=${place === reached ? 0 : -1}
-                        aria-label=${`${truth} predicted as ${predicted}: ${text(values[row][column]) || 0}${matrix.normalized ? " percent" : " images"}`}
+                        aria-label=${`${truth} predicted as ${predicted}: ${content || 0}${matrix.normalized ? " percent" : " images"}`}
                         onClick=${() => show({ true: truth, predicted })}
                       >
-                        ${text(values[row][column])}
+                        ${content}
                       </button>
                     </td>
                   `;
@@ -119,6 +126,31 @@ function Table({ matrix, order: wanted, shown, show }) {
       </table>
     </div>
   `;
+}
+
+const saidOfImages = ({ accuracy, images }) => html`
+  ${percent(accuracy, 2)} of ${images.toLocaleString("en")} test images are classified correctly. Rows
+  are true classes, columns predicted ones, and an empty cell is 0; choose a cell to see its pictures
+  (the arrow keys lead from one to the next).
+`;
+
+const saidOfPixels = ({ images }) => html`
+  The pixels of ${images.toLocaleString("en")} test images. Rows are true classes, columns predicted
+  ones, and an empty cell is 0.
+`;
+
+const saidOfBoxes = ({ objects, images, score_threshold: least }) => html`
+  ${objects.toLocaleString("en")} objects in ${images.toLocaleString("en")} test images, against boxes
+  with a score of at least ${percent(least)}. Rows are true classes, columns predicted ones, and an
+  empty cell is 0. Background: boxes where no object is (row), and objects without a box (column).
+`;
+
+// Background is like no class; it stays at the end.
+function similarFirst(matrix) {
+  if (countsImages(matrix)) return bySimilarity(matrix.counts);
+  const last = matrix.labels.length - 1;
+  if (last < 2) return [...matrix.labels.keys()];
+  return [...bySimilarity(matrix.counts.slice(0, last).map((row) => row.slice(0, last))), last];
 }
 
 // Order classes so that often confused ones are neighbours: start from the most confused pair and

@@ -48,7 +48,7 @@ export function Network({ manifest, modelKey, image, shown, show }) {
   };
   const layer = layers.find(({ name }) => name === at?.layer);
   if (!layers.length) {
-    return html`<p>${modelKey} was exported without its layers; export it again to look inside.</p>`;
+    return html`<p>${modelKey} was exported without layers to look into.</p>`;
   }
   const place = layer && (moved ?? at.place ?? middleOf(layer.shape));
   const column = (record, names) => html`
@@ -94,7 +94,8 @@ export function Network({ manifest, modelKey, image, shown, show }) {
             ${layers.map((record, place) =>
               column(record, place === layers.length - 1 ? manifest.classes : undefined),
             )}
-            <${Probabilities} manifest=${manifest} modelKey=${modelKey} image=${image} />
+            ${manifest.temperature !== undefined &&
+            html`<${Probabilities} manifest=${manifest} modelKey=${modelKey} image=${image} />`}
           </ol>
         </div>
         ${layer &&

@@ -6,6 +6,14 @@ import { askAgain } from "./state.js";
 
 export const percent = (value, digits = 1) => `${(100 * value).toFixed(digits)}%`;
 
+export const keyOf = ({ name, version }) => `${name}/${version}`;
+
+// The figure of a model on the test images that its task has.
+export function measured({ test_accuracy: accuracy, test_map: map, test_iou: iou }) {
+  if (accuracy !== undefined) return percent(accuracy);
+  return map !== undefined ? `mAP ${percent(map)}` : `IoU ${percent(iou)}`;
+}
+
 export const number = (value) =>
   Math.abs(value) >= 1000 || (value !== 0 && Math.abs(value) < 0.001)
     ? value.toExponential(1)

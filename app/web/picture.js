@@ -3,19 +3,34 @@
 import { html, useEffect, useRef, useState } from "./vendor/htm-preact-3.1.1.js";
 import { sampleUrl } from "./api.js";
 
-// In the order of samples/all.png, which shows them side by side: one request for all.
-export const SAMPLES = [
-  "airplane",
-  "automobile",
-  "bird",
-  "cat",
-  "deer",
-  "dog",
-  "frog",
-  "horse",
-  "ship",
-  "truck",
-];
+// Pictures for each task, in web/samples, at most 20 KB each. Those of a sheet stand side by side
+// in one more file, in the same order: one request shows them all.
+const SCENES = { suffix: "jpg", names: ["scene-1", "scene-2", "scene-3"], first: "scene-1" };
+const SAMPLES = {
+  classification: {
+    sheet: "all.png",
+    suffix: "png",
+    names: [
+      "airplane",
+      "automobile",
+      "bird",
+      "cat",
+      "deer",
+      "dog",
+      "frog",
+      "horse",
+      "ship",
+      "truck",
+    ],
+    first: "dog",
+  },
+  detection: SCENES,
+  segmentation: SCENES,
+};
+
+export const samplesOf = (task) => SAMPLES[task].names;
+export const firstSample = (task) => SAMPLES[task].first;
+export const sampleFile = (task, name) => `${name}.${SAMPLES[task].suffix}`;
 
 const imageIn = (transfer) =>
   [...(transfer?.files ?? [])].find((file) => file.type.startsWith("image/")) ??
@@ -53,9 +68,10 @@ export function useGiven(onFile) {
   return [over, nothing];
 }
 
-export function Picture({ sample, file, given: [over, nothing], onSample, onFile }) {
+export function Picture({ task, sample, file, given: [over, nothing], onSample, onFile }) {
   const [camera, setCamera] = useState(false);
   const input = useRef();
+  const { names, sheet } = SAMPLES[task];
 
   return html`
     <section class=${`picture ${over ? "over" : ""}`} aria-label="Picture">
@@ -86,7 +102,7 @@ export function Picture({ sample, file, given: [over, nothing], onSample, onFile
         </p>
       `}
       <ul class="samples" aria-label="Samples">
-        ${SAMPLES.map(
+        ${names.map(
           (name, place) => html`
             <li>
               <button
@@ -95,12 +111,12 @@ export function Picture({ sample, file, given: [over, nothing], onSample, onFile
                 onClick=${() => onSample(name)}
               >
                 <img
-                  src=${sampleUrl("all")}
+                  src=${sampleUrl(sheet ?? sampleFile(task, name))}
                   alt=${name}
                   title=${name}
                   width="48"
                   height="48"
-                  style=${{ objectPosition: `${(100 * place) / (SAMPLES.length - 1)}%` }}
+                  style=${{ objectPosition: sheet && `${(100 * place) / (names.length - 1)}%` }}
                 />
               </button>
             </li>

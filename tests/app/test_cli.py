@@ -17,12 +17,13 @@ from PIL import Image
 from app.api.schemas import Prediction
 from app.artifact.store import read_store
 from app.cli import main
-from app.local import UNFAMILIAR, FileClassifier, find_files
+from app.local import UNFAMILIAR, Classes, FileReader, Options, find_files
 from app.settings import read_settings
 from bench import ROOT
 from tests.conftest import Picture
 from tests.support.artifacts import CLASSES, amend, confidence, copy_store, write_artifact
 from tests.support.detectors import write_detector
+from tests.support.segmenters import write_segmenter
 from tests.support.servers import CONVSCOPE, START_SECONDS
 
 
@@ -345,8 +346,8 @@ def test_predict_holds_one_batch_of_a_folder_in_memory(
         (tmp_path / f"{name}.png").write_bytes(picture("red"))
     settings = read_settings()
     artifact = read_store(settings.store, (), settings.default_model).default
-    classifier = FileClassifier(artifact, settings, top_k=1, coverage=None)
-    rows = classifier.rows(find_files([str(tmp_path)]))
+    reader = FileReader(artifact, settings, Classes(artifact, settings, Options(top_k=1)))
+    rows = reader.rows(find_files([str(tmp_path)]))
     next(rows)
     (tmp_path / "c.png").write_bytes(picture("blue"))
     assert [row.label for row in rows if isinstance(row, Prediction)] == ["red", "blue", "red"]
@@ -441,7 +442,7 @@ def test_models_are_listed_with_the_default() -> None:
     ]
 
 
-def test_detectors_are_listed_and_do_not_classify(
+def test_detectors_are_listed_with_their_precision(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_detector(tmp_path)
@@ -452,9 +453,17 @@ def test_detectors_are_listed_and_do_not_classify(
         ["colour/1", "classification", "mean-colour", "18", "83.33%", "default"],
         ["finder/1", "detection", "white-rectangle", "0", "mAP", "60.0%", "default"],
     ]
-    refused = run("predict", "--model", "finder", "x.png")
-    assert refused.exit_code == 1
-    assert "finder/1 does not classify; its task is detection" in refused.stderr
+
+
+def test_segmenters_are_listed_with_their_overlap(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifact = write_segmenter(tmp_path)
+    write_artifact(tmp_path, "colour", "1")
+    monkeypatch.setenv("CONVSCOPE_STORE", str(tmp_path))
+    _, row, _ = [line.split() for line in run("models").stdout.splitlines()]
+    assert row[:2] == ["cells/1", "segmentation"]
+    assert row[4:6] == ["IoU", f"{artifact.segmenter.test.iou:.1%}"]
 
 
 def test_models_are_listed_as_json() -> None:

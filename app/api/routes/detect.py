@@ -15,15 +15,13 @@ from app.api.queries import DetectQuery
 from app.api.schemas import Detections
 from app.api.state import Service
 from app.artifact.directory import Artifact
-from app.explore.boxes import Box, draw_boxes
+from app.explore.boxes import draw_found
+from app.explore.pictures import DRAWN_SIDE
 from app.images.decode import decode_whole
 from app.images.placement import Placement
 from app.tasks.detection import Found, Interpreter
 
 router = APIRouter(tags=["detect"], dependencies=[Depends(refuse_repeated)])
-
-DRAWN_SIDE = 1280
-"""Of a drawing's longer side in pixels; a larger picture is reduced."""
 
 _OFFERS = {"json": JSON, "png": PNG}
 
@@ -79,11 +77,11 @@ def _drawing(
     whole = decode_whole(
         data, DRAWN_SIDE, settings.max_pixels, max_pixels_whole=settings.max_pixels_whole
     )
-    across, down = whole.shape[1] / placement.picture[0], whole.shape[0] / placement.picture[1]
-    boxes = [
-        Box((x * across, y * down, width * across, height * down), label, score)
-        for (x, y, width, height), label, score in zip(
-            found.boxes.tolist(), found.labels.tolist(), found.scores.tolist(), strict=True
-        )
-    ]
-    return draw_boxes(whole, boxes, artifact.manifest.classes)
+    return draw_found(
+        whole,
+        placement.picture,
+        found.boxes,
+        found.labels,
+        found.scores,
+        artifact.manifest.classes,
+    )

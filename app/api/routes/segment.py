@@ -8,7 +8,6 @@ picture.
 
 from typing import Annotated
 
-import numpy as np
 from fastapi import APIRouter, Depends, Query, Request, Response
 
 from app.api.dependencies import artifact_of, refuse_repeated, service_of
@@ -20,13 +19,11 @@ from app.api.schemas import Segments
 from app.api.state import Service
 from app.artifact.directory import Artifact
 from app.explore.masks import draw_masks, index_png
+from app.explore.pictures import DRAWN_SIDE
 from app.images.decode import decode_whole
 from app.tasks.segmentation import Described, Interpreter
 
 router = APIRouter(tags=["segment"], dependencies=[Depends(refuse_repeated)])
-
-DRAWN_SIDE = 1280
-"""Of a drawing's longer side in pixels; a larger picture is reduced."""
 
 MAX_OUTPUT_BYTES = 256 << 20
 """Of a request: the maps of all its images are in memory until the last mask is made."""
@@ -101,7 +98,7 @@ def _mask(
 
 
 def _overlay(
-    service: Service, artifact: Artifact, interpreter: Interpreter, answered: Answered
+    service: Service, _artifact: Artifact, interpreter: Interpreter, answered: Answered
 ) -> tuple[bytes, list[str]]:
     settings = service.settings
     whole = decode_whole(
@@ -112,7 +109,4 @@ def _overlay(
     )
     placement = answered.placements[0].reduced((whole.shape[1], whole.shape[0]))
     segmented = interpreter.segment(answered.answer.outputs, placement)
-    regions, labels = segmented.objects, segmented.labels
-    if regions is None:
-        regions, labels = segmented.classes.astype(np.uint16), range(len(artifact.manifest.classes))
-    return draw_masks(whole, regions, labels), interpreter.labels(segmented)
+    return draw_masks(whole, *segmented.regions), interpreter.labels(segmented)

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from app.api.routes import page
+from app.explore.palette import COLOURS
 from bench import ROOT
 from tests.conftest import Connect
 from tests.support.problems import check
@@ -23,6 +24,7 @@ FILES = sorted(path for path in page.WEB.rglob("*") if path.is_file())
 TYPES = {
     ".css": "text/css; charset=utf-8",
     ".html": "text/html; charset=utf-8",
+    ".jpg": "image/jpeg",
     ".js": "text/javascript; charset=utf-8",
     ".png": "image/png",
     ".svg": "image/svg+xml",
@@ -48,7 +50,7 @@ async def elsewhere(
 
 
 def _texts() -> dict[Path, str]:
-    return {path: path.read_text() for path in FILES if path.suffix != ".png"}
+    return {path: path.read_text() for path in FILES if path.suffix not in {".jpg", ".png"}}
 
 
 async def test_the_address_without_a_path_shows_the_page(client: httpx.AsyncClient) -> None:
@@ -103,14 +105,32 @@ async def test_text_is_not_compressed_for_clients_that_refuse_it(
     assert answer.headers["vary"] == "Accept-Encoding"
 
 
-def test_the_sheet_shows_the_samples_in_their_order() -> None:
+SAMPLES = page.WEB / "samples"
+
+
+def _samples_of(suffix: str) -> list[str]:
+    """Return the names that picture.js lists beside a suffix, in their order."""
     script = (page.WEB / "picture.js").read_text()
-    (listed,) = re.findall(r"SAMPLES = \[(.*?)\]", script, re.DOTALL)
-    names = re.findall(r'"(\w+)"', listed)
-    samples = page.WEB / "samples"
-    assert {path.stem for path in samples.iterdir()} == {*names, "all"}
-    parts = [np.asarray(Image.open(samples / f"{name}.png")) for name in names]
-    assert np.array_equal(np.asarray(Image.open(samples / "all.png")), np.hstack(parts))
+    (listed,) = re.findall(rf'suffix: "{suffix}",\s*names: \[(.*?)\]', script, re.DOTALL)
+    return re.findall(r'"([\w-]+)"', listed)
+
+
+def test_the_sheet_shows_the_samples_in_their_order() -> None:
+    parts = [np.asarray(Image.open(SAMPLES / f"{name}.png")) for name in _samples_of("png")]
+    assert np.array_equal(np.asarray(Image.open(SAMPLES / "all.png")), np.hstack(parts))
+
+
+def test_samples_are_those_that_are_listed_and_small() -> None:
+    listed = {f"{name}.{suffix}" for suffix in ("png", "jpg") for name in _samples_of(suffix)}
+    assert {path.name for path in SAMPLES.iterdir()} == {*listed, "all.png"}
+    assert max((SAMPLES / name).stat().st_size for name in listed) <= 20_000
+
+
+def test_classes_have_the_colours_of_the_services_drawings() -> None:
+    script = (page.WEB / "colours.js").read_text()
+    (listed,) = re.findall(r"OF_CLASSES = \[(.*?)\n\]", script, re.DOTALL)
+    colours = re.findall(r"\[(\d+), (\d+), (\d+)\]", listed)
+    assert [tuple(map(int, colour)) for colour in colours] == list(COLOURS)
 
 
 def test_every_kind_of_layer_in_the_store_is_explained() -> None:
@@ -274,8 +294,9 @@ def test_every_file_that_is_named_is_there() -> None:
     assert {path for path in FILES if path.suffix in {".js", ".css", ".svg"}} <= named
 
 
-def test_all_files_together_are_light() -> None:
-    assert sum(path.stat().st_size for path in FILES) < 150_000
+def test_all_files_but_samples_are_light_together() -> None:
+    own = [path for path in FILES if path.parent != SAMPLES]
+    assert sum(path.stat().st_size for path in own) < 130_000
 
 
 async def test_page_is_no_part_of_the_documented_interface(client: httpx.AsyncClient) -> None:

@@ -1,0 +1,701 @@
+"""The page with models of several tasks: which are shown, what detectors and segmenters find."""
+
+import io
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from PIL import Image
+from playwright.sync_api import Locator, Page, Route, expect
+
+from app.explore.palette import COLOURS
+from app.images import rle
+from tests.support.browser import CNN, FC, STORE, OpenPage, sample_file
+from tests.support.detectors import HEIGHT, WIDTH, write_detector
+from tests.support.servers import CONVSCOPE, Server, started
+
+pytestmark = pytest.mark.slow
+
+FAST = "fast/4"
+BOX = (80, 48, 64, 40)
+"""Of the white rectangle in the picture: x, y, width and height."""
+
+WIDE, HIGH = 4 * WIDTH, 4 * HEIGHT
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Three classifiers, and two detectors that find a white rectangle."""
+    place = tmp_path_factory.mktemp("tasks")
+    store = place / "store"
+    for name in (CNN, FC, FAST):
+        (store / name).parent.mkdir(parents=True)
+        (store / name).symlink_to(STORE / name)
+    write_detector(store, "finder")
+    write_detector(store, "seeker")
+    changes = {"CONVSCOPE_DEFAULT_MODEL": CNN}
+    with started([*CONVSCOPE, "serve"], store, place / "log", **changes) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pixels = np.zeros((HIGH, WIDE, 3), np.uint8)
+    x, y, width, height = BOX
+    pixels[y : y + height, x : x + width] = 255
+    path = tmp_path_factory.mktemp("picture") / "white.png"
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def card(page: Page, model: str) -> Locator:
+    return page.get_by_role("article", name=model)
+
+
+def toggle(page: Page, model: str) -> Locator:
+    return page.get_by_role("list", name="Models to show").get_by_role("button", name=model)
+
+
+def give(page: Page, picture: Path, model: str = "finder/1") -> Locator:
+    """Give the page a picture, and return the list of the objects that are found."""
+    page.get_by_label("Picture file").set_input_files(picture)
+    expect(card(page, model).get_by_role("figure")).to_contain_text(picture.name)
+    return objects(page, model)
+
+
+def objects(page: Page, model: str = "finder/1") -> Locator:
+    return card(page, model).get_by_role("list", name="Objects").get_by_role("button")
+
+
+def boxes(page: Page) -> Locator:
+    return page.locator(".boxes rect:not(.halo)")
+
+
+def test_first_models_are_open_and_the_others_a_click_away(open_page: OpenPage) -> None:
+    with open_page() as page:
+        expect(page.get_by_role("article")).to_have_count(2)
+        assert [toggle(page, name).get_attribute("aria-pressed") for name in (CNN, FC, FAST)] == [
+            "true",
+            "true",
+            "false",
+        ]
+        expect(toggle(page, FAST)).to_contain_text(re.compile(r"9\d\.\d%"))
+        toggle(page, FAST).focus()
+        page.keyboard.press("Enter")
+        expect(card(page, FAST).locator(".answer")).to_contain_text("dog")
+        toggle(page, CNN).click()
+        expect(page.get_by_role("article")).to_have_count(2)
+        page.reload()
+        expect(card(page, FC).locator(".answer")).not_to_be_empty()
+        expect(card(page, FAST).locator(".answer")).to_contain_text("dog")
+        expect(card(page, CNN)).to_have_count(0)
+        page.go_back()
+        expect(page.get_by_role("article")).to_have_count(3)
+
+
+def test_one_model_stays_open(open_page: OpenPage) -> None:
+    with open_page(f"?models={FAST}") as page:
+        expect(toggle(page, FAST)).to_have_attribute("aria-disabled", "true")
+        toggle(page, FAST).click(force=True)
+        expect(page.get_by_role("article")).to_have_count(1)
+        expect(card(page, FAST)).to_be_visible()
+
+
+def test_each_task_keeps_its_own_models(open_page: OpenPage) -> None:
+    with open_page(f"?models={FAST}") as page:
+        page.get_by_role("link", name="Detect").click()
+        expect(card(page, "finder/1")).to_be_visible()
+        toggle(page, "seeker").click()
+        expect(page.get_by_role("article")).to_have_count(2)
+        page.get_by_role("link", name="Classify").click()
+        expect(page.get_by_role("article")).to_have_count(1)
+        expect(card(page, FAST)).to_be_visible()
+        page.go_back()
+        expect(card(page, "seeker/1")).to_be_visible()
+
+
+def test_task_without_a_model_is_not_mentioned(open_page: OpenPage) -> None:
+    with open_page() as page:
+        views = page.get_by_role("navigation", name="Views").get_by_role("link")
+        assert views.all_inner_texts()[:3] == ["Classify", "Detect", "Through the network"]
+        assert "egment" not in page.inner_text("body")
+
+
+def test_service_of_detectors_alone_begins_with_them(
+    open_page: OpenPage, tmp_path: Path, picture: Path
+) -> None:
+    write_detector(tmp_path / "store")
+    changes = {"CONVSCOPE_DEFAULT_MODEL": "finder"}
+    with (
+        started([*CONVSCOPE, "serve"], tmp_path / "store", tmp_path / "log", **changes) as alone,
+        open_page(url=alone.url) as page,
+    ):
+        views = page.get_by_role("navigation", name="Views").get_by_role("link")
+        expect(views.first).to_have_text("Detect")
+        assert page.title() == "Detect · Convscope"
+        expect(give(page, picture)).to_have_count(3)
+        assert page.get_by_role("list", name="Models to show").count() == 0
+
+
+def test_boxes_are_drawn_where_the_objects_are_in_the_colours_of_their_classes(
+    open_page: OpenPage, picture: Path
+) -> None:
+    with open_page("?view=detect") as page:
+        expect(give(page, picture)).to_have_count(3)
+        expect(boxes(page)).to_have_count(3)
+        names = ("x", "y", "width", "height")
+        found = [
+            (tuple(float(box.get_attribute(name) or "") for name in names), stroke)
+            for box in boxes(page).all()
+            for stroke in [box.evaluate("rect => getComputedStyle(rect).stroke")]
+        ]
+        cell, platelet = (f"rgb({', '.join(map(str, colour))})" for colour in COLOURS[:2])
+        shifted = (BOX[0] + 8, BOX[1] + 8, *BOX[2:])
+        assert sorted(found) == sorted([(BOX, cell), (BOX, platelet), (shifted, cell)])
+        on_screen = boxes(page).first.bounding_box()
+        image = page.get_by_role("img", name="white.png with boxes").bounding_box()
+        assert on_screen
+        assert image
+        scale = image["width"] / WIDE
+        assert image["height"] == pytest.approx(scale * HIGH, abs=2)
+        assert on_screen["x"] - image["x"] == pytest.approx(scale * BOX[0], abs=4)
+        assert on_screen["width"] == pytest.approx(scale * BOX[2], abs=8)
+
+
+def test_list_names_objects_with_their_scores_and_places(
+    open_page: OpenPage, picture: Path
+) -> None:
+    with open_page("?view=detect") as page:
+        first, second, third = give(page, picture).all()
+        where = "64 by 40 pixels, 80 from the left, 48 from the top"
+        name = " ".join((first.text_content() or "").split())
+        assert name == f"cell 90.0%, {where}"
+        expect(second).to_contain_text("60.0%")
+        expect(third).to_contain_text("platelet")
+        answer = card(page, "finder/1").locator(".answer")
+        expect(answer).to_have_text(re.compile(r"3 objects\s*: 2 cell, 1 platelet"))
+        expect(answer).to_have_attribute("aria-live", "polite")
+
+
+def test_slider_hides_objects_without_asking_again(open_page: OpenPage, picture: Path) -> None:
+    with open_page("?view=detect") as page:
+        give(page, picture)
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(request.url))
+        slider = page.get_by_label("Least score")
+        expect(slider).to_have_value("0.25")  # the model's own
+        slider.fill("0.7")
+        expect(objects(page)).to_have_count(1)
+        expect(boxes(page)).to_have_count(1)
+        expect(card(page, "finder/1").locator(".answer")).to_contain_text("1 object")
+        slider.fill("0.95")
+        expect(card(page, "finder/1").locator(".answer")).to_contain_text("No objects")
+        slider.fill("0.01")
+        expect(objects(page)).to_have_count(3)
+        slider.focus()
+        page.keyboard.press("End")
+        expect(objects(page)).to_have_count(0)
+        assert [url for url in asked if not url.endswith("icon.svg")] == []
+        slider.fill("0.5")
+        assert "threshold=0.5" in page.url
+        steps = page.evaluate("history.length")
+        slider.fill("0.4")
+        assert page.evaluate("history.length") == steps
+        page.reload()
+        expect(page.get_by_label("Least score")).to_have_value("0.4")
+
+
+def test_slider_filters_while_it_moves(open_page: OpenPage, picture: Path) -> None:
+    with open_page("?view=detect") as page:
+        give(page, picture)
+        page.get_by_label("Least score").evaluate(
+            "slider => { slider.value = 0.7; slider.dispatchEvent(new Event('input')); }"
+        )
+        expect(objects(page)).to_have_count(1)
+        assert "threshold" not in page.url
+
+
+def test_picture_is_asked_about_once_with_a_low_score(open_page: OpenPage) -> None:
+    with open_page() as page:
+        expect(page.locator(".overlay")).to_have_count(2)  # no request of this view is to come
+        asked: list[str] = []
+        held: list[Route] = []
+        page.on("request", lambda request: asked.append(request.url))
+        page.route("**/scene-1.jpg", lambda route: held.append(route))
+        with page.expect_response("**/objects.js"):
+            page.get_by_role("link", name="Detect").click()
+        page.wait_for_timeout(500)
+        assert not [url for url in asked if "/detect?" in url]  # about the classifiers' sample
+        for route in held:
+            route.continue_()
+        page.unroute("**/scene-1.jpg")
+        expect(card(page, "finder/1").get_by_role("figure")).to_be_visible()
+        page.wait_for_load_state("networkidle")
+        (detect,) = [url for url in asked if "/detect?" in url]
+        assert "score_threshold=0.01" in detect
+        sent = [url.partition("?")[0].rpartition("/")[2] for url in asked if "blob:" not in url]
+        assert len(sent) <= 9, sent  # two modules, samples, icon, manifest and objects
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_small_box_in_a_large_one_can_be_pointed_at(open_page: OpenPage, order: int) -> None:
+    detections = [
+        {"bbox": [40, 40, 20, 20], "category": "cell", "category_id": 3, "score": 0.8},
+        {"bbox": [10, 10, 90, 90], "category": "platelet", "category_id": 7, "score": 0.7},
+    ]
+    answer = {"image": {"width": WIDE, "height": HIGH}, "detections": detections[::order]}
+    with open_page("?view=matrix") as page:
+        page.route("**/detect?*", lambda route: route.fulfill(json=answer))
+        page.get_by_role("link", name="Detect").click()
+        frame = page.locator(".frame").bounding_box()
+        assert frame
+        scale = frame["width"] / WIDE
+        for place, name in ((50, "cell"), (80, "platelet")):
+            page.mouse.move(frame["x"] + scale * place, frame["y"] + scale * place)
+            expect(page.locator(".named")).to_have_text(re.compile(name))
+
+
+def test_object_that_is_pointed_at_is_named_and_marked_in_list_and_picture(
+    open_page: OpenPage, picture: Path
+) -> None:
+    with open_page("?view=detect") as page:
+        found = give(page, picture)
+        named = card(page, "finder/1").locator(".named")
+        expect(named).to_have_count(0)
+        found.nth(2).hover()
+        expect(named).to_have_text(re.compile("platelet 30%"))
+        expect(page.locator(".boxes .at")).to_have_count(1)
+        page.mouse.move(0, 0)
+        expect(named).to_have_count(0)
+        image = page.get_by_role("img", name="white.png with boxes").bounding_box()
+        assert image
+        scale = image["width"] / WIDE
+        # The lower right corner of the box that lies a little lower and further right.
+        x, y = BOX[0] + BOX[2] + 6, BOX[1] + BOX[3] + 6
+        page.mouse.move(image["x"] + scale * x, image["y"] + scale * y)
+        expect(named).to_have_text(re.compile("cell 60%"))
+        expect(found.nth(1)).to_have_class("at")
+
+
+def test_objects_are_reached_with_the_keyboard(open_page: OpenPage, picture: Path) -> None:
+    with open_page("?view=detect") as page:
+        found = give(page, picture)
+        named = card(page, "finder/1").locator(".named")
+        page.get_by_label("Least score").focus()
+        page.keyboard.press("Tab")
+        expect(found.first).to_be_focused()
+        expect(named).to_have_text(re.compile("cell 90%"))
+        page.keyboard.press("Tab")
+        expect(named).to_have_count(0)  # the list is one stop
+        page.keyboard.press("Shift+Tab")
+        expect(found.first).to_be_focused()
+        page.keyboard.press("ArrowDown")
+        page.keyboard.press("ArrowDown")
+        expect(found.nth(2)).to_be_focused()
+        expect(named).to_have_text(re.compile("platelet 30%"))
+        page.keyboard.press("Enter")
+        expect(found.nth(2)).to_have_attribute("aria-pressed", "true")
+        page.keyboard.press("Tab")  # leaves the list
+        expect(named).to_have_text(re.compile("platelet 30%"))
+        page.keyboard.press("Shift+Tab")
+        expect(found.nth(2)).to_be_focused()
+        page.keyboard.press("Escape")
+        expect(found.nth(2)).to_have_attribute("aria-pressed", "false")
+
+
+def test_box_that_is_touched_stays_named(open_page: OpenPage, picture: Path) -> None:
+    with open_page("?view=detect") as page:
+        found = give(page, picture)
+        found.first.click()
+        page.mouse.move(0, 0)
+        page.keyboard.press("Shift+Tab")
+        expect(card(page, "finder/1").locator(".named")).to_have_text(re.compile("cell 90%"))
+
+
+def test_names_at_the_border_stay_in_the_picture(open_page: OpenPage, tmp_path: Path) -> None:
+    for place in ((0, 0), (WIDE - 16, 0), (0, HIGH - 16), (WIDE - 16, HIGH - 16)):
+        pixels = np.zeros((HIGH, WIDE, 3), np.uint8)
+        pixels[place[1] : place[1] + 16, place[0] : place[0] + 16] = 255
+        Image.fromarray(pixels).save(tmp_path / "corner.png")
+        with open_page("?view=detect", width=360) as page:
+            give(page, tmp_path / "corner.png").first.focus()
+            name = page.locator(".named").bounding_box()
+            frame = page.locator(".frame").bounding_box()
+            assert name
+            assert frame
+            assert frame["x"] <= name["x"]
+            assert name["x"] + name["width"] <= frame["x"] + frame["width"]
+            assert frame["y"] <= name["y"]
+            assert name["y"] + name["height"] <= frame["y"] + frame["height"]
+            upper = frame["y"] + frame["width"] / WIDE * place[1]
+            lower = upper + frame["width"] / WIDE * 16
+            assert name["y"] >= lower - 2 or name["y"] + name["height"] <= upper + 2
+
+
+def test_three_samples_are_there_for_detectors(open_page: OpenPage) -> None:
+    with open_page("?view=detect") as page:
+        samples = page.get_by_role("list", name="Samples").get_by_role("button")
+        expect(samples).to_have_count(3)
+        for sample in samples.all():
+            width = sample.get_by_role("img").evaluate(
+                "image => image.decode().then(() => image.naturalWidth, () => 0)"
+            )
+            assert width > 0
+        samples.nth(2).click()
+        expect(card(page, "finder/1").get_by_role("figure")).to_contain_text("scene-3")
+        assert "sample=scene-3" in page.url
+        page.get_by_role("link", name="Classify").click()
+        expect(page.get_by_role("list", name="Samples").get_by_role("button")).to_have_count(10)
+        expect(card(page, CNN).locator(".answer")).to_contain_text("dog")
+
+
+def test_picture_stays_when_the_task_changes(open_page: OpenPage) -> None:
+    with open_page() as page:
+        page.get_by_label("Picture file").set_input_files(sample_file("truck"))
+        expect(card(page, CNN).locator(".answer")).to_contain_text("truck")
+        page.get_by_role("link", name="Detect").click()
+        expect(card(page, "finder/1").get_by_role("figure")).to_contain_text("truck.png, 32 × 32")
+
+
+def test_file_that_is_no_picture_is_said_in_words_and_the_next_one_works(
+    open_page: OpenPage, tmp_path: Path, picture: Path
+) -> None:
+    (tmp_path / "words.txt").write_text("no picture at all")
+    with open_page("?view=detect", troubles=True) as page:
+        expect(card(page, "finder/1").get_by_role("figure")).to_be_visible()
+        page.get_by_label("Picture file").set_input_files(tmp_path / "words.txt")
+        expect(page.get_by_role("alert")).to_have_text(re.compile("not an image"))
+        expect(page.get_by_role("figure")).to_have_count(0)
+        expect(give(page, picture)).to_have_count(3)
+        expect(page.get_by_role("alert")).to_have_count(0)
+
+
+def test_answer_to_the_picture_before_is_marked_as_old(open_page: OpenPage, picture: Path) -> None:
+    with open_page("?view=detect") as page:
+        give(page, picture)
+        page.route("**/detect?*", lambda _: None)  # is never answered
+        page.get_by_role("button", name="scene-2").click()
+        expect(card(page, "finder/1")).to_have_class("card old")
+        expect(card(page, "finder/1").get_by_role("figure")).to_contain_text("white.png")
+
+
+SHIFTS = """() => {
+  window.shifted = 0;
+  new PerformanceObserver((list) => list.getEntries().forEach((entry) => {
+    window.shifted += entry.value;
+  })).observe({ type: "layout-shift", buffered: true });
+}"""
+
+
+@pytest.mark.parametrize("view", ["", "?view=detect"])
+def test_nothing_moves_while_the_page_opens(open_page: OpenPage, view: str) -> None:
+    with open_page(view, width=412) as page:
+        page.wait_for_load_state("networkidle")
+        expect(page.get_by_role("article").first.locator(".answer")).to_be_visible()
+        page.evaluate(SHIFTS)
+        page.wait_for_timeout(200)
+        assert page.evaluate("window.shifted") < 0.05
+
+
+def test_matrix_of_a_detector_has_background_and_no_pictures_behind_it(
+    open_page: OpenPage,
+) -> None:
+    with open_page("?view=matrix&model=finder/1") as page:
+        table = page.locator(".matrix")
+        expect(table.get_by_role("rowheader").last).to_have_text("background")
+        expect(table.get_by_role("button")).to_have_count(0)
+        cells = [row.locator("td").all_inner_texts() for row in table.locator("tbody tr").all()]
+        assert cells == [["36", "1", "3"], ["2", "16", "2"], ["5", "4", ""]]
+        said = page.get_by_role("region", name="Confusion matrix")
+        expect(said).to_contain_text("60 objects in 20 test images")
+        expect(said).to_contain_text("a score of at least 25.0%")
+        page.get_by_label("Cells show").select_option("percent of the true class")
+        expect(table.locator("tbody tr").first).to_contain_text("90.0")
+        page.get_by_label("Classes").select_option("by similarity")
+        expect(table.get_by_role("rowheader").last).to_have_text("background")
+
+
+def test_precision_and_recall_of_a_detector_are_shown(open_page: OpenPage) -> None:
+    with open_page("?view=matrix&model=finder/1") as page:
+        section = page.get_by_role("region", name="Precision and recall")
+        expect(section).to_contain_text("mAP 60.0% at overlaps (IoU) of 0.5 to 0.95, 90.0% at 0.5")
+        rows = section.locator("tbody tr")
+        assert [" ".join(text.split()) for text in rows.all_inner_texts()] == [
+            "cell 70.0% 95.0% 40",
+            "platelet 50.0% 85.0% 20",
+        ]
+        curves = section.get_by_role("img", name="cell 95.0%, platelet 85.0%")
+        expect(curves.locator("polyline:not(.halo)")).to_have_count(2)
+        points = curves.locator("polyline").first.get_attribute("points") or ""
+        first, *_, last = (tuple(map(float, point.split(","))) for point in points.split())
+        assert (last[0] - first[0], last[1] - first[1]) == pytest.approx((300, 150), abs=0.1)
+        rows.nth(1).hover()
+        expect(curves.locator("g.at")).to_have_count(1)
+    with open_page("?view=matrix") as page:
+        expect(page.locator(".matrix")).to_be_visible()
+        assert page.get_by_role("region", name="Precision").count() == 0
+
+
+def test_way_from_a_detector_leads_to_its_own_matrix(open_page: OpenPage) -> None:
+    with open_page("?view=detect&models=seeker/1") as page:
+        expect(card(page, "seeker/1")).to_be_visible()
+        page.get_by_role("link", name="Confusion matrix").click()
+        expect(page.get_by_label("Model")).to_have_value("seeker/1")
+        page.get_by_label("Model").select_option(FC)
+        expect(page.locator(".matrix")).to_contain_text("airplane")
+
+
+def test_picture_dropped_on_a_detectors_matrix_is_searched(
+    open_page: OpenPage, picture: Path
+) -> None:
+    with open_page("?view=matrix&model=seeker/1") as page:
+        expect(page.locator(".matrix")).to_be_visible()
+        transfer = page.evaluate_handle(
+            """bytes => {
+              const transfer = new DataTransfer();
+              transfer.items.add(new File([new Uint8Array(bytes)], "x.png", { type: "image/png" }));
+              return transfer;
+            }""",
+            list(picture.read_bytes()),
+        )
+        page.dispatch_event("header", "drop", {"dataTransfer": transfer})
+        expect(objects(page)).to_have_count(3)
+
+
+def test_detector_without_layers_says_so_in_the_views_of_layers(open_page: OpenPage) -> None:
+    with open_page("?view=network&model=finder/1") as page:
+        expect(page.get_by_text("finder/1 was exported without layers")).to_be_visible()
+        page.get_by_role("link", name="Filters").click()
+        expect(page.get_by_text("finder/1 has no convolutions to look into")).to_be_visible()
+
+
+def _masks() -> list[np.ndarray[Any, np.dtype[np.bool_]]]:
+    """Masks of many runs and sizes: nothing, everything, noise, long runs, steps up and down."""
+    rng = np.random.default_rng(0)
+    shapes = [(1, 1), (1, 7), (7, 1), (13, 40), (300, 200)]
+    noise = [rng.random(shape) < part for shape in shapes for part in (0, 0.02, 0.5, 0.98, 1)]
+    rows, columns = np.mgrid[:900, :1200]
+    return [*noise, (rows - 450) ** 2 + (columns - 600) ** 2 < 400**2, rows * columns % 977 < 300]
+
+
+def test_masks_are_read_as_the_service_writes_them(open_page: OpenPage) -> None:
+    with open_page() as page:
+        for mask in _masks():
+            height, width = mask.shape
+            segmentation = {"size": [height, width], "counts": rle.encode(mask).decode()}
+            packed = page.evaluate(
+                """async ([segmentation, [height, width]]) => {
+                  const { eachPixel } = await import("./web/rle.js");
+                  const places = [];
+                  eachPixel(segmentation, width, height, (x, y) => places.push(y * width + x));
+                  return places;
+                }""",
+                [segmentation, [height, width]],
+            )
+            assert np.array_equal(np.sort(packed), np.flatnonzero(mask))
+
+
+def test_reduced_mask_has_the_pixels_in_the_middle_of_its_parts(open_page: OpenPage) -> None:
+    mask = np.zeros((6, 9), np.bool_)
+    mask[1, 4] = mask[4, 7] = True
+    segmentation = {"size": [6, 9], "counts": rle.encode(mask).decode()}
+    with open_page() as page:
+        places = page.evaluate(
+            """async (segmentation) => {
+              const { eachPixel } = await import("./web/rle.js");
+              const places = [];
+              eachPixel(segmentation, 3, 2, (x, y) => places.push([x, y]));
+              return places;
+            }""",
+            segmentation,
+        )
+    assert places == [[1, 0], [2, 1]]
+
+
+@pytest.fixture
+def segmented() -> dict[str, Any]:
+    """The answer of a segmenter: two instances, one over the other, and a class without any."""
+    front = np.zeros((HIGH, WIDE), np.bool_)
+    front[20:80, 20:100] = True
+    back = np.zeros((HIGH, WIDE), np.bool_)
+    back[60:120, 60:140] = True
+    ground = np.zeros((HIGH, WIDE), np.bool_)
+    ground[150:] = True
+
+    def part(mask: np.ndarray[Any, np.dtype[np.bool_]], category: int) -> dict[str, Any]:
+        return {
+            "category": ("cell", "platelet")[category],
+            "category_id": (3, 7)[category],
+            "area": int(mask.sum()),
+            "segmentation": {"size": [HIGH, WIDE], "counts": rle.encode(mask).decode()},
+        }
+
+    return {
+        "image": {"width": WIDE, "height": HIGH},
+        "classes": [part(front | back, 0), part(ground, 1)],
+        "instances": [
+            {**part(front, 0), "score": 0.9, "bbox": [20, 20, 80, 60]},
+            {**part(back, 0), "score": 0.7, "bbox": [60, 60, 80, 60]},
+        ],
+    }
+
+
+def serve_segmenter(page: Page, answer: dict[str, Any]) -> None:
+    """Let the service have a segmenter, which answers this."""
+
+    def models(route: Route) -> None:
+        response = route.fetch()
+        listed = response.json()
+        (finder,) = [model for model in listed["models"] if model["name"] == "finder"]
+        masker = {name: value for name, value in finder.items() if not name.startswith("test_")}
+        masker |= {"name": "masker", "task": "segmentation", "test_iou": 0.75}
+        listed["models"].append(masker)
+        route.fulfill(response=response, body=json.dumps(listed))
+
+    page.route("**/models", models)
+    page.route("**/segment?*", lambda route: route.fulfill(json=answer))
+    page.reload()
+
+
+PIXEL = """(canvas, [x, y]) => {
+  const copy = new OffscreenCanvas(1, 1).getContext("2d");
+  copy.drawImage(canvas, -x, -y);
+  return [...copy.getImageData(0, 0, 1, 1).data];
+}"""
+
+
+def test_masks_lie_over_the_picture_in_the_colours_of_their_classes(
+    open_page: OpenPage, segmented: dict[str, Any]
+) -> None:
+    with open_page("?view=segment") as page:
+        serve_segmenter(page, segmented)
+        found = objects(page, "masker/1")
+        expect(found).to_have_count(3)
+        names = [" ".join((one.text_content() or "").split()) for one in found.all()]
+        assert names == [
+            "cell 90.0%, 9.8% of the picture",
+            "cell 70.0%, 9.8% of the picture",
+            "platelet, 21.9% of the picture",
+        ]
+        expect(card(page, "masker/1")).to_contain_text("IoU 75.0% on the test images")
+        canvas = page.locator(".masks")
+        assert canvas.evaluate(PIXEL, [70, 70]) == [*COLOURS[0], 255]
+        assert canvas.evaluate(PIXEL, [10, 160]) == [*COLOURS[1], 255]
+        assert canvas.evaluate(PIXEL, [5, 5]) == [0, 0, 0, 0]
+        assert canvas.evaluate(PIXEL, [99, 30]) == [0, 0, 0, 255]  # the edge of the front one
+        image = page.get_by_role("img", name="scene-1 with masks").bounding_box()
+        assert image == canvas.bounding_box()
+
+
+def test_mask_that_is_pointed_at_is_named_and_the_others_fade(
+    open_page: OpenPage, segmented: dict[str, Any]
+) -> None:
+    with open_page("?view=segment") as page:
+        serve_segmenter(page, segmented)
+        found = objects(page, "masker/1")
+        found.nth(1).hover()
+        expect(page.locator(".named")).to_have_text(re.compile("cell 70%"))
+        assert page.locator(".masks").evaluate(PIXEL, [110, 100])[3] == 255
+        assert page.locator(".masks").evaluate(PIXEL, [10, 160])[3] < 100
+        frame = page.locator(".masks").bounding_box()
+        assert frame
+        scale = frame["width"] / WIDE
+        page.mouse.move(frame["x"] + scale * 70, frame["y"] + scale * 70)
+        expect(page.locator(".named")).to_have_text(re.compile("cell 90%"))
+        expect(found.first).to_have_class("at")
+        page.mouse.move(frame["x"] + scale * 5, frame["y"] + scale * 5)
+        expect(page.locator(".named")).to_have_count(0)
+
+
+def test_masks_are_as_opaque_as_asked(open_page: OpenPage, segmented: dict[str, Any]) -> None:
+    with open_page("?view=segment") as page:
+        serve_segmenter(page, segmented)
+        slider = page.get_by_label("Opacity")
+        expect(slider).to_have_value("0.6")
+        slider.fill("0.25")
+        expect(page.locator(".masks")).to_have_css("opacity", "0.25")
+        assert "opacity=0.25" in page.url
+
+
+def test_classes_are_shown_where_objects_are_not_told_apart(
+    open_page: OpenPage, segmented: dict[str, Any]
+) -> None:
+    del segmented["instances"]
+    with open_page("?view=segment") as page:
+        serve_segmenter(page, segmented)
+        expect(objects(page, "masker/1")).to_have_count(2)
+        answer = card(page, "masker/1").locator(".answer")
+        expect(answer).to_have_text(re.compile(r"2 areas\s*: 1 cell, 1 platelet"))
+        assert page.locator(".masks").evaluate(PIXEL, [110, 100]) == [*COLOURS[0], 255]
+
+
+def test_matrix_of_a_segmenter_counts_pixels_and_has_its_overlap(open_page: OpenPage) -> None:
+    matrix = {
+        "labels": ["cell", "platelet", "background"],
+        "images": 20,
+        "objects": 60,
+        "counts": [[900, 10, 90], [0, 500, 40], [70, 30, 9000]],
+    }
+    classes = [{"label": "cell", "iou": 0.8, "objects": 40}]
+    figures = {"images": 20, "objects": 60, "iou": 0.75, "instance_f1": 0.9, "per_class": classes}
+    with open_page() as page:
+        page.route("**/confusion-matrix?*", lambda route: route.fulfill(json=matrix))
+        page.route("**/evaluation?*", lambda route: route.fulfill(json=figures))
+        page.goto(f"{page.url}?view=matrix&model=finder/1")
+        expect(page.locator(".matrix").get_by_role("button")).to_have_count(0)
+        said = page.get_by_role("region", name="Confusion matrix")
+        expect(said).to_contain_text("The pixels of 20 test images")
+        overlap = page.get_by_role("region", name="Overlap")
+        expect(overlap).to_contain_text("IoU 75.0%")
+        expect(overlap).to_contain_text("F1 90.0%")
+        assert " ".join(overlap.locator("tbody").inner_text().split()) == "cell 80.0%"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 1440])
+def test_views_of_detectors_and_segmenters_fit_and_have_no_barrier_that_axe_finds(
+    open_page: OpenPage, picture: Path, segmented: dict[str, Any], width: int, scheme: str
+) -> None:
+    def check(page: Page) -> None:
+        page.wait_for_load_state("networkidle")
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        results = Axe().run(page)
+        assert results.violations_count == 0, results.generate_report()
+
+    with open_page("?view=detect&models=finder/1,seeker/1", width=width, scheme=scheme) as page:
+        give(page, picture).nth(2).focus()
+        expect(page.locator(".named")).to_be_visible()
+        check(page)
+    with open_page("?view=matrix&model=finder/1", width=width, scheme=scheme) as page:
+        expect(page.locator(".figures")).to_be_visible()
+        check(page)
+    with open_page("?view=segment", width=width, scheme=scheme) as page:
+        serve_segmenter(page, segmented)
+        objects(page, "masker/1").first.focus()
+        check(page)
+
+
+def test_picture_that_is_turned_by_its_exif_has_its_boxes_upright(
+    open_page: OpenPage, picture: Path, tmp_path: Path
+) -> None:
+    turned = io.BytesIO()
+    with Image.open(picture) as upright:
+        exif = upright.getexif()
+        exif[0x0112] = 6  # to be turned by a quarter to the right
+        upright.transpose(Image.Transpose.ROTATE_90).save(
+            turned, "JPEG", quality=98, exif=exif.tobytes()
+        )
+    (tmp_path / "turned.jpg").write_bytes(turned.getvalue())
+    with open_page("?view=detect") as page:
+        give(page, tmp_path / "turned.jpg")
+        expect(card(page, "finder/1").get_by_role("figure")).to_contain_text(f"{WIDE} × {HIGH}")
+        shown = page.get_by_role("img", name="turned.jpg with boxes").evaluate(
+            "image => [image.naturalWidth, image.naturalHeight]"
+        )
+        assert shown == [WIDE, HIGH]
+        assert float(boxes(page).last.get_attribute("x") or "") == pytest.approx(BOX[0], abs=2)
