@@ -10,12 +10,16 @@ def _sources(*folders: str) -> list[Path]:
 
 
 def test_the_test_split_is_read_in_one_place() -> None:
-    readers = [
-        path.relative_to(ROOT)
-        for path in _sources("training", "bench")
-        if ".load_test()" in path.read_text()
-    ]
-    assert readers == [Path("training/evaluate.py")]
+    def readers(text: str) -> list[str]:
+        return [
+            path.relative_to(ROOT).as_posix()
+            for path in _sources("training", "bench")
+            if text in path.read_text()
+        ]
+
+    # Scenes to test with are made of test images, and are read where annotated pictures are.
+    assert readers(".load_test()") == ["training/data/cifar_scenes.py", "training/evaluate.py"]
+    assert readers("source.test") == ["training/evaluate_scenes.py", "training/export/scenes.py"]
 
 
 def test_nothing_is_called_utils_or_helpers() -> None:

@@ -11,8 +11,8 @@ from pydantic.functional_validators import ModelWrapValidatorHandler
 
 from training.errors import RecipeError
 
-Optimizer = Literal["adam", "adamw", "muon"]
-Schedule = Literal["constant", "one-cycle", "linear"]
+Optimizer = Literal["adam", "adamw", "muon", "muon-adamw"]
+Schedule = Literal["constant", "one-cycle", "linear", "cosine"]
 Flip = Literal["off", "random", "alternating"]
 Arithmetic = Literal["auto", "float32", "bfloat16"]
 
@@ -45,9 +45,9 @@ class Recipe(BaseModel):
     )
     optimizer: Optimizer = Field(
         default="adam",
-        description="`adam` (Kingma & Ba 2015), `adamw` (Loshchilov & Hutter 2019) or `muon` "
+        description="`adam` (Kingma & Ba 2015), `adamw` (Loshchilov & Hutter 2019), `muon` "
         "(Jordan 2024): Muon for kernels, SGD with Nesterov's momentum for biases and the last "
-        "layer.",
+        "layer; or `muon-adamw`: Adam for these.",
     )
     learning_rate: float = Field(
         default=1e-3,
@@ -65,7 +65,8 @@ class Recipe(BaseModel):
         default=0.0,
         ge=0,
         le=100,
-        description="With `muon`, the rate of the last layer, for the sum of a batch's losses.",
+        description="With `muon`, the rate of the last layer, for the sum of a batch's losses. "
+        "With `muon-adamw`, the rate of all that Muon does not move.",
     )
     weight_decay: float = Field(
         default=0.0,
@@ -77,7 +78,8 @@ class Recipe(BaseModel):
     schedule: Schedule = Field(
         default="constant",
         description="`constant`, `one-cycle` (Smith & Topin 2018: 30% cosine warm-up from peak/25, "
-        "then cosine to zero) or `linear` (from the peak to zero).",
+        "then cosine to zero), `cosine` (5% linear warm-up, then the same) or `linear` (from the "
+        "peak to zero).",
     )
     label_smoothing: float = Field(
         default=0.0,
@@ -257,12 +259,15 @@ class Recipe(BaseModel):
     def _check_fields_together(self) -> Self:
         if self.optimizer == "muon" and self.weight_decay > 1:
             raise RecipeError(f"weight_decay is {self.weight_decay}; it can be 0 to 1 with muon")
-        for name in ("bias_learning_rate", "head_learning_rate"):
+        for name, optimizers in (
+            ("bias_learning_rate", ("muon",)),
+            ("head_learning_rate", ("muon", "muon-adamw")),
+        ):
             rate = getattr(self, name)
-            if (rate > 0) != (self.optimizer == "muon"):
+            if (rate > 0) != (self.optimizer in optimizers):
                 raise RecipeError(
-                    f"{name} is {rate} with {self.optimizer}; it must be above 0 with muon, and 0 "
-                    "with any other optimizer"
+                    f"{name} is {rate} with {self.optimizer}; it must be above 0 with "
+                    f"{' or '.join(optimizers)}, and 0 with any other optimizer"
                 )
         if (self.crop > 0) != (self.cropped > 0):
             raise RecipeError(
@@ -448,20 +453,21 @@ TAUGHT = NORMALIZED.replace(
 
 YOLO = Recipe(
     architecture="yolo",
-    epochs=60,
+    epochs=40,
     batch_size=8,
-    optimizer="adamw",
-    learning_rate=2e-3,
-    weight_decay=0.05,
-    schedule="one-cycle",
+    optimizer="muon-adamw",
+    learning_rate=0.04,
+    head_learning_rate=2e-3,
+    schedule="cosine",
     flip="random",
-    height=240,
-    width=320,
+    height=288,
+    width=384,
     turn=True,
-    smallest=0.75,
-    largest=1.33,
+    smallest=0.7,
+    largest=1.4,
+    mosaic=0.1,
     colour=0.25,
-    averaged=0.995,
+    averaged=0.99,
 )
 """For a few hundred pictures without an upper side, as a microscope has them. The numbers are ours,
 chosen on the held-out pictures of BCCD."""

@@ -77,7 +77,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "resnet20": Architecture(resnet20),
     "plain20": Architecture(plain20),
     "efficientnet-b0": Architecture(EfficientNetB0),
-    "yolo": Architecture(Yolo, (240, 320), 3, "detection"),
+    "yolo": Architecture(Yolo, (288, 384), 3, "detection"),
     "unet": Architecture(UNet, (256, 256), 3, "segmentation"),
     "unet-no-skips": Architecture(partial(UNet, skips=False), (256, 256), 3, "segmentation"),
     "alexnet-imagenet": Architecture(imagenet.alexnet, (224, 224), 1000),

@@ -8,17 +8,19 @@ plots.
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from app.artifact.detection import DetectorManifest
 from app.artifact.directory import Artifact, read_artifact
 from app.artifact.files import HISTORY, ONNX_GRAPH, TORCHSCRIPT_GRAPH
 from app.artifact.golden import read_golden
-from app.artifact.manifest import Precision, Views
+from app.artifact.manifest import Manifest, Precision, Task, Views
+from app.artifact.segmentation import SegmenterManifest
 from app.artifact.tensors import Images
 from app.errors import ConvscopeError
 from app.images import RgbImage
@@ -118,6 +120,41 @@ class ModelFigures:
 
 
 @dataclass(frozen=True)
+class ObjectFigures:
+    """One row of the comparison of detectors and segmenters.
+
+    Attributes:
+        model: `name/version`.
+        task: its task.
+        architecture: of the network.
+        data: the data set.
+        parameters: learned numbers.
+        macs: multiply-accumulates for one picture.
+        bytes: of all files.
+        training_seconds: of the run.
+        training_hardware: the processors or GPUs of it.
+        scores: on the test split, by name: mAP, or IoU and F1.
+        int8_scores: of the int8 graph; empty if there is none.
+        latency_ms: of one picture, median, ONNX on one thread.
+        int8_latency_ms: likewise; None if there is no int8 graph.
+    """
+
+    model: str
+    task: Task
+    architecture: str
+    data: str
+    parameters: int
+    macs: int
+    bytes: int
+    training_seconds: float
+    training_hardware: str
+    scores: dict[str, float]
+    int8_scores: dict[str, float]
+    latency_ms: float
+    int8_latency_ms: float | None
+
+
+@dataclass(frozen=True)
 class Errors:
     """Errors in common of a store's models on the same test images.
 
@@ -137,14 +174,16 @@ class Comparison:
     """All models of a store.
 
     Attributes:
-        models: by name and version.
+        models: the classifiers, by name and version.
         errors: errors in common.
         timed_on: the processor that latency and throughput were measured on.
+        objects: the detectors and segmenters, by name and version.
     """
 
     models: tuple[ModelFigures, ...]
     errors: Errors
     timed_on: str
+    objects: tuple[ObjectFigures, ...] = ()
 
 
 def compare(
@@ -163,12 +202,16 @@ def compare(
     """
     try:
         artifacts = _read_store(store)
-        errors = _find_errors(artifacts, find_data, tell) if len(artifacts) > 1 else Errors()
-        figures = []
+        classifiers = [one for one in artifacts if one.manifest.task == "classification"]
+        errors = _find_errors(classifiers, find_data, tell) if len(classifiers) > 1 else Errors()
+        figures, objects = [], []
         for artifact in artifacts:
             tell(f"timing {artifact.ref}")
-            figures.append(_figures(artifact))
-        return Comparison(tuple(figures), errors, name_processor())
+            if artifact in classifiers:
+                figures.append(_figures(artifact))
+            else:
+                objects.append(_object_figures(artifact))
+        return Comparison(tuple(figures), errors, name_processor(), tuple(objects))
     except ConvscopeError as exc:
         raise RunError(str(exc)) from exc
 
@@ -266,6 +309,51 @@ def _figures(artifact: Artifact) -> ModelFigures:
         confidence=_confidence(artifact),
         history=history,
     )
+
+
+def _object_figures(artifact: Artifact) -> ObjectFigures:
+    manifest = artifact.manifest
+    scores, int8_scores = _scores(manifest)
+    int8 = manifest.int8 is not None
+    return ObjectFigures(
+        model=artifact.ref,
+        task=manifest.task,
+        architecture=manifest.architecture,
+        data=manifest.data.name,
+        parameters=manifest.parameters,
+        macs=manifest.macs,
+        bytes=sum(record.bytes for record in manifest.files.values()),
+        training_seconds=manifest.training_seconds,
+        training_hardware=manifest.hardware,
+        scores=scores,
+        int8_scores=int8_scores,
+        latency_ms=_latency_ms(artifact, "float32"),
+        int8_latency_ms=_latency_ms(artifact, "int8") if int8 else None,
+    )
+
+
+def _scores(manifest: Manifest) -> tuple[dict[str, float], dict[str, float]]:
+    """Return the scores of a detector or segmenter on the test split, and of its int8 graph."""
+    if isinstance(manifest, DetectorManifest):
+        scores = {"mAP": manifest.test.map, "mAP50": manifest.test.map50}
+        record = manifest.int8
+        int8 = {"mAP": record.test_map, "mAP50": record.test_map50} if record is not None else {}
+        return scores, int8
+    if isinstance(manifest, SegmenterManifest):
+        found = {"IoU": manifest.test.iou, "F1": manifest.test.instance_f1}
+        masks = manifest.int8
+        graph = {} if masks is None else {"IoU": masks.test_iou, "F1": masks.test_instance_f1}
+        return _known(found), _known(graph)
+    return {}, {}
+
+
+def _known(scores: Mapping[str, float | None]) -> dict[str, float]:
+    return {name: score for name, score in scores.items() if score is not None}
+
+
+def _latency_ms(artifact: Artifact, precision: Precision) -> float:
+    backend = open_backend(artifact, "onnx-cpu", threads=1, precision=precision)
+    return 1000 * _seconds_a_call(backend, read_golden(artifact)[0][:1], SINGLE_CALLS)
 
 
 def _confidence(artifact: Artifact) -> ConfidenceFigures | None:

@@ -13,7 +13,7 @@ from rich.table import Table
 from app.commands import printable
 from app.tasks.classification import DEFAULT_SETS
 from training.compare import corruptions, plots
-from training.compare.compare import Comparison, ModelFigures
+from training.compare.compare import Comparison, ModelFigures, ObjectFigures
 from training.compare.corruptions import Answers
 from training.compare.overlap import MistakeGroup, Overlap
 from training.errors import RunError
@@ -45,6 +45,14 @@ Grid = list[Row]
 def comparison_tables(comparison: Comparison) -> list[Table]:
     """Return the comparison for the terminal, with a row for each model."""
     models = comparison.models
+    grids = _classifier_grids(comparison) if models else {}
+    if comparison.objects:
+        grids["Boxes and masks"] = _objects_grid(comparison.objects)
+    return [make_table(title, grid[0], grid[1:]) for title, grid in grids.items()]
+
+
+def _classifier_grids(comparison: Comparison) -> dict[str, Grid]:
+    models = comparison.models
     figures = list(_figures(models[0]))
     grids = {
         "Accuracy and training": _grid(models, [name for name in figures if name not in _COST]),
@@ -56,7 +64,45 @@ def comparison_tables(comparison: Comparison) -> list[Table]:
         grids["AUROC against foreign images"] = _foreign_grid(models)
     if comparison.errors.overlap is not None:
         grids["Errors in common"] = _histogram_grid(comparison.errors.overlap)
-    return [make_table(title, grid[0], grid[1:]) for title, grid in grids.items()]
+    return grids
+
+
+def _objects_grid(models: Sequence[ObjectFigures]) -> Grid:
+    """Return the grid of detectors and segmenters."""
+    rows: Grid = [
+        (
+            "model",
+            "data",
+            "parameters",
+            "MACs",
+            "MB, all files",
+            "training",
+            "scores",
+            "int8",
+            "ms float32",
+            "ms int8",
+        )
+    ]
+    rows += [
+        (
+            model.model,
+            model.data,
+            f"{model.parameters:,}",
+            format_count(model.macs),
+            f"{model.bytes / 1e6:.1f}",
+            format_duration(model.training_seconds),
+            _told(model.scores),
+            _told(model.int8_scores),
+            f"{model.latency_ms:.1f}",
+            NONE if model.int8_latency_ms is None else f"{model.int8_latency_ms:.1f}",
+        )
+        for model in models
+    ]
+    return rows
+
+
+def _told(scores: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {score:.1%}" for name, score in scores.items()) or NONE
 
 
 def corruptions_table(models: Mapping[str, Mapping[str, Answers]], images: int) -> Table:
@@ -86,14 +132,16 @@ def write_comparison(comparison: Comparison, folder: Path) -> None:
         "overlap": asdict(errors.overlap) if errors.overlap else None,
         "left_out": errors.left_out,
         "timed_on": comparison.timed_on,
+        "objects": [asdict(model) for model in comparison.objects],
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
         durable.write_text(folder / COMPARISON_JSON, json.dumps(content, indent=1) + "\n")
         durable.write_text(folder / COMPARISON_MARKDOWN, _markdown(comparison))
-        plots.draw_learning_curves(models, folder / LEARNING_CURVES)
-        plots.draw_accuracy_by_class(models, folder / ACCURACY_BY_CLASS)
-        plots.draw_accuracy_and_cost(models, folder / ACCURACY_AND_COST)
+        if models:
+            plots.draw_learning_curves(models, folder / LEARNING_CURVES)
+            plots.draw_accuracy_by_class(models, folder / ACCURACY_BY_CLASS)
+            plots.draw_accuracy_and_cost(models, folder / ACCURACY_AND_COST)
         if errors.overlap is None:
             (folder / ERROR_OVERLAP).unlink(missing_ok=True)  # of another comparison
         else:
@@ -212,6 +260,20 @@ def _shared_grid(overlap: Overlap) -> Grid:
 
 
 def _markdown(comparison: Comparison) -> str:
+    lines = _classifiers_markdown(comparison) if comparison.models else []
+    if comparison.objects:
+        lines += [
+            *_markdown_table(_objects_grid(comparison.objects)),
+            "Detectors and segmenters. Scores are on the test pictures: the mean average precision "
+            "at IoU 0.5 to 0.95 (mAP) and at 0.5 (mAP50), the mean IoU of the classes, and the F1 "
+            f"of objects at IoU 0.5. `ms` is the latency of one picture on one thread of "
+            f"{comparison.timed_on}.",
+            "",
+        ]
+    return "\n".join(lines)
+
+
+def _classifiers_markdown(comparison: Comparison) -> list[str]:
     models = comparison.models
     lines = [
         *_markdown_table(_grid(models, list(_figures(models[0])))),
@@ -238,7 +300,7 @@ def _markdown(comparison: Comparison) -> str:
         lines += _overlap_markdown(comparison.errors.overlap)
     if comparison.errors.left_out:
         lines += [left_out_note(comparison), ""]
-    return "\n".join(lines)
+    return lines
 
 
 def _confidence_markdown(models: Sequence[ModelFigures]) -> list[str]:

@@ -9,7 +9,13 @@ from torch import Tensor, nn
 from training.recipes import Recipe
 
 MUON_MOMENTUM = 0.6
+MUON_ADAMW_MOMENTUM = 0.9
+"""Of Muon's part of `muon-adamw`."""
+
+ADAM_BETAS, ADAM_EPSILON = (0.9, 0.99), 1e-8
 SGD_MOMENTUM = 0.85
+WARM_UP = 0.05
+"""The part of all steps in which the rate of `cosine` rises."""
 
 
 def schedule(recipe: Recipe, images: int, epoch: int, step: int) -> float:
@@ -17,7 +23,8 @@ def schedule(recipe: Recipe, images: int, epoch: int, step: int) -> float:
 
     `one-cycle` rises from 1/25 along a cosine in the first 30% of all steps and falls to zero
     along a cosine in the rest (Smith & Topin 2018, with the cosine of Loshchilov & Hutter 2017);
-    `linear` falls along a line from one to zero.
+    `cosine` rises along a line from zero in the first 5% and falls likewise; `linear` falls along a
+    line from one to zero.
 
     Args:
         recipe: names the schedule.
@@ -31,6 +38,10 @@ def schedule(recipe: Recipe, images: int, epoch: int, step: int) -> float:
     progress = ((epoch - 1) * steps + step - 1) / (recipe.epochs * steps)
     if recipe.schedule == "linear":
         return 1 - progress
+    if recipe.schedule == "cosine":
+        if progress < WARM_UP:
+            return progress / WARM_UP
+        return (1 + math.cos(math.pi * (progress - WARM_UP) / (1 - WARM_UP))) / 2
     low = 1 / 25
     if progress < 0.3:
         return low + (1 - low) * (1 - math.cos(math.pi * progress / 0.3)) / 2
@@ -50,11 +61,10 @@ def make_optimizer(recipe: Recipe, network: nn.Module) -> torch.optim.Optimizer:
     """
     learned = [parameter for parameter in network.parameters() if parameter.requires_grad]
     groups: list[dict[str, Any]]
-    if recipe.optimizer == "muon":
-        bfloat16 = recipe.precision == "bfloat16"
-        return Muon(
-            _muon_groups(recipe, network, learned), torch.bfloat16 if bfloat16 else torch.float32
-        )
+    if recipe.optimizer in {"muon", "muon-adamw"}:
+        make_groups = _muon_groups if recipe.optimizer == "muon" else _muon_adamw_groups
+        dtype = torch.bfloat16 if recipe.precision == "bfloat16" else torch.float32
+        return Muon(make_groups(recipe, network, learned), dtype)
     groups = [
         {"params": [p for p in learned if p.ndim > 1], "weight_decay": recipe.weight_decay},
         {"params": [p for p in learned if p.ndim <= 1], "weight_decay": 0.0},
@@ -71,7 +81,8 @@ class Muon(torch.optim.Optimizer):
     In a group with `orthogonal` set, a step's matrix (outputs × all else) is made nearly
     orthogonal, and every weight tensor keeps the norm of an orthogonal matrix with its number of
     outputs, as in airbench's recipe. The other groups take SGD's steps; `weight_decay` is the part
-    that a step at the peak rate takes away.
+    that a step at the peak rate takes away. In a group with `adam` set, they are Adam's (Kingma &
+    Ba 2015).
 
     Args:
         groups: of parameters.
@@ -80,7 +91,13 @@ class Muon(torch.optim.Optimizer):
     """
 
     def __init__(self, groups: list[dict[str, Any]], dtype: torch.dtype = torch.float32) -> None:
-        super().__init__(groups, {"orthogonal": False, "weight_decay": 0.0})
+        defaults = {
+            "orthogonal": False,
+            "adam": False,
+            "momentum": MUON_MOMENTUM,
+            "weight_decay": 0.0,
+        }
+        super().__init__(groups, defaults)
         self.dtype = dtype
 
     @torch.no_grad()
@@ -90,7 +107,10 @@ class Muon(torch.optim.Optimizer):
             for parameter in group["params"]:
                 if parameter.grad is None:
                     continue
-                momentum = MUON_MOMENTUM if group["orthogonal"] else SGD_MOMENTUM
+                if group["adam"]:
+                    self._step_as_adam(parameter, parameter.grad, group["lr"])
+                    continue
+                momentum = group["momentum"] if group["orthogonal"] else SGD_MOMENTUM
                 gradient = self._with_momentum(parameter, parameter.grad, momentum)
                 if group["orthogonal"]:
                     parameter.mul_(len(parameter) ** 0.5 / parameter.norm())
@@ -100,6 +120,18 @@ class Muon(torch.optim.Optimizer):
                 else:
                     parameter.mul_(1 - group["weight_decay"] * group["lr"] / group["peak_lr"])
                     parameter.add_(gradient, alpha=-group["lr"])
+
+    def _step_as_adam(self, parameter: Tensor, gradient: Tensor, rate: float) -> None:
+        state = self.state[parameter]
+        if "steps" not in state:
+            state["steps"] = torch.zeros(())
+            state["mean"], state["square"] = torch.zeros_like(gradient), torch.zeros_like(gradient)
+        state["steps"] += 1
+        steps, (first, second) = state["steps"].item(), ADAM_BETAS
+        state["mean"].lerp_(gradient, 1 - first)
+        state["square"].mul_(second).addcmul_(gradient, gradient, value=1 - second)
+        spread = (state["square"] / (1 - second**steps)).sqrt_().add_(ADAM_EPSILON)
+        parameter.addcdiv_(state["mean"], spread, value=-rate / (1 - first**steps))
 
     def _with_momentum(self, parameter: Tensor, gradient: Tensor, momentum: float) -> Tensor:
         """Return the gradient with Nesterov's momentum."""
@@ -126,6 +158,36 @@ def orthogonalize(matrix: Tensor, steps: int = 3) -> Tensor:
         gram = x @ x.T
         x = a * x + (b * gram + c * gram @ gram) @ x
     return (x.T if tall else x).float()
+
+
+def _muon_adamw_groups(
+    recipe: Recipe, network: nn.Module, learned: list[nn.Parameter]
+) -> list[dict[str, Any]]:
+    """Group the weights: kernels and matrices, and all else.
+
+    Layers with a bias are not followed by a normalisation; their scale matters, so their weights
+    are among all else.
+    """
+    layers = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
+    inner = {
+        module.weight
+        for module in network.modules()
+        if isinstance(module, layers) and module.bias is None
+    }
+    others = [parameter for parameter in learned if parameter not in inner]
+    return [
+        {
+            "params": [parameter for parameter in learned if parameter in inner],
+            "peak_lr": recipe.learning_rate,
+            "orthogonal": True,
+            "momentum": MUON_ADAMW_MOMENTUM,
+        },
+        {
+            "params": others,
+            "peak_lr": recipe.head_learning_rate,
+            "adam": True,
+        },
+    ]
 
 
 def _muon_groups(

@@ -15,6 +15,8 @@ from app.artifact.files import MANIFEST
 from app.artifact.manifest import BackendName, Precision
 from app.inference.backends import Backend, open_backend
 from tests.support import sample
+from tests.support.detectors import write_detector
+from tests.support.segmenters import write_segmenter
 from training.cli import main
 from training.compare import compare as comparing
 from training.compare import report
@@ -324,3 +326,34 @@ def test_without_the_images_all_but_the_errors_is_compared(store: Path, tmp_path
     comparison = compare(tmp_path, find, _say_nothing)
     assert [model.model for model in comparison.models] == ["fc/1"]
     assert comparison.errors == comparing.Errors()
+
+
+def test_detectors_and_segmenters_have_a_table_of_their_own(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    write_detector(store)
+    write_segmenter(store)
+    comparison = compare(store, lambda: pytest.fail("no images are needed"), _say_nothing)
+    assert comparison.models == ()
+    boxes, masks = sorted(comparison.objects, key=lambda model: model.task)
+    assert (boxes.model, boxes.scores["mAP"]) == ("finder/1", 0.6)
+    assert masks.scores.keys() == {"IoU", "F1"}
+    assert boxes.latency_ms > 0
+    report.write_comparison(comparison, tmp_path / "out")
+    text = (tmp_path / "out" / report.COMPARISON_MARKDOWN).read_text()
+    assert "finder/1" in text
+    assert "mAP 60.0%" in text
+    content = json.loads((tmp_path / "out" / report.COMPARISON_JSON).read_text())
+    assert [row["model"] for row in content["objects"]] == ["cells/1", "finder/1"]
+    [table] = report.comparison_tables(comparison)
+    assert table.row_count == 2
+
+
+def test_a_store_of_several_tasks_has_the_tables_of_each(store: Path, tmp_path: Path) -> None:
+    shutil.copytree(store / "fc", tmp_path / "fc")
+    write_detector(tmp_path)
+    comparison = compare(tmp_path, lambda: pytest.fail("one classifier alone"), _say_nothing)
+    assert [model.model for model in comparison.models] == ["fc/1"]
+    assert [model.model for model in comparison.objects] == ["finder/1"]
+    titles = [str(table.title) for table in report.comparison_tables(comparison)]
+    assert titles[0] == "Accuracy and training"
+    assert titles[-1] == "Boxes and masks"

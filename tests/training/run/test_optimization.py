@@ -133,3 +133,29 @@ def test_adam_decays_matrices_and_kernels_alone(optimizer: Optimizer) -> None:
     }
     for name, parameter in network.named_parameters():
         assert decay[id(parameter)] == (0.3 if parameter.ndim > 1 else 0.0), name
+
+
+def test_muon_with_adam_moves_layers_without_a_bias_by_muon_and_the_rest_by_adam() -> None:
+    recipe = find_recipe("yolo")
+    network = find_architecture("yolo").build(3, 0.0)
+    kernels, rest = make_optimizer(recipe, network).param_groups
+    assert kernels["orthogonal"]
+    assert {parameter.ndim for parameter in kernels["params"]} == {4}
+    heads = [network.get_parameter(f"head8.{name}.1.weight") for name in ("box", "label")]
+    assert all(any(head is parameter for parameter in rest["params"]) for head in heads)
+    learned = sum(len(group["params"]) for group in (kernels, rest))
+    assert learned == len(list(network.parameters()))
+
+
+def test_adams_part_takes_the_steps_of_torchs_adam() -> None:
+    torch.manual_seed(0)
+    ours, theirs = (nn.Parameter(torch.ones(7)) for _ in range(2))
+    muon = Muon([{"params": [ours], "peak_lr": 0.1, "adam": True}])
+    adam = torch.optim.Adam([theirs], lr=0.05, betas=(0.9, 0.99))
+    for _ in range(5):
+        ours.grad = torch.randn(7)
+        theirs.grad = ours.grad.clone()
+        set_learning_rate(muon, 0.5)
+        muon.step()
+        adam.step()
+    assert torch.allclose(ours, theirs, atol=1e-6)
