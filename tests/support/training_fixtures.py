@@ -2,7 +2,7 @@
 
 import os
 import resource
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from training.run.checkpoint import Checkpoint, EpochFigures, open_run
 from training.run.progress import Reporter, SilentReporter
 from training.run.train import train
 
+SCENES_DIR_VARIABLE = "CONVSCOPE_SCENES_DIR"
 THREADS = torch.get_num_threads()
 TINY = find_recipe("simple-cnn").replace(epochs=2, batch_size=32, precision="float32")
 
@@ -142,3 +143,16 @@ def real_cifar10() -> dataset.Source:
     if not place or not (Path(place) / cifar10.BINARY.folder).is_dir():
         pytest.skip(f"{dataset.DATA_DIR_VARIABLE} names no folder with {cifar10.BINARY.folder}")
     return dataset.find(Path(place))
+
+
+@pytest.fixture(scope="session")
+def real_scenes() -> Callable[[str], Path]:
+    """The folder of a real annotated set, where a variable names the folder that holds it."""
+
+    def find(name: str) -> Path:
+        place = os.environ.get(SCENES_DIR_VARIABLE)
+        if not place or not (Path(place) / name).is_dir():
+            pytest.skip(f"{SCENES_DIR_VARIABLE} names no folder with {name}")
+        return Path(place) / name
+
+    return find

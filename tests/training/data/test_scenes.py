@@ -1,4 +1,4 @@
-import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -6,19 +6,9 @@ import pytest
 from training.data.scenes import find_scenes
 from training.errors import DataError
 
-SCENES_DIR_VARIABLE = "CONVSCOPE_SCENES_DIR"
 
-
-def real(name: str) -> Path:
-    """A real set, where `CONVSCOPE_SCENES_DIR` names a folder that holds it."""
-    place = os.environ.get(SCENES_DIR_VARIABLE)
-    if not place or not (Path(place) / name).is_dir():
-        pytest.skip(f"{SCENES_DIR_VARIABLE} names no folder with {name}")
-    return Path(place) / name
-
-
-def test_blood_cells_are_found_whole() -> None:
-    source = find_scenes(real("bccd"))
+def test_blood_cells_are_found_whole(real_scenes: Callable[[str], Path]) -> None:
+    source = find_scenes(real_scenes("bccd"))
     assert source.tasks == ("detection",)
     assert source.classes == ("RBC", "WBC", "Platelets")
     assert source.findings.pictures == {"train": 205, "val": 51, "test": 72}
@@ -29,8 +19,8 @@ def test_blood_cells_are_found_whole() -> None:
     assert source.test[0].pixels().shape == (480, 640, 3)
 
 
-def test_nuclei_are_found_whole() -> None:
-    source = find_scenes(real("nuclei"))
+def test_nuclei_are_found_whole(real_scenes: Callable[[str], Path]) -> None:
+    source = find_scenes(real_scenes("nuclei"))
     assert source.tasks == ("detection", "segmentation")
     assert source.classes == ("object",)
     assert source.findings.pictures == {"train": 234, "val": 0, "test": 50}
