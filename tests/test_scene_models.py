@@ -1,4 +1,4 @@
-"""The committed detector and segmenter: sound, as good as they say, after their recipes, and small."""
+"""The committed detector and segmenter: sound, small, and as good as they say."""
 
 from collections.abc import Callable
 from pathlib import Path

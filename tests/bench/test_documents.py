@@ -11,6 +11,7 @@ from bench.quality.ood_scores import score_table
 from bench.quality.photographs import photograph_table
 from bench.serving import report
 from bench.serving.explain import explanation_table
+from bench.serving.scenes import scenes_table
 from bench.serving.results import Run
 from bench.training.exercise import ExerciseResults, exercise_table
 from bench.training.speednet import SpeednetResults, speednet_table
@@ -37,6 +38,12 @@ def test_performance_shows_the_times_of_explanations() -> None:
     found = _results("explain")
     table = explanation_table(found["models"], found["machine"]["processor"])
     assert _document("performance.md", "explain") == table
+
+
+def test_performance_shows_the_rates_of_boxes_and_masks() -> None:
+    found = _results("scenes")
+    table = scenes_table(found["rows"], found["machine"]["processor"])
+    assert _document("performance.md", "scenes") == table
 
 
 def test_confidence_shows_the_scores_of_foreign_images() -> None:
