@@ -57,6 +57,9 @@ GOLDEN_PICTURES = 4
 CALIBRATION_PICTURES = 64
 CALIBRATION_SEED = 0
 
+GOLDEN_TOLERANCE = {"onnx-cpu": 1e-3, "torch-cpu": 1e-3, "torch-cuda": 2e-2}
+"""Largest difference of a score or of a pixel's probability; rounding grows with the layers."""
+
 MOST_APART = 0.002
 """The largest difference of the mAP, or of the IoU, on test pictures between network and graph."""
 
@@ -156,6 +159,7 @@ def _manifest(what: SceneExport, folder: Path) -> Manifest:
         "macs": description.macs,
         "layers": evaluated.served.layers,
         "category_ids": what.source.category_ids,
+        "golden_tolerance": GOLDEN_TOLERANCE,
     }
     return evaluated.manifest(common)
 
