@@ -190,7 +190,7 @@ class Answers(ABC, Generic[RowT]):
         """
 
     @abstractmethod
-    def rows(self, outputs: Outputs, pictures: Sequence[Picture]) -> list[RowT]:
+    def rows(self, outputs: Outputs, pictures: Sequence[Picture]) -> Sequence[RowT | Failure]:
         """Return a row for each picture of a batch."""
 
     @abstractmethod
@@ -410,19 +410,23 @@ class Masks(Answers[FileSegments]):
         self._folder = options.draw
         self.keeps_bytes = self._folder is not None
 
-    def rows(self, outputs: Outputs, pictures: Sequence[Picture]) -> list[FileSegments]:
+    def rows(self, outputs: Outputs, pictures: Sequence[Picture]) -> list[FileSegments | Failure]:
         """Return the masks of each picture, and draw them."""
-        rows = []
-        for index, picture in enumerate(pictures):
-            part = outputs.part(index, 1)
+        return [
+            self._row(outputs.part(index, 1), picture) for index, picture in enumerate(pictures)
+        ]
+
+    def _row(self, outputs: Outputs, picture: Picture) -> FileSegments | Failure:
+        try:
             described = self._interpreter.describe(
-                part, picture.placement, picture.filename, picture.warning
+                outputs, picture.placement, picture.filename, picture.warning
             )
-            row = FileSegments.model_validate(described.content)
-            if self._folder is not None:
-                row.drawing = self._draw(self._folder, picture, part)
-            rows.append(row)
-        return rows
+        except ImageError as exc:  # it is too large for masks
+            return Failure(picture.filename, str(exc))
+        row = FileSegments.model_validate(described.content)
+        if self._folder is not None:
+            row.drawing = self._draw(self._folder, picture, outputs)
+        return row
 
     def _draw(self, folder: Path, picture: Picture, outputs: Outputs) -> str:
         whole = _shown(picture, self._settings)
@@ -560,11 +564,9 @@ class FileReader(Generic[RowT]):
             sound = [picture for picture in pictures if not isinstance(picture, Failure)]
             answers = iter(self._ask(sound))
             for picture in pictures:
-                if isinstance(picture, Failure):
-                    self.failures += 1
-                    yield picture
-                else:
-                    yield next(answers)
+                row = picture if isinstance(picture, Failure) else next(answers)
+                self.failures += isinstance(row, Failure)
+                yield row
 
     def _read(self, file: str | Failure) -> Picture | Failure:
         if isinstance(file, Failure):
@@ -586,7 +588,7 @@ class FileReader(Generic[RowT]):
         kept = data if self._answers.keeps_bytes else b""
         return Picture(as_unicode(file), kept, image, placement, warning_of(data))
 
-    def _ask(self, pictures: Sequence[Picture]) -> list[RowT]:
+    def _ask(self, pictures: Sequence[Picture]) -> Sequence[RowT | Failure]:
         if not pictures:
             return []
         images = np.array([picture.image for picture in pictures])

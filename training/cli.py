@@ -113,7 +113,8 @@ def main() -> None:
 @strict_option
 def data_command(data_dir: Path | None, *, strict: bool) -> None:
     """Find the images and verify every file. Without any, download CIFAR-10."""
-    source = (open_scenes(data_dir) if data_dir else None) or dataset.find(data_dir)
+    place = dataset.place_of(data_dir)
+    source = (open_scenes(place) if place.is_dir() else None) or dataset.find(data_dir)
     _tell_findings(source, strict=strict)
     _say(f"{source}, sha256 {source.sha256}")
     if isinstance(source, SceneSource):
@@ -181,6 +182,7 @@ def evaluate_command(
     last = checkpoints.open_run(run)
     source = _data_of(last, data_dir)
     if isinstance(source, SceneSource):
+        _refuse_views_and_weights(views, weights)
         evaluated = evaluate_scenes.evaluate_scenes(last, source)
         for table in report.object_tables(evaluated.evaluation):
             console.print(table)
@@ -219,6 +221,7 @@ def export(
     version = version or next_version(store, name)
     check_exportable(last, source, store, name, version, int8=int8)
     if isinstance(source, SceneSource):
+        _refuse_views_and_weights(views, weights)
         evaluated = evaluate_scenes.evaluate_scenes(last, source)
         made = export_scenes(SceneExport(last, evaluated, source, name, version, int8), store)
         _say(f"exported: {made.path} ({report.short_figures(made.manifest)})")
@@ -272,6 +275,14 @@ def corruptions_command(models: tuple[Path, ...], data_dir: Path | None) -> None
 def describe_command(name: str) -> None:
     """Print the layers of the architecture NAME, with their arithmetic."""
     console.print(report.description_table(describe_architecture(name)))
+
+
+def _refuse_views_and_weights(views: Views, weights: WeightFormat) -> None:
+    """Raise for what only a classifier has."""
+    if views > 1:
+        raise click.UsageError(f"--views {views}: only a classifier averages views")
+    if weights != "float32":
+        raise click.UsageError(f"--weights {weights}: only a classifier's can be stored so")
 
 
 def _say(line: str) -> None:

@@ -4,7 +4,7 @@ Scores and probabilities are calibrated, and thresholds are chosen, on held-out 
 """
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,18 +30,24 @@ from app.artifact.segmentation import (
     SegmenterInt8,
     SegmenterManifest,
 )
-from app.artifact.tensors import BOXES, DEPTH, LABELS, PROBABILITIES, SCORES, Images, Outputs
-from app.images.placement import Placement
+from app.artifact.tensors import BOXES, DEPTH, LABELS, PROBABILITIES, SCORES
 from app.tasks import segmentation as served_segmentation
 from training.architectures import find_architecture
-from training.architectures.yolo import BINS, Yolo
 from training.data.annotated import Scene
 from training.data.scenes import SceneSource
-from training.evaluate import check_source, load_network
+from training.evaluate import Predict, check_source, load_network
 from training.run.checkpoint import Checkpoint
-from training.run.scene_lessons import count_outputs, decode_laid, lay, numbers_of, split
+from training.run.scene_lessons import (
+    DETECTION,
+    classes_of,
+    count_outputs,
+    laid_batches,
+    lay,
+    numbers_of,
+    split,
+)
 from training.served import ServedDetector, ServedSegmenter
-from training.tasks import calibration, detection, detection_metrics, segmentation_metrics
+from training.tasks import calibration, detection_metrics, segmentation_metrics
 from training.tasks.classification import fit_temperature
 from training.tasks.detection_metrics import Found
 from training.tasks.segmentation_metrics import Counts
@@ -56,9 +62,6 @@ DEPTHS_TRIED = (0.4, 0.5, 0.6, 0.7)
 AREAS_TRIED = (10, 20, 40)
 PIXELS_OF_PICTURE = 4000
 """That a temperature is fitted to, and the ECE is of."""
-
-Predict = Callable[[Images], Outputs]
-"""A backend's answers for uint8 pictures `[N,H,W,3]`."""
 
 
 @dataclass(frozen=True)
@@ -180,8 +183,7 @@ def evaluate_detector(checkpoint: Checkpoint, source: SceneSource) -> EvaluatedD
     state = checkpoint.state
     network = load_network(checkpoint, count_outputs("detection", source))
     size = state.recipe.height, state.recipe.width
-    lesson = detection.Lesson(Yolo.strides, BINS)
-    served = ServedDetector(network, state.mean, state.deviation, size, lesson)
+    served = ServedDetector(network, state.mean, state.deviation, size, DETECTION)
     _, heldout = split(state.recipe, source)
     raw = find_boxes(served.predict, source.test, size)
     threshold = DEFAULT_THRESHOLD
@@ -210,19 +212,11 @@ def find_boxes(predict: Predict, scenes: Sequence[Scene], size: tuple[int, int])
         size: height and width of the graph's input.
     """
     found = []
-    for images, placements in _batches(scenes, size):
+    for images, placements, _ in laid_batches(scenes, size, BATCH):
         outputs = predict(images)
         boxes, scores, labels = (outputs.arrays[name] for name in (BOXES, SCORES, LABELS))
         found += detection_metrics.placed(boxes, scores, labels, placements)
     return found
-
-
-def _batches(
-    scenes: Sequence[Scene], size: tuple[int, int]
-) -> Iterator[tuple[Images, list[Placement]]]:
-    for start in range(0, len(scenes), BATCH):
-        decoded = [decode_laid(scene, size) for scene in scenes[start : start + BATCH]]
-        yield np.stack([image for image, _ in decoded]), [place for _, place in decoded]
 
 
 @dataclass(frozen=True)
@@ -261,8 +255,7 @@ def measure_detector(
     """
     precision = detection_metrics.measure(found, scenes, len(classes))
     judged = judge(found, scenes)
-    labels = np.concatenate([scene.objects.labels[~scene.objects.crowd] for scene in scenes])
-    objects = np.bincount(labels, minlength=len(classes))
+    objects = _count_objects(scenes, len(classes))
     matrix = np.zeros((len(classes) + 1, len(classes) + 1), np.int64)
     for each, scene in zip(found, scenes, strict=True):
         matrix += detection_metrics.confusions(each, scene.objects, len(classes), threshold)
@@ -313,15 +306,14 @@ def evaluate_segmenter(checkpoint: Checkpoint, source: SceneSource) -> Evaluated
         if rule is not None:
             rule = choose_instances(served.predict, heldout, size)
     tally = tally_masks(served.predict, source.test, size, rule, count)
-    overlaps = segmentation_metrics.overlaps(tally.pixels)
+    overlaps = np.nan_to_num(segmentation_metrics.overlaps(tally.pixels))
     borders = [float(np.mean(each)) if each else 0.0 for each in tally.borders]
-    objects = np.bincount(
-        np.concatenate([scene.objects.labels for scene in source.test]), minlength=count
-    )
+    anywhere = [border for border, of in zip(borders, tally.borders, strict=True) if of]
+    objects = _count_objects(source.test, count)
     has_objects = rule is not None
     figures = SegmentationFigures(
         iou=_mean_overlap(tally.pixels),
-        boundary_f1=_rounded(float(np.mean(borders))),
+        boundary_f1=_rounded(float(np.mean(anywhere)) if anywhere else 0.0),
         instance_f1=tally.f1 if has_objects else None,
         ece_raw=raw,
         ece_calibrated=_pixel_error(served.predict, source.test, size),
@@ -391,11 +383,9 @@ def tally_masks(
         [Counts() for _ in range(count)],
         [[] for _ in range(count)],
     )
-    remaining = iter(scenes)
-    for images, placements in _batches(scenes, size):
+    for images, placements, laid in laid_batches(scenes, size, BATCH):
         outputs = predict(images)
-        for index, placement in enumerate(placements):
-            scene = next(remaining)
+        for index, (placement, scene) in enumerate(zip(placements, laid, strict=True)):
             found = served_segmentation.segment(outputs.part(index, 1), rule, placement)
             _add(tally, scene, found)
     return tally
@@ -403,9 +393,7 @@ def tally_masks(
 
 def _add(tally: Tally, scene: Scene, found: served_segmentation.Segmented) -> None:
     numbers = numbers_of(scene).astype(np.int64)
-    labels = np.where(scene.objects.crowd, -2, scene.objects.labels)
-    of_number = np.concatenate([[0], labels + 1])
-    truth = np.where(numbers < 0, -1, of_number[numbers.clip(min=0)])
+    truth = classes_of(numbers, scene.objects.labels)
     classes = found.classes.astype(np.int64)
     tally.pixels[:] += segmentation_metrics.count_pixels(truth, classes, len(tally.pixels))
     found_of = np.concatenate([[0], np.array(found.labels, np.int64) + 1])
@@ -425,47 +413,33 @@ def choose_instances(predict: Predict, scenes: Sequence[Scene], size: tuple[int,
 
     In the input's pixels, and whatever the classes.
     """
-    known: list[tuple[NDArray[np.int64], Outputs]] = []
-    remaining = iter(scenes)
-    for images, _ in _batches(scenes, size):
+    rules = [
+        Instances(least_probability=least, seed_depth=depth, least_area=area)
+        for least, depth, area in itertools.product(PROBABILITIES_TRIED, DEPTHS_TRIED, AREAS_TRIED)
+    ]
+    counts = [Counts()] * len(rules)
+    for images, _, laid in laid_batches(scenes, size, BATCH):
         outputs = predict(images)
-        for index in range(len(images)):
-            numbers = lay(next(remaining), size, masks=True).numbers
-            if numbers is not None:
-                known.append((numbers.numpy().astype(np.int64), outputs.part(index, 1)))
-    best, highest = DEFAULT_INSTANCES, -1.0
-    for least, depth, area in itertools.product(PROBABILITIES_TRIED, DEPTHS_TRIED, AREAS_TRIED):
-        rule = Instances(least_probability=least, seed_depth=depth, least_area=area)
-        counts = Counts()
-        for truth, outputs in known:
-            found = served_segmentation.number_objects(
-                outputs.arrays[PROBABILITIES][0], outputs.arrays[DEPTH][0], rule
-            )
-            counts += segmentation_metrics.count_objects(truth, found.astype(np.int64))
-        if counts.f1 > highest:
-            best, highest = rule, counts.f1
-    return best
-
-
-def _truth_in_input(scene: Scene, size: tuple[int, int]) -> NDArray[np.int64]:
-    """Return the class of each pixel of the input, -1 for none."""
-    laid = lay(scene, size, masks=True)
-    if laid.numbers is None:
-        raise ValueError("the scene has no masks")
-    numbers = laid.numbers.numpy().astype(np.int64)
-    of_number = np.concatenate([[0], laid.labels.numpy() + 1])
-    classes: NDArray[np.int64] = np.where(numbers < 0, -1, of_number[numbers.clip(min=0)])
-    return classes
+        for index, scene in enumerate(laid):
+            truth = lay(scene, size, masks=True).object_numbers()
+            maps = (outputs.arrays[name][index] for name in (PROBABILITIES, DEPTH))
+            probabilities, depth_map = maps
+            for place, rule in enumerate(rules):
+                found = served_segmentation.number_objects(probabilities, depth_map, rule)
+                counts[place] += segmentation_metrics.count_objects(truth, found.astype(np.int64))
+    best = max(range(len(rules)), key=lambda place: counts[place].f1)
+    return rules[best]
 
 
 def _known_pixels(
     predict: Predict, scenes: Sequence[Scene], size: tuple[int, int]
 ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]:
     """Yield probabilities `[n,C+1]` and classes `[n]` of some pixels of each picture."""
-    random, remaining = np.random.default_rng(0), iter(scenes)
-    for images, _ in _batches(scenes, size):
-        for probabilities in predict(images).arrays[PROBABILITIES]:
-            truth = _truth_in_input(next(remaining), size).ravel()
+    random = np.random.default_rng(0)
+    for images, _, laid in laid_batches(scenes, size, BATCH):
+        answers = predict(images).arrays[PROBABILITIES]
+        for probabilities, scene in zip(answers, laid, strict=True):
+            truth = lay(scene, size, masks=True).pixel_classes().ravel()
             known = np.flatnonzero(truth >= 0)
             some = random.choice(known, min(PIXELS_OF_PICTURE, len(known)), replace=False)
             yield probabilities.reshape(len(probabilities), -1).T[some], truth[some]
@@ -492,7 +466,13 @@ def _pixel_error(predict: Predict, scenes: Sequence[Scene], size: tuple[int, int
 
 def _mean_overlap(pixels: NDArray[np.int64]) -> float:
     """Return the mean overlap of the classes but background."""
-    return _rounded(segmentation_metrics.overlaps(pixels)[1:].mean())
+    return _rounded(segmentation_metrics.mean_overlap(pixels))
+
+
+def _count_objects(scenes: Sequence[Scene], classes: int) -> NDArray[np.int64]:
+    """Return the number of objects of each class; crowds do not count."""
+    labels = [scene.objects.labels[~scene.objects.crowd] for scene in scenes]
+    return np.bincount(np.concatenate(labels), minlength=classes)
 
 
 def _rounded(value: float) -> float:

@@ -47,7 +47,7 @@ class Recipe(BaseModel):
         default="adam",
         description="`adam` (Kingma & Ba 2015), `adamw` (Loshchilov & Hutter 2019), `muon` "
         "(Jordan 2024): Muon for kernels, SGD with Nesterov's momentum for biases and the last "
-        "layer; or `muon-adamw`: Adam for these.",
+        "layer; or `muon-adamw`: AdamW, without decay, for these.",
     )
     learning_rate: float = Field(
         default=1e-3,
@@ -154,7 +154,9 @@ class Recipe(BaseModel):
         le=4096,
         description="Of the pictures of a detector or segmenter, in pixels: a multiple of 16.",
     )
-    width: int = Field(default=0, ge=0, le=4096, description="Likewise.")
+    width: int = Field(
+        default=0, ge=0, le=4096, description="Of these pictures, a multiple of 16 as well."
+    )
     turn: bool = Field(
         default=False,
         description="Turn each picture by 0, 90, 180 or 270 degrees: for those without an upper "
@@ -277,6 +279,12 @@ class Recipe(BaseModel):
             raise RecipeError(
                 f"label_smoothing is {self.label_smoothing} and teacher is {self.teacher!r}; "
                 "a teacher's answers are not smoothed"
+            )
+        if self.optimizer == "muon-adamw" and self.weight_decay > 0:
+            raise RecipeError(f"weight_decay is {self.weight_decay}; with muon-adamw it is 0")
+        if self.start_part > 0 and self.averaged > 0:
+            raise RecipeError(
+                f"start_part is {self.start_part} and averaged is {self.averaged}; one of them is 0"
             )
         if self.start_part > 0 and not self.start:
             raise RecipeError(f"start_part is {self.start_part} and start is empty")

@@ -128,7 +128,8 @@ def plot_accuracy(axes: Axes, history: Sequence[EpochFigures], color: str) -> No
             axes.plot(
                 *zip(*known, strict=True), color=color, alpha=alpha, marker=marker, label=label
             )
-    label_axes(axes, "epoch", "accuracy (%)")
+    is_accuracy = any(each.train_accuracy is not None for each in history)
+    label_axes(axes, "epoch", "accuracy (%)" if is_accuracy else "held-out score (%)")
 
 
 def label_axes(axes: Axes, x: str, y: str) -> None:

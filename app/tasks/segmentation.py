@@ -278,7 +278,7 @@ def segment(
     rule: Instances | None,
     placement: Placement,
     least_score: float = 0.0,
-    most: int = MAX_INSTANCES,
+    most: int = DEFAULT_INSTANCES,
 ) -> Segmented:
     """Return the masks of one picture.
 

@@ -11,8 +11,8 @@ from bench.quality.ood_scores import score_table
 from bench.quality.photographs import photograph_table
 from bench.serving import report
 from bench.serving.explain import explanation_table
-from bench.serving.scenes import scenes_table
 from bench.serving.results import Run
+from bench.serving.scenes import scenes_table
 from bench.training.exercise import ExerciseResults, exercise_table
 from bench.training.speednet import SpeednetResults, speednet_table
 

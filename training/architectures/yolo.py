@@ -4,8 +4,8 @@
 fed by the coarser one too (Lin et al. 2017, arXiv 1612.03144); no anchor boxes, but the distances
 from a cell's centre to the four sides (Tian et al. 2019, arXiv 1904.01355), each as a distribution
 over whole numbers of cells (Li et al. 2020, arXiv 2006.04388); and separate branches for classes
-and boxes (Ge et al. 2021, arXiv 2107.08430). `YoloV1` is the head of the paper on a small
-backbone. Losses and the choice of the cells that learn an object are in `training.tasks.detection`.
+and boxes (Ge et al. 2021, arXiv 2107.08430). Losses and the choice of the cells that learn an
+object are in `training.tasks.detection`.
 """
 
 import math

@@ -6,7 +6,7 @@ Only `training.evaluate` may call `Source.load_test`. Nothing here knows of netw
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -112,6 +112,11 @@ class Source:
         return place if self.findings else f"{self.name} in {place}"
 
 
+def place_of(data_dir: Path | None) -> Path:
+    """Return the place that is looked in: `data_dir`, else `CONVSCOPE_DATA_DIR`, else `./data`."""
+    return data_dir or Path(os.environ.get(DATA_DIR_VARIABLE) or DEFAULT_DATA_DIR)
+
+
 def find(data_dir: Path | None, *, download: bool = True) -> Source:
     """Find a data set in one place: `data_dir`, else `CONVSCOPE_DATA_DIR`, else `./data`.
 
@@ -124,7 +129,7 @@ def find(data_dir: Path | None, *, download: bool = True) -> Source:
             hash, or a class cannot be learned. The message names the place.
     """
     variable = os.environ.get(DATA_DIR_VARIABLE)
-    place = data_dir or Path(variable or DEFAULT_DATA_DIR)
+    place = place_of(data_dir)
     shown = printable(place)
     if variable and not data_dir:
         shown = f"{DATA_DIR_VARIABLE}={shown}"
@@ -207,10 +212,19 @@ def split_distinct(images: Split, part: float, seed: int) -> tuple[Tensor, Tenso
 
 def channel_statistics(images: Tensor) -> tuple[list[float], list[float]]:
     """Return each channel's mean and standard deviation over uint8 `[N,H,W,3]`, scaled to 0..1."""
+    return channel_statistics_of([images])
+
+
+def channel_statistics_of(batches: Iterable[Tensor]) -> tuple[list[float], list[float]]:
+    """As `channel_statistics`, over batches of any sizes."""
+    total = torch.zeros(3, 256, dtype=torch.float64)
+    for images in batches:
+        for channel in range(3):
+            values = images[..., channel].flatten()
+            total[channel] += torch.bincount(values, minlength=256).cpu().double()
     levels = torch.arange(256, dtype=torch.float64) / 255
     means, deviations = [], []
-    for channel in range(3):
-        counts = torch.bincount(images[..., channel].flatten(), minlength=256).cpu().double()
+    for counts in total:
         mean = (counts * levels).sum() / counts.sum()
         variance = (counts * (levels - mean) ** 2).sum() / counts.sum()
         means.append(mean.item())

@@ -47,6 +47,7 @@ from app.inference.backends import open_backend, open_layers
 from training.architectures.describe import describe
 from training.data import dataset
 from training.data.foreign import foreign_images
+from training.data.scenes import SceneSource
 from training.errors import ExportError
 from training.evaluate import (
     Answered,
@@ -68,10 +69,12 @@ from training.export.inside import (
 )
 from training.export.quantize import add_int8, choose_training_images
 from training.export.shared_weights import share_weights
+from training.recipes import Recipe
 from training.report import LEARNING_CURVE, draw_learning_curve
 from training.run import durable
 from training.run.checkpoint import Checkpoint, history_json
 from training.run.commit import find_commit
+from training.run.scene_lessons import split
 from training.run.sources import Source
 
 GOLDEN_IMAGES = 16
@@ -155,12 +158,19 @@ def check_exportable(
             f"{checkpoint.path}: is epoch {state.epoch} of {state.recipe.epochs}; "
             "finish the run with --resume"
         )
-    if int8 and state.recipe.holdout == 0:
-        raise ExportError(
-            f"{checkpoint.path}: holdout is 0; without held-out images nothing shows the loss of "
-            "accuracy by int8, so export without --int8"
-        )
     check_source(checkpoint, source)
+    if int8 and not _holds_out(state.recipe, source):
+        raise ExportError(
+            f"{checkpoint.path}: holdout is {state.recipe.holdout:g} and holds out nothing; "
+            "without held-out images nothing shows the loss of accuracy by int8, so export without "
+            "--int8"
+        )
+
+
+def _holds_out(recipe: Recipe, source: Source) -> bool:
+    if isinstance(source, SceneSource):
+        return bool(split(recipe, source)[1])
+    return recipe.holdout > 0
 
 
 def _served(what: Export, heldout: dataset.Split) -> ServedNetwork:

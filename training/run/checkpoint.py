@@ -46,9 +46,9 @@ class EpochFigures:
         epoch: counts from 1.
         loss: the mean over the images learned from.
         train_accuracy: on them, 0 to 1; None where answers are not right or wrong.
-        heldout_accuracy: on the held-out images, or the score that stands for it: the mAP of a
-            detector, the IoU of a segmenter. None without held-out images or if it was not
-            measured.
+        heldout_accuracy: on the held-out images, or the score that stands for it: a detector's mAP
+            at an overlap of 0.5, a segmenter's mean overlap. None without held-out images or if it
+            was not measured.
         images_per_second: learned from.
         seconds: that it took.
     """

@@ -6,9 +6,9 @@ place, so they are the same however many processes share the batch.
 """
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name that the field uses
 
 from app.artifact.manifest import Task
+from app.errors import ImageError
+from app.images import RgbImage, rle
 from app.images.decode import decode_placed
 from app.images.placement import Placement, Resize, letterboxed
 from training.architectures import find_architecture
@@ -35,7 +37,7 @@ from training.data.scene_augmentation import (
 from training.data.scenes import SceneSource
 from training.errors import DataError, RecipeError
 from training.recipes import Recipe
-from training.run.lessons import Batch, Lesson
+from training.run.lessons import Batch
 from training.tasks import detection, detection_metrics, segmentation, segmentation_metrics
 
 RESIZE = Resize(policy="letterbox", interpolation="bilinear")
@@ -49,6 +51,9 @@ MEASURED_EPOCHS = 20
 
 MEASURED_BATCH = 8
 
+DETECTION = detection.Lesson(Yolo.strides, BINS)
+"""Of the only architecture with a grid."""
+
 
 @dataclass(frozen=True)
 class LaidScene:
@@ -59,13 +64,28 @@ class LaidScene:
         boxes: left, upper, right, lower, float32 `[M,4]`.
         labels: as in `detection.Truth`, int64 `[M]`.
         numbers: each pixel's object, counted from 1, 0 for background and -1 for pixels that count
-            for nothing, int32 `[h,w]`; None without masks.
+            for nothing, int32 `[h,w]`; None where masks are not asked for.
     """
 
     image: Tensor
     boxes: Tensor
     labels: Tensor
     numbers: Tensor | None
+
+    def object_numbers(self) -> NDArray[np.int64]:
+        """Return the numbers as an array.
+
+        Raises:
+            ValueError: there are none.
+        """
+        if self.numbers is None:
+            raise ValueError("the scene was laid without masks")
+        numbers: NDArray[np.int64] = self.numbers.numpy().astype(np.int64)
+        return numbers
+
+    def pixel_classes(self) -> NDArray[np.int64]:
+        """Return each pixel's class, 0 for background, `segmentation.IGNORED` for none."""
+        return classes_of(self.object_numbers(), self.labels.numpy())
 
 
 @dataclass(frozen=True)
@@ -82,23 +102,39 @@ class Draft:
         return Draft(self.places[index], self.epoch)
 
 
-def check_size(recipe: Recipe) -> None:
-    """Raise unless the recipe says how large its pictures are.
+def check_scene_recipe(recipe: Recipe, task: Task, classes: int) -> None:
+    """Raise unless a detector or segmenter can learn by a recipe.
 
     Raises:
-        RecipeError: height or width is no multiple of `STRIDE` above 0, or sizes are reversed.
+        RecipeError: names the field, its value and what it can be.
     """
     for name in ("height", "width"):
-        if (value := getattr(recipe, name)) == 0 or value % STRIDE:
+        value = getattr(recipe, name)
+        if value == 0:
+            raise RecipeError(f"{name} is not given; it is a multiple of {STRIDE}")
+        if value % STRIDE:
             raise RecipeError(
                 f"{name} is {value}; {recipe.architecture} takes multiples of {STRIDE}"
             )
-    if recipe.smallest > recipe.largest:
-        raise RecipeError(f"smallest is {recipe.smallest} and largest is {recipe.largest}")
+    if recipe.optimizer == "muon":
+        raise RecipeError(
+            f"optimizer is muon; {recipe.architecture} has no fully connected last layer, for "
+            "which muon-adamw is"
+        )
+    if recipe.flip == "alternating":
+        raise RecipeError(f"flip is alternating; {recipe.architecture} takes off or random")
+    if task == "segmentation" and classes > MOST_MASKED:
+        raise RecipeError(f"there are {classes} classes of masks; the limit is {MOST_MASKED}")
 
 
-class SceneLessons:
-    """The pictures of a run; as `training.run.lessons.Lessons`."""
+MOST_MASKED = 255
+"""Classes of a segmenter: with background, as many as a PNG's palette has entries."""
+
+
+class SceneLessons(ABC):
+    """The pictures of a run; with the methods below, `training.run.lessons.Lessons`."""
+
+    with_masks: bool
 
     def __init__(
         self,
@@ -109,22 +145,15 @@ class SceneLessons:
         device: torch.device,
     ) -> None:
         """Decode the pictures."""
-        self.classes = source.classes
         self._recipe, self._device = recipe, device
         self._size = recipe.height, recipe.width
-        self._task = find_architecture(recipe.architecture).task
-        self._with_depth = source.instances
-        canvas = tuple(round(side * max(recipe.largest, 1.0)) for side in self._size)
-        with_masks = self._task == "segmentation"
-        self._train = [lay(scene, (canvas[0], canvas[1]), masks=with_masks) for scene in train]
-        self.heldout = tuple(heldout)
-        self.mean, self.deviation = _statistics(self._train)
-        self.outputs = count_outputs(self._task, source)
-        self.lesson: Lesson
-        if with_masks:
-            self.lesson = segmentation.Lesson()
-        else:
-            self.lesson = detection.Lesson(Yolo.strides, BINS)
+        canvas = round(recipe.height * recipe.largest), round(recipe.width * recipe.largest)
+        self._train = [lay(scene, canvas, masks=self.with_masks) for scene in train]
+        self._heldout = tuple(heldout)
+        self._classes = len(source.classes)
+        self.mean, self.deviation = dataset.channel_statistics_of(
+            scene.image.permute(1, 2, 0)[None] for scene in self._train
+        )
 
     def __len__(self) -> int:
         return len(self._train)
@@ -149,53 +178,28 @@ class SceneLessons:
         """Draw the pictures, moved and coloured at random."""
         drawn = [self._draw(place, draft.epoch) for place in draft.places.tolist()]
         images = self._normalized(torch.stack([scene.image for scene in drawn]))
-        targets: Any
-        if self._task == "detection":
-            targets = detection.Truth.of([(scene.boxes, scene.labels) for scene in drawn])
-        else:
-            targets = self._maps(drawn)
-        return Batch(images, targets.to(self._device))
+        return Batch(images, self._targets(drawn).to(self._device))
 
     def measure(self, network: nn.Module, epoch: int) -> float | None:
         """Return the held-out score, in some epochs and after the last one."""
         every = max(1, self._recipe.epochs // MEASURED_EPOCHS)
-        if not self.heldout or (epoch % every and epoch != self._recipe.epochs):
+        if not self._heldout or (epoch % every and epoch != self._recipe.epochs):
             return None
-        if self._task == "detection":
-            found = self._detect(network)
-            return detection_metrics.measure(found, self.heldout, len(self.classes)).map50
-        return self._overlap(network)
+        return self._score(network.eval())
 
-    @torch.inference_mode()
-    def _detect(self, network: nn.Module) -> list[detection_metrics.Found]:
-        lesson = detection.Lesson(Yolo.strides, BINS)
-        found = []
-        for images, placements in self._laid():
-            maps = network.eval()(self._normalized(images))
-            best = detection.best(lesson.candidates(maps))
-            boxes, scores, labels = (each.cpu().numpy() for each in best)
-            found += detection_metrics.placed(boxes, scores, labels, placements)
-        return found
+    @abstractmethod
+    def _targets(self, drawn: Sequence[LaidScene]) -> detection.Truth | segmentation.Maps:
+        """Return the answers to learn."""
 
-    @torch.inference_mode()
-    def _overlap(self, network: nn.Module) -> float:
-        count = len(self.classes) + 1
-        matrix = np.zeros((count, count), np.int64)
-        laid = iter([lay(scene, self._size, masks=True) for scene in self.heldout])
-        for images, placements in self._laid():
-            classes = network.eval()(self._normalized(images))[:, :count].argmax(1).cpu().numpy()
-            for found, scene, _ in zip(classes, laid, placements, strict=False):
-                truth = self._classes_of(scene).numpy()
-                matrix += segmentation_metrics.count_pixels(truth, found, count)
-        return float(segmentation_metrics.overlaps(matrix)[1:].mean())
+    @abstractmethod
+    def _score(self, network: nn.Module) -> float:
+        """Return the held-out score of a network in evaluation mode."""
 
-    def _laid(self) -> Iterator[tuple[Tensor, list[Placement]]]:
-        """Yield the held-out pictures as the service lays them, uint8 `[N,3,H,W]`."""
-        for start in range(0, len(self.heldout), MEASURED_BATCH):
-            part = self.heldout[start : start + MEASURED_BATCH]
-            decoded = [decode_laid(scene, self._size) for scene in part]
-            images = torch.from_numpy(np.stack([image for image, _ in decoded]))
-            yield images.permute(0, 3, 1, 2), [placement for _, placement in decoded]
+    def _laid(self) -> Iterator[tuple[Tensor, list[Placement], Sequence[Scene]]]:
+        """Yield the held-out pictures as the service lays them, normalised."""
+        for images, placements, scenes in laid_batches(self._heldout, self._size, MEASURED_BATCH):
+            rows = torch.from_numpy(images).permute(0, 3, 1, 2)
+            yield self._normalized(rows), placements, scenes
 
     def _draw(self, place: int, epoch: Epoch) -> LaidScene:
         recipe = self._recipe
@@ -212,7 +216,7 @@ class SceneLessons:
         moves = draw_moves(augmentation, self._size, generator)
         others = torch.randint(len(self), (len(moves) - 1,), generator=generator).tolist()
         image = torch.full((3, height, width), augmentation.fill, dtype=torch.uint8)
-        numbers = torch.zeros((height, width), dtype=torch.int32) if self._has_masks else None
+        numbers = torch.zeros((height, width), dtype=torch.int32) if self.with_masks else None
         boxes, labels, before = [], [], 0
         for index, (move, window) in zip((place, *others), moves, strict=True):
             scene = self._train[index]
@@ -231,29 +235,73 @@ class SceneLessons:
         image = recolour(image, recipe.colour, generator)
         return LaidScene(image, torch.cat(boxes), torch.cat(labels), numbers)
 
-    @property
-    def _has_masks(self) -> bool:
-        return self._task == "segmentation"
-
-    def _maps(self, drawn: Sequence[LaidScene]) -> segmentation.Maps:
-        classes = torch.stack([self._classes_of(scene) for scene in drawn])
-        if not self._with_depth:
-            return segmentation.Maps(classes, None)
-        depth = [segmentation.depth_of(_numpy(scene).clip(min=0)) for scene in drawn]
-        return segmentation.Maps(classes, torch.from_numpy(np.stack(depth)))
-
-    def _classes_of(self, scene: LaidScene) -> Tensor:
-        """Return each pixel's class, 0 for background, `segmentation.IGNORED` for none."""
-        numbers = torch.from_numpy(_numpy(scene))
-        of_number = torch.cat((torch.zeros(1, dtype=torch.int64), scene.labels + 1))
-        classes = of_number[numbers.clamp_min(0)]
-        crowd = torch.cat((torch.zeros(1, dtype=torch.bool), scene.labels < 0))
-        ignored = (numbers < 0) | crowd[numbers.clamp_min(0)]
-        return classes.masked_fill(ignored, segmentation.IGNORED)
-
     def _normalized(self, images: Tensor) -> Tensor:
         rows = images.permute(0, 2, 3, 1).contiguous().to(self._device)
         return dataset.normalize(rows, self.mean, self.deviation)
+
+
+class DetectionLessons(SceneLessons):
+    """Boxes."""
+
+    with_masks = False
+    lesson = DETECTION
+
+    @property
+    def outputs(self) -> int:
+        """One for each class."""
+        return self._classes
+
+    def _targets(self, drawn: Sequence[LaidScene]) -> detection.Truth:
+        return detection.Truth.of([(scene.boxes, scene.labels) for scene in drawn])
+
+    @torch.inference_mode()
+    def _score(self, network: nn.Module) -> float:
+        """Return the mean average precision at an overlap of 0.5."""
+        found = []
+        for images, placements, _ in self._laid():
+            best = detection.best(DETECTION.candidates(network(images)))
+            boxes, scores, labels = (each.cpu().numpy() for each in best)
+            found += detection_metrics.placed(boxes, scores, labels, placements)
+        return detection_metrics.measure(found, self._heldout, self._classes).map50
+
+
+class SegmentationLessons(SceneLessons):
+    """Masks, and the depth of pixels if objects are single things."""
+
+    with_masks = True
+    lesson = segmentation.Lesson()
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        source: SceneSource,
+        train: Sequence[Scene],
+        heldout: Sequence[Scene],
+        device: torch.device,
+    ) -> None:
+        """Decode the pictures."""
+        super().__init__(recipe, source, train, heldout, device)
+        self.outputs = count_outputs("segmentation", source)
+        self._with_depth = source.instances
+
+    def _targets(self, drawn: Sequence[LaidScene]) -> segmentation.Maps:
+        classes = torch.from_numpy(np.stack([scene.pixel_classes() for scene in drawn]))
+        if not self._with_depth:
+            return segmentation.Maps(classes, None)
+        depth = [segmentation.depth_of(scene.object_numbers().clip(min=0)) for scene in drawn]
+        return segmentation.Maps(classes, torch.from_numpy(np.stack(depth)))
+
+    @torch.inference_mode()
+    def _score(self, network: nn.Module) -> float:
+        """Return the mean overlap of the classes, in the input's pixels."""
+        count = self._classes + 1
+        matrix = np.zeros((count, count), np.int64)
+        for images, _, scenes in self._laid():
+            classes = network(images)[:, :count].argmax(1).cpu().numpy()
+            for found, scene in zip(classes, scenes, strict=True):
+                truth = lay(scene, self._size, masks=True).pixel_classes()
+                matrix += segmentation_metrics.count_pixels(truth, found, count)
+        return segmentation_metrics.mean_overlap(matrix)
 
 
 def count_outputs(task: Task, source: SceneSource) -> int:
@@ -265,7 +313,9 @@ def count_outputs(task: Task, source: SceneSource) -> int:
     return classes if task == "detection" else classes + 1 + source.instances
 
 
-def load_scenes(recipe: Recipe, source: SceneSource, device: torch.device) -> SceneLessons:
+def load_scenes(
+    recipe: Recipe, source: SceneSource, device: torch.device
+) -> DetectionLessons | SegmentationLessons:
     """Decode the pictures of a run.
 
     The pictures to choose with are held out; if the set has none, a part of those to train on is.
@@ -276,7 +326,9 @@ def load_scenes(recipe: Recipe, source: SceneSource, device: torch.device) -> Sc
     train, heldout = split(recipe, source)
     if not train:
         raise DataError(f"{source}: holdout {recipe.holdout} leaves no picture to learn from")
-    return SceneLessons(recipe, source, train, heldout, device)
+    task = find_architecture(recipe.architecture).task
+    kind = DetectionLessons if task == "detection" else SegmentationLessons
+    return kind(recipe, source, train, heldout, device)
 
 
 def split(recipe: Recipe, source: SceneSource) -> tuple[list[Scene], list[Scene]]:
@@ -299,13 +351,40 @@ def split(recipe: Recipe, source: SceneSource) -> tuple[list[Scene], list[Scene]
     return train, heldout
 
 
-def decode_laid(scene: Scene, size: tuple[int, int]) -> tuple[NDArray[np.uint8], Placement]:
-    """Decode a picture into an input of a height and width, as the service does."""
-    return decode_placed(scene.load(), size, MAX_PIXELS, resize=RESIZE)
+def laid_batches(
+    scenes: Sequence[Scene], size: tuple[int, int], count: int
+) -> Iterator[tuple[NDArray[np.uint8], list[Placement], Sequence[Scene]]]:
+    """Yield pictures in batches as a network takes them, with their places in it.
+
+    Args:
+        scenes: the pictures.
+        size: height and width of the input.
+        count: of pictures in a batch.
+    """
+    for start in range(0, len(scenes), count):
+        part = scenes[start : start + count]
+        decoded = [decode_laid(scene, size) for scene in part]
+        yield np.stack([image for image, _ in decoded]), [place for _, place in decoded], part
+
+
+def decode_laid(scene: Scene, size: tuple[int, int]) -> tuple[RgbImage, Placement]:
+    """Decode a picture into an input of a height and width, as the service does.
+
+    Raises:
+        DataError: it has changed since it was found.
+    """
+    try:
+        return decode_placed(scene.load(), size, MAX_PIXELS, resize=RESIZE)
+    except (ImageError, OSError) as exc:
+        raise DataError(f"{scene.file}: has changed since it was found: {exc}") from exc
 
 
 def lay(scene: Scene, size: tuple[int, int], *, masks: bool) -> LaidScene:
-    """Lay a picture and its objects into an input of a height and width."""
+    """Lay a picture and its objects into an input of a height and width.
+
+    Raises:
+        DataError: it has changed since it was found.
+    """
     image, placement = decode_laid(scene, size)
     objects = scene.objects
     corners = np.concatenate([objects.boxes[:, :2], objects.boxes[:, :2] + objects.boxes[:, 2:]], 1)
@@ -334,24 +413,32 @@ def _laid_numbers(scene: Scene, size: tuple[int, int]) -> NDArray[np.int32]:
 def numbers_of(scene: Scene) -> NDArray[np.int32]:
     """Return the number of each pixel's object, int32 `[height,width]`: 0 is background.
 
-    Smaller objects lie over larger ones; pixels that count for nothing are -1.
+    Smaller objects lie over larger ones. Pixels that count for nothing are -1, those of crowds too.
+
+    Raises:
+        ValueError: there are only boxes.
     """
-    masks = scene.masks()
-    numbers = np.zeros((scene.height, scene.width), np.int32)
-    for index in np.argsort(-masks.sum((1, 2)), kind="stable"):
-        numbers[masks[index]] = index + 1
+    masks, height, width = scene.objects.masks, scene.height, scene.width
+    if masks is None:
+        raise ValueError(f"{scene.file}: has boxes alone")
+    numbers = np.zeros((height, width), np.int32)
+    areas = np.array([rle.area(mask, height, width) for mask in masks])
+    for index in np.argsort(-areas, kind="stable"):
+        value = -1 if scene.objects.crowd[index] else index + 1
+        numbers[rle.decode(masks[index], height, width)] = value
     if (ignored := scene.ignored_pixels()) is not None:
         numbers[ignored] = -1
     return numbers
 
 
-def _numpy(scene: LaidScene) -> NDArray[np.int64]:
-    if scene.numbers is None:
-        raise ValueError("the scene has no masks")
-    numbers: NDArray[np.int64] = scene.numbers.numpy().astype(np.int64)
-    return numbers
+def classes_of(numbers: NDArray[np.int64], labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return each pixel's class, 0 for background, `segmentation.IGNORED` for none.
 
-
-def _statistics(scenes: Sequence[LaidScene]) -> tuple[list[float], list[float]]:
-    pixels = torch.cat([scene.image.flatten(1) for scene in scenes], 1)
-    return dataset.channel_statistics(pixels.T[None, None])
+    Args:
+        numbers: of the objects, as `numbers_of` gives them.
+        labels: of the objects, from 0.
+    """
+    of_number = np.concatenate([[0], labels + 1])
+    classes: NDArray[np.int64] = of_number[numbers.clip(min=0)]
+    classes[numbers < 0] = segmentation.IGNORED
+    return classes

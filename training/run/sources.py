@@ -12,7 +12,7 @@ from training.errors import DataError, RecipeError
 from training.recipes import CLASSIFIER_FIELDS, SCENE_FIELDS, Recipe
 from training.run.image_lessons import check_takes_images, load_images
 from training.run.lessons import Lessons
-from training.run.scene_lessons import check_size, load_scenes
+from training.run.scene_lessons import check_scene_recipe, load_scenes
 
 Source = dataset.Source | SceneSource
 
@@ -29,7 +29,8 @@ def find_source(architecture: str, data_dir: Path | None, *, download: bool = Tr
     """
     if find_architecture(architecture).task == "classification":
         return dataset.find(data_dir, download=download)
-    if data_dir is not None and (found := open_scenes(data_dir)) is not None:
+    place = dataset.place_of(data_dir)
+    if place.is_dir() and (found := open_scenes(place)) is not None:
         return found
     return scenes_of(dataset.find(data_dir, download=download))
 
@@ -57,7 +58,7 @@ def check_lessons(recipe: Recipe, source: Source) -> None:
                 f"{name} is {value!r}; {recipe.architecture} learns {task}, which does not use it"
             )
     if is_scenes:
-        check_size(recipe)
+        check_scene_recipe(recipe, task, len(source.classes))
         return
     for name in filter(None, (recipe.architecture, recipe.proxy)):
         check_takes_images(name, recipe.crop)

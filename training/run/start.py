@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
+from training.architectures import find_architecture
 from training.errors import RecipeError
 from training.recipes import Recipe
 from training.run.trained import Trained, load_trained
@@ -44,11 +45,18 @@ def begin_with(
     if trained.classes == classes:
         load_trained(network, trained.weights, images)
         return None
-    layers = [name for name, layer in network.named_modules() if isinstance(layer, nn.Linear)]
-    last: str = layers[-1]
-    own = {name: weight for name, weight in network.state_dict().items() if name.startswith(last)}
+    last = _weights_of_outputs(trained.architecture)
+    own = {name: weight for name, weight in network.state_dict().items() if name in last}
     load_trained(network, trained.weights | own, images)
-    return last
+    return ", ".join(dict.fromkeys(name.rpartition(".")[0] for name in last))
+
+
+def _weights_of_outputs(architecture: str) -> list[str]:
+    """Return the names of the weights whose number depends on the number of classes."""
+    build = find_architecture(architecture).build
+    with torch.device("meta"):
+        some, more = (build(outputs, 0.0).state_dict() for outputs in (2, 3))
+    return [name for name in some if some[name].shape != more[name].shape]
 
 
 @torch.no_grad()

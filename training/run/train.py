@@ -381,14 +381,15 @@ def _prepare(
     with _named("teacher", recipe.teacher):
         taught_by = Teacher(teacher, first, mean, deviation) if teacher is not None else None
     torch.manual_seed(recipe.seed)
-    learner, *proxies = (
-        _new_learner(recipe, architecture, lessons.outputs, first, workers)
-        for architecture in filter(None, (recipe.architecture, recipe.proxy))
-    )
+    learner = _new_learner(recipe, recipe.architecture, lessons.outputs, first, workers)
+    proxy = None
+    if recipe.proxy:
+        alone = recipe.replace(averaged=0.0)  # a proxy is for the run alone
+        proxy = _new_learner(alone, recipe.proxy, lessons.outputs, first, workers)
     return Run(
         recipe=recipe,
         learner=learner,
-        proxy=proxies[0] if proxies else None,
+        proxy=proxy,
         lessons=lessons,
         device=device,
         workers=workers,

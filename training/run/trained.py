@@ -158,7 +158,7 @@ def _read_model(folder: Path) -> Trained:
     artifact = read_artifact(folder)
     manifest = artifact.manifest
     held: dict[str, Tensor] = load_graph(artifact, torch.device("cpu")).state_dict()
-    scale, shift = held["scale"][0, 0], held["shift"][0, 0]
+    scale, shift = (held[name].flatten()[:3] for name in ("scale", "shift"))
     return Trained(
         architecture=manifest.architecture,
         classes=manifest.classes,

@@ -7,9 +7,6 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the name that the field uses
 
 BINS = 15
-LEAST_SLOPE = 0.05
-"""Better boxes keep higher scores."""
-
 PULL = 1.0
 """Towards a slope of 1 and an intercept of 0, as so many boxes would pull: a class may have few."""
 
@@ -22,7 +19,8 @@ def fit_scores(
 ) -> tuple[Tensor, Tensor]:
     """Return each class's slope and intercept, `[C]` each, after which scores are most likely.
 
-    Platt scaling (Platt 1999) of the logits of scores, by L-BFGS in double precision.
+    Platt scaling (Platt 1999) of the logits of scores, by L-BFGS in double precision. A slope is
+    above 0, so that better boxes keep higher scores.
 
     Args:
         scores: of boxes, `[n]`.
@@ -32,20 +30,22 @@ def fit_scores(
     """
     logits = torch.from_numpy(scores).double().logit(eps=1e-6)
     truth, label = torch.from_numpy(right).double(), torch.from_numpy(labels)
-    slope = torch.ones(classes, dtype=torch.float64, requires_grad=True)
+    steepness = torch.zeros(classes, dtype=torch.float64, requires_grad=True)  # a logarithm
     intercept = torch.zeros(classes, dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.LBFGS([slope, intercept], max_iter=200, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS(
+        [steepness, intercept], max_iter=200, line_search_fn="strong_wolfe"
+    )
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        moved = logits * slope[label] + intercept[label]
+        moved = logits * steepness.exp()[label] + intercept[label]
         loss = F.binary_cross_entropy_with_logits(moved, truth, reduction="sum")
-        loss = loss + PULL * ((slope - 1).square().sum() + intercept.square().sum())
+        loss = loss + PULL * (steepness.square().sum() + intercept.square().sum())
         loss.backward()
         return loss
 
     optimizer.step(closure)
-    return slope.detach().clamp_min(LEAST_SLOPE), intercept.detach()
+    return steepness.detach().exp(), intercept.detach()
 
 
 def calibration_error(scores: NDArray[np.float64], right: NDArray[np.bool_]) -> float:
@@ -67,7 +67,7 @@ def calibration_error(scores: NDArray[np.float64], right: NDArray[np.bool_]) -> 
 def best_threshold(scores: NDArray[np.float64], right: NDArray[np.bool_], objects: int) -> float:
     """Return the least score of a box with which precision and recall have the highest F1.
 
-    It lies halfway to the next lower score, and has three digits.
+    It lies halfway to the next lower score.
 
     Args:
         scores: of boxes, `[n]`.
@@ -81,4 +81,4 @@ def best_threshold(scores: NDArray[np.float64], right: NDArray[np.bool_], object
     f1 = 2 * hits / (np.arange(1, len(ranked) + 1) + objects)
     place = int(f1.argmax())
     below = ranked[place + 1] if place + 1 < len(ranked) else 0.0
-    return round(float(ranked[place] + below) / 2, 3)
+    return min(round(float(ranked[place] + below) / 2, 6), float(ranked[place]))

@@ -181,7 +181,8 @@ def losses(found: Candidates, truth: Truth) -> Tensor:
     Binary cross-entropy of the classes, against targets that are higher the better a cell's box
     fits (Feng et al. 2021, arXiv 2108.07755); one minus the complete IoU of the boxes (Zheng et al.
     2020, arXiv 1911.08287); and the distribution focal loss of the distances. All are divided by
-    the sum of the targets, as a mean over the pictures of the batch.
+    the sum of the targets, as a mean over the pictures of the batch. Where several processes or
+    passes share a batch, each divides by its own sum.
     """
     targets, boxes, place = assign(found, truth)
     weights = targets.sum(2)

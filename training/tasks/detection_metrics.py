@@ -137,7 +137,8 @@ def measure(found: Sequence[Found], pictures: Sequence[Pictured], classes: int) 
     empty = np.full(classes, np.nan)
     if not rows:
         counts = np.bincount(
-            np.concatenate([picture.objects.labels for picture in pictures]), minlength=classes
+            np.concatenate([each.objects.labels[~each.objects.crowd] for each in pictures]),
+            minlength=classes,
         )
         zeros = np.where(counts > 0, 0.0, empty)
         return Precision(zeros, zeros, np.zeros((classes, RECALLS)))

@@ -75,6 +75,8 @@ def depth_of(objects: NDArray[np.int64]) -> NDArray[np.float32]:
         for side in ((0, 1), (1, 0)):
             padding[axis] = side
             inner &= ~np.pad(changes, padding)
+    if inner.all():  # one object, whose border is out of sight
+        return np.ones(objects.shape, np.float32)
     distance = ndimage.distance_transform_edt(inner) + (objects > 0)
     count = int(objects.max(initial=0))
     if count == 0:

@@ -23,11 +23,21 @@ def count_pixels(
 
 
 def overlaps(matrix: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return each class's intersection over union from a confusion matrix; 0 if it is nowhere."""
+    """Return each class's intersection over union from a confusion matrix.
+
+    It is NaN for a class that is nowhere.
+    """
     shared = np.diag(matrix)
     union = matrix.sum(0) + matrix.sum(1) - shared
-    overlap: NDArray[np.float64] = shared / np.maximum(union, 1)
+    overlap: NDArray[np.float64] = np.where(union > 0, shared / np.maximum(union, 1), np.nan)
     return overlap
+
+
+def mean_overlap(matrix: NDArray[np.int64]) -> float:
+    """Return the mean overlap of the classes that are anywhere, without background, the first."""
+    known = overlaps(matrix)[1:]
+    known = known[~np.isnan(known)]
+    return float(known.mean()) if len(known) else 0.0
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from training.run.train import train
 pytestmark = pytest.mark.slow  # trains for some seconds
 
 RECIPE = find_recipe("yolo").replace(
-    epochs=12, batch_size=4, height=64, width=96, learning_rate=4e-3, mosaic=0.2
+    epochs=16, batch_size=4, height=64, width=96, head_learning_rate=5e-3, averaged=0.9
 )
 
 

@@ -1,18 +1,24 @@
 """A segmenter from an annotated folder to the answers of the service."""
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from faster_coco_eval.core import mask as reference
+from PIL import Image
 
 from app.artifact.directory import Artifact, read_artifact
 from tests.conftest import Connect
 from tests.support.made_once import made_once
 from tests.support.scene_folders import write_scene_folder
 from training.data.scenes import SceneSource, find_scenes
+from training.errors import ExportError
 from training.evaluate_scenes import evaluate_scenes
+from training.export.export import check_exportable
 from training.export.scenes import SceneExport, export_scenes
 from training.recipes import find_recipe
 from training.run.checkpoint import Checkpoint, open_run
@@ -105,3 +111,51 @@ async def test_answers_of_the_service_evaluate_to_the_manifests_figures(
                 counts[label - 1] += count_objects(*pair)
     assert overlaps(pixels)[1:].mean() == pytest.approx(manifest.test.iou, abs=1e-6)
     assert sum(counts, Counts()).f1 == pytest.approx(manifest.test.instance_f1, abs=1e-6)
+
+
+async def _segment(connect: Connect, store: Path, content: bytes) -> dict[str, Any]:
+    async with connect(store=store, default_model="regions") as client:
+        answer: dict[str, Any] = (await client.post("/segment", content=content)).json()
+        return answer
+
+
+@pytest.mark.anyio
+async def test_set_whose_masks_are_classes_gives_regions_and_no_objects(
+    connect: Connect, mask_folder: Path, tmp_path: Path
+) -> None:
+    """Palette PNGs, without a split: no depth, no thresholds, no objects in the answer."""
+    document = json.loads((mask_folder / "train.json").read_text())
+    for name in ("images", "labels"):
+        (tmp_path / "set" / name).mkdir(parents=True)
+    for image in document["images"]:
+        shutil.copy(mask_folder / "images" / image["file_name"], tmp_path / "set" / "images")
+        classes = np.zeros((image["height"], image["width"]), np.uint8)
+        for row in document["annotations"]:
+            if row["image_id"] == image["id"]:
+                mask = reference.decode(row["segmentation"]).astype(bool)
+                classes[mask] = 1 if row["category_id"] == 4 else 2
+        labels = Image.fromarray(classes, "P")
+        labels.putpalette([0, 0, 0, 255, 0, 0, 0, 0, 255])
+        labels.save(tmp_path / "set" / "labels" / image["file_name"])
+    source = find_scenes(tmp_path / "set")
+    assert not source.instances
+    recipe = RECIPE.replace(epochs=1)
+    run = train(recipe, source, tmp_path / "run", SilentReporter(), device="cpu")
+    evaluated = evaluate_scenes(run, source)
+    store = tmp_path / "store"
+    made = export_scenes(SceneExport(run, evaluated, source, "regions", "1", int8=False), store)
+    assert made.segmenter.instances is None
+    assert made.segmenter.test.instance_f1 is None
+    content = next((tmp_path / "set" / "images").iterdir()).read_bytes()
+    answer = await _segment(connect, store, content)
+    assert "instances" not in answer
+
+
+def test_int8_needs_pictures_that_were_held_out(masks: SceneSource, tmp_path: Path) -> None:
+    alone = replace(masks, val=())
+    recipe = RECIPE.replace(epochs=1, holdout=0.0)
+    run = train(recipe, alone, tmp_path / "run", SilentReporter(), device="cpu")
+    with pytest.raises(ExportError, match="holdout is 0 and holds out nothing"):
+        check_exportable(run, alone, tmp_path, "masks", "1", int8=True)
+    check_exportable(run, alone, tmp_path, "masks", "1", int8=False)
+    evaluate_scenes(run, alone)

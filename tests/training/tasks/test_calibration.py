@@ -25,8 +25,12 @@ def test_class_without_boxes_keeps_its_scores() -> None:
 
 def test_better_boxes_keep_higher_scores_even_if_they_are_wrong() -> None:
     scores = np.linspace(0.05, 0.95, 200)
-    slope, _ = fit_scores(scores, scores < 0.5, np.zeros(200, np.int64), 1)
+    right = scores < 0.5
+    slope, intercept = fit_scores(scores, right, np.zeros(200, np.int64), 1)
     assert slope.item() > 0
+    logits = np.log(scores / (1 - scores)) * slope.item() + intercept.item()
+    assert calibration_error(1 / (1 + np.exp(-logits)), right) < 0.1
+    assert calibration_error(scores, right) > 0.4
 
 
 def test_error_is_the_distance_of_score_and_part_that_is_right() -> None:
@@ -38,3 +42,9 @@ def test_threshold_lies_below_the_last_box_that_pays() -> None:
     scores = np.array([0.9, 0.8, 0.3, 0.2])
     assert best_threshold(scores, np.array([True, True, False, False]), 2) == 0.55
     assert best_threshold(scores, np.array([False] * 4), 2) == 0.5
+
+
+def test_threshold_keeps_the_last_box_that_pays_and_not_the_next() -> None:
+    scores = np.array([0.5006, 0.5005, 0.1])
+    threshold = best_threshold(scores, np.array([True, False, False]), 1)
+    assert 0.5005 < threshold <= 0.5006

@@ -61,3 +61,7 @@ def test_ignored_pixels_are_not_learned_from() -> None:
 def test_picture_of_ignored_pixels_alone_has_no_loss_of_its_own() -> None:
     classes = torch.full((1, 8, 8), IGNORED)
     assert losses(torch.randn(1, 3, 8, 8), classes, None).isfinite().all()
+
+
+def test_object_whose_border_is_out_of_sight_is_deep_everywhere() -> None:
+    assert (depth_of(np.ones((8, 8), np.int64)) == 1).all()

@@ -7,6 +7,7 @@ from training.tasks.segmentation_metrics import (
     boundary_f1,
     count_objects,
     count_pixels,
+    mean_overlap,
     overlaps,
 )
 
@@ -24,6 +25,13 @@ def test_overlap_is_of_all_pixels_that_count() -> None:
     matrix = count_pixels(truth, found, 2)
     assert matrix.sum() == 30 * 60
     assert overlaps(matrix)[1] == pytest.approx(50 / 150)
+
+
+def test_class_that_is_nowhere_is_no_part_of_the_mean() -> None:
+    matrix = np.array([[50, 0, 0], [0, 20, 0], [0, 0, 0]])
+    assert np.isnan(overlaps(matrix)[2])
+    assert mean_overlap(matrix) == 1
+    assert mean_overlap(np.diag([9, 0, 0])) == 0
 
 
 def test_objects_are_shared_if_they_overlap_by_more_than_half() -> None:
