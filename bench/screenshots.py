@@ -12,7 +12,7 @@ IMAGES = ROOT / "docs" / "images"
 WIDTH, HEIGHT = 1280, 860
 _ARGUMENTS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking")
 _CLASSIFY, _NETWORK, _MATRIX = (
-    "?sample=horse",
+    "?sample=horse&models=simple-cnn/3,fast/4,resnet20/2,speednet/3",
     "?view=network&model=simple-cnn/3&sample=horse&layer=conv1&channel=11",
     "?view=matrix&model=simple-cnn/3&true=cat&predicted=dog&order=similarity",
 )
