@@ -36,8 +36,8 @@ SIZES = ((320, 240), (640, 480))
 PRECISIONS: tuple[Precision, ...] = ("float32", "int8")
 ROUNDS, SECONDS = 3, 4
 CONNECTIONS = 2
-"""One request is computed while the other is read or answered. With more, a service that keeps waits
-short refuses some, because a picture takes longer than the wait that it allows."""
+"""One request is computed while the other is read or answered. With more, the service would refuse
+some, because a picture takes longer than the wait that it allows."""
 
 MAX_PIXELS = 40_000_000
 _SERVICE, _CLIENT = 0, 1

@@ -103,7 +103,7 @@ def test_rates_of_biases_and_last_layer_go_with_muon_and_with_nothing_else(
     change: dict[str, Any],
 ) -> None:
     with pytest.raises(
-        RecipeError, match="must be above 0 with muon( or muon-adamw)?, and 0 with any"
+        RecipeError, match=r"must be above 0 with muon( or muon-adamw)?, and 0 with any"
     ):
         find_recipe("fc").replace(**change)
 
