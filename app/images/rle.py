@@ -7,7 +7,7 @@ github.com/cocodataset/cocoapi, `rleToString` and `rleFrString`.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,8 +43,22 @@ def encode(mask: Mask) -> bytes:
     return _written(np.diff(np.concatenate((begin, changes, [pixels.size]))))
 
 
-def encode_each(labels: NDArray[np.integer[Any]]) -> dict[int, bytes]:
-    """Return the compressed counts of each value of a picture, ascending, in one pass.
+class Region(NamedTuple):
+    """The pixels of a picture that have one value.
+
+    Attributes:
+        counts: their mask, compressed.
+        area: their number.
+        box: the smallest that holds them: x, y, width, height.
+    """
+
+    counts: bytes
+    area: int
+    box: tuple[int, int, int, int]
+
+
+def encode_each(labels: NDArray[np.integer[Any]]) -> dict[int, Region]:
+    """Return the region of each value of a picture, ascending, in one pass over all runs.
 
     Args:
         labels: whole numbers `[H,W]`.
@@ -55,19 +69,57 @@ def encode_each(labels: NDArray[np.integer[Any]]) -> dict[int, bytes]:
     if labels.ndim != 2:
         raise ValueError(f"labels are [H,W], not {list(labels.shape)}")
     _check_size(*labels.shape)
-    pixels = labels.ravel(order="F")
+    pixels, height = labels.ravel(order="F"), labels.shape[0]
     starts = np.concatenate(([0], np.flatnonzero(pixels[1:] != pixels[:-1]) + 1))
     ends = np.append(starts[1:], pixels.size)
+    order = np.argsort(pixels[starts], kind="stable")
+    starts, ends = starts[order], ends[order]
     values = pixels[starts]
-    order = np.argsort(values, kind="stable")
-    ordered = values[order]
-    counts = {}
-    for runs in np.split(order, np.flatnonzero(ordered[1:] != ordered[:-1]) + 1):
-        borders = np.stack((starts[runs], ends[runs]), 1).ravel()
-        lengths = np.diff(borders, prepend=0, append=pixels.size)
-        last = -1 if borders[-1] == pixels.size else None
-        counts[int(values[runs[0]])] = _written(lengths[:last])
-    return counts
+    first = np.flatnonzero(np.append(True, values[1:] != values[:-1]))
+    last = np.append(first[1:], len(values)) - 1
+    texts = _written_each(starts, ends, first, last, pixels.size)
+    areas = np.add.reduceat(ends - starts, first)
+    left, right = starts[first] // height, (ends[last] - 1) // height
+    goes_on = np.logical_or.reduceat(starts // height != (ends - 1) // height, first)
+    top = np.where(goes_on, 0, np.minimum.reduceat(starts % height, first))
+    bottom = np.where(goes_on, height - 1, np.maximum.reduceat((ends - 1) % height, first))
+    boxes = np.stack((left, top, right - left + 1, bottom - top + 1), 1).tolist()
+    return {
+        value: Region(text, area, (x, y, across, down))
+        for value, text, area, (x, y, across, down) in zip(
+            values[first].tolist(), texts, areas.tolist(), boxes, strict=True
+        )
+    }
+
+
+def _written_each(
+    starts: NDArray[np.int64],
+    ends: NDArray[np.int64],
+    first: NDArray[np.int64],
+    last: NDArray[np.int64],
+    size: int,
+) -> list[bytes]:
+    """Return the compressed counts of masks.
+
+    Args:
+        starts: of the runs of all masks, one mask after the other.
+        ends: likewise.
+        first: the place of each mask's first run.
+        last: and of its last one.
+        size: pixels of the picture.
+    """
+    before = np.append(0, ends[:-1])
+    before[first] = 0
+    runs = np.stack((starts - before, ends - starts), 1).ravel()
+    rest = size - ends[last]  # after a mask's last pixel; none is written if there is none
+    places = 2 * (last + 1)
+    runs = np.insert(runs, places[rest > 0], rest[rest > 0])
+    begins = 2 * first + np.append(0, np.cumsum(rest > 0)[:-1])
+    lengths = np.diff(np.append(begins, len(runs)))
+    within = np.arange(len(runs)) - np.repeat(begins, lengths)
+    text, digits = _digits(_without_the_one_before(runs, within))
+    cuts = np.cumsum(np.add.reduceat(digits, begins)).tolist()
+    return [text[start:end] for start, end in zip([0, *cuts[:-1]], cuts, strict=True)]
 
 
 def area(counts: bytes, height: int, width: int) -> int:
@@ -140,9 +192,28 @@ def _check_size(height: int, width: int) -> None:
 
 
 def _written(runs: NDArray[np.int64]) -> bytes:
+    return _digits(_without_the_one_before(runs, np.arange(len(runs))))[0]
+
+
+def _without_the_one_before(
+    runs: NDArray[np.int64], within: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Return runs, from a mask's fourth on less the one two before.
+
+    Args:
+        runs: of one mask or several.
+        within: the place of each within its mask.
+    """
     rest = runs.copy()
-    rest[3:] -= runs[1:-2]
-    digits, used, active = [], [], np.ones(len(rest), np.bool_)
+    later = np.flatnonzero(within > 2)
+    rest[later] -= runs[later - 2]
+    return rest
+
+
+def _digits(numbers: NDArray[np.int64]) -> tuple[bytes, NDArray[np.int64]]:
+    """Return the letters of numbers, and how many each has."""
+    rest, digits, used = numbers, [], []
+    active = np.ones(len(numbers), np.bool_)
     while active.any():
         digit = rest & (_MORE - 1)
         rest = rest >> _BITS
@@ -150,7 +221,8 @@ def _written(runs: NDArray[np.int64]) -> bytes:
         digits.append(digit + _MORE * more + _ZERO)
         used.append(active)
         active = active & more
-    return np.stack(digits, 1)[np.stack(used, 1)].astype(np.uint8).tobytes()
+    table = np.stack(used, 1)
+    return np.stack(digits, 1)[table].astype(np.uint8).tobytes(), table.sum(1)
 
 
 def _read(text: bytes | str) -> NDArray[np.int64]:

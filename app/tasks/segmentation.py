@@ -232,8 +232,8 @@ class Interpreter:
         segmented = self.segment(outputs, placement)
         width, height = placement.picture
         regions = [
-            self._category(label) | _mask(counts, height, width)
-            for label, counts in _runs(segmented.classes)
+            self._category(label) | _mask(region, height, width)
+            for label, region in _regions(segmented.classes)
         ]
         content: dict[str, Any] = {"image": {"width": width, "height": height}, "classes": regions}
         counted = regions
@@ -241,9 +241,9 @@ class Interpreter:
             content["instances"] = counted = [
                 self._category(segmented.labels[place])
                 | {"score": segmented.scores[place]}
-                | {"bbox": rle.bounds(counts, height, width)}
-                | _mask(counts, height, width)
-                for place, counts in _runs(segmented.objects)
+                | {"bbox": region.box}
+                | _mask(region, height, width)
+                for place, region in _regions(segmented.objects)
             ]
         if filename is not None:
             content["filename"] = filename
@@ -320,7 +320,7 @@ def _strips(placement: Placement) -> Iterator[tuple[int, int]]:
 
 def _classes(probabilities: Probabilities, placement: Placement) -> NDArray[np.uint8]:
     """Return the most probable class of each of the picture's pixels, uint8 `[h,w]`."""
-    present = np.unique(probabilities.argmax(axis=0)).tolist()
+    present = np.flatnonzero(np.bincount(probabilities.argmax(axis=0).ravel())).tolist()
     seen = _canvas(placement.seen, np.uint8)
     seen[:] = present[0]
     for first, after in _strips(placement) if len(present) > 1 else ():
@@ -384,14 +384,14 @@ def _whole(seen: NDArray[Any], placement: Placement) -> NDArray[Any]:
     return canvas
 
 
-def _runs(values: NDArray[Any]) -> list[tuple[int, bytes]]:
-    """Return one less than each value above 0 in a picture, ascending, and its mask's counts."""
-    return [(value - 1, counts) for value, counts in rle.encode_each(values).items() if value]
+def _regions(values: NDArray[Any]) -> list[tuple[int, rle.Region]]:
+    """Return one less than each value above 0 in a picture, ascending, and its region."""
+    return [(value - 1, region) for value, region in rle.encode_each(values).items() if value]
 
 
-def _mask(counts: bytes, height: int, width: int) -> dict[str, Any]:
+def _mask(region: rle.Region, height: int, width: int) -> dict[str, Any]:
     """Return a mask in COCO's terms."""
     return {
-        "area": rle.area(counts, height, width),
-        "segmentation": {"size": (height, width), "counts": counts.decode("ascii")},
+        "area": region.area,
+        "segmentation": {"size": (height, width), "counts": region.counts.decode("ascii")},
     }

@@ -166,10 +166,11 @@ def _scene(
             instances[place][shape] = len(areas) + 1
             areas.append(int(shape.sum()))
             chosen.append(int(labels[index]))
-    masks = rle.encode_each(instances)
-    masks.pop(0, None)
-    boxes = [rle.bounds(mask, SIDE, SIDE) or () for mask in masks.values()]
-    return canvas, objects_of(boxes, chosen, [False] * len(chosen), list(masks.values()))
+    regions = rle.encode_each(instances)
+    regions.pop(0, None)
+    boxes = [region.box for region in regions.values()]
+    masks = [region.counts for region in regions.values()]
+    return canvas, objects_of(boxes, chosen, [False] * len(chosen), masks)
 
 
 def _background(images: NDArray[np.uint8], random: np.random.Generator) -> RgbImage:

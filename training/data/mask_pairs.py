@@ -254,18 +254,18 @@ class _Reader:
 
 
 def _found(place: Path, picture: Picture, labels: _Labels, content: bytes) -> Found:
-    counts = rle.encode_each(labels.numbers)
-    counts.pop(0, None)
-    ignored = counts.pop(IGNORED, None) if labels.are_classes else None
-    height, width, _ = picture.measured
+    regions = rle.encode_each(labels.numbers)
+    regions.pop(0, None)
+    ignored = regions.pop(IGNORED, None) if labels.are_classes else None
     objects = objects_of(
-        [rle.bounds(mask, height, width) or () for mask in counts.values()],
-        [value - 1 if labels.are_classes else 0 for value in counts],
-        [False] * len(counts),
-        list(counts.values()),
+        [region.box for region in regions.values()],
+        [value - 1 if labels.are_classes else 0 for value in regions],
+        [False] * len(regions),
+        [region.counts for region in regions.values()],
     )
     digests = picture.digest, hashlib.sha256(content).digest()
-    return Found(picture.scene(place, objects, ignored), digests)
+    counts = None if ignored is None else ignored.counts
+    return Found(picture.scene(place, objects, counts), digests)
 
 
 def _by_stem(folder: Path) -> dict[str, list[Path]]:

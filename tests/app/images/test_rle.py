@@ -55,8 +55,18 @@ def test_the_masks_of_all_values_are_those_of_each(dtype: type[np.integer[Any]])
         picture = np.atleast_2d(labels).astype(dtype)
         found = rle.encode_each(picture)
         assert list(found) == sorted(set(picture.ravel().tolist()))
-        for value, counts in found.items():
-            assert counts == rle.encode(picture == value)
+        for value, region in found.items():
+            mask = picture == value
+            assert region.counts == rle.encode(mask)
+            assert region.area == mask.sum()
+            assert region.box == rle.bounds(region.counts, *picture.shape)
+
+
+def test_the_masks_of_a_picture_of_one_value_and_of_one_pixel_are_whole() -> None:
+    for shape in ((1, 1), (3, 5)):
+        assert rle.encode_each(np.full(shape, 7)) == {
+            7: (rle.encode(np.ones(shape, np.bool_)), shape[0] * shape[1], (0, 0, *shape[::-1]))
+        }
 
 
 def test_the_bounds_of_a_mask_hold_it_alone() -> None:
