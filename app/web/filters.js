@@ -110,6 +110,8 @@ export const isConvolution = (layer) => layer.window && layer.parameters > 0;
 const MEANINGS = {
   Conv2d:
     "Convolution: a small filter slides over the maps before; each place gives the sum of what is under the filter, times its weights.",
+  ConvTranspose2d:
+    "Transposed convolution: each number before is multiplied by a small filter and laid over several places, so the maps get larger.",
   Whitening:
     "A convolution whose filters are computed from the training images, not learned: they tell neighbouring pixels’ differences apart.",
   BatchNorm2d:

@@ -14,13 +14,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional
 
 from app.artifact.files import PIXELS
 from app.artifact.manifest import LayerRecord, Window
 from training.architectures import find_architecture
 
 # In evaluation mode, numbers pass through these unchanged.
-_PASSING = (nn.Dropout, nn.Flatten, nn.Identity)
+_PASSING = (nn.Dropout, nn.Dropout2d, nn.Flatten, nn.Identity)
 
 
 @dataclass(frozen=True)
@@ -148,6 +149,9 @@ class _LayerRecorder(fx.Interpreter):
             taken = self._terms[n.all_input_nodes[0]]
             self.layers.append(_layer(str(n.target), module, result, window, taken))
             terms = taken if isinstance(module, _PASSING) else (str(n.target),)
+        elif n.target is functional.interpolate:
+            (small, *_), _ = self.fetch_args_kwargs_from_env(n)
+            window = replace(window, jump=max(window.jump * small.shape[-1] // result.shape[-1], 1))
         elif n.op == "placeholder":
             terms = (PIXELS,)
         elif n.target is operator.add:
@@ -171,6 +175,10 @@ def _widen(window: _Window, module: nn.Module) -> _Window:
         field = window.field + (kernel - 1) * dilation * window.jump
         padding = window.padding + _padding(module) * window.jump
         return _Window(field, window.jump * stride, padding)
+    if isinstance(module, nn.ConvTranspose2d):
+        steps = math.ceil(_side(module.kernel_size) / _side(module.stride)) - 1
+        jump = max(window.jump // _side(module.stride), 1)
+        return replace(window, field=window.field + steps * window.jump, jump=jump)
     return window
 
 
@@ -181,6 +189,9 @@ def _layer(
     macs = 0
     if isinstance(module, nn.Conv2d):
         macs = module.weight[0].numel() * output[0].numel()
+    elif isinstance(module, nn.ConvTranspose2d):
+        places = math.prod(shape[1:]) // _side(module.stride) ** 2
+        macs = module.weight.numel() * places
     elif isinstance(module, nn.Linear):
         macs = module.weight.numel() * math.prod(shape[:-1])
     return LayerRecord(
@@ -217,7 +228,7 @@ def _padding(module: nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d) -> int:
 
 def _kind(module: nn.Module) -> str:
     kind = type(module).__name__
-    if isinstance(module, nn.Conv2d):
+    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
         side = _side(module.kernel_size)
         stride = f", stride {_side(module.stride)}" if _side(module.stride) > 1 else ""
         return f"{kind} {module.in_channels}→{module.out_channels}, {side}×{side}{stride}"

@@ -2,7 +2,8 @@ from collections import OrderedDict
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
 
 from app.artifact.manifest import LayerRecord, Window
 from training.architectures import find_architecture
@@ -200,3 +201,29 @@ def test_padding_is_said_in_pixels_however_it_was_asked_for() -> None:
         Window(kernel=3, stride=1, padding=0),
         Window(kernel=2, stride=2, padding=0),
     ]
+
+
+class _DownAndUp(nn.Module):
+    """A convolution, two ways back to the first size, and a convolution there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.Conv2d(3, 4, 4, 2, 1)
+        self.up = nn.ConvTranspose2d(4, 2, 2, 2)
+        self.here = nn.Conv2d(2, 1, 3, padding=1)
+        self.there = nn.Conv2d(4, 1, 3, padding=1)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        small = self.down(image)
+        large = functional.interpolate(small, size=image.shape[2:], mode="nearest")
+        return self.here(self.up(small)), self.there(large)
+
+
+def test_what_is_enlarged_sees_with_the_steps_of_its_new_size() -> None:
+    layers = {layer.name: layer for layer in layers_of(_DownAndUp(), torch.empty(1, 3, 16, 16))}
+    up = layers["up"]
+    assert (up.kind, up.shape) == ("ConvTranspose2d 4→2, 2×2, stride 2", (2, 16, 16))
+    assert up.macs == 4 * 2 * 2 * 2 * 8 * 8
+    assert (up.receptive_field, up.effective_stride) == (4, 1)
+    assert layers["here"].receptive_field == 6
+    assert layers["there"].receptive_field == 6
