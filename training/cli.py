@@ -88,12 +88,15 @@ run_argument = click.argument("run", type=click.Path(path_type=Path))
 def recipe_options(command: Command) -> Command:
     """Add an option for each field of a recipe; a given option overrides the field."""
     for name, field in reversed(Recipe.model_fields.items()):
-        choices = get_args(field.annotation)
-        option = click.option(
-            "--" + name.replace("_", "-"),
-            type=click.Choice(choices) if choices else field.annotation,
-            help=field.description,
-        )
+        choices, words = get_args(field.annotation), name.replace("_", "-")
+        if field.annotation is bool:
+            option = click.option(f"--{words}/--no-{words}", default=None, help=field.description)
+        else:
+            option = click.option(
+                f"--{words}",
+                type=click.Choice(choices) if choices else field.annotation,
+                help=field.description,
+            )
         command = option(command)
     return command
 

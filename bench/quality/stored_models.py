@@ -34,7 +34,8 @@ def measure_store(
         known = {}
     kept = known.get("models", {})
     found: dict[str, Any] = {**conditions, "models": {}}
-    for artifact in read_store(settings.store, settings.models, settings.default_model):
+    store = read_store(settings.store, settings.models, settings.default_model)
+    for artifact in (item for item in store if item.manifest.task == "classification"):
         found["models"][artifact.ref] = kept.get(artifact.ref) or measure(artifact)
         write(path, known | {**conditions, "models": kept | found["models"]})
         click.echo(f"{artifact.ref} is done")

@@ -56,7 +56,11 @@ def _models() -> tuple[_Model, list[_Model]]:
     settings = read_settings()
     store = read_store(settings.store, settings.models, settings.default_model)
     backends = open_backends(store, settings.backend, settings.threads)
-    models = {item.ref: _Model(item, backends[item.ref]) for item in store}
+    models = {
+        item.ref: _Model(item, backends[item.ref])
+        for item in store
+        if item.manifest.task == "classification"
+    }
     return models[store.default.ref], list(models.values())
 
 

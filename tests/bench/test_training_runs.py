@@ -56,9 +56,9 @@ def test_results_of_a_recipe_that_is_none_are_refused(
 ) -> None:
     path = tmp_path / "results.json"
     results = ExerciseResults.open(path, TINY, source)
-    results.recipe["colour"] = 1
+    results.recipe["hue"] = 1
     results.write(path)
-    with pytest.raises(RunError, match=r"results\.json: not the results .*colour"):
+    with pytest.raises(RunError, match=r"results\.json: not the results .*hue"):
         ExerciseResults.open(path, TINY, source)
 
 

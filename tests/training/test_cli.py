@@ -141,6 +141,13 @@ def test_every_field_of_a_recipe_is_an_option(image_folder: Path, tmp_path: Path
         "contrast": 0.2,
         "noise": 9.0,
         "degraded": 0.4,
+        "height": 0,
+        "width": 0,
+        "turn": False,
+        "smallest": 1.0,
+        "largest": 1.0,
+        "mosaic": 0.0,
+        "colour": 0.0,
         "start": "",
         "start-part": 0.0,
         "teacher": "",
@@ -153,8 +160,10 @@ def test_every_field_of_a_recipe_is_an_option(image_folder: Path, tmp_path: Path
     }
     for run, start in (("first", ""), ("second", str(tmp_path / "first"))):
         given |= {"start": start, "start-part": 0.25 if start else 0.0, "teacher": start}
-        given["label-smoothing"] = 0.0 if start else 0.2
-        options = [word for name, value in given.items() for word in (f"--{name}", str(value))]
+        given |= {"label-smoothing": 0.0, "averaged": 0.0} if start else {"averaged": 0.9}
+        valued = [(name, value) for name, value in given.items() if name != "turn"]
+        words = [word for name, value in valued for word in (f"--{name}", str(value))]
+        options = ["--no-turn", *words]
         place = tmp_path / run
         output = _run("train", "fc", "--data-dir", image_folder, "--out", place, *options)
         assert "epoch 1/1  loss" in output

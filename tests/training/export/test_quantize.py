@@ -290,7 +290,9 @@ def test_a_run_without_held_out_images_has_nothing_to_prove_int8_with(
     recipe = what.checkpoint.state.recipe.replace(holdout=0.0)
     state = replace(what.checkpoint.state, recipe=recipe)
     whole = replace(what, checkpoint=replace(what.checkpoint, state=state))
-    with pytest.raises(ExportError, match=r"holdout is 0; .* export without --int8"):
+    with pytest.raises(
+        ExportError, match=r"holdout is 0 and holds out nothing; .* export without --int8"
+    ):
         export(whole, tmp_path / "store")
     assert not list(tmp_path.iterdir())
 
@@ -318,7 +320,7 @@ def test_a_graph_without_layers_is_refused_in_one_line() -> None:
     graph = onnx.helper.make_graph([node], "none", values[:1], values[1:])
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)])
     with pytest.raises(ExportError, match="cannot quantise the graph: it has no Conv or"):
-        quantize.quantize(model.SerializeToString(), np.zeros((1, 3), np.uint8))
+        quantize.quantize(model.SerializeToString(), np.zeros((1, 1, 1, 3), np.uint8))
 
 
 @pytest.mark.usefixtures("_any_loss")
