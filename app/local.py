@@ -13,7 +13,7 @@ import os
 import sys
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from glob import glob
 from itertools import count, islice
@@ -358,17 +358,11 @@ class Objects(Answers[FileDetections]):
             yield {"drawing": row.drawing}
 
     def as_json(self, rows: Iterable[FileDetections | Failure]) -> Iterator[str]:
-        """Yield COCO's list of results, an object a line; `image_id` counts the files from 1.
+        """Return COCO's list of results, an object a line; `image_id` counts the files from 1.
 
         A failure is an object with `image_id`, `file_name` and `error`.
         """
-        yield "["
-        yield from _in_list(
-            json.dumps({"image_id": number, "file_name": row.filename, **result})
-            for number, row in enumerate(rows, 1)
-            for result in _results(row)
-        )
-        yield "]"
+        return _as_coco(rows, _boxes)
 
 
 class FileSegments(PictureSegments):
@@ -455,14 +449,8 @@ class Masks(Answers[FileSegments]):
             yield {"drawing": row.drawing}
 
     def as_json(self, rows: Iterable[FileSegments | Failure]) -> Iterator[str]:
-        """Yield COCO's list of results, a mask a line, as `Objects.as_json` does."""
-        yield "["
-        yield from _in_list(
-            json.dumps({"image_id": number, "file_name": row.filename, **result})
-            for number, row in enumerate(rows, 1)
-            for result in ([{"error": row.error}] if isinstance(row, Failure) else _masks(row))
-        )
-        yield "]"
+        """Return COCO's list of results, a mask a line, as `Objects.as_json` does."""
+        return _as_coco(rows, _masks)
 
 
 def _masks(row: FileSegments) -> list[dict[str, Any]]:
@@ -479,19 +467,32 @@ def _shown(picture: Picture, settings: Settings) -> RgbImage:
     )
 
 
-def _results(row: FileDetections | Failure) -> Iterator[Mapping[str, object]]:
-    if isinstance(row, Failure):
-        yield {"error": row.error}
-        return
+def _boxes(row: FileDetections) -> list[dict[str, Any]]:
+    """Return the objects of a row as COCO's results."""
     warning = {} if row.warning is None else {"warning": row.warning}
-    for one in row.detections:
-        yield {
+    return [
+        {
             "category_id": one.category_id,
             "category": one.category,
             "bbox": one.bbox,
             "score": one.score,
             **warning,
         }
+        for one in row.detections
+    ]
+
+
+def _as_coco(
+    rows: Iterable[RowT | Failure], results: Callable[[RowT], Iterable[Mapping[str, object]]]
+) -> Iterator[str]:
+    """Yield the lines of COCO's list of results, in the order of the rows."""
+    yield "["
+    yield from _in_list(
+        json.dumps({"image_id": number, "file_name": row.filename, **result})
+        for number, row in enumerate(rows, 1)
+        for result in ([{"error": row.error}] if isinstance(row, Failure) else results(row))
+    )
+    yield "]"
 
 
 def _span(scores: Sequence[float]) -> str:

@@ -19,7 +19,7 @@ import torch
 from app.artifact.directory import Artifact, record_file, rewritten
 from app.artifact.files import GOLDEN, INT8_GRAPH, ONNX_GRAPH
 from app.artifact.golden import pack_golden, read_golden
-from app.artifact.manifest import Int8Record
+from app.artifact.manifest import Int8Graph, Int8Record
 from app.artifact.tensors import Images
 from app.inference.backends.onnx_cpu import (
     OnnxBackend,  # first: it switches the runtime's telemetry off
@@ -84,11 +84,11 @@ def add_int8(
     graph = quantize(unpack_onnx(artifact.read_graph(ONNX_GRAPH)), calibration)
     heldout = load_heldout(checkpoint, source)
     before = answer(_backend(artifact, ONNX_GRAPH).predict, heldout)
-    artifact = _with_graph(artifact, graph)
+    artifact = with_graph(artifact, graph)
     after = answer(_backend(artifact, INT8_GRAPH).predict, heldout)
     check_loss(before.accuracy, after.accuracy, len(heldout))
     change = _temperature_of(after)
-    artifact = _with_graph(artifact, _divided_by(change, graph))
+    artifact = with_graph(artifact, _divided_by(change, graph))
     int8 = _backend(artifact, INT8_GRAPH)
     answered = answer_test(int8.predict, source)
     test = measure_served(
@@ -105,7 +105,7 @@ def add_int8(
         test_ece=test.ece,
         golden_tolerance=INT8_TOLERANCE,
     )
-    return _with_record(_with_golden(artifact, int8), record), answered
+    return with_record(with_golden(artifact, int8), record), answered
 
 
 def _backend(artifact: Artifact, graph: str) -> OnnxBackend:
@@ -266,7 +266,7 @@ def _nodes_of_means(model: onnx.ModelProto) -> set[str]:
     return nodes
 
 
-def _with_golden(artifact: Artifact, int8: OnnxBackend) -> Artifact:
+def with_golden(artifact: Artifact, int8: OnnxBackend) -> Artifact:
     """Add the int8 graph's answers for the golden images."""
     images, answers = read_golden(artifact)
     golden = pack_golden(images, {"float32": answers, "int8": int8.predict(images)})
@@ -274,13 +274,13 @@ def _with_golden(artifact: Artifact, int8: OnnxBackend) -> Artifact:
     return with_files(artifact, GOLDEN)
 
 
-def _with_record(artifact: Artifact, record: Int8Record) -> Artifact:
+def with_record(artifact: Artifact, record: Int8Graph) -> Artifact:
     """Write the manifest with the record."""
     manifest = artifact.manifest.model_copy(update={"int8": record})
     return rewritten(Artifact(artifact.path, manifest))
 
 
-def _with_graph(artifact: Artifact, graph: bytes) -> Artifact:
+def with_graph(artifact: Artifact, graph: bytes) -> Artifact:
     """Write the int8 graph."""
     (artifact.path / INT8_GRAPH).write_bytes(graph)
     return with_files(artifact, INT8_GRAPH)

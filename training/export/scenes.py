@@ -25,8 +25,8 @@ from app.artifact.files import (
     TORCHSCRIPT_GRAPH,
 )
 from app.artifact.golden import check_golden, pack_golden
-from app.artifact.manifest import Int8Graph, Manifest, Precision, TensorSpec
-from app.artifact.tensors import Images, Outputs
+from app.artifact.manifest import Int8Graph, Manifest, TensorSpec
+from app.artifact.tensors import Images
 from app.errors import ConvscopeError
 from app.explore.confusion_matrix import draw_matrix
 from app.inference.backends import open_backend, open_layers
@@ -46,7 +46,7 @@ from training.export.export import (
 )
 from training.export.graphs import onnx_graph, torchscript_graph
 from training.export.inside import biases_and_classifier
-from training.export.quantize import inner_nodes, quantize, with_files
+from training.export.quantize import inner_nodes, quantize, with_golden, with_graph, with_record
 from training.export.shared_weights import share_weights
 from training.report import LEARNING_CURVE, draw_learning_curve
 from training.run import durable
@@ -204,9 +204,8 @@ def _add_int8(artifact: Artifact, what: SceneExport) -> None:
     generator = torch.Generator().manual_seed(CALIBRATION_SEED)
     chosen = torch.randperm(len(train), generator=generator)[:CALIBRATION_PICTURES].tolist()
     images = _decoded([train[index] for index in chosen], what.size)
-    content = quantize(artifact.read_graph(ONNX_GRAPH), images, _outer_nodes)
-    (artifact.path / INT8_GRAPH).write_bytes(content)
-    artifact = with_files(artifact, INT8_GRAPH)
+    graph = quantize(artifact.read_graph(ONNX_GRAPH), images, _outer_nodes)
+    artifact = with_graph(artifact, graph)
     threads = torch.get_num_threads()
     before = OnnxBackend(artifact, threads)
     after = OnnxBackend(artifact, threads, INT8_GRAPH)
@@ -216,20 +215,13 @@ def _add_int8(artifact: Artifact, what: SceneExport) -> None:
             f"int8 scores {scores[1]:.4f} on the {len(heldout)} held-out pictures, float32 "
             f"{scores[0]:.4f}; the limit is a loss of {MOST_LOST}"
         )
-    golden = _golden_images(what)
-    answers: dict[Precision, Outputs] = {
-        "float32": what.evaluated.served.predict(golden),
-        "int8": after.predict(golden),
-    }
-    np.savez_compressed(artifact.path / GOLDEN, allow_pickle=False, **pack_golden(golden, answers))
-    graph = Int8Graph(
+    file = Int8Graph(
         file=INT8_GRAPH, calibration_images=len(images), golden_tolerance=INT8_TOLERANCE
     )
     record = what.evaluated.int8_record(
-        graph, (scores[0], scores[1]), after.predict, what.source.test
+        file, (scores[0], scores[1]), after.predict, what.source.test
     )
-    artifact = with_files(artifact, GOLDEN)
-    rewritten(Artifact(artifact.path, artifact.manifest.model_copy(update={"int8": record})))
+    with_record(with_golden(artifact, after), record)
 
 
 def _outer_nodes(model: onnx.ModelProto) -> list[str]:
