@@ -4,7 +4,7 @@ import csv
 import io
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
@@ -76,42 +76,34 @@ def _as_png(artifact: Artifact, query: ConfusionMatrixQuery) -> bytes:
 
 
 def _as_json(artifact: Artifact, query: ConfusionMatrixQuery) -> str:
+    return _answer(artifact, query).model_dump_json(exclude_none=True)
+
+
+def _answer(
+    artifact: Artifact, query: ConfusionMatrixQuery
+) -> ConfusionMatrix | DetectionConfusionMatrix | SegmentationConfusionMatrix:
     manifest, evaluation = artifact.manifest, artifact.any_evaluation()
+    common: dict[str, Any] = {
+        "model": manifest.name,
+        "version": manifest.version,
+        "labels": evaluation.labels,
+        "images": evaluation.images,
+        "counts": evaluation.confusion_matrix,
+        "normalize": query.normalize,
+        "normalized": _normalized(evaluation, query) if query.normalize else None,
+    }
     if isinstance(evaluation, DetectionEvaluation):
         return DetectionConfusionMatrix(
-            model=manifest.name,
-            version=manifest.version,
-            labels=evaluation.labels,
-            images=evaluation.images,
-            objects=evaluation.objects,
-            score_threshold=evaluation.score_threshold,
-            counts=evaluation.confusion_matrix,
-            normalize=query.normalize,
-            normalized=_normalized(evaluation, query) if query.normalize else None,
-        ).model_dump_json(exclude_none=True)
+            **common, objects=evaluation.objects, score_threshold=evaluation.score_threshold
+        )
     if isinstance(evaluation, SegmentationEvaluation):
-        return SegmentationConfusionMatrix(
-            model=manifest.name,
-            version=manifest.version,
-            labels=evaluation.labels,
-            images=evaluation.images,
-            objects=evaluation.objects,
-            counts=evaluation.confusion_matrix,
-            normalize=query.normalize,
-            normalized=_normalized(evaluation, query) if query.normalize else None,
-        ).model_dump_json(exclude_none=True)
+        return SegmentationConfusionMatrix(**common, objects=evaluation.objects)
     return ConfusionMatrix(
-        model=manifest.name,
-        version=manifest.version,
-        labels=evaluation.labels,
-        images=evaluation.images,
+        **common,
         accuracy=evaluation.test.accuracy,
-        counts=evaluation.confusion_matrix,
-        normalize=query.normalize,
-        normalized=_normalized(evaluation, query) if query.normalize else None,
         per_class=evaluation.per_class,
         top_confusions=evaluation.top_confusions,
-    ).model_dump_json(exclude_none=True)
+    )
 
 
 def _as_csv(artifact: Artifact, query: ConfusionMatrixQuery) -> str:
