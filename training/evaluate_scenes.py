@@ -38,9 +38,9 @@ from training.data.scenes import SceneSource
 from training.evaluate import Predict, check_source, load_network
 from training.run.checkpoint import Checkpoint
 from training.run.scene_lessons import (
-    DETECTION,
     classes_of,
     count_outputs,
+    detection_lesson,
     laid_batches,
     lay,
     numbers_of,
@@ -183,7 +183,9 @@ def evaluate_detector(checkpoint: Checkpoint, source: SceneSource) -> EvaluatedD
     state = checkpoint.state
     network = load_network(checkpoint, count_outputs("detection", source))
     size = state.recipe.height, state.recipe.width
-    served = ServedDetector(network, state.mean, state.deviation, size, DETECTION)
+    served = ServedDetector(
+        network, state.mean, state.deviation, size, detection_lesson(state.recipe)
+    )
     _, heldout = split(state.recipe, source)
     raw = find_boxes(served.predict, source.test, size)
     threshold = DEFAULT_THRESHOLD

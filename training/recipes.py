@@ -590,6 +590,7 @@ RECIPES: dict[str, Recipe] = {
         holdout=0.02,
     ),
     "yolo": YOLO,
+    "yolo-v1": YOLO.replace(architecture="yolo-v1", dropout=0.5),
     "unet": UNET,
 }
 

@@ -75,11 +75,11 @@ class ServedDetector(Served):
         mean: Sequence[float],
         deviation: Sequence[float],
         size: tuple[int, int],
-        lesson: detection.Lesson,
+        finder: detection.Finder,
     ) -> None:
         """Wrap a network; the scores are not calibrated yet."""
         super().__init__(network, mean, deviation, size)
-        self.lesson = lesson
+        self.finder = finder
         self.register_buffer("slope", torch.ones(()))
         self.register_buffer("intercept", torch.zeros(()))
 
@@ -90,7 +90,7 @@ class ServedDetector(Served):
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return boxes `[N,K,4]`, scores `[N,K]` and labels int64 `[N,K]`."""
-        found = self.lesson.candidates(self.plain(self.normalized(image)))
+        found = self.finder.candidates(self.plain(self.normalized(image)))
         return detection.best(found, self.slope, self.intercept)
 
 

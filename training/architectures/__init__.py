@@ -22,6 +22,7 @@ from training.architectures.speednet import SpeedNet
 from training.architectures.unet import UNet
 from training.architectures.vgg import VGG16
 from training.architectures.yolo import Yolo
+from training.architectures.yolo_v1 import YoloV1
 from training.errors import RecipeError
 
 
@@ -78,6 +79,9 @@ ARCHITECTURES: dict[str, Architecture] = {
     "plain20": Architecture(plain20),
     "efficientnet-b0": Architecture(EfficientNetB0),
     "yolo": Architecture(Yolo, (288, 384), 3, "detection"),
+    "yolo-v1": Architecture(YoloV1, (288, 384), 3, "detection"),
+    "yolo-v1-4": Architecture(partial(YoloV1, cells=4), (288, 384), 3, "detection"),
+    "yolo-v1-14": Architecture(partial(YoloV1, cells=14), (288, 384), 3, "detection"),
     "unet": Architecture(UNet, (256, 256), 3, "segmentation"),
     "unet-no-skips": Architecture(partial(UNet, skips=False), (256, 256), 3, "segmentation"),
     "alexnet-imagenet": Architecture(imagenet.alexnet, (224, 224), 1000),

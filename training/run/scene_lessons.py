@@ -21,8 +21,7 @@ from app.errors import ImageError
 from app.images import RgbImage, rle
 from app.images.decode import decode_placed
 from app.images.placement import Placement, Resize, letterboxed
-from training.architectures import find_architecture
-from training.architectures.yolo import BINS, Yolo
+from training.architectures import find_architecture, yolo, yolo_v1
 from training.data import dataset
 from training.data.annotated import Scene
 from training.data.augmentation import Epoch
@@ -38,7 +37,13 @@ from training.data.scenes import SceneSource
 from training.errors import DataError, RecipeError
 from training.recipes import Recipe
 from training.run.lessons import Batch
-from training.tasks import detection, detection_metrics, segmentation, segmentation_metrics
+from training.tasks import (
+    detection,
+    detection_metrics,
+    detection_v1,
+    segmentation,
+    segmentation_metrics,
+)
 
 RESIZE = Resize(policy="letterbox", interpolation="bilinear")
 
@@ -50,9 +55,6 @@ MEASURED_EPOCHS = 20
 """How many of a run's epochs are measured on held-out pictures."""
 
 MEASURED_BATCH = 8
-
-DETECTION = detection.Lesson(Yolo.strides, BINS)
-"""Of the only architecture with a grid."""
 
 
 @dataclass(frozen=True)
@@ -244,7 +246,11 @@ class DetectionLessons(SceneLessons):
     """Boxes."""
 
     with_masks = False
-    lesson = DETECTION
+
+    @property
+    def lesson(self) -> detection.Lesson | detection_v1.Lesson:
+        """Of the recipe's architecture."""
+        return detection_lesson(self._recipe)
 
     @property
     def outputs(self) -> int:
@@ -259,7 +265,7 @@ class DetectionLessons(SceneLessons):
         """Return the mean average precision at an overlap of 0.5."""
         found = []
         for images, placements, _ in self._laid():
-            best = detection.best(DETECTION.candidates(network(images)))
+            best = detection.best(self.lesson.candidates(network(images)))
             boxes, scores, labels = (each.cpu().numpy() for each in best)
             found += detection_metrics.placed(boxes, scores, labels, placements)
         return detection_metrics.measure(found, self._heldout, self._classes).map50
@@ -302,6 +308,13 @@ class SegmentationLessons(SceneLessons):
                 truth = lay(scene, self._size, masks=True).pixel_classes()
                 matrix += segmentation_metrics.count_pixels(truth, found, count)
         return segmentation_metrics.mean_overlap(matrix)
+
+
+def detection_lesson(recipe: Recipe) -> detection.Lesson | detection_v1.Lesson:
+    """Return what a detector of the recipe's architecture learns."""
+    if recipe.architecture == "yolo":
+        return detection.Lesson(yolo.Yolo.strides, yolo.BINS)
+    return detection_v1.Lesson((recipe.height, recipe.width), yolo_v1.BOXES)
 
 
 def count_outputs(task: Task, source: SceneSource) -> int:

@@ -6,7 +6,7 @@ batch. Nothing here knows of a network, a file or a data set.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -74,25 +74,42 @@ class Truth:
 
 @dataclass(frozen=True)
 class Candidates:
-    """What the A cells of all maps say of each picture.
+    """The A boxes that a network gives for each picture.
 
     Attributes:
         boxes: float `[N,A,4]`.
         logits: of the classes, float `[N,A,C]`.
+    """
+
+    boxes: Tensor
+    logits: Tensor
+
+
+@dataclass(frozen=True)
+class CellCandidates(Candidates):
+    """What the A cells of all maps say of each picture.
+
+    Attributes:
         distances: logits of each side's distance in cells, float `[N,A,4,bins]`.
         centres: of the cells, float `[A,2]`, x and y.
         strides: sides of the cells, float `[A]`.
     """
 
-    boxes: Tensor
-    logits: Tensor
     distances: Tensor
     centres: Tensor
     strides: Tensor
 
 
+class Finder(Protocol):
+    """Reads boxes out of a network's outputs."""
+
+    def candidates(self, outputs: Any, /) -> Candidates:
+        """Return all boxes."""
+        ...
+
+
 class Lesson:
-    """What a network with a grid learns (`training.run.lessons.Lesson`).
+    """What a network with grids learns (`training.run.lessons.Lesson`).
 
     Args:
         strides: sides of the maps' cells.
@@ -104,7 +121,7 @@ class Lesson:
     def __init__(self, strides: Sequence[int], bins: int) -> None:
         self._strides, self._bins = strides, bins
 
-    def candidates(self, maps: Sequence[Tensor]) -> Candidates:
+    def candidates(self, maps: Sequence[Tensor]) -> CellCandidates:
         """Return what all cells say."""
         return candidates(maps, self._strides, self._bins)
 
@@ -146,7 +163,7 @@ def best(
     return boxes.gather(1, place[..., None].expand(-1, -1, 4)), top.values, top.indices // count
 
 
-def candidates(maps: Sequence[Tensor], strides: Sequence[int], bins: int) -> Candidates:
+def candidates(maps: Sequence[Tensor], strides: Sequence[int], bins: int) -> CellCandidates:
     """Return the boxes and classes of all cells.
 
     Args:
@@ -163,7 +180,7 @@ def candidates(maps: Sequence[Tensor], strides: Sequence[int], bins: int) -> Can
     lengths = distances.softmax(3) @ torch.arange(bins, dtype=rows.dtype, device=rows.device)
     lengths = lengths * side[:, None]
     boxes = torch.cat((centre - lengths[..., :2], centre + lengths[..., 2:]), 2)
-    return Candidates(boxes, rows[..., 4 * bins :], distances, centre, side)
+    return CellCandidates(boxes, rows[..., 4 * bins :], distances, centre, side)
 
 
 def _cells(grid: Tensor, stride: int) -> tuple[Tensor, Tensor]:
@@ -175,7 +192,7 @@ def _cells(grid: Tensor, stride: int) -> tuple[Tensor, Tensor]:
     return centres.flatten(0, 1), torch.full_like(centres[..., 0].flatten(), stride)
 
 
-def losses(found: Candidates, truth: Truth) -> Tensor:
+def losses(found: CellCandidates, truth: Truth) -> Tensor:
     """Return each picture's loss, `[N]`.
 
     Binary cross-entropy of the classes, against targets that are higher the better a cell's box
@@ -200,7 +217,7 @@ def losses(found: Candidates, truth: Truth) -> Tensor:
 
 
 @torch.no_grad()
-def assign(found: Candidates, truth: Truth) -> tuple[Tensor, Tensor, Tensor]:
+def assign(found: CellCandidates, truth: Truth) -> tuple[Tensor, Tensor, Tensor]:
     """Choose the cells that learn each object.
 
     They are the `MOST_CELLS` within the object's box that are best in score and overlap together. A

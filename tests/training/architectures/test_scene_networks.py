@@ -4,6 +4,7 @@ from torch import nn
 
 from training.architectures.unet import UNet
 from training.architectures.yolo import BINS, Yolo
+from training.architectures.yolo_v1 import YoloV1
 
 
 @pytest.mark.parametrize("size", [(240, 320), (128, 128), (48, 16)])
@@ -41,3 +42,9 @@ def test_channels_double_up_to_the_most() -> None:
     network = UNet(2, width=24, most=64)
     layers = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d)]
     assert [layer.out_channels for layer in layers[1:10:2]] == [24, 48, 64, 64, 64]
+
+
+@pytest.mark.parametrize(("size", "cells"), [((288, 384), 7), ((64, 96), 4)])
+def test_first_yolo_has_as_many_cells_at_any_size(size: tuple[int, int], cells: int) -> None:
+    network = YoloV1(3, width=16, cells=cells).eval()
+    assert network(torch.zeros(2, 3, *size)).shape == (2, 13, cells, cells)

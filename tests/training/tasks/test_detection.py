@@ -3,7 +3,7 @@ import torch
 from torch import Tensor
 
 from training.tasks import detection
-from training.tasks.detection import Candidates, Truth, assign, candidates, complete_iou, losses
+from training.tasks.detection import CellCandidates, Truth, assign, candidates, complete_iou, losses
 from training.vision import import_torchvision
 
 BINS = 12
@@ -18,7 +18,7 @@ def truth(*objects: tuple[float, float, float, float, int]) -> Truth:
     return Truth(table[None, :, :4], table[None, :, 4].long())
 
 
-def certain(boxes: Tensor, labels: Tensor, stride: int = 8) -> Candidates:
+def certain(boxes: Tensor, labels: Tensor, stride: int = 8) -> CellCandidates:
     """Cells of which each is sure of one box and class, in a picture of 64×64."""
     grid = map_of(64 // stride, 64 // stride, 2)
     found = candidates([grid], [stride], BINS)
@@ -27,7 +27,7 @@ def certain(boxes: Tensor, labels: Tensor, stride: int = 8) -> Candidates:
     lengths = torch.cat((found.centres - boxes[:, :2], boxes[:, 2:] - found.centres), 1) / stride
     bins = torch.arange(BINS)
     distances = -60 * (bins - lengths[..., None]).abs()[None]
-    return Candidates(boxes[None], logits, distances, found.centres, found.strides)
+    return CellCandidates(boxes[None], logits, distances, found.centres, found.strides)
 
 
 def test_cells_say_how_far_the_sides_are() -> None:

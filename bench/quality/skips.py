@@ -1,0 +1,119 @@
+"""What skip connections are for: `python -m bench.quality.skips FOLDER`.
+
+Trains `unet` with and without them, both by the recipe of `unet` but on smaller pictures, and
+measures them on the test pictures of the FOLDER with masks. Prints a table, writes
+`bench/results/skips.json`, and fills `docs/segmentation.md` and its picture: test pictures, and
+the objects that each of the two finds there. Runs that are there already are not trained again.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+import numpy as np
+from PIL import Image
+
+from app.explore.masks import draw_masks
+from app.images import RgbImage
+from app.images.decode import decode_placed
+from app.tasks.segmentation import segment
+from bench import BUILD, ROOT
+from bench.harness.report import publish, table
+from training.architectures.describe import describe
+from training.data.annotated import Scene
+from training.data.class_folders import MAX_PIXELS
+from training.data.scenes import SceneSource, find_scenes
+from training.evaluate_scenes import EvaluatedSegmenter, evaluate_segmenter
+from training.recipes import find_recipe
+from training.report import format_count
+from training.run.progress import SilentReporter
+from training.run.scene_lessons import RESIZE, count_outputs, numbers_of
+from training.run.train import train
+
+DOCUMENT = ROOT / "docs" / "segmentation.md"
+PICTURE = ROOT / "docs" / "images" / "skips.png"
+RUNS = BUILD / "skips"
+SIDE = 128
+NETWORKS = {"with": "unet", "without": "unet-no-skips"}
+PARTS = 3
+PART_SIDE = 128
+GAP = 8
+SCALE = 2
+
+
+def learn(architecture: str, source: SceneSource, run: Path) -> EvaluatedSegmenter:
+    """Train a network and measure it."""
+    recipe = find_recipe("unet").replace(architecture=architecture, height=SIDE, width=SIDE)
+    return evaluate_segmenter(train(recipe, source, run, SilentReporter(), resume=True), source)
+
+
+def figures(architecture: str, source: SceneSource, found: EvaluatedSegmenter) -> dict[str, float]:
+    """Return a network's size and its figures on the test pictures."""
+    test = found.evaluation.test
+    outputs = count_outputs("segmentation", source)
+    description = describe(architecture, outputs, (SIDE, SIDE))
+    return {
+        "parameters": description.parameters,
+        "macs": description.macs,
+        "iou": round(test.iou, 4),
+        "boundary_f1": round(test.boundary_f1, 4),
+        "instance_f1": round(test.instance_f1 or 0.0, 4),
+    }
+
+
+def skips_table(found: dict[str, dict[str, float]]) -> str:
+    """Return a Markdown table of both networks."""
+    head = ["skip connections", "parameters", "MACs", "IoU", "F1 of borders", "F1 of objects"]
+    rows = [
+        [
+            name,
+            f"{each['parameters']:,}",
+            format_count(int(each["macs"])),
+            f"{each['iou']:.3f}",
+            f"{each['boundary_f1']:.3f}",
+            f"{each['instance_f1']:.3f}",
+        ]
+        for name, each in found.items()
+    ]
+    return table(head, rows)
+
+
+def drawn(scene: Scene, networks: Sequence[EvaluatedSegmenter]) -> RgbImage:
+    """Return a part of a picture, its annotated objects and those of each network, side by side."""
+    content = scene.load()
+    picture, _ = decode_placed(content, (scene.height, scene.width), MAX_PIXELS)
+    maps = [numbers_of(scene).clip(min=0)]
+    for network in networks:
+        image, placement = decode_placed(content, (SIDE, SIDE), MAX_PIXELS, resize=RESIZE)
+        outputs = network.served.predict(image[None])
+        maps.append(segment(outputs, network.instances, placement).regions[0])
+    rows, columns = (slice(0, PART_SIDE),) * 2
+    shown = np.ascontiguousarray(picture[rows, columns].repeat(SCALE, 0).repeat(SCALE, 1))
+    tiles = [shown]
+    for numbers in maps:
+        part = numbers[rows, columns].astype(np.uint16).repeat(SCALE, 0).repeat(SCALE, 1)
+        tiles.append(draw_masks(shown, part, range(int(part.max(initial=0)))))
+    gap = np.full((len(shown), GAP, 3), 255, np.uint8)
+    return np.concatenate([column for tile in tiles for column in (gap, tile)][1:], 1)
+
+
+@click.command(help=__doc__)
+@click.argument("folder", type=click.Path(path_type=Path, exists=True))
+def main(folder: Path) -> None:
+    """Train, measure, write the results and fill the document."""
+    source = find_scenes(folder)
+    found, networks = {}, []
+    for name, architecture in NETWORKS.items():
+        networks.append(learn(architecture, source, RUNS / name))
+        found[name] = figures(architecture, source, networks[-1])
+        click.echo(skips_table({name: found[name]}))
+    tall = [scene for scene in source.test if min(scene.height, scene.width) >= PART_SIDE]
+    rows = [drawn(scene, networks) for scene in tall[:: len(tall) // PARTS][:PARTS]]
+    gap = np.full((GAP, rows[0].shape[1], 3), 255, np.uint8)
+    stacked = np.concatenate([line for row in rows for line in (gap, row)][1:])
+    Image.fromarray(stacked).save(PICTURE, optimize=True)
+    publish("skips", {"side": SIDE, "networks": found}, skips_table(found), DOCUMENT)
+
+
+if __name__ == "__main__":
+    main()
