@@ -7,16 +7,16 @@ function.
 
 Both are made in the input's pixels, and then brought to those of the picture that was sent. There,
 the probabilities are interpolated between the input's pixels before they are compared, so that
-borders are smooth in a picture that is larger than the input. The class of a pixel is one of those
-that are the most probable somewhere in the input, which spares the others. The border between two
-objects that touch follows the input's pixels. Pixels outside of a crop are background.
+borders are smooth in a picture that is larger than the input. A pixel is background or has one of
+the classes that are the most probable somewhere in the input, which spares the others. The border
+between two objects that touch follows the input's pixels. Pixels outside of a crop are background.
 
 scikit-image is an extra, `convscope[segmentation]`; only models that tell objects apart need it.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
@@ -290,8 +290,8 @@ def segment(
         most: objects, the best ones.
     """
     probabilities = outputs.arrays[PROBABILITIES][0]
-    classes = _classes(probabilities, placement)
     if rule is None:
+        classes, _ = _enlarged(probabilities, None, placement)
         return Segmented(classes, None, (), ())
     numbers = number_objects(probabilities, outputs.arrays[DEPTH][0], rule)
     labels, means = classify_objects(probabilities, numbers)
@@ -300,7 +300,8 @@ def segment(
     best = best[scores[best] >= least_score][:most]
     ranks = np.zeros(len(scores) + 1, np.uint16)
     ranks[best + 1] = np.arange(1, len(best) + 1)
-    objects = _objects(ranks[numbers], _foreground(probabilities), rule, placement)
+    found = _Objects(ranks[numbers], rule.least_probability)
+    classes, objects = _enlarged(probabilities, found, placement)
     return Segmented(classes, objects, labels[best].tolist(), scores[best].tolist())
 
 
@@ -318,42 +319,43 @@ def _strips(placement: Placement) -> Iterator[tuple[int, int]]:
         yield first, min(first + width, right - left)
 
 
-def _classes(probabilities: Probabilities, placement: Placement) -> NDArray[np.uint8]:
-    """Return the most probable class of each of the picture's pixels, uint8 `[h,w]`."""
-    present = np.flatnonzero(np.bincount(probabilities.argmax(axis=0).ravel())).tolist()
-    seen = _canvas(placement.seen, np.uint8)
-    seen[:] = present[0]
-    for first, after in _strips(placement) if len(present) > 1 else ():
-        strip = seen[:, first:after]
-        highest = placement.smooth(probabilities[present[0]], first, after)
-        for label in present[1:]:
-            values = placement.smooth(probabilities[label], first, after)
-            strip[values > highest] = label
-            highest = np.maximum(highest, values)
-    return _whole(seen, placement)
+class _Objects(NamedTuple):
+    """Numbers of the input's pixels, and the probability that a pixel of an object has."""
+
+    numbers: NDArray[np.uint16]
+    least_probability: float
 
 
-def _objects(
-    numbers: NDArray[np.uint16],
-    foreground: NDArray[np.float32],
-    rule: Instances,
-    placement: Placement,
-) -> NDArray[np.uint16]:
-    """Return the object of each of the picture's pixels, uint16 `[h,w]`.
+def _enlarged(
+    probabilities: Probabilities, objects: _Objects | None, placement: Placement
+) -> tuple[NDArray[np.uint8], NDArray[np.uint16] | None]:
+    """Return the class and the object of each of the picture's pixels, `[h,w]`.
 
     Args:
-        numbers: the objects in the input, `[H,W]`.
-        foreground: as `_foreground` returns it.
-        rule: the thresholds.
+        probabilities: of background and the classes in the input, float32 `[C+1,H,W]`.
+        objects: in the input; None if there are none to be told apart.
         placement: of the picture.
     """
-    # Between the centres of two pixels, an object may reach into the outer one.
-    outside = foreground < rule.least_probability
-    seen: NDArray[np.uint16] = placement.nearest(_grown(numbers, outside))
-    for first, after in _strips(placement) if numbers.any() else ():
-        found = placement.smooth(foreground, first, after) >= rule.least_probability
-        seen[:, first:after] *= found
-    return _whole(seen, placement)
+    foreground = _foreground(probabilities)
+    one_class = len(probabilities) == 2
+    labels = [1] if one_class else np.unique(probabilities.argmax(axis=0)).tolist()
+    classes = _canvas(placement.seen, np.uint8)
+    numbers = None
+    if objects is not None:
+        # Between the centres of two pixels, an object may reach into the outer one.
+        outside = foreground < objects.least_probability
+        numbers = placement.nearest(_grown(objects.numbers, outside))
+    for first, after in _strips(placement):
+        smooth = placement.smooth(foreground, first, after)
+        if objects is not None and numbers is not None:
+            numbers[:, first:after] *= smooth >= objects.least_probability
+        strip, highest = classes[:, first:after], 1 - smooth
+        for label in filter(None, labels):
+            values = smooth if one_class else placement.smooth(probabilities[label], first, after)
+            strip[values > highest] = label
+            highest = np.maximum(highest, values)
+    whole = None if numbers is None else _whole(numbers, placement)
+    return _whole(classes, placement), whole
 
 
 def _grown(numbers: NDArray[np.uint16], outside: NDArray[np.bool_]) -> NDArray[np.uint16]:

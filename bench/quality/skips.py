@@ -6,6 +6,7 @@ measures them on the test pictures of the FOLDER with masks. Prints a table, wri
 the objects that each of the two finds there. Runs that are there already are not trained again.
 """
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +15,6 @@ import numpy as np
 from PIL import Image
 
 from app.explore.masks import draw_masks
-from app.images import RgbImage
 from app.images.decode import decode_placed
 from app.tasks.segmentation import segment
 from bench import BUILD, ROOT
@@ -35,10 +35,10 @@ PICTURE = ROOT / "docs" / "images" / "skips.png"
 RUNS = BUILD / "skips"
 SIDE = 128
 NETWORKS = {"with": "unet", "without": "unet-no-skips"}
-PARTS = 3
-PART_SIDE = 128
-GAP = 8
-SCALE = 2
+PARTS, PART_SIDE = 3, 128
+"""How much of how many test pictures is drawn."""
+TILE, GAP = 256, 8
+"""Of the drawing, in its pixels."""
 
 
 def learn(architecture: str, source: SceneSource, run: Path) -> EvaluatedSegmenter:
@@ -78,23 +78,29 @@ def skips_table(found: dict[str, dict[str, float]]) -> str:
     return table(head, rows)
 
 
-def drawn(scene: Scene, networks: Sequence[EvaluatedSegmenter]) -> RgbImage:
-    """Return a part of a picture, its annotated objects and those of each network, side by side."""
+def drawn(scene: Scene, networks: Sequence[EvaluatedSegmenter]) -> list[Image.Image]:
+    """Return a part of a picture, with its annotated objects, and with those of each network."""
     content = scene.load()
     picture, _ = decode_placed(content, (scene.height, scene.width), MAX_PIXELS)
-    maps = [numbers_of(scene).clip(min=0)]
+    truth = numbers_of(scene).clip(min=0)
+    maps = [np.zeros_like(truth), truth]
     for network in networks:
         image, placement = decode_placed(content, (SIDE, SIDE), MAX_PIXELS, resize=RESIZE)
         outputs = network.served.predict(image[None])
-        maps.append(segment(outputs, network.instances, placement).regions[0])
-    rows, columns = (slice(0, PART_SIDE),) * 2
-    shown = np.ascontiguousarray(picture[rows, columns].repeat(SCALE, 0).repeat(SCALE, 1))
-    tiles = [shown]
-    for numbers in maps:
-        part = numbers[rows, columns].astype(np.uint16).repeat(SCALE, 0).repeat(SCALE, 1)
-        tiles.append(draw_masks(shown, part, range(int(part.max(initial=0)))))
-    gap = np.full((len(shown), GAP, 3), 255, np.uint8)
-    return np.concatenate([column for tile in tiles for column in (gap, tile)][1:], 1)
+        maps.append(segment(outputs, network.instances, placement).regions[0].astype(np.int32))
+    part = slice(0, PART_SIDE), slice(0, PART_SIDE)
+    tiles = [draw_masks(picture[part], each[part], [0] * int(each.max())) for each in maps]
+    return [Image.open(io.BytesIO(tile)).resize((TILE, TILE)) for tile in tiles]
+
+
+def sheet(rows: Sequence[Sequence[Image.Image]]) -> Image.Image:
+    """Return tiles in rows, on white."""
+    step = TILE + GAP
+    page = Image.new("RGB", (len(rows[0]) * step - GAP, len(rows) * step - GAP), "white")
+    for row, tiles in enumerate(rows):
+        for column, tile in enumerate(tiles):
+            page.paste(tile, (column * step, row * step))
+    return page
 
 
 @click.command(help=__doc__)
@@ -109,9 +115,7 @@ def main(folder: Path) -> None:
         click.echo(skips_table({name: found[name]}))
     tall = [scene for scene in source.test if min(scene.height, scene.width) >= PART_SIDE]
     rows = [drawn(scene, networks) for scene in tall[:: len(tall) // PARTS][:PARTS]]
-    gap = np.full((GAP, rows[0].shape[1], 3), 255, np.uint8)
-    stacked = np.concatenate([line for row in rows for line in (gap, row)][1:])
-    Image.fromarray(stacked).save(PICTURE, optimize=True)
+    sheet(rows).quantize(256).save(PICTURE, optimize=True)
     publish("skips", {"side": SIDE, "networks": found}, skips_table(found), DOCUMENT)
 
 
