@@ -100,12 +100,13 @@ export function Objects({ objects, pointing: { at, chosen, point, choose } }) {
   `;
 }
 
-// "3 objects: 2 cell, 1 platelet"
+// "3 objects: 2 cell, 1 platelet"; "3 objects" if the only class has no other name.
 export function Count({ objects, of = "object", announced }) {
   const counts = new Map();
   objects.forEach(({ category }) => counts.set(category, (counts.get(category) ?? 0) + 1));
   const sorted = [...counts].sort(([, a], [, b]) => b - a);
-  const parts = sorted.map(([category, count]) => `${count} ${category}`);
+  const isNamed = counts.size > 1 || !counts.has(of);
+  const parts = isNamed ? sorted.map(([category, count]) => `${count} ${category}`) : [];
   return html`
     <p class="answer" aria-live=${announced ? "polite" : "off"} aria-atomic="true">
       <strong>${objects.length || "No"} ${of}${objects.length === 1 ? "" : "s"}</strong>

@@ -56,6 +56,9 @@ MEASURED_EPOCHS = 20
 
 MEASURED_BATCH = 8
 
+KEPT_BYTES = 2 << 30
+"""Of decoded pictures in memory. The others are decoded whenever they are drawn."""
+
 
 @dataclass(frozen=True)
 class LaidScene:
@@ -73,6 +76,11 @@ class LaidScene:
     boxes: Tensor
     labels: Tensor
     numbers: Tensor | None
+
+    @property
+    def bytes(self) -> int:
+        """In memory, of pixels."""
+        return self.image.nbytes + (0 if self.numbers is None else self.numbers.nbytes)
 
     def object_numbers(self) -> NDArray[np.int64]:
         """Return the numbers as an array.
@@ -149,12 +157,13 @@ class SceneLessons(ABC):
         """Decode the pictures."""
         self._recipe, self._device = recipe, device
         self._size = recipe.height, recipe.width
-        canvas = round(recipe.height * recipe.largest), round(recipe.width * recipe.largest)
-        self._train = [lay(scene, canvas, masks=self.with_masks) for scene in train]
-        self._heldout = tuple(heldout)
+        self._canvas = round(recipe.height * recipe.largest), round(recipe.width * recipe.largest)
+        self._train, self._heldout = tuple(train), tuple(heldout)
+        self._kept: dict[int, LaidScene] = {}
+        self._room = KEPT_BYTES
         self._classes = len(source.classes)
         self.mean, self.deviation = dataset.channel_statistics_of(
-            scene.image.permute(1, 2, 0)[None] for scene in self._train
+            self._decoded(place).image.permute(1, 2, 0)[None] for place in range(len(train))
         )
 
     def __len__(self) -> int:
@@ -162,10 +171,12 @@ class SceneLessons(ABC):
 
     def some_images(self) -> Tensor:
         """Return some pictures, normalised."""
-        some = self._train[:: max(1, len(self._train) // SOME_IMAGES)][:SOME_IMAGES]
+        some = range(0, len(self), max(1, len(self) // SOME_IMAGES))[:SOME_IMAGES]
         images = [
-            F.interpolate(scene.image[None], self._size, mode="bilinear", antialias=True)
-            for scene in some
+            F.interpolate(
+                self._decoded(place).image[None], self._size, mode="bilinear", antialias=True
+            )
+            for place in some
         ]
         return self._normalized(torch.cat(images))
 
@@ -203,6 +214,16 @@ class SceneLessons(ABC):
             rows = torch.from_numpy(images).permute(0, 3, 1, 2)
             yield self._normalized(rows), placements, scenes
 
+    def _decoded(self, place: int) -> LaidScene:
+        """Return a picture to learn from, which stays decoded if there is room for it."""
+        if place in self._kept:
+            return self._kept[place]
+        laid = lay(self._train[place], self._canvas, masks=self.with_masks)
+        if laid.bytes <= self._room:
+            self._kept[place] = laid
+            self._room -= laid.bytes
+        return laid
+
     def _draw(self, place: int, epoch: Epoch) -> LaidScene:
         recipe = self._recipe
         generator = torch.Generator().manual_seed(epoch.own_seed * 1_000_003 + place)
@@ -221,7 +242,7 @@ class SceneLessons(ABC):
         numbers = torch.zeros((height, width), dtype=torch.int32) if self.with_masks else None
         boxes, labels, before = [], [], 0
         for index, (move, window) in zip((place, *others), moves, strict=True):
-            scene = self._train[index]
+            scene = self._decoded(index)
             paste(image, move.image(scene.image), move, window)
             if numbers is not None and scene.numbers is not None:
                 moved = move.map(scene.numbers)

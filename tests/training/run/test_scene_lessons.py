@@ -19,6 +19,7 @@ from training.data.augmentation import Epoch
 from training.data.scenes import SceneSource, find_scenes
 from training.errors import DataError, RecipeError
 from training.recipes import find_recipe
+from training.run import scene_lessons
 from training.run.checkpoint import open_run
 from training.run.progress import SilentReporter
 from training.run.scene_lessons import classes_of, load_scenes, numbers_of, split
@@ -60,6 +61,26 @@ def test_picture_is_drawn_the_same_whatever_share_it_is_in(scenes: SceneSource) 
     assert torch.equal(share.images, whole.images[torch.tensor([4, 1])])
     [next_draft] = lessons.drafts(Epoch(2, 0), 6)
     assert not torch.equal(lessons.prepare(next_draft).images, whole.images)
+
+
+def test_pictures_beyond_the_room_in_memory_are_decoded_when_they_are_drawn(
+    scenes: SceneSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = UNET.replace(mosaic=0.5)
+    kept = load_scenes(recipe, scenes, CPU)
+    monkeypatch.setattr(scene_lessons, "KEPT_BYTES", 40_000)  # of two pictures
+    decoded = load_scenes(recipe, scenes, CPU)
+    assert (decoded.mean, decoded.deviation) == (kept.mean, kept.deviation)
+    [draft] = kept.drafts(Epoch(1, 0), 6)
+    expected = kept.prepare(draft)
+    found = decoded.prepare(draft)
+    assert torch.equal(found.images, expected.images)
+    assert torch.equal(found.targets.classes, expected.targets.classes)
+    for scene in scenes.train:
+        (scenes.place / scene.file).unlink()
+    kept.prepare(draft)
+    with pytest.raises(DataError, match="has changed since it was found"):
+        decoded.prepare(draft)
 
 
 def test_masks_and_boxes_of_a_drawn_picture_agree(scenes: SceneSource) -> None:
