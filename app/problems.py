@@ -40,7 +40,7 @@ STATUSES: Mapping[type[ConvscopeError], tuple[int, str]] = {
     errors.TooManyImages: (413, "Too many images"),
     errors.UnsupportedMediaType: (415, "Unsupported media type"),
     errors.MalformedUpload: (400, "Malformed upload"),
-    errors.ImageError: (422, "The image cannot be classified"),
+    errors.ImageError: (422, "The image cannot be used"),
     # RFC 9110, 15.5.16: also "as a result of inspecting the data directly".
     errors.NotAnImage: (415, "Not an image"),
     errors.DamagedImage: (422, "Damaged image"),

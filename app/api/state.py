@@ -8,10 +8,10 @@ import logging
 import math
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from app.api.gate import Gate
 from app.api.uploads.memory import Bodies
@@ -99,7 +99,7 @@ class Service:
         )
 
     async def decode(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run a function that decodes a large image, in one of a few threads.
+        """Run a function that decodes a large image or makes its masks, in one of a few threads.
 
         Their number limits the memory too: an image that waits for a thread is not decoded yet.
         """
@@ -152,14 +152,17 @@ class DecodeThreads(ThreadPoolExecutor):
 
     async def run(self, function: Callable[[], T]) -> T:
         """Return the function's result, however long it waits."""
+        # A caller that has gone leaves its work behind, which still takes a thread.
         self._unfinished += 1
-        try:
-            loop = asyncio.get_running_loop()
-            seconds, result = await loop.run_in_executor(self, _timed, function)
-            self._backlog.served(self._number, seconds)
-            return result
-        finally:
-            self._unfinished -= 1
+        work = self.submit(_timed, function)
+        loop = asyncio.get_running_loop()
+        work.add_done_callback(lambda ended: loop.call_soon_threadsafe(self._ended, ended))
+        return (await asyncio.wrap_future(work))[1]
+
+    def _ended(self, work: Future[tuple[float, Any]]) -> None:
+        self._unfinished -= 1
+        if not work.cancelled() and work.exception() is None:
+            self._backlog.served(self._number, work.result()[0])
 
 
 def _timed(function: Callable[[], T]) -> tuple[float, T]:
@@ -183,7 +186,12 @@ async def run_service(
             str(artifact in store.defaults.values()).lower(),
         )
     model_metrics = {
-        artifact.ref: ModelMetrics(metrics, artifact.manifest.name, artifact.manifest.version)
+        artifact.ref: ModelMetrics(
+            metrics,
+            artifact.manifest.name,
+            artifact.manifest.version,
+            metrics.predictions if artifact.manifest.task == "classification" else metrics.objects,
+        )
         for artifact in store
     }
     batchers = {

@@ -177,7 +177,7 @@ def _score_differences(
     lowest = second.arrays[SCORES][image].min()
     for box, score, label in zip(*(first.arrays[name][image] for name in _BOXES), strict=True):
         same = second.arrays[LABELS][image] == label
-        same &= overlaps(box, second.arrays[BOXES][image]) >= SAME_BOX
+        same &= overlaps(box[None], second.arrays[BOXES][image])[0] >= SAME_BOX
         if score == 0:  # no box
             continue
         if same.any():

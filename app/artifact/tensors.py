@@ -11,26 +11,31 @@ PROBABILITIES = "probabilities"
 OOD_SCORE = "ood_score"
 DEPTH = "depth"
 BOXES, SCORES, LABELS = "boxes", "scores", "labels"
-DEPTH = "depth"
 
 Images = NDArray[np.uint8]
 """A batch of images, uint8 `[N,H,W,3]`, RGB."""
 
 Probabilities = NDArray[np.float32]
-"""Class probabilities, float32 `[N,classes]`; each row sums to one."""
+"""Class probabilities, float32: `[N,classes]`, or a segmenter's `[N,classes+1,H,W]`. The classes of
+an image or of a pixel sum to one."""
 
 
-def overlaps(box: NDArray[np.float32], others: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return the overlap (IoU) of a box `[4]` with others `[K,4]`, float64 `[K]`.
+def overlaps(boxes: NDArray[np.float32], others: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return the overlap (IoU) of boxes `[n,4]` with others `[K,4]`, float64 `[n,K]`.
 
     Boxes are left, upper, right, lower.
     """
-    low = np.maximum(box[:2], others[:, :2]).astype(np.float64)
-    high = np.minimum(box[2:], others[:, 2:]).astype(np.float64)
-    shared = np.clip(high - low, 0, None).prod(axis=1)
-    areas = (box[2:] - box[:2]).prod() + (others[:, 2:] - others[:, :2]).prod(axis=1)
+    low = np.maximum(boxes[:, None, :2], others[:, :2]).astype(np.float64)
+    high = np.minimum(boxes[:, None, 2:], others[:, 2:]).astype(np.float64)
+    shared = np.clip(high - low, 0, None).prod(axis=2)
+    areas = _areas(boxes)[:, None] + _areas(others)
     overlap: NDArray[np.float64] = shared / np.maximum(areas - shared, 1e-9)
     return overlap
+
+
+def _areas(boxes: NDArray[np.float32]) -> NDArray[np.float32]:
+    areas: NDArray[np.float32] = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
+    return areas
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,10 +20,10 @@ LEAST_SIDE = 480
 
 _PADDING = 2
 _STEPS = 12
-"""How far from its box a label is looked a place for, in heights of a label."""
+"""How far from its box a label may stand, in heights of a label."""
 
 Rectangle = tuple[int, int, int, int]
-"""Left, upper, right, lower in pixels; the last two are outside."""
+"""Left, upper, right, lower in pixels; right and lower are exclusive."""
 
 
 @dataclass(frozen=True)

@@ -100,8 +100,8 @@ class Placement:
     def seen(self) -> tuple[int, int, int, int]:
         """The pixels of the picture whose centres lie in the input, as left, upper, right, lower.
 
-        The last two are outside. All of the picture is seen but for the edges that a crop leaves
-        out; of a picture a pixel wide, that may be all.
+        Right and lower are exclusive. All of the picture is seen but for the edges that a crop
+        leaves out; of a picture a pixel wide, that may be all.
         """
         left, upper, right, lower = self.box
         return (
@@ -118,8 +118,11 @@ class Placement:
             values: of the input's pixels, `[H,W]`.
         """
         rows, columns = (self._sources(axis) for axis in (1, 0))
-        # A column lies in one piece, because a mask's runs go down the columns.
-        turned: NDArray[Any] = values.T.take(columns, 0).take(rows, 1)
+        # A column lies in one piece, because a mask's runs go down the columns. The shorter side
+        # comes first: a picture of one row would else have as many rows as the input in between.
+        turned: NDArray[Any] = values.T
+        for axis, sources in sorted(enumerate((columns, rows)), key=lambda each: len(each[1])):
+            turned = turned.take(sources, axis)
         return turned.T
 
     def smooth(self, values: NDArray[np.float32], first: int, after: int) -> NDArray[np.float32]:

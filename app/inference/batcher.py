@@ -39,13 +39,30 @@ _log = logging.getLogger(__name__)
 class Answer:
     """The outputs for a request's images.
 
-    `load_seconds` is the time to load them, `queue_seconds` the rest of the time that they waited.
+    Attributes:
+        parts: of each batch that some of the images were in, in their order.
+        load_seconds: the time to load the images.
+        queue_seconds: the rest of the time that they waited.
+        inference_seconds: of the batches.
     """
 
-    outputs: Outputs
+    parts: Sequence[Outputs]
     load_seconds: float
     queue_seconds: float
     inference_seconds: float
+
+    @property
+    def outputs(self) -> Outputs:
+        """The outputs for all images, copied if they are of several batches."""
+        return self.parts[0] if len(self.parts) == 1 else Outputs.join(self.parts)
+
+    def outputs_of(self, index: int) -> Outputs:
+        """Return the outputs for one image, not copied."""
+        for part in self.parts:
+            if index < len(part):
+                return part.part(index, 1)
+            index -= len(part)
+        raise IndexError(f"no image {index} more")
 
 
 class Observer(Protocol):
@@ -403,7 +420,7 @@ class Batcher:
         if outputs is None or found != len(images):
             raise BackendFailed(f"{found} answers for {len(images)} images")
         if not outputs.are_finite:
-            raise BackendFailed("the backend gave probabilities that are no numbers")
+            raise BackendFailed("the backend gave answers that are no numbers")
         seconds = now - batch.started
         self._observer.computed(len(images), seconds)
         at = 0
@@ -412,7 +429,7 @@ class Batcher:
             at += item.size
             if not item.answer.done():
                 waited = batch.started - item.arrived - item.load_seconds
-                item.answer.set_result(Answer(part, item.load_seconds, waited, seconds))
+                item.answer.set_result(Answer((part,), item.load_seconds, waited, seconds))
 
     def _die(self, exc: BaseException) -> None:
         """Refuse new work, and fail what would otherwise wait until its deadline."""
@@ -460,7 +477,7 @@ def _too_late(item: _Item) -> str:
 
 def _join(answers: Sequence[Answer]) -> Answer:
     return Answer(
-        Outputs.join([answer.outputs for answer in answers]),
+        [part for answer in answers for part in answer.parts],
         sum(answer.load_seconds for answer in answers),
         max(answer.queue_seconds for answer in answers),
         sum(answer.inference_seconds for answer in answers),

@@ -4,11 +4,11 @@ The graph has kept the best box of each object already. What a request asks for 
 higher score or less overlap, only leaves boxes out.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import orjson
 from numpy.typing import NDArray
 
 from app.artifact.directory import Artifact
@@ -87,11 +87,12 @@ class Interpreter:
         boxes, scores, labels = (outputs.arrays[name][0] for name in (BOXES, SCORES, LABELS))
         kept = np.flatnonzero((scores >= self._least) & (scores > 0))
         if self._overlap is not None:
-            kept = kept[_without_overlaps(boxes[kept], labels[kept], self._overlap)]
-        kept = kept[: self._most]
+            kept = kept[_not_suppressed(boxes[kept], labels[kept], self._overlap)]
         edges = placement.to_picture(boxes[kept])
-        sized = np.concatenate([edges[:, :2], edges[:, 2:] - edges[:, :2]], axis=1)
-        return Found(np.round(sized, 3), labels[kept], np.round(scores[kept].astype(np.float64), 6))
+        sized = np.round(np.concatenate([edges[:, :2], edges[:, 2:] - edges[:, :2]], axis=1), 3)
+        inside = np.flatnonzero((sized[:, 2:] > 0).all(axis=1))[: self._most]  # not in a margin
+        kept, sized = kept[inside], sized[inside]
+        return Found(sized, labels[kept], np.round(scores[kept].astype(np.float64), 6))
 
     def render(
         self,
@@ -99,7 +100,7 @@ class Interpreter:
         placements: Sequence[Placement],
         filenames: Sequence[str | None],
         warnings: Sequence[str | None],
-    ) -> str:
+    ) -> bytes:
         """Return the answer, the JSON of `app.api.schemas.Detections`.
 
         Args:
@@ -115,7 +116,7 @@ class Interpreter:
         ]
         head = {"model": manifest.name, "version": manifest.version}
         several = {"pictures": pictures}
-        return json.dumps(head | (pictures[0] if len(pictures) == 1 else several))
+        return orjson.dumps(head | (pictures[0] if len(pictures) == 1 else several))
 
     def _picture(
         self, found: Found, placement: Placement, filename: str | None, warning: str | None
@@ -147,19 +148,19 @@ class Interpreter:
         return [classes[label] for picture in found for label in picture.labels.tolist()]
 
 
-def _without_overlaps(
+def _not_suppressed(
     boxes: NDArray[np.float32], labels: NDArray[np.int64], most: float
-) -> list[int]:
-    """Return the places of boxes that no better one of their class overlaps by more than `most`.
+) -> NDArray[np.bool_]:
+    """Return which boxes no better one of their class overlaps by more than `most`, bool `[n]`.
 
     Args:
         boxes: left, upper, right, lower, `[n,4]`, the best first.
         labels: `[n]`.
         most: the overlap (IoU) that is allowed.
     """
-    kept: list[int] = []
+    drops = (overlaps(boxes, boxes) > most) & (labels[:, None] == labels)
+    kept = np.ones(len(boxes), np.bool_)
     for index in range(len(boxes)):
-        others = [other for other in kept if labels[other] == labels[index]]
-        if not (overlaps(boxes[index], boxes[others]) > most).any():
-            kept.append(index)
+        if kept[index]:
+            kept[index + 1 :] &= ~drops[index, index + 1 :]
     return kept

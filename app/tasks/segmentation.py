@@ -8,8 +8,9 @@ function.
 Both are made in the input's pixels, and then brought to those of the picture that was sent. There,
 the probabilities are interpolated between the input's pixels before they are compared, so that
 borders are smooth in a picture that is larger than the input. A pixel is background or has one of
-the classes that are the most probable somewhere in the input, which spares the others. The border
-between two objects that touch follows the input's pixels. Pixels outside of a crop are background.
+the classes that are the most probable somewhere in the input; others are not interpolated. The
+border between two objects that touch follows the input's pixels. Pixels outside of a crop are
+background.
 
 scikit-image is an extra, `convscope[segmentation]`; only models that tell objects apart need it.
 """
@@ -34,7 +35,10 @@ DEFAULT_INSTANCES, MAX_INSTANCES = 1000, 10_000
 """The most objects in an answer for one picture."""
 
 STRIP_PIXELS = 1 << 20
-"""Of the part of a picture that is worked on at a time."""
+"""Pixels of the picture that are interpolated at a time."""
+
+LONGEST_SIDE = 65_535
+"""Pixels of a picture's longer side, as in JPEG. Work on a line of millions holds up the others."""
 
 Objects = NDArray[np.int32]
 """The number of each pixel's object, from 1; 0 where there is none, int32 `[H,W]`."""
@@ -201,15 +205,23 @@ class Interpreter:
         Raises:
             TooManyPixels: the picture has more than a mask may have.
         """
-        width, height = placement.picture
-        if width * height > rle.MAX_PIXELS:
-            raise TooManyPixels(
-                f"image is {width}x{height} pixels; the limit for masks is "
-                f"{megapixels(rle.MAX_PIXELS)}"
-            )
+        _check_size(placement)
         return segment(
             outputs.part(0, 1), self._manifest.instances, placement, self._least, self._most
         )
+
+    def classes(self, outputs: Outputs, placement: Placement) -> NDArray[np.uint8]:
+        """Return the class of each pixel of one picture, as `Segmented` has them.
+
+        Args:
+            outputs: of the graph, for one image.
+            placement: of the picture in it.
+
+        Raises:
+            TooManyPixels: the picture has more than a mask may have.
+        """
+        _check_size(placement)
+        return segment(outputs.part(0, 1), None, placement).classes
 
     def describe(
         self,
@@ -319,6 +331,18 @@ def _strips(placement: Placement) -> Iterator[tuple[int, int]]:
         yield first, min(first + width, right - left)
 
 
+def _check_size(placement: Placement) -> None:
+    width, height = placement.picture
+    if width * height > rle.MAX_PIXELS:
+        raise TooManyPixels(
+            f"image is {width}x{height} pixels; the limit for masks is {megapixels(rle.MAX_PIXELS)}"
+        )
+    if max(width, height) > LONGEST_SIDE:
+        raise TooManyPixels(
+            f"image is {width}x{height} pixels; the limit of a side for masks is {LONGEST_SIDE}"
+        )
+
+
 class _Objects(NamedTuple):
     """Numbers of the input's pixels, and the probability that a pixel of an object has."""
 
@@ -338,19 +362,20 @@ def _enlarged(
     """
     foreground = _foreground(probabilities)
     one_class = len(probabilities) == 2
-    labels = [1] if one_class else np.unique(probabilities.argmax(axis=0)).tolist()
+    most_probable = foreground > 0.5 if one_class else probabilities.argmax(axis=0)
+    labels = [label for label in np.unique(most_probable).tolist() if label]
     classes = _canvas(placement.seen, np.uint8)
     numbers = None
     if objects is not None:
         # Between the centres of two pixels, an object may reach into the outer one.
         outside = foreground < objects.least_probability
         numbers = placement.nearest(_grown(objects.numbers, outside))
-    for first, after in _strips(placement):
+    for first, after in _strips(placement) if labels or objects is not None else ():
         smooth = placement.smooth(foreground, first, after)
         if objects is not None and numbers is not None:
             numbers[:, first:after] *= smooth >= objects.least_probability
         strip, highest = classes[:, first:after], 1 - smooth
-        for label in filter(None, labels):
+        for label in labels:
             values = smooth if one_class else placement.smooth(probabilities[label], first, after)
             strip[values > highest] = label
             highest = np.maximum(highest, values)

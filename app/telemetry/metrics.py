@@ -102,6 +102,12 @@ class Metrics:
             (*_MODEL, "label"),
             registry=registry,
         )
+        self.objects = Counter(
+            "convscope_objects",
+            "Objects found in pictures.",
+            (*_MODEL, "label"),
+            registry=registry,
+        )
         read_seconds = Histogram(
             "convscope_read_seconds",
             "Time to read the body of a prediction.",
@@ -126,6 +132,13 @@ class Metrics:
         self.inference_seconds = Histogram(
             "convscope_inference_seconds",
             "Time of one batch in the backend.",
+            _MODEL,
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.masks_seconds = Histogram(
+            "convscope_masks_seconds",
+            "Time to make the masks of a request, or a picture of them.",
             _MODEL,
             buckets=_SECONDS,
             registry=registry,
@@ -233,12 +246,19 @@ class Metrics:
 
 
 class ModelMetrics:
-    """The metrics of one model; a `batcher.Observer`."""
+    """The metrics of one model; a `batcher.Observer`.
 
-    def __init__(self, metrics: Metrics, name: str, version: str) -> None:
+    Args:
+        metrics: of the application.
+        name: of the model.
+        version: of the model.
+        counted: of the labels in its answers.
+    """
+
+    def __init__(self, metrics: Metrics, name: str, version: str, counted: Counter) -> None:
         labels = (name, version)
-        predictions = metrics.predictions
-        self._predicted = cache(lambda label: metrics.count(predictions.labels(*labels, label)))
+        self._label = cache(lambda label: metrics.count(counted.labels(*labels, label)))
+        self._masks = cache(lambda: metrics.observed(metrics.masks_seconds.labels(*labels)))
         self._waiting = metrics.count(metrics.queue_images.labels(*labels))
         self._images = metrics.observed(metrics.batch_images.labels(*labels))
         self._inference = metrics.observed(metrics.inference_seconds.labels(*labels))
@@ -253,8 +273,12 @@ class ModelMetrics:
         self._images.observe(images)
         self._inference.observe(seconds)
 
+    def masked(self, seconds: float) -> None:
+        """Record the seconds that the masks of a request took."""
+        self._masks().observe(seconds)
+
     def answered(self, labels: Sequence[str], queue_seconds: float) -> None:
         """Record the labels given to a request's images, and the seconds that these waited."""
         self._queue.observe(queue_seconds)
         for label in labels:
-            self._predicted(label).add(1)
+            self._label(label).add(1)

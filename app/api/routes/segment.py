@@ -6,6 +6,7 @@ Masks are made in the threads that decode large images: both take time and memor
 picture.
 """
 
+import time
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Request, Response
@@ -18,9 +19,10 @@ from app.api.queries import SegmentQuery
 from app.api.schemas import Segments
 from app.api.state import Service
 from app.artifact.directory import Artifact
+from app.errors import InvalidParameter
 from app.explore.masks import draw_masks, index_png
 from app.explore.pictures import DRAWN_SIDE
-from app.images.decode import decode_whole
+from app.images.decode import decode_whole, warning_of
 from app.tasks.segmentation import Described, Interpreter
 
 router = APIRouter(tags=["segment"], dependencies=[Depends(refuse_repeated)])
@@ -56,11 +58,18 @@ async def segment(request: Request, query: Annotated[SegmentQuery, Query()]) -> 
     interpreter = Interpreter(
         artifact, score_threshold=query.score_threshold, max_instances=query.max_instances
     )
+    is_map = media_type == PNG and query.format != "overlay"
+    if is_map:
+        _refuse_objects(query)
     most = 1 if media_type == PNG else _most_images(artifact)
     async with answered_pictures(request, artifact, most=most) as answered:
-        if media_type == PNG:
-            draw = _overlay if query.format == "overlay" else _mask
-            content, labels = await service.decode(draw, service, artifact, interpreter, answered)
+        started = time.perf_counter()
+        content: bytes
+        labels: list[str]
+        if is_map:
+            content, labels = await service.decode(_map, artifact, interpreter, answered), []
+        elif media_type == PNG:
+            content, labels = await service.decode(_overlay, service, interpreter, answered)
         else:
             pictures = [
                 await service.decode(_described, interpreter, answered, index)
@@ -68,9 +77,22 @@ async def segment(request: Request, query: Annotated[SegmentQuery, Query()]) -> 
             ]
             content = interpreter.render(pictures)
             labels = [label for picture in pictures for label in picture.labels]
+        seconds = time.perf_counter() - started
     answered.count(service, artifact, labels)
-    headers = {"Server-Timing": answered.timing, "Vary": "Accept"}
+    service.model_metrics[artifact.ref].masked(seconds)
+    timing = f"{answered.timing}, masks;dur={seconds * 1000:.3f}"
+    headers = {"Server-Timing": timing, "Vary": "Accept"}
     return Response(content, media_type=media_type, headers=headers)
+
+
+def _refuse_objects(query: SegmentQuery) -> None:
+    """Raise InvalidParameter for a limit of objects, of which a map of classes has none."""
+    for name in ("score_threshold", "max_instances"):
+        value = getattr(query, name)
+        if value is not None:
+            raise InvalidParameter(
+                f"{name}={value:g}: a PNG of classes has no objects; format=overlay and JSON do"
+            )
 
 
 def _most_images(artifact: Artifact) -> int:
@@ -82,23 +104,20 @@ def _most_images(artifact: Artifact) -> int:
 
 def _described(interpreter: Interpreter, answered: Answered, index: int) -> Described:
     return interpreter.describe(
-        answered.answer.outputs.part(index, 1),
+        answered.answer.outputs_of(index),
         answered.placements[index],
-        answered.filenames[index],
-        answered.warnings[index],
+        answered.files[index].filename,
+        warning_of(answered.files[index].data),
     )
 
 
-def _mask(
-    _service: Service, artifact: Artifact, interpreter: Interpreter, answered: Answered
-) -> tuple[bytes, list[str]]:
-    segmented = interpreter.segment(answered.answer.outputs, answered.placements[0])
-    content = index_png(segmented.classes, len(artifact.manifest.classes))
-    return content, interpreter.labels(segmented)
+def _map(artifact: Artifact, interpreter: Interpreter, answered: Answered) -> bytes:
+    classes = interpreter.classes(answered.answer.outputs, answered.placements[0])
+    return index_png(classes, len(artifact.manifest.classes))
 
 
 def _overlay(
-    service: Service, _artifact: Artifact, interpreter: Interpreter, answered: Answered
+    service: Service, interpreter: Interpreter, answered: Answered
 ) -> tuple[bytes, list[str]]:
     settings = service.settings
     whole = decode_whole(

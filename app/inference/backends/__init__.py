@@ -1,4 +1,4 @@
-"""The runtimes that compute a model's probabilities, behind one method.
+"""The runtimes that compute a model's outputs, behind one method.
 
 `open_backend` imports only the runtime that it is asked for.
 """
@@ -29,7 +29,7 @@ LOOP_SECONDS = 0.008
 
 
 class Backend(Protocol):
-    """A runtime that classifies a batch."""
+    """A runtime that computes a batch."""
 
     def predict(self, images: Images) -> Outputs:
         """Return the graph's outputs for uint8 RGB images `[N,H,W,3]`.

@@ -152,7 +152,7 @@ async def test_png_shows_one_picture(client: httpx.AsyncClient) -> None:
     files = [("file", ("a.png", picture)), ("file", ("b.png", picture))]
     response = await client.post("/detect?format=png", files=files)
     assert response.status_code == 413
-    assert "1" in response.json()["detail"]
+    assert response.json()["detail"] == "request has more than 1 images; the limit is 1"
 
 
 async def test_classifier_does_not_detect_and_a_detector_does_not_classify(
@@ -255,7 +255,7 @@ async def test_bad_picture_is_refused_as_by_predict(
 async def test_objects_are_counted_by_class(client: httpx.AsyncClient) -> None:
     await detect(client, as_png(with_rectangle(48, 64, (5, 5, 20, 20))))
     counted = (await client.get("/metrics")).text
-    lines = [line for line in counted.splitlines() if line.startswith("convscope_predictions")]
+    lines = [line for line in counted.splitlines() if line.startswith("convscope_objects")]
     assert any('label="platelet"' in line and line.endswith(" 1.0") for line in lines)
 
 

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from app.api import pictures
 from app.api.openapi import EXAMPLE_BASE64
 from app.api.schemas import Predictions
+from app.errors import QueueFull
 from app.images import RgbImage
 from app.images.decode import decode_placed
 from app.images.placement import Placement
@@ -435,6 +436,23 @@ async def test_image_that_nobody_waits_for_is_never_decoded(
         assert await held
     assert not decoded
     assert not backend.batches
+
+
+async def test_work_that_nobody_waits_for_still_takes_its_thread(connect: Connect) -> None:
+    release = threading.Event()
+    async with connect(decode_threads=1, max_wait_ms=1) as client:
+        service = application_of(client).service
+        await service.decode(time.sleep, 0.02)
+        left = asyncio.create_task(service.decode(release.wait, 10))
+        await asyncio.sleep(0.01)
+        left.cancel()
+        behind = [asyncio.create_task(service.decode(int)) for _ in range(2)]
+        await asyncio.sleep(0.01)
+        with pytest.raises(QueueFull, match="longer than 1 ms"):
+            service.decode_threads.check_wait()
+        release.set()
+        await asyncio.gather(*behind)
+        service.decode_threads.check_wait()
 
 
 async def test_others_have_their_turn_between_two_images_of_a_request(

@@ -92,7 +92,8 @@ async def test_object_is_answered_in_cocos_terms(client: httpx.AsyncClient) -> N
     assert [region["area"] for region in answer["classes"]] == [32, 12]
     assert answer["classes"][1].keys() == {"category", "category_id", "area", "segmentation"}
     assert (mask_of(answer["classes"][1]) == (picture[..., 1] > 0)).all()
-    assert "decode;dur=" in response.headers["server-timing"]
+    for stage in ("decode", "inference", "masks"):
+        assert f"{stage};dur=" in response.headers["server-timing"]
 
 
 async def test_counts_are_those_of_cocos_tools(client: httpx.AsyncClient) -> None:
@@ -213,6 +214,7 @@ async def test_parameters_leave_out_objects(
         ({"top_k": 3}, "unknown query parameter"),
         ({"model": "grounds", "score_threshold": 0.5}, "score_threshold=0.5: grounds/1 gives"),
         ({"model": "grounds", "max_instances": 5}, "max_instances=5: grounds/1 gives"),
+        ({"format": "png", "max_instances": 5}, "max_instances=5: a PNG of classes has no objects"),
     ],
 )
 async def test_wrong_parameter_is_refused(
@@ -383,6 +385,16 @@ async def test_picture_with_more_pixels_than_a_mask_is_refused(
     assert "100x101 pixels; the limit for masks is 0.01 megapixels" in response.json()["detail"]
 
 
+@pytest.mark.parametrize("size", [(1, 65_536), (65_536, 1)])
+async def test_picture_with_a_longer_side_than_a_mask_is_refused(
+    client: httpx.AsyncClient, size: tuple[int, int]
+) -> None:
+    response = await segment(client, as_png(painted(*size)))
+    assert response.status_code == 413
+    words = f"{size[1]}x{size[0]} pixels; the limit of a side for masks is 65535"
+    assert words in response.json()["detail"]
+
+
 async def test_large_picture_has_smooth_masks(client: httpx.AsyncClient) -> None:
     picture = painted(1500, 2000, ((500, 500, 1000, 500), CELL), ((0, 0, 300, 300), PLATELET))
     answer = (await segment(client, as_file(picture, "JPEG"))).json()
@@ -413,7 +425,7 @@ async def test_objects_are_counted_by_class(client: httpx.AsyncClient) -> None:
     for parameters in ({}, {"format": "png"}, {"format": "overlay"}, {"model": "grounds"}):
         await segment(client, picture, **parameters)
     counted = (await client.get("/metrics")).text
-    lines = [line for line in counted.splitlines() if line.startswith("convscope_predictions")]
+    lines = [line for line in counted.splitlines() if line.startswith("convscope_objects")]
     found = {
         (model, label): next(
             line.split()[-1]
@@ -423,8 +435,10 @@ async def test_objects_are_counted_by_class(client: httpx.AsyncClient) -> None:
         for model in ("cells", "grounds")
         for label in ("cell", "platelet")
     }
-    assert found["cells", "cell"] == "6.0"
-    assert found["cells", "platelet"] == "3.0"
+    assert found["cells", "cell"] == "4.0"  # a PNG of classes has no objects
+    assert found["cells", "platelet"] == "2.0"
+    assert 'convscope_masks_seconds_count{model="cells",version="1"} 3.0' in counted
+    assert "convscope_predictions_total{" not in counted
     assert found["grounds", "cell"] == "1.0"
 
 

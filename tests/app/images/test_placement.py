@@ -1,5 +1,6 @@
 """A picture in a model's input, and what is found there back in the picture's pixels."""
 
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -183,6 +184,18 @@ def test_crop_of_a_picture_a_pixel_wide_may_show_no_centre() -> None:
     placement = place((1, 1000), (64, 20), "crop")
     assert placement.nearest(np.zeros((20, 64))).size == 0
     assert placement.smooth(np.zeros((20, 64), np.float32), 0, 1).size == 0
+
+
+@pytest.mark.parametrize("size", [(500_000, 1), (1, 500_000)])
+def test_picture_of_one_line_takes_little_memory(size: tuple[int, int]) -> None:
+    placement = place(size, (256, 256), "stretch")
+    values = np.zeros((256, 256), np.uint16)
+    tracemalloc.start()
+    found = placement.nearest(values)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found.shape == size[::-1]
+    assert peak < 40 * found.size
 
 
 def test_reduced_picture_lies_at_the_same_place() -> None:

@@ -110,7 +110,7 @@ import asyncio
 from app.telemetry.exposition import Exposition
 from app.telemetry.metrics import Metrics, ModelMetrics
 metrics = Metrics()
-model = ModelMetrics(metrics, "m", "1")
+model = ModelMetrics(metrics, "m", "1", metrics.predictions)
 model.answered(["cat"], 0.1)
 model.waiting(5)
 metrics.flush()
