@@ -151,12 +151,12 @@ async def confusion_cell(
     """The test images of one cell of the confusion matrix, most confident predictions first."""
     artifact = artifact_of(request, query)
     media_type = choose(request, _CELL_OFFERS, query.format)
+    check_examples(artifact)
     cell = (
         class_id_of(artifact, true, UnknownClass),
         class_id_of(artifact, predicted, UnknownClass),
     )
     files = artifact.manifest.files
-    check_examples(artifact)
     hashes = [files[name].sha256 for name in (EVALUATION, EXAMPLES)]
     basis = (artifact.ref, *hashes, *cell, query.scale)
     draw: Callable[..., bytes | str] = _cell_as_png if media_type == PNG else _cell_as_json

@@ -15,7 +15,8 @@ from app.artifact.directory import Artifact
 from app.artifact.files import EVALUATION
 from app.artifact.manifest import Task
 from app.artifact.segmentation import SegmentationEvaluation
-from app.errors import WrongTask
+from app.artifact.store import Store
+from app.errors import UnknownModel, WrongTask
 from app.explore.bars import draw_bars
 from app.explore.curves import Line, draw_curves
 
@@ -39,11 +40,11 @@ _OFFERS = {"json": JSON, "png": PNG}
 async def evaluation(request: Request, query: Annotated[EvaluationQuery, Query()]) -> Response:
     """The figures of a detector or segmenter on the test split: of each class, and their means.
 
-    Without a model, it is the default for detection, or else that for segmentation.
+    Without a model, it is the default model, or, where that is a classifier, the default for
+    detection or else that for segmentation.
     """
-    served = service_of(request).store.defaults
-    task: Task = "detection" if "detection" in served else "segmentation"
-    artifact = artifact_of(request, query, None if query.model else task)
+    task = None if query.model else _task_of_default(service_of(request).store)
+    artifact = artifact_of(request, query, task)
     found = artifact.any_evaluation()
     if not isinstance(found, DetectionEvaluation | SegmentationEvaluation):
         raise WrongTask(
@@ -55,6 +56,14 @@ async def evaluation(request: Request, query: Annotated[EvaluationQuery, Query()
     draw = _as_png if media_type == PNG else _as_json
     render = partial(service_of(request).explore, draw, artifact, found)
     return await respond_unless_known(request, media_type, basis, render)
+
+
+def _task_of_default(store: Store) -> Task:
+    tasks: tuple[Task, ...] = (store.default.manifest.task, "detection", "segmentation")
+    for task in tasks:
+        if task != "classification" and task in store.defaults:
+            return task
+    raise UnknownModel("no model here is for detection or segmentation")
 
 
 def _as_png(

@@ -350,8 +350,27 @@ async def test_store_of_segmenters_alone_is_served(connect: Connect, tmp_path: P
 async def test_store_without_segmenters_says_so(connect: Connect) -> None:
     async with connect() as client:
         response = await segment(client, b"never read")
-    assert response.status_code == 404
+        figures = await client.get("/evaluation")
+    assert response.status_code == figures.status_code == 404
     assert "no model here is for segmentation" in response.json()["detail"]
+    assert figures.json()["detail"] == "no model here is for detection or segmentation"
+
+
+async def test_figures_and_matrix_are_of_the_same_default(
+    connect: Connect, segmenters: Path
+) -> None:
+    async with connect(store=segmenters, default_model="cells") as client:
+        for path in ("/evaluation", "/confusion-matrix"):
+            assert (await client.get(path)).json()["model"] == "cells"
+    async with connect(store=segmenters, default_model="colour") as client:
+        assert (await client.get("/evaluation")).json()["model"] == "finder"
+
+
+async def test_cells_of_a_matrix_of_pixels_have_no_pictures(client: httpx.AsyncClient) -> None:
+    for cell in ("cell/background", "cell/platelet"):
+        response = await client.get(f"/confusion-matrix/{cell}?model=cells")
+        assert response.status_code == 404
+        assert "cells/1 was exported without" in response.json()["detail"]
 
 
 @pytest.mark.parametrize(
