@@ -85,13 +85,11 @@ def number_objects(
     from skimage.segmentation import watershed
 
     inside = _foreground(probabilities) >= rule.least_probability
-    parts: Objects = label(inside, connectivity=1)
     seeds: Objects = label(inside & (depth > rule.seed_depth), connectivity=1)
-    has_seed = np.zeros(parts.max() + 1, np.bool_)
-    has_seed[parts[seeds > 0]] = True
-    alone = inside & ~has_seed[parts]
-    markers = np.where(alone, seeds.max() + parts, seeds)
-    flooded: Objects = watershed(-depth, markers, connectivity=1, mask=inside)
+    flooded: Objects = watershed(-depth, seeds, connectivity=1, mask=inside)
+    alone = inside & (flooded == 0)
+    if alone.any():
+        flooded = np.where(alone, seeds.max() + label(alone, connectivity=1), flooded)
     areas = np.bincount(flooded.ravel())
     areas[0] = 0
     large = np.flatnonzero(areas >= rule.least_area)
