@@ -575,7 +575,15 @@ RECIPES: dict[str, Recipe] = {
         holdout=0.02,
     ),
     "yolo": YOLO,
-    "yolo-v1": YOLO.replace(architecture="yolo-v1", dropout=0.5),
+    "yolo-v1": YOLO.replace(
+        architecture="yolo-v1",
+        epochs=80,
+        optimizer="adamw",
+        learning_rate=1e-3,
+        head_learning_rate=0.0,
+        weight_decay=0.05,
+        dropout=0.1,
+    ),
     "unet": UNET,
 }
 

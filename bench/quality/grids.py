@@ -1,7 +1,7 @@
 """`yolo` beside the first YOLO, by its number of cells: `python -m bench.quality.grids FOLDER`.
 
-Trains the networks on small pictures, all by the recipe of `yolo`, and measures them on the test
-pictures of the annotated FOLDER. A cell of the first YOLO finds one object, so a part of the
+Trains the networks by their recipes, but on small pictures, and measures them on the test pictures
+of the annotated FOLDER. A cell of the first YOLO finds one object, so a part of the
 objects has a cell that an earlier one has taken. Prints a table, writes `bench/results/grids.json`
 and fills `docs/detection.md`. Runs that are there already are not trained again.
 """
