@@ -577,7 +577,6 @@ RECIPES: dict[str, Recipe] = {
     "yolo": YOLO,
     "yolo-v1": YOLO.replace(
         architecture="yolo-v1",
-        epochs=80,
         optimizer="adamw",
         learning_rate=1e-3,
         head_learning_rate=0.0,
