@@ -58,8 +58,8 @@ const post = (path, key, image, parameters, signal) =>
 export const predict = (key, image, coverage, signal) =>
   json(post("predict", key, image, { coverage }, signal));
 
-export const detect = (key, image, least, most, signal) =>
-  json(post("detect", key, image, { score_threshold: least, max_detections: most }, signal));
+export const detect = (key, image, least, signal) =>
+  json(post("detect", key, image, { score_threshold: least }, signal));
 
 export const segment = (key, image, signal) => json(post("segment", key, image, {}, signal));
 

@@ -9,7 +9,6 @@ import { useAsked } from "./state.js";
 
 // A picture is asked about once, down to a score that is hardly ever wanted; the slider only hides.
 const LEAST = 0.01;
-const MOST = 300;
 
 export const Detect = ({ models, image, shown, show }) => html`
   <section class="scenes" aria-label="Objects">
@@ -50,7 +49,7 @@ function Card({ model, image, announced, kept, onKeep }) {
 }
 
 async function detect(model, image, signal) {
-  const { detections, ...answer } = await api.detect(keyOf(model), image.data, LEAST, MOST, signal);
+  const { detections, ...answer } = await api.detect(keyOf(model), image.data, LEAST, signal);
   const objects = detections.map(({ bbox, category, score }, index) => ({
     index,
     bbox,

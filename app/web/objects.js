@@ -115,6 +115,9 @@ export function Count({ objects, of = "object", announced }) {
   `;
 }
 
+// Scores have six decimal places, so that what is shown is what they are compared with.
+const exact = (part) => `${Number((100 * part).toFixed(4))}%`;
+
 // A part from `least` to 1. It is told at every move, and kept at the last one.
 export const Slider = ({ label, value, least = 0, onMove, onKeep }) => html`
   <label class="choice">
@@ -125,16 +128,16 @@ export const Slider = ({ label, value, least = 0, onMove, onKeep }) => html`
       max="1"
       step="0.01"
       value=${value}
-      aria-valuetext=${percent(value, 0)}
+      aria-valuetext=${exact(value)}
       onInput=${(event) => onMove(Number(event.target.value))}
       onChange=${(event) => onKeep(Number(event.target.value))}
     />
-    <output>${percent(value, 0)}</output>
+    <output>${exact(value)}</output>
   </label>
 `;
 
 // The part that an address says, or undefined.
 export function partIn(text) {
-  const value = Number(text || NaN);
+  const value = Number(Number(text || NaN).toFixed(6));
   return value >= 0 && value <= 1 ? value : undefined;
 }

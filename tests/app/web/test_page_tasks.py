@@ -210,6 +210,26 @@ def test_slider_hides_objects_without_asking_again(open_page: OpenPage, picture:
         expect(page.get_by_label("Least score")).to_have_value("0.4")
 
 
+def test_slider_says_exactly_what_scores_are_compared_with(
+    open_page: OpenPage, picture: Path
+) -> None:
+    def own(route: Route) -> None:
+        response = route.fetch()
+        manifest = response.json() | {"score_threshold": 0.600004}
+        route.fulfill(response=response, body=json.dumps(manifest))
+
+    with open_page() as page:
+        page.route("**/models/finder/versions/1", own)
+        page.goto(f"{page.url}?view=detect")
+        expect(give(page, picture)).to_have_count(1)  # the second has 0.6
+        slider, shown = page.get_by_label("Least score"), page.locator(".choice output")
+        expect(shown).to_have_text("60.0004%")
+        expect(slider).to_have_attribute("aria-valuetext", "60.0004%")
+        slider.fill("0.57")
+        expect(shown).to_have_text("57%")
+        expect(objects(page)).to_have_count(2)
+
+
 def test_slider_filters_while_it_moves(open_page: OpenPage, picture: Path) -> None:
     with open_page("?view=detect") as page:
         give(page, picture)
@@ -238,6 +258,7 @@ def test_picture_is_asked_about_once_with_a_low_score(open_page: OpenPage) -> No
         page.wait_for_load_state("networkidle")
         (detect,) = [url for url in asked if "/detect?" in url]
         assert "score_threshold=0.01" in detect
+        assert "max_detections" not in detect  # as many as the service gives
         sent = [url.partition("?")[0].rpartition("/")[2] for url in asked if "blob:" not in url]
         assert len(sent) <= 9, sent  # two modules, samples, icon, manifest and objects
 
