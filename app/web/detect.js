@@ -3,7 +3,7 @@
 import { html, useState } from "./vendor/htm-preact-3.1.1.js";
 import * as api from "./api.js";
 import { classColour } from "./colours.js";
-import { Count, Objects, Scene, Slider, partIn, usePointed } from "./objects.js";
+import { Count, Objects, Scene, Slider, partIn, usePointed, within } from "./objects.js";
 import { Progress, keyOf, measured } from "./parts.js";
 import { useAsked } from "./state.js";
 
@@ -41,7 +41,14 @@ function Card({ model, image, announced, kept, onKeep }) {
       <h2>${key} <small>${model.architecture}, ${measured(model)} on the test images</small></h2>
       ${ready
         ? html`
-            <${Found} found=${found} own=${own} kept=${kept} onKeep=${onKeep} announced=${announced} />
+            <${Found}
+              model=${model}
+              found=${found}
+              own=${own}
+              kept=${kept}
+              onKeep=${onKeep}
+              announced=${announced}
+            />
           `
         : html`<${Progress} state=${failed.error ? failed : state} what="Looking for objects" />`}
     </article>
@@ -66,7 +73,7 @@ const describe = (bbox) => {
   return `${width} by ${height} pixels, ${x} from the left, ${y} from the top`;
 };
 
-function Found({ found, own, kept, onKeep, announced }) {
+function Found({ model, found, own, kept, onKeep, announced }) {
   const { image: size, picture, warning } = found;
   const [moved, move] = useState();
   const least = moved ?? kept ?? own;
@@ -90,6 +97,7 @@ function Found({ found, own, kept, onKeep, announced }) {
     ${warning && html`<p><span class="warning">${warning}</span></p>`}
     <div class="found">
       <${Scene}
+        model=${model}
         picture=${picture}
         size=${size}
         name=${`${picture.name} with boxes around its objects`}
@@ -101,13 +109,6 @@ function Found({ found, own, kept, onKeep, announced }) {
     </div>
   `;
 }
-
-const within = ({ width, height }, [x, y, across, down]) => ({
-  left: x / width,
-  top: y / height,
-  right: (x + across) / width,
-  bottom: (y + down) / height,
-});
 
 // Large boxes below small ones, which can be pointed at too. The list says what they say.
 function Boxes({ size, objects, pointing: { at, point, choose } }) {

@@ -1,8 +1,10 @@
 // Objects in a picture: the picture with something over it, and the list beside it.
 
 import { html, useEffect, useRef, useState } from "./vendor/htm-preact-3.1.1.js";
+import * as api from "./api.js";
 import { classColour, inkOn } from "./colours.js";
-import { percent } from "./parts.js";
+import { Progress, keyOf, percent } from "./parts.js";
+import { useAsked } from "./state.js";
 
 const css = (colour) => `rgb(${colour})`;
 
@@ -20,19 +22,63 @@ export function usePointed(answer) {
   return { at: pointed ?? chosen, chosen, point, choose: (index) => choose(index === chosen ? undefined : index) };
 }
 
-// The picture with `over` on it. `place` is where to name the object that is pointed at, in parts
-// of the picture.
-export function Scene({ picture, size, name, over, named, place }) {
+// How the part of a picture that a network sees fills its frame, by the policy that made it as large
+// as the input.
+const FITS = { crop: "contain", letterbox: "cover", stretch: "fill" };
+
+async function seenBy(key, image, signal) {
+  const [manifest, url] = await Promise.all([
+    api.readManifest(key, signal),
+    api.seen(key, image, 1, signal),
+  ]);
+  return { url, fit: FITS[manifest.resize.policy] };
+}
+
+// The picture with `over` on it: the file that was sent, or what the network sees where the browser
+// shows another picture than the service reads, or none. `place` is where to name the object that
+// is pointed at, in parts of the picture.
+export function Scene({ model, picture, size, name, over, named, place }) {
+  const [strange, reject] = useState();
+  const isOwn = !picture.isReadOtherwise && strange !== picture;
+  const seen = useAsked(
+    () => (isOwn ? undefined : (signal) => seenBy(keyOf(model), picture.data, signal)),
+    [picture, isOwn],
+  );
+  const shown = isOwn ? { url: picture.url } : seen.answer;
+  const check = ({ target: { naturalWidth: width, naturalHeight: height } }) =>
+    (width === size.width && height === size.height) || reject(picture);
   return html`
     <figure class="scene" style=${{ "--ratio": size.width / size.height }}>
-      <div class="frame">
-        <img src=${picture.url} alt=${name} />
-        ${over} ${named && html`<${Name} object=${named} place=${place} />`}
-      </div>
-      <figcaption>${picture.name}, ${size.width} × ${size.height} pixels</figcaption>
+      ${shown &&
+      html`
+        <div class="frame">
+          <img
+            src=${shown.url}
+            alt=${name}
+            style=${{ objectFit: shown.fit }}
+            onLoad=${isOwn ? check : undefined}
+            onError=${isOwn ? () => reject(picture) : undefined}
+          />
+          ${over} ${named && html`<${Name} object=${named} place=${place} />`}
+        </div>
+      `}
+      <${Progress} state=${seen} what="Reading the picture" />
+      <figcaption>
+        ${picture.name}, ${size.width} × ${size.height} pixels${!isOwn &&
+        `. The browser cannot show this file as the service reads it${
+          shown ? "; this is what the network sees" : ""
+        }.`}
+      </figcaption>
     </figure>
   `;
 }
+
+export const within = ({ width, height }, [x, y, across, down]) => ({
+  left: x / width,
+  top: y / height,
+  right: (x + across) / width,
+  bottom: (y + down) / height,
+});
 
 // Above its box, or below where there is no room, and towards the middle of the picture.
 function Name({ object, place: { left, top, right, bottom } }) {

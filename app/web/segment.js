@@ -37,7 +37,7 @@ function Card({ model, image, announced, kept, onKeep }) {
     <article class=${`card ${old || (found || state.error ? "" : "waiting")}`} aria-label=${key}>
       <h2>${key} <small>${model.architecture}, ${measured(model)} on the test images</small></h2>
       ${found
-        ? html`<${Found} found=${found} kept=${kept} onKeep=${onKeep} announced=${announced} />`
+        ? html`<${Found} model=${model} found=${found} kept=${kept} onKeep=${onKeep} announced=${announced} />`
         : html`<${Progress} state=${state} what="Drawing masks" />`}
     </article>
   `;
@@ -63,7 +63,7 @@ async function segment(model, image, signal) {
   return { ...answer, objects, picture: image, counted: told ? "object" : "area" };
 }
 
-function Found({ found, kept, onKeep, announced }) {
+function Found({ model, found, kept, onKeep, announced }) {
   const { image: size, objects, picture, warning } = found;
   const [moved, move] = useState();
   const opacity = moved ?? kept ?? OPACITY;
@@ -86,6 +86,7 @@ function Found({ found, kept, onKeep, announced }) {
     ${warning && html`<p><span class="warning">${warning}</span></p>`}
     <div class="found">
       <${Scene}
+        model=${model}
         picture=${picture}
         size=${size}
         name=${`${picture.name} with masks over its objects`}

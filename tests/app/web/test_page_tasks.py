@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from playwright.sync_api import Locator, Page, Route, expect
 
 from app.explore.palette import COLOURS
@@ -567,7 +568,7 @@ def segmented() -> dict[str, Any]:
 
 
 def serve_segmenter(page: Page, answer: dict[str, Any]) -> None:
-    """Let the service have a segmenter, which answers this."""
+    """Let the service have a segmenter, which answers this for a sample of the same size."""
 
     def models(route: Route) -> None:
         response = route.fetch()
@@ -578,6 +579,9 @@ def serve_segmenter(page: Page, answer: dict[str, Any]) -> None:
         listed["models"].append(masker)
         route.fulfill(response=response, body=json.dumps(listed))
 
+    sample = io.BytesIO()
+    Image.new("RGB", (answer["image"]["width"], answer["image"]["height"])).save(sample, "JPEG")
+    page.route("**/scene-1.jpg", lambda route: route.fulfill(body=sample.getvalue()))
     page.route("**/models", models)
     page.route("**/segment?*", lambda route: route.fulfill(json=answer))
     page.reload()
@@ -720,3 +724,124 @@ def test_picture_that_is_turned_by_its_exif_has_its_boxes_upright(
         )
         assert shown == [WIDE, HIGH]
         assert float(boxes(page).last.get_attribute("x") or "") == pytest.approx(BOX[0], abs=2)
+
+
+ANIMATED = {"save_all": True, "duration": 200, "loop": 0}
+
+
+def _turned(picture: Image.Image) -> tuple[Image.Image, bytes]:
+    """Return a picture upside down, and the EXIF that turns it back."""
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    return picture.transpose(Image.Transpose.ROTATE_180), exif.tobytes()
+
+
+def _strange(picture: Image.Image, name: str) -> bytes:
+    """Write a picture so that Chromium shows another one, or none."""
+    other = Image.new("RGB", picture.size, "red")
+    turned, exif = _turned(picture)
+    text = PngInfo()
+    text.add_text("Raw profile type exif", f"\nexif\n{len(exif):8}\n{exif.hex()}\n")
+    file = io.BytesIO()
+    match name:
+        case "scan.tif":
+            picture.save(file, "TIFF")
+        case "moves.gif" | "moves.webp" | "moves.png":
+            kind = name.rpartition(".")[2]
+            picture.save(file, kind, append_images=[other], lossless=True, **ANIMATED)
+        case "turned.webp":
+            turned.save(file, "WEBP", lossless=True, exif=exif)
+        case _:
+            turned.save(file, "PNG", pnginfo=text)
+    return file.getvalue()
+
+
+CORNERS = """async (image) => {
+  await image.decode();
+  const canvas = new OffscreenCanvas(10, 20).getContext("2d");
+  canvas.drawImage(image, 0, 0, 10, 20);
+  const { data } = canvas.getImageData(0, 0, 10, 20);
+  return [[4, 7], [6, 13]].map(([x, y]) => data[4 * (10 * y + x)] > 127);
+}"""
+
+
+@pytest.mark.parametrize(
+    "name", ["scan.tif", "moves.gif", "moves.webp", "moves.png", "turned.webp", "text.png"]
+)
+def test_file_that_the_browser_shows_otherwise_is_shown_as_the_network_sees_it(
+    open_page: OpenPage, picture: Path, tmp_path: Path, name: str
+) -> None:
+    with Image.open(picture) as upright:
+        (tmp_path / name).write_bytes(_strange(upright, name))
+    with open_page("?view=detect") as page:
+        found = give(page, tmp_path / name)
+        expect(found).to_have_count(3)
+        scene = card(page, "finder/1").get_by_role("figure")
+        expect(scene).to_contain_text("this is what the network sees")
+        expect(scene).to_contain_text(f"{WIDE} × {HIGH} pixels")
+        shown = page.get_by_role("img", name=f"{name} with boxes")
+        size = shown.evaluate("image => [image.naturalWidth, image.naturalHeight]")
+        assert size == [WIDTH, HEIGHT]
+        assert shown.evaluate(CORNERS) == [True, False]
+        give(page, picture)
+        expect(scene).not_to_contain_text("network")
+
+
+def test_picture_in_a_letterbox_is_shown_without_its_margins(
+    open_page: OpenPage, tmp_path: Path
+) -> None:
+    """A margin that is left would be as black as the picture: its edges are white."""
+    pixels = np.zeros((100, 400, 3), np.uint8)
+    pixels[:8] = pixels[-8:] = 255
+    Image.fromarray(pixels).save(tmp_path / "flat.tif")
+    with open_page("?view=detect") as page:
+        give(page, tmp_path / "flat.tif")
+        shown = page.get_by_role("img", name="flat.tif with boxes")
+        expect(shown).to_be_visible()
+        shot = Image.open(io.BytesIO(page.locator(".frame").screenshot()))
+        frame = np.asarray(shot.convert("L"))
+        height, width = frame.shape
+        edge = height // 20
+        assert frame[[edge, height - edge], width // 2].min() > 127
+        assert frame[height // 2, width // 2] < 127
+
+
+def test_file_whose_orientation_the_browser_does_not_know_is_shown_as_the_network_sees_it(
+    open_page: OpenPage, picture: Path
+) -> None:
+    """The browser shows it in another size than the service says."""
+    with open_page("?view=detect") as page:
+        answer = {"image": {"width": HIGH, "height": WIDE}, "detections": []}
+        page.route("**/detect?*", lambda route: route.fulfill(json=answer))
+        page.get_by_label("Picture file").set_input_files(picture)
+        expect(card(page, "finder/1").get_by_role("figure")).to_contain_text("the network sees")
+
+
+def test_nothing_lies_over_a_picture_that_cannot_be_shown(
+    open_page: OpenPage, picture: Path, tmp_path: Path
+) -> None:
+    with Image.open(picture) as upright:
+        upright.save(tmp_path / "scan.tif")
+    with open_page("?view=detect", troubles=True) as page:
+        page.route("**/activations?*", lambda route: route.abort())
+        give(page, tmp_path / "scan.tif")
+        scene = card(page, "finder/1").get_by_role("figure")
+        expect(scene).to_contain_text("The browser cannot show this file as the service reads it.")
+        expect(scene.get_by_role("alert")).to_be_visible()
+        expect(page.locator(".boxes")).to_have_count(0)
+        expect(scene.locator("img")).to_have_count(0)
+        expect(objects(page)).to_have_count(3)
+        page.unroute("**/activations?*")
+        page.get_by_role("button", name="Try again").click()
+        expect(boxes(page)).to_have_count(3)
+
+
+def test_damaged_file_that_the_browser_refuses_is_not_shown_broken(
+    open_page: OpenPage, picture: Path
+) -> None:
+    with open_page("?view=detect", troubles=True) as page:
+        page.evaluate("URL.createObjectURL = () => 'data:image/png;base64,AAAA'")
+        page.get_by_label("Picture file").set_input_files(picture)
+        expect(card(page, "finder/1").get_by_role("figure")).to_contain_text(
+            "The browser cannot show this file"
+        )
