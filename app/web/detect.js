@@ -105,7 +105,7 @@ function Found({ model, found, own, kept, onKeep, announced }) {
         named=${named}
         place=${named && within(size, named.bbox)}
       />
-      <${Objects} objects=${objects} pointing=${pointing} />
+      <div class="listed"><${Objects} objects=${objects} pointing=${pointing} /></div>
     </div>
   `;
 }

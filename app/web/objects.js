@@ -9,7 +9,8 @@ import { useAsked } from "./state.js";
 const css = (colour) => `rgb(${colour})`;
 
 // An object is { index, category, label, score, note }: `index` names it, `label` is its class's
-// place among the model's classes, `note` is for those who do not see the picture.
+// place among the model's classes, `note` is for those who do not see the picture. An area, which is
+// all of a class, has no score.
 
 // The object that is pointed at, in the picture or the list, or else the one that was chosen.
 export function usePointed(answer) {
@@ -101,7 +102,11 @@ function Name({ object, place: { left, top, right, bottom } }) {
 }
 
 // One stop for the Tab key; the arrow keys lead from one object to the next.
-export function Objects({ objects, pointing: { at, chosen, point, choose } }) {
+export function Objects({
+  label: name = "Objects, the best first",
+  objects,
+  pointing: { at, chosen, point, choose },
+}) {
   const itself = useRef();
   const [reached, reach] = useState();
   const first = objects.find(({ index }) => index === reached)?.index ?? objects[0]?.index;
@@ -115,7 +120,7 @@ export function Objects({ objects, pointing: { at, chosen, point, choose } }) {
     next.focus();
   };
   return html`
-    <ol ref=${itself} class="objects" aria-label="Objects, the best first" onKeyDown=${step}>
+    <ol ref=${itself} class="objects" aria-label=${name} onKeyDown=${step}>
       ${objects.map((object) => {
         const { index, category, label, score, note } = object;
         return html`
@@ -147,19 +152,22 @@ export function Objects({ objects, pointing: { at, chosen, point, choose } }) {
 }
 
 // "3 objects: 2 cell, 1 platelet"; "3 objects" if the only class has no other name.
-export function Count({ objects, of = "object", announced }) {
+export function Count({ objects, announced }) {
   const counts = new Map();
   objects.forEach(({ category }) => counts.set(category, (counts.get(category) ?? 0) + 1));
   const sorted = [...counts].sort(([, a], [, b]) => b - a);
-  const isNamed = counts.size > 1 || !counts.has(of);
+  const isNamed = counts.size > 1 || !counts.has("object");
   const parts = isNamed ? sorted.map(([category, count]) => `${count} ${category}`) : [];
-  return html`
-    <p class="answer" aria-live=${announced ? "polite" : "off"} aria-atomic="true">
-      <strong>${objects.length || "No"} ${of}${objects.length === 1 ? "" : "s"}</strong>
-      ${parts.length > 0 && `: ${parts.join(", ")}`}
-    </p>
-  `;
+  const { length } = objects;
+  return html`<${Answer} count=${length} of="object" parts=${parts} announced=${announced} />`;
 }
+
+export const Answer = ({ count, of, parts, announced }) => html`
+  <p class="answer" aria-live=${announced ? "polite" : "off"} aria-atomic="true">
+    <strong>${count || "No"} ${of}${count === 1 ? "" : "s"}</strong>
+    ${parts.length > 0 && `: ${parts.join(", ")}`}
+  </p>
+`;
 
 // Scores have six decimal places, so that what is shown is what they are compared with.
 const exact = (part) => `${Number((100 * part).toFixed(4))}%`;

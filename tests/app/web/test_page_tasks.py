@@ -70,7 +70,17 @@ def give(page: Page, picture: Path, model: str = "finder/1") -> Locator:
 
 
 def objects(page: Page, model: str = "finder/1") -> Locator:
-    return card(page, model).get_by_role("list", name="Objects").get_by_role("button")
+    found = card(page, model).get_by_role("list", name="Objects, the best first", exact=True)
+    return found.get_by_role("button")
+
+
+def areas(page: Page, name: str = "Areas without objects") -> Locator:
+    return page.get_by_role("list", name=name, exact=True).get_by_role("button")
+
+
+def told(buttons: Locator, count: int) -> list[str]:
+    expect(buttons).to_have_count(count)
+    return [" ".join((one.text_content() or "").split()) for one in buttons.all()]
 
 
 def boxes(page: Page) -> Locator:
@@ -510,16 +520,19 @@ def test_masks_are_read_as_the_service_writes_them(open_page: OpenPage) -> None:
         for mask in _masks():
             height, width = mask.shape
             segmentation = {"size": [height, width], "counts": rle.encode(mask).decode()}
-            packed = page.evaluate(
-                """async ([segmentation, [height, width]]) => {
-                  const { eachPixel } = await import("./web/rle.js");
+            places, box = page.evaluate(
+                """async (segmentation) => {
+                  const { boxOf, sampler } = await import("./web/rle.js");
+                  const [height, width] = segmentation.size;
                   const places = [];
-                  eachPixel(segmentation, width, height, (x, y) => places.push(y * width + x));
-                  return places;
+                  const eachPixel = sampler(segmentation.size, width, height);
+                  eachPixel(segmentation.counts, (x, y) => places.push(y * width + x));
+                  return [places, boxOf(segmentation)];
                 }""",
-                [segmentation, [height, width]],
+                segmentation,
             )
-            assert np.array_equal(np.sort(packed), np.flatnonzero(mask))
+            assert np.array_equal(np.sort(places), np.flatnonzero(mask))
+            assert not mask.any() or tuple(box) == rle.bounds(rle.encode(mask), height, width)
 
 
 def test_reduced_mask_has_the_pixels_in_the_middle_of_its_parts(open_page: OpenPage) -> None:
@@ -529,14 +542,112 @@ def test_reduced_mask_has_the_pixels_in_the_middle_of_its_parts(open_page: OpenP
     with open_page() as page:
         places = page.evaluate(
             """async (segmentation) => {
-              const { eachPixel } = await import("./web/rle.js");
+              const { sampler } = await import("./web/rle.js");
               const places = [];
-              eachPixel(segmentation, 3, 2, (x, y) => places.push([x, y]));
+              sampler(segmentation.size, 3, 2)(segmentation.counts, (x, y) => places.push([x, y]));
               return places;
             }""",
             segmentation,
         )
     assert places == [[1, 0], [2, 1]]
+
+
+@pytest.mark.parametrize("samples", [(37, 50), (91, 20), (200, 200), (1, 1)])
+def test_reduced_masks_are_samples_of_the_whole_ones(
+    open_page: OpenPage, samples: tuple[int, int]
+) -> None:
+    across, down = samples
+    with open_page() as page:
+        for mask in _masks():
+            height, width = mask.shape
+            if height < down or width < across:
+                continue
+            rows, columns = (
+                np.floor((np.arange(count) + 0.5) * side / count).astype(int)
+                for count, side in ((down, height), (across, width))
+            )
+            places = page.evaluate(
+                """async ([size, counts, [across, down]]) => {
+                  const { sampler } = await import("./web/rle.js");
+                  const places = [];
+                  sampler(size, across, down)(counts, (x, y) => places.push(y * across + x));
+                  return places;
+                }""",
+                [[height, width], rle.encode(mask).decode(), samples],
+            )
+            assert np.array_equal(np.sort(places), np.flatnonzero(mask[np.ix_(rows, columns)]))
+
+
+TILES = 32
+"""Objects in a row of a picture full of them, 1,024 in all."""
+
+
+@pytest.fixture(scope="module")
+def crowd() -> dict[str, Any]:
+    """The answer of a segmenter that finds 1,024 objects in 1,600 by 1,600 pixels."""
+    side, tile = 1600, 1600 // TILES
+    numbers = np.kron(np.arange(TILES**2).reshape(TILES, TILES), np.ones((tile, tile), np.int32))
+    regions = rle.encode_each(numbers.astype(np.int32))
+    instances = [
+        {
+            "category": "cell",
+            "category_id": 3,
+            "score": 0.9,
+            "bbox": region.box,
+            "area": region.area,
+            "segmentation": {"size": [side, side], "counts": region.counts.decode()},
+        }
+        for region in regions.values()
+    ]
+    return {"image": {"width": side, "height": side}, "classes": [], "instances": instances}
+
+
+def test_many_masks_are_read_at_once(open_page: OpenPage, crowd: dict[str, Any]) -> None:
+    masks = [one["segmentation"] for one in crowd["instances"]]
+    with open_page() as page:
+        painted, milliseconds = page.evaluate(
+            """async (masks) => {
+              const { sampler } = await import("./web/rle.js");
+              let [painted, least] = [0, Infinity];
+              for (let time = 0; time < 3; time++) {
+                const start = performance.now();
+                const eachPixel = sampler(masks[0].size, 800, 800);
+                for (const { counts } of masks) eachPixel(counts, () => painted++);
+                least = Math.min(least, performance.now() - start);
+              }
+              return [painted, least];
+            }""",
+            masks,
+        )
+    assert painted == 3 * 800 * 800
+    assert milliseconds < 500
+
+
+PAINTINGS = """() => {
+  window.paintings = [];
+  const { createImageData, putImageData } = CanvasRenderingContext2D.prototype;
+  CanvasRenderingContext2D.prototype.createImageData = function (...given) {
+    window.began = performance.now();
+    return createImageData.apply(this, given);
+  };
+  CanvasRenderingContext2D.prototype.putImageData = function (...given) {
+    window.paintings.push(performance.now() - window.began);
+    return putImageData.apply(this, given);
+  };
+}"""
+
+
+def test_many_masks_are_painted_at_once(open_page: OpenPage, crowd: dict[str, Any]) -> None:
+    with open_page("?view=segment") as page:
+        serve_segmenter(page, crowd)
+        found = objects(page, "masker/1")
+        expect(found).to_have_count(TILES**2)
+        page.evaluate(PAINTINGS)
+        for place in range(6):
+            found.nth(place).hover()
+            expect(page.locator(".named")).to_have_count(1)
+        page.wait_for_function("window.paintings.length >= 4")
+        assert min(page.evaluate("window.paintings")) < 50
 
 
 @pytest.fixture
@@ -599,14 +710,15 @@ def test_masks_lie_over_the_picture_in_the_colours_of_their_classes(
 ) -> None:
     with open_page("?view=segment") as page:
         serve_segmenter(page, segmented)
-        found = objects(page, "masker/1")
-        expect(found).to_have_count(3)
-        names = [" ".join((one.text_content() or "").split()) for one in found.all()]
-        assert names == [
+        assert told(objects(page, "masker/1"), 2) == [
             "cell 90.0%, 9.8% of the picture",
             "cell 70.0%, 9.8% of the picture",
-            "platelet, 21.9% of the picture",
         ]
+        assert told(areas(page), 1) == ["platelet, 21.9% of the picture"]
+        expect(page.get_by_role("heading", name="Areas without objects")).to_be_visible()
+        expect(card(page, "masker/1").locator(".answer")).to_have_text(
+            re.compile("2 objects: 2 cell")
+        )
         expect(card(page, "masker/1")).to_contain_text("IoU 75.0% on the test images")
         canvas = page.locator(".masks")
         assert canvas.evaluate(PIXEL, [70, 70]) == [*COLOURS[0], 255]
@@ -653,10 +765,52 @@ def test_classes_are_shown_where_objects_are_not_told_apart(
     del segmented["instances"]
     with open_page("?view=segment") as page:
         serve_segmenter(page, segmented)
-        expect(objects(page, "masker/1")).to_have_count(2)
+        expect(areas(page, "Areas, one for each class")).to_have_count(2)
+        expect(page.get_by_role("list", name="Objects")).to_have_count(0)
         answer = card(page, "masker/1").locator(".answer")
-        expect(answer).to_have_text(re.compile(r"2 areas\s*: 1 cell, 1 platelet"))
+        expect(answer).to_have_text(re.compile(r"2 areas\s*: cell, platelet"))
         assert page.locator(".masks").evaluate(PIXEL, [110, 100]) == [*COLOURS[0], 255]
+
+
+def test_area_that_is_too_small_for_an_object_is_none(
+    open_page: OpenPage, segmented: dict[str, Any]
+) -> None:
+    segmented["instances"] = []
+    with open_page("?view=segment") as page:
+        serve_segmenter(page, segmented)
+        expect(card(page, "masker/1").locator(".answer")).to_have_text("No objects")
+        assert told(areas(page), 2) == [
+            "cell, 17.9% of the picture",
+            "platelet, 21.9% of the picture",
+        ]
+        areas(page).nth(1).hover()
+        expect(page.locator(".named")).to_have_text(re.compile("platelet"))
+        assert page.locator(".masks").evaluate(PIXEL, [10, 160]) == [*COLOURS[1], 255]
+
+
+@pytest.mark.parametrize("kind", ["instances", "classes"])
+def test_mask_too_small_to_be_drawn_is_named_at_its_place(open_page: OpenPage, kind: str) -> None:
+    side, place = 4000, (3002, 2001)
+    mask = np.zeros((side, side), np.bool_)
+    mask[place[1], place[0]] = True
+    one = {
+        "category": "cell",
+        "category_id": 3,
+        "area": 1,
+        "segmentation": {"size": [side, side], "counts": rle.encode(mask).decode()},
+    }
+    answer: dict[str, Any] = {"image": {"width": side, "height": side}, "classes": [one]}
+    if kind == "instances":
+        answer["instances"] = [{**one, "score": 0.9, "bbox": [*place, 1, 1]}]
+    with open_page("?view=segment") as page:
+        serve_segmenter(page, answer)
+        card(page, "masker/1").locator(".objects button").hover()
+        name, frame = (page.locator(one).bounding_box() for one in (".named", ".frame"))
+        assert name
+        assert frame
+        right, lower = name["x"] + name["width"], name["y"] + name["height"]
+        assert right == pytest.approx(frame["x"] + frame["width"] * 3003 / side, abs=3)
+        assert lower == pytest.approx(frame["y"] + frame["height"] * 2001 / side, abs=3)
 
 
 def test_matrix_of_a_segmenter_counts_pixels_and_has_its_overlap(open_page: OpenPage) -> None:
@@ -845,3 +999,27 @@ def test_damaged_file_that_the_browser_refuses_is_not_shown_broken(
         expect(card(page, "finder/1").get_by_role("figure")).to_contain_text(
             "The browser cannot show this file"
         )
+
+
+@pytest.mark.parametrize("name", ["short.png", "long " * 45 + ".png"])
+def test_focus_that_goes_up_is_not_below_the_picture(
+    open_page: OpenPage, segmented: dict[str, Any], tmp_path: Path, name: str
+) -> None:
+    segmented["instances"] *= 15
+    Image.new("RGB", (WIDE, HIGH)).save(tmp_path / name)
+    with open_page("?view=segment", width=360) as page:
+        serve_segmenter(page, segmented)
+        page.get_by_label("Picture file").set_input_files(tmp_path / name)
+        found = objects(page, "masker/1")
+        expect(found).to_have_count(30)
+        expect(page.locator(".frame")).to_be_visible()
+        found.first.focus()
+        for _ in range(29):
+            page.keyboard.press("ArrowDown")
+        for place in reversed(range(29)):
+            page.keyboard.press("ArrowUp")
+            expect(found.nth(place)).to_be_focused()
+            scene, focused = page.locator(".scene").bounding_box(), found.nth(place).bounding_box()
+            assert scene
+            assert focused
+            assert focused["y"] >= scene["y"] + scene["height"]
