@@ -282,6 +282,7 @@ def test_small_box_in_a_large_one_can_be_pointed_at(open_page: OpenPage, order: 
     ]
     answer = {"image": {"width": WIDE, "height": HIGH}, "detections": detections[::order]}
     with open_page("?view=matrix") as page:
+        serve_sample(page, answer)
         page.route("**/detect?*", lambda route: route.fulfill(json=answer))
         page.get_by_role("link", name="Detect").click()
         frame = page.locator(".frame").bounding_box()
@@ -678,6 +679,13 @@ def segmented() -> dict[str, Any]:
     }
 
 
+def serve_sample(page: Page, answer: dict[str, Any]) -> None:
+    """Let the first sample have the size of the picture in an answer."""
+    sample = io.BytesIO()
+    Image.new("RGB", (answer["image"]["width"], answer["image"]["height"])).save(sample, "JPEG")
+    page.route("**/scene-1.jpg", lambda route: route.fulfill(body=sample.getvalue()))
+
+
 def serve_segmenter(page: Page, answer: dict[str, Any]) -> None:
     """Let the service have a segmenter, which answers this for a sample of the same size."""
 
@@ -690,9 +698,7 @@ def serve_segmenter(page: Page, answer: dict[str, Any]) -> None:
         listed["models"].append(masker)
         route.fulfill(response=response, body=json.dumps(listed))
 
-    sample = io.BytesIO()
-    Image.new("RGB", (answer["image"]["width"], answer["image"]["height"])).save(sample, "JPEG")
-    page.route("**/scene-1.jpg", lambda route: route.fulfill(body=sample.getvalue()))
+    serve_sample(page, answer)
     page.route("**/models", models)
     page.route("**/segment?*", lambda route: route.fulfill(json=answer))
     page.reload()
