@@ -27,6 +27,7 @@ from app.errors import ConvscopeError
 from app.local import (
     ANSWERS,
     COVERAGE,
+    MOST_DETECTIONS,
     FileReader,
     Options,
     as_csv,
@@ -37,6 +38,7 @@ from app.local import (
 from app.machine import can_fork, usable_cpus
 from app.server.run_directory import reachable, run_directory
 from app.settings import Settings, read_settings
+from app.tasks.segmentation import DEFAULT_INSTANCES
 from app.telemetry import logs
 
 _log = logging.getLogger(__name__)
@@ -126,19 +128,22 @@ def _check_number(_context: object, _option: object, value: float | None) -> flo
     "--threshold",
     type=click.FloatRange(0, 1),
     callback=_check_number,
-    help="The least score of an object. Default: the model's own. For detectors.",
+    help="The least score of an object. Default: a detector's own, 0 for a segmenter. For "
+    "detectors, and segmenters that tell objects apart. A detector gives at most "
+    f"the {MOST_DETECTIONS} best objects of a picture, a segmenter the {DEFAULT_INSTANCES} best.",
 )
 @click.option(
     "--draw",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Folder for drawings: each picture with its objects, as PNG. No file is overwritten. For "
-    "detectors.",
+    help="Folder for drawings: each picture with its objects, or the areas of classes, as PNG. No "
+    "file is overwritten. For detectors and segmenters.",
 )
 @click.option(
     "--json",
     "to_json",
     is_flag=True,
-    help="Print JSON: as POST /predict answers it, or a detector's results in COCO's format.",
+    help="Print JSON: as POST /predict answers it, or the results of a detector or a segmenter in "
+    "COCO's format.",
 )
 @click.option("--csv", "to_csv", is_flag=True, help="Print CSV, with a header.")
 def predict(
@@ -155,8 +160,10 @@ def predict(
     There is no server. Prints a row for each file. Of a classifier: the class, the probability, a
     set of classes that holds the true one with the probability --coverage, for pictures like the
     training images, and a warning if the picture is unlike those. Of a detector: how many objects
-    of each class there are, and their scores; --csv and --json have a row for each object. A file
-    with a fault has a warning in its row, and one that cannot be read the reason.
+    of each class there are, and their scores. Of a segmenter: how many objects of each class there
+    are, or, if it tells none apart, the part of the picture that each class covers. --csv and
+    --json have a row for each object or class. A file with a fault has a warning in its row, and
+    one that cannot be read the reason.
     """
     if to_json and to_csv:
         raise click.UsageError("--json and --csv: only one can be printed")
@@ -193,20 +200,29 @@ def predict(
 
 
 def _check_options(store: Store, artifact: Artifact, options: Options) -> None:
-    """Refuse options that the model's task does not have.
+    """Refuse options that do not fit the model.
 
     Raises:
         click.UsageError: names an option and the models that have it.
     """
+
+    def takes(item: Artifact, name: str) -> bool:
+        return name in ANSWERS[item.manifest.task].takes_with(item)
+
     task = artifact.manifest.task
     for name in options.given:
-        if name not in ANSWERS[task].takes:
-            fitting = [other for other, answers in ANSWERS.items() if name in answers.takes]
-            models = [item.ref for item in store if item.manifest.task in fitting]
-            raise click.UsageError(
-                f"--{name.replace('_', '-')} is for {' and '.join(fitting)}, and {artifact.ref} "
-                f"for {task}; --model names another: {', '.join(models) or 'there is none'}"
-            )
+        if takes(artifact, name):
+            continue
+        if name in ANSWERS[task].takes:
+            reason = f"is for models that tell objects apart, and {artifact.ref} does not"
+        else:
+            tasks = [other for other, answers in ANSWERS.items() if name in answers.takes]
+            reason = f"is for {' and '.join(tasks)}, and {artifact.ref} for {task}"
+        models = [item.ref for item in store if takes(item, name)]
+        raise click.UsageError(
+            f"--{name.replace('_', '-')} {reason}; --model names another: "
+            f"{', '.join(models) or 'there is none'}"
+        )
 
 
 @main.command()

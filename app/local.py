@@ -22,7 +22,17 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 
-from app.api.schemas import PictureDetections, PictureSegments, Prediction, Predictions
+from app.api.queries import DetectQuery
+from app.api.schemas import (
+    Detection,
+    Instance,
+    PictureDetections,
+    PictureSegments,
+    PictureSize,
+    Prediction,
+    Predictions,
+    Region,
+)
 from app.artifact.directory import Artifact
 from app.artifact.manifest import Task
 from app.artifact.tensors import Outputs
@@ -43,6 +53,9 @@ STANDARD_INPUT = "-"
 
 COVERAGE = 0.9
 """Of the sets that are printed by default, as on the page."""
+
+MOST_DETECTIONS: int = DetectQuery.model_fields["max_detections"].default
+"""Of a picture, as `POST /detect` has it."""
 
 UNFAMILIAR = "unlike anything it was trained on: probability and set promise nothing here"
 """The page has the same words."""
@@ -171,6 +184,11 @@ class Answers(ABC, Generic[RowT]):
     takes: ClassVar[frozenset[str]]
     columns: ClassVar[tuple[str, ...]]
     keeps_bytes = False
+
+    @classmethod
+    def takes_with(cls, artifact: Artifact) -> frozenset[str]:  # noqa: ARG003 - of all tasks
+        """Return the names of the options that make sense for one model of the task."""
+        return cls.takes
 
     @abstractmethod
     def __init__(
@@ -312,9 +330,11 @@ class Objects(Answers[FileDetections]):
         brief: bool = False,  # noqa: ARG002 - of all tasks
     ) -> None:
         """Check the options."""
-        self._classes = artifact.manifest.classes
+        self._manifest = artifact.detector
         self._settings = settings
-        self._interpreter = detection.Interpreter(artifact, score_threshold=options.threshold)
+        self._interpreter = detection.Interpreter(
+            artifact, score_threshold=options.threshold, max_detections=MOST_DETECTIONS
+        )
         self._folder = options.draw
         self.keeps_bytes = self._folder is not None
 
@@ -322,21 +342,33 @@ class Objects(Answers[FileDetections]):
         """Return the objects in each picture, and draw them."""
         placements = [picture.placement for picture in pictures]
         found = self._interpreter.find(outputs, placements)
-        rows = []
-        for picture, objects in zip(pictures, found, strict=True):
-            answer = self._interpreter.render(
-                [objects], [picture.placement], [picture.filename], [picture.warning]
-            )
-            row = FileDetections.model_validate_json(answer)
-            if self._folder is not None:
-                row.drawing = self._draw(self._folder, picture, objects)
-            rows.append(row)
-        return rows
+        return [self._row(*each) for each in zip(pictures, found, strict=True)]
+
+    def _row(self, picture: Picture, found: detection.Found) -> FileDetections:
+        width, height = picture.placement.picture
+        objects = zip(
+            found.boxes.tolist(), found.labels.tolist(), found.scores.tolist(), strict=True
+        )
+        return FileDetections(
+            image=PictureSize(width=width, height=height),
+            detections=[
+                Detection(
+                    bbox=box,
+                    category=self._manifest.classes[label],
+                    category_id=self._manifest.category_ids[label],
+                    score=score,
+                )
+                for box, label, score in objects
+            ],
+            filename=picture.filename,
+            warning=picture.warning,
+            drawing=None if self._folder is None else self._draw(self._folder, picture, found),
+        )
 
     def _draw(self, folder: Path, picture: Picture, found: detection.Found) -> str:
         whole = _shown(picture, self._settings)
-        size = picture.placement.picture
-        drawing = draw_found(whole, size, found.boxes, found.labels, found.scores, self._classes)
+        size, classes = picture.placement.picture, self._manifest.classes
+        drawing = draw_found(whole, size, found.boxes, found.labels, found.scores, classes)
         return as_unicode(_write_new(folder, picture.filename, drawing))
 
     def text(self, row: FileDetections) -> str:
@@ -389,6 +421,11 @@ class Masks(Answers[FileSegments]):
         "error",
     )
 
+    @classmethod
+    def takes_with(cls, artifact: Artifact) -> frozenset[str]:
+        """Return the names of the options: objects that are not told apart have no scores."""
+        return cls.takes - ({"threshold"} if artifact.segmenter.instances is None else set())
+
     def __init__(
         self,
         artifact: Artifact,
@@ -434,18 +471,19 @@ class Masks(Answers[FileSegments]):
         if row.instances is None:
             pixels = row.image.width * row.image.height
             parts = [f"{one.category} {one.area / pixels:.1%}" for one in row.classes]
+            said = ", ".join(parts) or "nothing but background"
         else:
             found = Counter(one.category for one in row.instances)
-            parts = [f"{number} {name}" for name, number in found.items()]
-        said = ", ".join(parts) or "nothing but background"
+            said = ", ".join(f"{number} {name}" for name, number in found.items()) or "no objects"
         return said if row.drawing is None else f"{said}; drawn in {row.drawing}"
 
     def cells(self, row: FileSegments) -> Iterator[Mapping[str, object]]:
         """Yield a line for each object or region; a picture without any has one all the same."""
-        for one in _masks(row):
-            place = zip(("x", "y", "width", "height"), one.pop("bbox", ()), strict=False)
-            yield {**one, **dict(place), "drawing": row.drawing}
-        if not _masks(row):
+        for one in _found_in(row):
+            cells = one.model_dump(exclude={"segmentation"})
+            place = zip(("x", "y", "width", "height"), cells.pop("bbox", ()), strict=False)
+            yield {**cells, **dict(place), "drawing": row.drawing}
+        if not _found_in(row):
             yield {"drawing": row.drawing}
 
     def as_json(self, rows: Iterable[FileSegments | Failure]) -> Iterator[str]:
@@ -453,11 +491,15 @@ class Masks(Answers[FileSegments]):
         return _as_coco(rows, _masks)
 
 
+def _found_in(row: FileSegments) -> Sequence[Instance | Region]:
+    """Return the objects of a row, or else the regions of its classes."""
+    return row.classes if row.instances is None else row.instances
+
+
 def _masks(row: FileSegments) -> list[dict[str, Any]]:
     """Return the objects of a row, or else the regions of its classes, as COCO's results."""
     warning = {} if row.warning is None else {"warning": row.warning}
-    found = row.classes if row.instances is None else row.instances
-    return [one.model_dump(mode="json") | warning for one in found]
+    return [one.model_dump(mode="json") | warning for one in _found_in(row)]
 
 
 def _shown(picture: Picture, settings: Settings) -> RgbImage:

@@ -58,8 +58,8 @@ const post = (path, key, image, parameters, signal) =>
 export const predict = (key, image, coverage, signal) =>
   json(post("predict", key, image, { coverage }, signal));
 
-export const detect = (key, image, least, most, signal) =>
-  json(post("detect", key, image, { score_threshold: least, max_detections: most }, signal));
+export const detect = (key, image, least, signal) =>
+  json(post("detect", key, image, { score_threshold: least }, signal));
 
 export const segment = (key, image, signal) => json(post("segment", key, image, {}, signal));
 
@@ -69,8 +69,8 @@ export const explainOver = (key, image, name, signal) =>
 export const activations = (key, image, layer, signal) =>
   json(post("activations", key, image, { layer, format: "json" }, signal));
 
-export const seen = (key, image, signal) =>
-  picture(post("activations", key, image, { layer: "pixels", scale: 8, format: "png" }, signal));
+export const seen = (key, image, scale, signal) =>
+  picture(post("activations", key, image, { layer: "pixels", scale, format: "png" }, signal));
 
 export const readFilter = (key, layer, index, signal) =>
   json(ask(`filters/${index}`, { ...splitKey(key), layer, format: "json" }, { signal }));

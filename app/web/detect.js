@@ -3,13 +3,12 @@
 import { html, useState } from "./vendor/htm-preact-3.1.1.js";
 import * as api from "./api.js";
 import { classColour } from "./colours.js";
-import { Count, Objects, Scene, Slider, partIn, usePointed } from "./objects.js";
+import { Count, Objects, Scene, Slider, partIn, usePointed, within } from "./objects.js";
 import { Progress, keyOf, measured } from "./parts.js";
 import { useAsked } from "./state.js";
 
 // A picture is asked about once, down to a score that is hardly ever wanted; the slider only hides.
 const LEAST = 0.01;
-const MOST = 300;
 
 export const Detect = ({ models, image, shown, show }) => html`
   <section class="scenes" aria-label="Objects">
@@ -42,7 +41,14 @@ function Card({ model, image, announced, kept, onKeep }) {
       <h2>${key} <small>${model.architecture}, ${measured(model)} on the test images</small></h2>
       ${ready
         ? html`
-            <${Found} found=${found} own=${own} kept=${kept} onKeep=${onKeep} announced=${announced} />
+            <${Found}
+              model=${model}
+              found=${found}
+              own=${own}
+              kept=${kept}
+              onKeep=${onKeep}
+              announced=${announced}
+            />
           `
         : html`<${Progress} state=${failed.error ? failed : state} what="Looking for objects" />`}
     </article>
@@ -50,7 +56,7 @@ function Card({ model, image, announced, kept, onKeep }) {
 }
 
 async function detect(model, image, signal) {
-  const { detections, ...answer } = await api.detect(keyOf(model), image.data, LEAST, MOST, signal);
+  const { detections, ...answer } = await api.detect(keyOf(model), image.data, LEAST, signal);
   const objects = detections.map(({ bbox, category, score }, index) => ({
     index,
     bbox,
@@ -67,7 +73,7 @@ const describe = (bbox) => {
   return `${width} by ${height} pixels, ${x} from the left, ${y} from the top`;
 };
 
-function Found({ found, own, kept, onKeep, announced }) {
+function Found({ model, found, own, kept, onKeep, announced }) {
   const { image: size, picture, warning } = found;
   const [moved, move] = useState();
   const least = moved ?? kept ?? own;
@@ -91,6 +97,7 @@ function Found({ found, own, kept, onKeep, announced }) {
     ${warning && html`<p><span class="warning">${warning}</span></p>`}
     <div class="found">
       <${Scene}
+        model=${model}
         picture=${picture}
         size=${size}
         name=${`${picture.name} with boxes around its objects`}
@@ -98,17 +105,10 @@ function Found({ found, own, kept, onKeep, announced }) {
         named=${named}
         place=${named && within(size, named.bbox)}
       />
-      <${Objects} objects=${objects} pointing=${pointing} />
+      <div class="listed"><${Objects} objects=${objects} pointing=${pointing} /></div>
     </div>
   `;
 }
-
-const within = ({ width, height }, [x, y, across, down]) => ({
-  left: x / width,
-  top: y / height,
-  right: (x + across) / width,
-  bottom: (y + down) / height,
-});
 
 // Large boxes below small ones, which can be pointed at too. The list says what they say.
 function Boxes({ size, objects, pointing: { at, point, choose } }) {

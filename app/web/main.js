@@ -4,7 +4,7 @@ import { html, render, useCallback, useEffect, useMemo, useState } from "./vendo
 import * as api from "./api.js";
 import { Classify } from "./classify.js";
 import { Choice, Progress, keyOf, measured } from "./parts.js";
-import { Picture, firstSample, sampleFile, samplesOf, useGiven } from "./picture.js";
+import { Picture, firstSample, isReadOtherwise, sampleFile, samplesOf, useGiven } from "./picture.js";
 import { NOTHING_CHOSEN, oneOf, useAddress, useAsked } from "./state.js";
 
 // A task has its view if a model of it is served. `open`: how many models are at first.
@@ -68,14 +68,14 @@ function Service({ models }) {
   // A classifier sees few pixels of a picture; others show it whole, with what they find.
   const seenBy = view === "network" ? key : view === "" && keyOf(ofTask[0]);
   const seen = useAsked(
-    () => (image.data && seenBy ? (signal) => api.seen(seenBy, image.data, signal) : undefined),
+    () => (image.data && seenBy ? (signal) => api.seen(seenBy, image.data, 8, signal) : undefined),
     [image, seenBy],
   );
   const unreadable = seen.error && !seen.error.passing;
 
   const onFile = useCallback(
-    (data, name) => {
-      setFile({ data, name });
+    async (data, name) => {
+      setFile({ data, name, isReadOtherwise: await isReadOtherwise(data) });
       show({ sample: undefined, why: undefined, view: wantsPicture ? view : task.view });
     },
     [show, view, task],
@@ -232,8 +232,8 @@ const withoutNothing = (parameters) =>
 
 const NO_IMAGE = {};
 
-// The picture (its bytes as sent, its name, a URL to show it from) and the state of the request
-// that fetches it. Until it is there, the one before stands for it, unless that was of another task.
+// The picture (its bytes as sent, its name, a URL to show it from, and whether the browser may show
+// another one than the service reads) and the state of the request that fetches it. Until it is there, the one before stands for it, unless that was of another task.
 function useImage(file, task, sample) {
   const source = file ?? sampleFile(task, sample);
   const fetched = useAsked(
@@ -248,13 +248,17 @@ function useImage(file, task, sample) {
 }
 
 function Seen({ image, fetched, seen }) {
+  const [broken, fail] = useState();
   return html`
     <section class="seen" aria-label="The picture and what the network sees">
       <${Progress} state=${fetched} what="Fetching the picture" />
       ${image.url &&
       html`
         <figure>
-          ${!seen.error && html`<img src=${image.url} alt=${image.name} />`}
+          ${!seen.error &&
+          (broken === image
+            ? html`<p>The browser cannot show this file.</p>`
+            : html`<img src=${image.url} alt=${image.name} onError=${() => fail(image)} />`)}
           <figcaption>${image.name}</figcaption>
         </figure>
       `}

@@ -32,6 +32,22 @@ export const samplesOf = (task) => SAMPLES[task].names;
 export const firstSample = (task) => SAMPLES[task].first;
 export const sampleFile = (task, name) => `${name}.${SAMPLES[task].suffix}`;
 
+// Files of which a browser may show another picture than the service reads, or none: the service
+// takes the first frame, and turns a picture as its EXIF says, in WebP and in a PNG's text too.
+const READ_OTHERWISE = [
+  /^(II[*+]\0|MM\0[*+])/, // TIFF
+  /^GIF8/,
+  /^[^]{4}ftypavis/,
+  /^[^]PNG\r\n[^]*(acTL|Raw profile type exif)/,
+];
+const [WEBP_FLAGS, WEBP_MOVES, WEBP_EXIF] = [20, 0x02, 0x08];
+
+export async function isReadOtherwise(data) {
+  const head = new TextDecoder("latin1").decode(await data.slice(0, 65536).arrayBuffer());
+  if (!/^RIFF[^]{4}WEBPVP8X/.test(head)) return READ_OTHERWISE.some((one) => one.test(head));
+  return Boolean(head.charCodeAt(WEBP_FLAGS) & (WEBP_MOVES | WEBP_EXIF));
+}
+
 const imageIn = (transfer) =>
   [...(transfer?.files ?? [])].find((file) => file.type.startsWith("image/")) ??
   transfer?.files?.[0];

@@ -3,13 +3,14 @@
 import { html, useEffect, useMemo, useRef, useState } from "./vendor/htm-preact-3.1.1.js";
 import * as api from "./api.js";
 import { classColour } from "./colours.js";
-import { Count, Objects, Scene, Slider, partIn, usePointed } from "./objects.js";
+import { Answer, Count, Objects, Scene, Slider, partIn, usePointed, within } from "./objects.js";
 import { Progress, keyOf, measured, percent, placeUnder } from "./parts.js";
-import { eachPixel } from "./rle.js";
+import { boxOf, sampler } from "./rle.js";
 import { useAsked } from "./state.js";
 
 const OPACITY = 0.6;
 const LONGEST = 800; // pixels of the longer side of masks as they are drawn
+const WITHOUT = "Areas without objects";
 
 export const Segment = ({ models, image, shown, show }) => html`
   <section class="scenes" aria-label="Masks">
@@ -37,39 +38,49 @@ function Card({ model, image, announced, kept, onKeep }) {
     <article class=${`card ${old || (found || state.error ? "" : "waiting")}`} aria-label=${key}>
       <h2>${key} <small>${model.architecture}, ${measured(model)} on the test images</small></h2>
       ${found
-        ? html`<${Found} found=${found} kept=${kept} onKeep=${onKeep} announced=${announced} />`
+        ? html`
+            <${Found}
+              model=${model}
+              found=${found}
+              kept=${kept}
+              onKeep=${onKeep}
+              announced=${announced}
+            />
+          `
         : html`<${Progress} state=${state} what="Drawing masks" />`}
     </article>
   `;
 }
 
-// Instances, and the classes that have none; of a model that tells no objects apart, the classes.
+// Objects, and the areas of classes that have none; of a model that tells no objects apart, areas.
 async function segment(model, image, signal) {
-  const { instances: told, classes, ...answer } = await api.segment(
-    keyOf(model),
-    image.data,
-    signal,
-  );
-  const instances = told ?? [];
-  const counted = new Set(instances.map(({ category }) => category));
+  const { instances, classes, ...answer } = await api.segment(keyOf(model), image.data, signal);
+  const found = instances ?? [];
+  const counted = new Set(found.map(({ category }) => category));
   const whole = classes.filter(({ category }) => !counted.has(category));
   const pixels = answer.image.width * answer.image.height;
-  const objects = [...instances, ...whole].map((one, index) => ({
+  const regions = [...found, ...whole].map((one, index) => ({
     ...one,
     index,
     label: model.classes.indexOf(one.category),
     note: `${percent(one.area / pixels)} of the picture`,
   }));
-  return { ...answer, objects, picture: image, counted: told ? "object" : "area" };
+  return {
+    ...answer,
+    regions,
+    objects: instances && regions.slice(0, found.length),
+    areas: regions.slice(found.length),
+    picture: image,
+  };
 }
 
-function Found({ found, kept, onKeep, announced }) {
-  const { image: size, objects, picture, warning } = found;
+function Found({ model, found, kept, onKeep, announced }) {
+  const { image: size, regions, objects, areas, picture, warning } = found;
   const [moved, move] = useState();
   const opacity = moved ?? kept ?? OPACITY;
   const pointing = usePointed(found);
-  const owners = useMemo(() => ownersOf(objects, size), [found]);
-  const named = objects[pointing.at];
+  const tones = useMemo(() => tonesOf(regions, size), [found]);
+  const named = regions[pointing.at];
   return html`
     <div class="bar">
       <${Slider}
@@ -82,65 +93,91 @@ function Found({ found, kept, onKeep, announced }) {
         }}
       />
     </div>
-    <${Count} objects=${objects} of=${found.counted} announced=${announced} />
+    ${objects
+      ? html`<${Count} objects=${objects} announced=${announced} />`
+      : html`
+          <${Answer}
+            count=${areas.length}
+            of="area"
+            parts=${areas.map(({ category }) => category)}
+            announced=${announced}
+          />
+        `}
     ${warning && html`<p><span class="warning">${warning}</span></p>`}
     <div class="found">
       <${Scene}
+        model=${model}
         picture=${picture}
         size=${size}
         name=${`${picture.name} with masks over its objects`}
         over=${html`
-          <${Masks} owners=${owners} objects=${objects} opacity=${opacity} pointing=${pointing} />
+          <${Masks} tones=${tones} regions=${regions} opacity=${opacity} pointing=${pointing} />
         `}
         named=${named}
-        place=${named && owners.places[named.index]}
+        place=${named && within(size, named.bbox ?? boxOf(named.segmentation))}
       />
-      <${Objects} objects=${objects} pointing=${pointing} />
+      <div class="listed">
+        ${objects && html`<${Objects} objects=${objects} pointing=${pointing} />`}
+        ${objects && areas.length > 0 && html`<h3>${WITHOUT}</h3>`}
+        ${areas.length > 0 &&
+        html`
+          <${Objects}
+            label=${objects ? WITHOUT : "Areas, one for each class"}
+            objects=${areas}
+            pointing=${pointing}
+          />
+        `}
+      </div>
     </div>
   `;
 }
 
-// For each pixel as it is drawn the object that it belongs to, the best one if masks overlap, or
-// -1; and where the masks lie, in parts of the picture.
-function ownersOf(objects, { width, height }) {
+// Rows of pixels as they are drawn: 0, or twice the number of the region, from 1, that a pixel
+// belongs to, the best one if masks overlap; one more at the region's edge.
+function tonesOf(regions, { width, height }) {
   const scale = Math.min(1, LONGEST / Math.max(width, height));
   const [across, down] = [width, height].map((side) => Math.max(1, Math.round(scale * side)));
-  const rows = Array.from({ length: down }, () => new Int16Array(across).fill(-1));
-  const places = objects.map(() => ({ left: 1, top: 1, right: 0, bottom: 0 }));
-  for (const { index, segmentation } of [...objects].reverse()) {
-    const place = places[index];
-    eachPixel(segmentation, across, down, (x, y) => {
-      rows[y][x] = index;
-      place.left = Math.min(place.left, x / across);
-      place.top = Math.min(place.top, y / down);
-      place.right = Math.max(place.right, (x + 1) / across);
-      place.bottom = Math.max(place.bottom, (y + 1) / down);
+  const rows = Array.from({ length: down }, () => new Uint16Array(across));
+  const eachPixel = sampler([height, width], across, down);
+  for (const { index, segmentation } of [...regions].reverse()) {
+    eachPixel(segmentation.counts, (x, y) => {
+      rows[y][x] = 2 * (index + 1);
     });
   }
-  return { rows, places };
+  rows.forEach((row, y) =>
+    row.forEach((tone, x) => {
+      // What is to the right and below has no edge yet.
+      if (tone && (row[x + 1] !== tone || rows[y + 1]?.[x] !== tone)) row[x] = tone + 1;
+    }),
+  );
+  return rows;
 }
 
-function Masks({ owners: { rows }, objects, opacity, pointing: { at, point, choose } }) {
+// The colour of each tone, as a pixel of a canvas has it.
+function coloursOf(regions, at) {
+  const bytes = new Uint8Array(8 * (regions.length + 1));
+  for (const { index, label } of regions) {
+    const strength = at === undefined || index === at ? 255 : 70;
+    bytes.set([...classColour(label), strength, 0, 0, 0, strength], 8 * (index + 1));
+  }
+  return new Uint32Array(bytes.buffer);
+}
+
+function Masks({ tones: rows, regions, opacity, pointing: { at, point, choose } }) {
   const canvas = useRef();
   const [height, width] = [rows.length, rows[0].length];
   useEffect(() => {
     const context = canvas.current.getContext("2d");
     const image = context.createImageData(width, height);
-    for (let y = 0; y < height; y++) {
-      for (let x = 0; x < width; x++) {
-        const owner = rows[y][x];
-        if (owner < 0) continue;
-        const isEdge = rows[y][x + 1] !== owner || (rows[y + 1]?.[x] ?? -1) !== owner;
-        const colour = isEdge ? [0, 0, 0] : classColour(objects[owner].label);
-        const strength = at === undefined || owner === at ? 255 : 70;
-        image.data.set([...colour, strength], 4 * (y * width + x));
-      }
-    }
+    const pixels = new Uint32Array(image.data.buffer);
+    const colours = coloursOf(regions, at);
+    let place = 0;
+    for (const row of rows) for (const tone of row) pixels[place++] = colours[tone];
     context.putImageData(image, 0, 0);
   }, [rows, at]);
   const under = (event) => {
     const [y, x] = placeUnder(event, canvas.current, rows);
-    return rows[y][x] < 0 ? undefined : rows[y][x];
+    return rows[y][x] ? (rows[y][x] >> 1) - 1 : undefined;
   };
   return html`
     <canvas

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pty
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,11 +14,13 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from app import cli
+from app import cli, local
+from app.api.queries import DetectQuery
 from app.artifact.store import read_store
 from app.cli import main
 from app.explore.palette import COLOURS
 from app.settings import read_settings
+from app.tasks.segmentation import DEFAULT_INSTANCES
 from tests.support.artifacts import write_artifact
 from tests.support.detectors import HEIGHT, WIDTH, write_detector
 
@@ -143,6 +146,27 @@ def test_threshold_is_the_least_score_of_an_object(
 ) -> None:
     file = pictures / "a.png"
     assert run("predict", file, "--threshold", threshold).stdout == f"{file}: {said}\n"
+
+
+def test_as_many_objects_are_told_as_the_service_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model has few; a lower limit of the service shows that the command has the same."""
+    most = DetectQuery.model_fields["max_detections"].default
+    said = " ".join(run("predict", "--help").stdout.split())
+    assert f"at most the {most} best objects of a picture" in said
+    assert f"a segmenter the {DEFAULT_INSTANCES} best" in said
+    monkeypatch.setattr(local, "MOST_DETECTIONS", 2)
+    rows = rows_of(run("predict", scene(tmp_path / "a.png"), "--csv"))
+    assert [row["category"] for row in rows] == ["cell", "cell"]
+
+
+@pytest.mark.parametrize("option", ["threshold", "draw", "json"])
+def test_help_of_options_that_segmenters_take_names_them(option: str) -> None:
+    said = run("predict", "--help").stdout
+    help_of = re.split(r"\n  --", said)
+    (text,) = [text for text in help_of if text.startswith(f"{option} ")]
+    assert "segmenter" in text
 
 
 def test_standard_input_and_patterns_are_read(pictures: Path) -> None:

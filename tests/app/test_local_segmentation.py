@@ -60,11 +60,25 @@ def test_line_has_the_part_of_each_class_if_objects_are_not_told_apart(
     assert run("predict", picture).stdout == expected
 
 
-def test_picture_of_nothing_has_nothing_but_background(store: Path, tmp_path: Path) -> None:
-    write_segmenter(store)
+@pytest.mark.parametrize(
+    ("depth", "said"), [(True, "no objects"), (False, "nothing but background")]
+)
+def test_picture_of_nothing_has_no_objects_or_areas(
+    store: Path, tmp_path: Path, *, depth: bool, said: str
+) -> None:
+    write_segmenter(store, depth=depth)
     Image.new("RGB", (WIDTH, HEIGHT)).save(tmp_path / "empty.png")
-    assert "nothing but background" in run("predict", tmp_path / "empty.png").stdout
-    assert json.loads(run("predict", tmp_path / "empty.png", "--json").stdout) == []
+    file = tmp_path / "empty.png"
+    assert run("predict", file).stdout == f"{file}: {said}\n"
+    assert json.loads(run("predict", file, "--json").stdout) == []
+
+
+def test_area_that_is_too_small_for_an_object_is_none(store: Path, tmp_path: Path) -> None:
+    write_segmenter(store)
+    pixels = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    pixels[4, 6] = DEEP
+    Image.fromarray(pixels).save(tmp_path / "dust.png")
+    assert run("predict", tmp_path / "dust.png").stdout.endswith(": no objects\n")
 
 
 def test_json_has_cocos_masks_and_csv_their_places(store: Path, picture: Path) -> None:
@@ -94,4 +108,28 @@ def test_masks_are_drawn_over_the_picture(store: Path, picture: Path, tmp_path: 
 
 def test_score_that_is_higher_leaves_objects_out(store: Path, picture: Path) -> None:
     write_segmenter(store)
-    assert "nothing but background" in run("predict", picture, "--threshold", "0.95").stdout
+    assert run("predict", picture, "--threshold", "0.95").stdout.endswith(": no objects\n")
+
+
+def test_csv_of_areas_has_their_sizes_alone(store: Path, picture: Path) -> None:
+    write_segmenter(store, depth=False)
+    rows = list(csv.DictReader(io.StringIO(run("predict", picture, "--csv").stdout)))
+    assert [(row["category"], row["score"], row["x"], row["area"]) for row in rows] == [
+        ("cell", "", "", "1200"),
+        ("platelet", "", "", "320"),
+    ]
+
+
+def test_score_of_areas_is_wrong_usage(
+    store: Path, picture: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_segmenter(store, "areas", depth=False)
+    write_segmenter(store, "cells")
+    monkeypatch.setenv("CONVSCOPE_DEFAULT_MODEL", "areas")
+    result = run("predict", picture, "--threshold", "0.5")
+    assert result.exit_code == 2
+    assert result.stderr.splitlines()[-1].endswith(
+        "--threshold is for models that tell objects apart, and areas/1 does not; --model names "
+        "another: cells/1"
+    )
+    assert run("predict", picture, "--model", "cells", "--threshold", "0.5").exit_code == 0

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from playwright.sync_api import Locator, Page, Route, expect
 
 from app.explore.palette import COLOURS
@@ -69,7 +70,17 @@ def give(page: Page, picture: Path, model: str = "finder/1") -> Locator:
 
 
 def objects(page: Page, model: str = "finder/1") -> Locator:
-    return card(page, model).get_by_role("list", name="Objects").get_by_role("button")
+    found = card(page, model).get_by_role("list", name="Objects, the best first", exact=True)
+    return found.get_by_role("button")
+
+
+def areas(page: Page, name: str = "Areas without objects") -> Locator:
+    return page.get_by_role("list", name=name, exact=True).get_by_role("button")
+
+
+def told(buttons: Locator, count: int) -> list[str]:
+    expect(buttons).to_have_count(count)
+    return [" ".join((one.text_content() or "").split()) for one in buttons.all()]
 
 
 def boxes(page: Page) -> Locator:
@@ -210,6 +221,26 @@ def test_slider_hides_objects_without_asking_again(open_page: OpenPage, picture:
         expect(page.get_by_label("Least score")).to_have_value("0.4")
 
 
+def test_slider_says_exactly_what_scores_are_compared_with(
+    open_page: OpenPage, picture: Path
+) -> None:
+    def own(route: Route) -> None:
+        response = route.fetch()
+        manifest = response.json() | {"score_threshold": 0.600004}
+        route.fulfill(response=response, body=json.dumps(manifest))
+
+    with open_page() as page:
+        page.route("**/models/finder/versions/1", own)
+        page.goto(f"{page.url}?view=detect")
+        expect(give(page, picture)).to_have_count(1)  # the second has 0.6
+        slider, shown = page.get_by_label("Least score"), page.locator(".choice output")
+        expect(shown).to_have_text("60.0004%")
+        expect(slider).to_have_attribute("aria-valuetext", "60.0004%")
+        slider.fill("0.57")
+        expect(shown).to_have_text("57%")
+        expect(objects(page)).to_have_count(2)
+
+
 def test_slider_filters_while_it_moves(open_page: OpenPage, picture: Path) -> None:
     with open_page("?view=detect") as page:
         give(page, picture)
@@ -238,6 +269,7 @@ def test_picture_is_asked_about_once_with_a_low_score(open_page: OpenPage) -> No
         page.wait_for_load_state("networkidle")
         (detect,) = [url for url in asked if "/detect?" in url]
         assert "score_threshold=0.01" in detect
+        assert "max_detections" not in detect  # as many as the service gives
         sent = [url.partition("?")[0].rpartition("/")[2] for url in asked if "blob:" not in url]
         assert len(sent) <= 9, sent  # two modules, samples, icon, manifest and objects
 
@@ -250,6 +282,7 @@ def test_small_box_in_a_large_one_can_be_pointed_at(open_page: OpenPage, order: 
     ]
     answer = {"image": {"width": WIDE, "height": HIGH}, "detections": detections[::order]}
     with open_page("?view=matrix") as page:
+        serve_sample(page, answer)
         page.route("**/detect?*", lambda route: route.fulfill(json=answer))
         page.get_by_role("link", name="Detect").click()
         frame = page.locator(".frame").bounding_box()
@@ -488,16 +521,19 @@ def test_masks_are_read_as_the_service_writes_them(open_page: OpenPage) -> None:
         for mask in _masks():
             height, width = mask.shape
             segmentation = {"size": [height, width], "counts": rle.encode(mask).decode()}
-            packed = page.evaluate(
-                """async ([segmentation, [height, width]]) => {
-                  const { eachPixel } = await import("./web/rle.js");
+            places, box = page.evaluate(
+                """async (segmentation) => {
+                  const { boxOf, sampler } = await import("./web/rle.js");
+                  const [height, width] = segmentation.size;
                   const places = [];
-                  eachPixel(segmentation, width, height, (x, y) => places.push(y * width + x));
-                  return places;
+                  const eachPixel = sampler(segmentation.size, width, height);
+                  eachPixel(segmentation.counts, (x, y) => places.push(y * width + x));
+                  return [places, boxOf(segmentation)];
                 }""",
-                [segmentation, [height, width]],
+                segmentation,
             )
-            assert np.array_equal(np.sort(packed), np.flatnonzero(mask))
+            assert np.array_equal(np.sort(places), np.flatnonzero(mask))
+            assert not mask.any() or tuple(box) == rle.bounds(rle.encode(mask), height, width)
 
 
 def test_reduced_mask_has_the_pixels_in_the_middle_of_its_parts(open_page: OpenPage) -> None:
@@ -507,14 +543,112 @@ def test_reduced_mask_has_the_pixels_in_the_middle_of_its_parts(open_page: OpenP
     with open_page() as page:
         places = page.evaluate(
             """async (segmentation) => {
-              const { eachPixel } = await import("./web/rle.js");
+              const { sampler } = await import("./web/rle.js");
               const places = [];
-              eachPixel(segmentation, 3, 2, (x, y) => places.push([x, y]));
+              sampler(segmentation.size, 3, 2)(segmentation.counts, (x, y) => places.push([x, y]));
               return places;
             }""",
             segmentation,
         )
     assert places == [[1, 0], [2, 1]]
+
+
+@pytest.mark.parametrize("samples", [(37, 50), (91, 20), (200, 200), (1, 1)])
+def test_reduced_masks_are_samples_of_the_whole_ones(
+    open_page: OpenPage, samples: tuple[int, int]
+) -> None:
+    across, down = samples
+    with open_page() as page:
+        for mask in _masks():
+            height, width = mask.shape
+            if height < down or width < across:
+                continue
+            rows, columns = (
+                np.floor((np.arange(count) + 0.5) * side / count).astype(int)
+                for count, side in ((down, height), (across, width))
+            )
+            places = page.evaluate(
+                """async ([size, counts, [across, down]]) => {
+                  const { sampler } = await import("./web/rle.js");
+                  const places = [];
+                  sampler(size, across, down)(counts, (x, y) => places.push(y * across + x));
+                  return places;
+                }""",
+                [[height, width], rle.encode(mask).decode(), samples],
+            )
+            assert np.array_equal(np.sort(places), np.flatnonzero(mask[np.ix_(rows, columns)]))
+
+
+TILES = 32
+"""Objects in a row of a picture full of them, 1,024 in all."""
+
+
+@pytest.fixture(scope="module")
+def crowd() -> dict[str, Any]:
+    """The answer of a segmenter that finds 1,024 objects in 1,600 by 1,600 pixels."""
+    side, tile = 1600, 1600 // TILES
+    numbers = np.kron(np.arange(TILES**2).reshape(TILES, TILES), np.ones((tile, tile), np.int32))
+    regions = rle.encode_each(numbers.astype(np.int32))
+    instances = [
+        {
+            "category": "cell",
+            "category_id": 3,
+            "score": 0.9,
+            "bbox": region.box,
+            "area": region.area,
+            "segmentation": {"size": [side, side], "counts": region.counts.decode()},
+        }
+        for region in regions.values()
+    ]
+    return {"image": {"width": side, "height": side}, "classes": [], "instances": instances}
+
+
+def test_many_masks_are_read_at_once(open_page: OpenPage, crowd: dict[str, Any]) -> None:
+    masks = [one["segmentation"] for one in crowd["instances"]]
+    with open_page() as page:
+        painted, milliseconds = page.evaluate(
+            """async (masks) => {
+              const { sampler } = await import("./web/rle.js");
+              let [painted, least] = [0, Infinity];
+              for (let time = 0; time < 3; time++) {
+                const start = performance.now();
+                const eachPixel = sampler(masks[0].size, 800, 800);
+                for (const { counts } of masks) eachPixel(counts, () => painted++);
+                least = Math.min(least, performance.now() - start);
+              }
+              return [painted, least];
+            }""",
+            masks,
+        )
+    assert painted == 3 * 800 * 800
+    assert milliseconds < 500
+
+
+PAINTINGS = """() => {
+  window.paintings = [];
+  const { createImageData, putImageData } = CanvasRenderingContext2D.prototype;
+  CanvasRenderingContext2D.prototype.createImageData = function (...given) {
+    window.began = performance.now();
+    return createImageData.apply(this, given);
+  };
+  CanvasRenderingContext2D.prototype.putImageData = function (...given) {
+    window.paintings.push(performance.now() - window.began);
+    return putImageData.apply(this, given);
+  };
+}"""
+
+
+def test_many_masks_are_painted_at_once(open_page: OpenPage, crowd: dict[str, Any]) -> None:
+    with open_page("?view=segment") as page:
+        serve_segmenter(page, crowd)
+        found = objects(page, "masker/1")
+        expect(found).to_have_count(TILES**2)
+        page.evaluate(PAINTINGS)
+        for place in range(6):
+            found.nth(place).hover()
+            expect(page.locator(".named")).to_have_count(1)
+        page.wait_for_function("window.paintings.length >= 4")
+        assert min(page.evaluate("window.paintings")) < 50
 
 
 @pytest.fixture
@@ -545,8 +679,15 @@ def segmented() -> dict[str, Any]:
     }
 
 
+def serve_sample(page: Page, answer: dict[str, Any]) -> None:
+    """Let the first sample have the size of the picture in an answer."""
+    sample = io.BytesIO()
+    Image.new("RGB", (answer["image"]["width"], answer["image"]["height"])).save(sample, "JPEG")
+    page.route("**/scene-1.jpg", lambda route: route.fulfill(body=sample.getvalue()))
+
+
 def serve_segmenter(page: Page, answer: dict[str, Any]) -> None:
-    """Let the service have a segmenter, which answers this."""
+    """Let the service have a segmenter, which answers this for a sample of the same size."""
 
     def models(route: Route) -> None:
         response = route.fetch()
@@ -557,6 +698,7 @@ def serve_segmenter(page: Page, answer: dict[str, Any]) -> None:
         listed["models"].append(masker)
         route.fulfill(response=response, body=json.dumps(listed))
 
+    serve_sample(page, answer)
     page.route("**/models", models)
     page.route("**/segment?*", lambda route: route.fulfill(json=answer))
     page.reload()
@@ -574,14 +716,15 @@ def test_masks_lie_over_the_picture_in_the_colours_of_their_classes(
 ) -> None:
     with open_page("?view=segment") as page:
         serve_segmenter(page, segmented)
-        found = objects(page, "masker/1")
-        expect(found).to_have_count(3)
-        names = [" ".join((one.text_content() or "").split()) for one in found.all()]
-        assert names == [
+        assert told(objects(page, "masker/1"), 2) == [
             "cell 90.0%, 9.8% of the picture",
             "cell 70.0%, 9.8% of the picture",
-            "platelet, 21.9% of the picture",
         ]
+        assert told(areas(page), 1) == ["platelet, 21.9% of the picture"]
+        expect(page.get_by_role("heading", name="Areas without objects")).to_be_visible()
+        expect(card(page, "masker/1").locator(".answer")).to_have_text(
+            re.compile("2 objects: 2 cell")
+        )
         expect(card(page, "masker/1")).to_contain_text("IoU 75.0% on the test images")
         canvas = page.locator(".masks")
         assert canvas.evaluate(PIXEL, [70, 70]) == [*COLOURS[0], 255]
@@ -628,10 +771,52 @@ def test_classes_are_shown_where_objects_are_not_told_apart(
     del segmented["instances"]
     with open_page("?view=segment") as page:
         serve_segmenter(page, segmented)
-        expect(objects(page, "masker/1")).to_have_count(2)
+        expect(areas(page, "Areas, one for each class")).to_have_count(2)
+        expect(page.get_by_role("list", name="Objects")).to_have_count(0)
         answer = card(page, "masker/1").locator(".answer")
-        expect(answer).to_have_text(re.compile(r"2 areas\s*: 1 cell, 1 platelet"))
+        expect(answer).to_have_text(re.compile(r"2 areas\s*: cell, platelet"))
         assert page.locator(".masks").evaluate(PIXEL, [110, 100]) == [*COLOURS[0], 255]
+
+
+def test_area_that_is_too_small_for_an_object_is_none(
+    open_page: OpenPage, segmented: dict[str, Any]
+) -> None:
+    segmented["instances"] = []
+    with open_page("?view=segment") as page:
+        serve_segmenter(page, segmented)
+        expect(card(page, "masker/1").locator(".answer")).to_have_text("No objects")
+        assert told(areas(page), 2) == [
+            "cell, 17.9% of the picture",
+            "platelet, 21.9% of the picture",
+        ]
+        areas(page).nth(1).hover()
+        expect(page.locator(".named")).to_have_text(re.compile("platelet"))
+        assert page.locator(".masks").evaluate(PIXEL, [10, 160]) == [*COLOURS[1], 255]
+
+
+@pytest.mark.parametrize("kind", ["instances", "classes"])
+def test_mask_too_small_to_be_drawn_is_named_at_its_place(open_page: OpenPage, kind: str) -> None:
+    side, place = 4000, (3002, 2001)
+    mask = np.zeros((side, side), np.bool_)
+    mask[place[1], place[0]] = True
+    one = {
+        "category": "cell",
+        "category_id": 3,
+        "area": 1,
+        "segmentation": {"size": [side, side], "counts": rle.encode(mask).decode()},
+    }
+    answer: dict[str, Any] = {"image": {"width": side, "height": side}, "classes": [one]}
+    if kind == "instances":
+        answer["instances"] = [{**one, "score": 0.9, "bbox": [*place, 1, 1]}]
+    with open_page("?view=segment") as page:
+        serve_segmenter(page, answer)
+        card(page, "masker/1").locator(".objects button").hover()
+        name, frame = (page.locator(one).bounding_box() for one in (".named", ".frame"))
+        assert name
+        assert frame
+        right, lower = name["x"] + name["width"], name["y"] + name["height"]
+        assert right == pytest.approx(frame["x"] + frame["width"] * 3003 / side, abs=3)
+        assert lower == pytest.approx(frame["y"] + frame["height"] * 2001 / side, abs=3)
 
 
 def test_matrix_of_a_segmenter_counts_pixels_and_has_its_overlap(open_page: OpenPage) -> None:
@@ -699,3 +884,148 @@ def test_picture_that_is_turned_by_its_exif_has_its_boxes_upright(
         )
         assert shown == [WIDE, HIGH]
         assert float(boxes(page).last.get_attribute("x") or "") == pytest.approx(BOX[0], abs=2)
+
+
+ANIMATED = {"save_all": True, "duration": 200, "loop": 0}
+
+
+def _turned(picture: Image.Image) -> tuple[Image.Image, bytes]:
+    """Return a picture upside down, and the EXIF that turns it back."""
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    return picture.transpose(Image.Transpose.ROTATE_180), exif.tobytes()
+
+
+def _strange(picture: Image.Image, name: str) -> bytes:
+    """Write a picture so that Chromium shows another one, or none."""
+    other = Image.new("RGB", picture.size, "red")
+    turned, exif = _turned(picture)
+    text = PngInfo()
+    text.add_text("Raw profile type exif", f"\nexif\n{len(exif):8}\n{exif.hex()}\n")
+    file = io.BytesIO()
+    match name:
+        case "scan.tif":
+            picture.save(file, "TIFF")
+        case "moves.gif" | "moves.webp" | "moves.png":
+            kind = name.rpartition(".")[2]
+            picture.save(file, kind, append_images=[other], lossless=True, **ANIMATED)
+        case "turned.webp":
+            turned.save(file, "WEBP", lossless=True, exif=exif)
+        case _:
+            turned.save(file, "PNG", pnginfo=text)
+    return file.getvalue()
+
+
+CORNERS = """async (image) => {
+  await image.decode();
+  const canvas = new OffscreenCanvas(10, 20).getContext("2d");
+  canvas.drawImage(image, 0, 0, 10, 20);
+  const { data } = canvas.getImageData(0, 0, 10, 20);
+  return [[4, 7], [6, 13]].map(([x, y]) => data[4 * (10 * y + x)] > 127);
+}"""
+
+
+@pytest.mark.parametrize(
+    "name", ["scan.tif", "moves.gif", "moves.webp", "moves.png", "turned.webp", "text.png"]
+)
+def test_file_that_the_browser_shows_otherwise_is_shown_as_the_network_sees_it(
+    open_page: OpenPage, picture: Path, tmp_path: Path, name: str
+) -> None:
+    with Image.open(picture) as upright:
+        (tmp_path / name).write_bytes(_strange(upright, name))
+    with open_page("?view=detect") as page:
+        found = give(page, tmp_path / name)
+        expect(found).to_have_count(3)
+        scene = card(page, "finder/1").get_by_role("figure")
+        expect(scene).to_contain_text("this is what the network sees")
+        expect(scene).to_contain_text(f"{WIDE} × {HIGH} pixels")
+        shown = page.get_by_role("img", name=f"{name} with boxes")
+        size = shown.evaluate("image => [image.naturalWidth, image.naturalHeight]")
+        assert size == [WIDTH, HEIGHT]
+        assert shown.evaluate(CORNERS) == [True, False]
+        give(page, picture)
+        expect(scene).not_to_contain_text("network")
+
+
+def test_picture_in_a_letterbox_is_shown_without_its_margins(
+    open_page: OpenPage, tmp_path: Path
+) -> None:
+    """A margin that is left would be as black as the picture: its edges are white."""
+    pixels = np.zeros((100, 400, 3), np.uint8)
+    pixels[:8] = pixels[-8:] = 255
+    Image.fromarray(pixels).save(tmp_path / "flat.tif")
+    with open_page("?view=detect") as page:
+        give(page, tmp_path / "flat.tif")
+        shown = page.get_by_role("img", name="flat.tif with boxes")
+        expect(shown).to_be_visible()
+        shot = Image.open(io.BytesIO(page.locator(".frame").screenshot()))
+        frame = np.asarray(shot.convert("L"))
+        height, width = frame.shape
+        edge = height // 20
+        assert frame[[edge, height - edge], width // 2].min() > 127
+        assert frame[height // 2, width // 2] < 127
+
+
+def test_file_whose_orientation_the_browser_does_not_know_is_shown_as_the_network_sees_it(
+    open_page: OpenPage, picture: Path
+) -> None:
+    """The browser shows it in another size than the service says."""
+    with open_page("?view=detect") as page:
+        answer = {"image": {"width": HIGH, "height": WIDE}, "detections": []}
+        page.route("**/detect?*", lambda route: route.fulfill(json=answer))
+        page.get_by_label("Picture file").set_input_files(picture)
+        expect(card(page, "finder/1").get_by_role("figure")).to_contain_text("the network sees")
+
+
+def test_nothing_lies_over_a_picture_that_cannot_be_shown(
+    open_page: OpenPage, picture: Path, tmp_path: Path
+) -> None:
+    with Image.open(picture) as upright:
+        upright.save(tmp_path / "scan.tif")
+    with open_page("?view=detect", troubles=True) as page:
+        page.route("**/activations?*", lambda route: route.abort())
+        give(page, tmp_path / "scan.tif")
+        scene = card(page, "finder/1").get_by_role("figure")
+        expect(scene).to_contain_text("The browser cannot show this file as the service reads it.")
+        expect(scene.get_by_role("alert")).to_be_visible()
+        expect(page.locator(".boxes")).to_have_count(0)
+        expect(scene.locator("img")).to_have_count(0)
+        expect(objects(page)).to_have_count(3)
+        page.unroute("**/activations?*")
+        page.get_by_role("button", name="Try again").click()
+        expect(boxes(page)).to_have_count(3)
+
+
+def test_damaged_file_that_the_browser_refuses_is_not_shown_broken(
+    open_page: OpenPage, picture: Path
+) -> None:
+    with open_page("?view=detect", troubles=True) as page:
+        page.evaluate("URL.createObjectURL = () => 'data:image/png;base64,AAAA'")
+        page.get_by_label("Picture file").set_input_files(picture)
+        expect(card(page, "finder/1").get_by_role("figure")).to_contain_text(
+            "The browser cannot show this file"
+        )
+
+
+@pytest.mark.parametrize("name", ["short.png", "long " * 45 + ".png"])
+def test_focus_that_goes_up_is_not_below_the_picture(
+    open_page: OpenPage, segmented: dict[str, Any], tmp_path: Path, name: str
+) -> None:
+    segmented["instances"] *= 15
+    Image.new("RGB", (WIDE, HIGH)).save(tmp_path / name)
+    with open_page("?view=segment", width=360) as page:
+        serve_segmenter(page, segmented)
+        page.get_by_label("Picture file").set_input_files(tmp_path / name)
+        found = objects(page, "masker/1")
+        expect(found).to_have_count(30)
+        expect(page.locator(".frame")).to_be_visible()
+        found.first.focus()
+        for _ in range(29):
+            page.keyboard.press("ArrowDown")
+        for place in reversed(range(29)):
+            page.keyboard.press("ArrowUp")
+            expect(found.nth(place)).to_be_focused()
+            scene, focused = page.locator(".scene").bounding_box(), found.nth(place).bounding_box()
+            assert scene
+            assert focused
+            assert focused["y"] >= scene["y"] + scene["height"]
