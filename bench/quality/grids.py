@@ -6,6 +6,7 @@ objects has a cell that an earlier one has taken. Prints a table, writes `bench/
 and fills `docs/detection.md`. Runs that are there already are not trained again.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,6 @@ from training.data.annotated import Scene
 from training.data.scenes import SceneSource, find_scenes
 from training.evaluate_scenes import evaluate_detector
 from training.recipes import find_recipe
-from training.report import format_count
 from training.run.progress import SilentReporter
 from training.run.scene_lessons import lay
 from training.run.train import train
@@ -34,7 +34,7 @@ FIRST = {"yolo-v1-4": 4, "yolo-v1": 7, "yolo-v1-14": 14}
 """The first YOLO's architectures, and their cells along each side."""
 
 
-def taken(scenes: list[Scene], cells: int) -> float:
+def taken(scenes: Sequence[Scene], cells: int) -> float:
     """Return the part of the objects whose centre is in the cell of an earlier object."""
     objects = learned = 0
     for scene in scenes:
@@ -60,7 +60,7 @@ def measure(architecture: str, source: SceneSource, run: Path) -> dict[str, Any]
     return {
         "grids": grids,
         "boxes": sum(rows * columns for rows, columns in grids) * (yolo_v1.BOXES if cells else 1),
-        "taken": round(taken(list(source.test), cells), 4) if cells else 0.0,
+        "taken": round(taken(source.train, cells), 4) if cells else 0.0,
         "parameters": description.parameters,
         "macs": description.macs,
         "map50": round(test.map50, 4),
@@ -78,7 +78,7 @@ def grids_table(found: dict[str, dict[str, Any]]) -> str:
             f"{each['boxes']:,}",
             f"{each['taken']:.0%}",
             f"{each['parameters']:,}",
-            format_count(each["macs"]),
+            f"{each['macs'] / 1e6:,.0f} M",
             f"{each['map50']:.3f}",
             f"{each['map']:.3f}",
         ]

@@ -2,7 +2,7 @@
 
 Trains `unet` with and without them, both by the recipe of `unet` but on smaller pictures, and
 measures them on the test pictures of the FOLDER with masks. Prints a table, writes
-`bench/results/skips.json`, and fills `docs/segmentation.md` and its picture: test pictures, and
+`bench/results/skips.json`, and fills `docs/segmentation.md` and its picture: held-out pictures, and
 the objects that each of the two finds there. Runs that are there already are not trained again.
 """
 
@@ -25,25 +25,25 @@ from training.data.class_folders import MAX_PIXELS
 from training.data.scenes import SceneSource, find_scenes
 from training.evaluate_scenes import EvaluatedSegmenter, evaluate_segmenter
 from training.recipes import find_recipe
-from training.report import format_count
 from training.run.progress import SilentReporter
-from training.run.scene_lessons import RESIZE, count_outputs, numbers_of
+from training.run.scene_lessons import RESIZE, count_outputs, numbers_of, split
 from training.run.train import train
 
 DOCUMENT = ROOT / "docs" / "segmentation.md"
 PICTURE = ROOT / "docs" / "images" / "skips.png"
 RUNS = BUILD / "skips"
 SIDE = 128
+RECIPE = find_recipe("unet").replace(height=SIDE, width=SIDE)
 NETWORKS = {"with": "unet", "without": "unet-no-skips"}
 PARTS, PART_SIDE = 3, 128
-"""How much of how many test pictures is drawn."""
+"""How much of how many pictures is drawn."""
 TILE, GAP = 256, 8
 """Of the drawing, in its pixels."""
 
 
 def learn(architecture: str, source: SceneSource, run: Path) -> EvaluatedSegmenter:
     """Train a network and measure it."""
-    recipe = find_recipe("unet").replace(architecture=architecture, height=SIDE, width=SIDE)
+    recipe = RECIPE.replace(architecture=architecture)
     return evaluate_segmenter(train(recipe, source, run, SilentReporter(), resume=True), source)
 
 
@@ -68,7 +68,7 @@ def skips_table(found: dict[str, dict[str, float]]) -> str:
         [
             name,
             f"{each['parameters']:,}",
-            format_count(int(each["macs"])),
+            f"{each['macs'] / 1e6:,.0f} M",
             f"{each['iou']:.3f}",
             f"{each['boundary_f1']:.3f}",
             f"{each['instance_f1']:.3f}",
@@ -113,7 +113,8 @@ def main(folder: Path) -> None:
         networks.append(learn(architecture, source, RUNS / name))
         found[name] = figures(architecture, source, networks[-1])
         click.echo(skips_table({name: found[name]}))
-    tall = [scene for scene in source.test if min(scene.height, scene.width) >= PART_SIDE]
+    _, heldout = split(RECIPE, source)
+    tall = [scene for scene in heldout if min(scene.height, scene.width) >= PART_SIDE]
     rows = [drawn(scene, networks) for scene in tall[:: len(tall) // PARTS][:PARTS]]
     sheet(rows).quantize(256).save(PICTURE, optimize=True)
     publish("skips", {"side": SIDE, "networks": found}, skips_table(found), DOCUMENT)
