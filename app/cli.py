@@ -219,10 +219,10 @@ def _check_options(store: Store, artifact: Artifact, options: Options) -> None:
             tasks = [other for other, answers in ANSWERS.items() if name in answers.takes]
             reason = f"is for {' and '.join(tasks)}, and {artifact.ref} for {task}"
         models = [item.ref for item in store if takes(item, name)]
-        raise click.UsageError(
-            f"--{name.replace('_', '-')} {reason}; --model names another: "
-            f"{', '.join(models) or 'there is none'}"
+        others = (
+            f"--model names another: {', '.join(models)}" if models else "no model here takes it"
         )
+        raise click.UsageError(f"--{name.replace('_', '-')} {reason}; {others}")
 
 
 @main.command()
