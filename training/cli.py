@@ -1,6 +1,7 @@
 """`convscope-train`: data, train, evaluate, export, compare, corruptions, describe.
 
-Reads arguments and prints. Every error of `training.errors` ends as one line and exit code 1.
+Reads arguments and prints. Every error of `training.errors` ends with exit code 1, as one line or,
+if a folder of pictures has several faults, with a line for each.
 """
 
 import os
@@ -18,7 +19,7 @@ from app.commands import OneLineErrors, printable
 from app.errors import SettingsError
 from app.settings import check_names
 from training import evaluate, evaluate_scenes, report
-from training.architectures import ARCHITECTURES
+from training.architectures import ARCHITECTURES, find_architecture
 from training.architectures.describe import describe as describe_architecture
 from training.compare import corruptions
 from training.compare import report as comparison_report
@@ -35,10 +36,14 @@ from training.run.checkpoint import Checkpoint
 from training.run.distributed import is_first_process
 from training.run.hardware import DeviceName, choose_device, use_allowed_processors
 from training.run.progress import watch
+from training.run.scene_lessons import check_scene_recipe, split
 from training.run.sources import Source, find_source
 from training.run.train import train as run_training
 
 Command = Callable[..., Any]
+
+SCORES = {"classification": "", "detection": "mAP at IoU 0.5 ", "segmentation": "IoU "}
+"""What is measured on held-out pictures after an epoch; of classifiers, as of training images."""
 
 ENOUGH_HELD_OUT = 99
 """The least number of held-out images from which a 99% set can leave out a class."""
@@ -101,7 +106,21 @@ def recipe_options(command: Command) -> Command:
     return command
 
 
-@click.group(cls=OneLineErrors, errors=TrainingError, context_settings={"max_content_width": 100})
+class Commands(OneLineErrors):
+    """Prints each of several faults of a folder in a line of its own."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except click.ClickException as exc:
+            if not isinstance(exc.__cause__, DataError):
+                raise
+            lines = "\n".join(map(printable, exc.__cause__.lines))
+            raise click.ClickException(lines) from exc
+
+
+@click.group(cls=Commands, errors=TrainingError, context_settings={"max_content_width": 100})
 def main() -> None:
     """Train classifiers, detectors and segmenters, measure them and export them for serving."""
     try:
@@ -152,15 +171,26 @@ def train(
     given = {field: value for field, value in overrides.items() if value is not None}
     recipe = find_recipe(name).replace(**given)
     if no_skips:
+        if f"{recipe.architecture}-no-skips" not in ARCHITECTURES:
+            fitting = [name for name in RECIPES if f"{name}-no-skips" in ARCHITECTURES]
+            raise click.UsageError(f"--no-skips is for {' and '.join(fitting)}")
         recipe = recipe.replace(architecture=f"{recipe.architecture}-no-skips")
         name = f"{name}-no-skips"
     run = out or Path("runs") / f"{name}-seed{recipe.seed}"
+    task = find_architecture(recipe.architecture).task
+    if task != "classification":
+        check_scene_recipe(recipe, task, 1)  # before all pictures are read
     source = find_source(recipe.architecture, data_dir)
+    if isinstance(source, SceneSource) and task not in source.tasks:
+        raise DataError(
+            f"{source}: is annotated for {' and '.join(source.tasks)}; {recipe.architecture} "
+            f"learns {task}, but {source.why_not}"
+        )
     console.quiet = not is_first_process()
     _say(f"{name} on {source} → {run}")
     _tell_findings(source, strict=strict, recipe=recipe)
     try:
-        with watch(console) as reporter:
+        with watch(console, SCORES[task]) as reporter:
             last = run_training(recipe, source, run, reporter, device=device, resume=resume)
     except KeyboardInterrupt:
         raise RunError(
@@ -225,15 +255,18 @@ def export(
     check_exportable(last, source, store, name, version, int8=int8)
     if isinstance(source, SceneSource):
         _refuse_views_and_weights(views, weights)
+        _say("measuring on the held-out and the test pictures")
         evaluated = evaluate_scenes.evaluate_scenes(last, source)
-        made = export_scenes(SceneExport(last, evaluated, source, name, version, int8), store)
+        what = SceneExport(last, evaluated, source, name, version, int8)
+        made = export_scenes(what, store, _say)
         _say(f"exported: {made.path} ({report.short_figures(made.manifest)})")
         return
     found = evaluate.read_evaluation(last)
     if found is None or (found.views, found.weights) != (views, weights):
+        _say("measuring on the held-out and the test images")
         found = evaluate.evaluate(last, source, choose_device("cpu"), views, weights)
         evaluate.save_evaluation(last, found)
-    artifact = export_artifact(Export(last, found, source, name, version, int8), store)
+    artifact = export_artifact(Export(last, found, source, name, version, int8), store, _say)
     figures = f"{found.test.accuracy:.2%}"
     if (graph := artifact.classifier.int8) is not None:
         figures += f", int8 {graph.test_accuracy:.2%}"
@@ -303,7 +336,8 @@ def _tell_findings(source: Source, *, strict: bool, recipe: Recipe | None = None
     if source.findings is None:
         return
     if isinstance(source, SceneSource):
-        for table in report.scene_tables(source):
+        held_out = [] if recipe is None or source.val else split(recipe, source)[1]
+        for table in report.scene_tables(source, held_out):
             console.print(table)
         for note in source.findings.notes:
             _say(note)
@@ -320,9 +354,12 @@ def _tell_findings(source: Source, *, strict: bool, recipe: Recipe | None = None
         )
     left_out = len(source.findings.left_out)
     if strict and left_out:
-        files = "file is" if left_out == 1 else "files are"
+        one, many = "file is", "files are"
+        if isinstance(source, SceneSource):
+            one, many = "picture, mask or annotation is", "pictures, masks or annotations are"
         raise DataError(
-            f"{printable(source.place)}: {left_out:,} {files} left out, and --strict allows none"
+            f"{printable(source.place)}: {left_out:,} {one if left_out == 1 else many} left out, "
+            "and --strict allows none"
         )
 
 

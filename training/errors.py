@@ -8,13 +8,25 @@ TrainingError
 └── ExportError        the exported graphs do not agree, or the version exists
 """
 
+from collections.abc import Sequence
+
 
 class TrainingError(Exception):
     """Base of all errors of training."""
 
 
 class DataError(TrainingError):
-    """The images are missing, damaged or too few."""
+    """The images are missing, damaged or too few.
+
+    Attributes:
+        lines: the message for a terminal, with each fault of several in a line of its own.
+    """
+
+    def __init__(self, message: str, faults: Sequence[str] = ()) -> None:
+        """Take what cannot be done, and the faults for which it cannot, if they are known."""
+        super().__init__(f"{message}: {'; '.join(faults)}" if faults else message)
+        several = len(faults) > 1
+        self.lines = [f"{message}:", *(f"  {one}" for one in faults)] if several else [str(self)]
 
 
 class RecipeError(TrainingError):

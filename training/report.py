@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich import box
@@ -19,7 +20,7 @@ from app.commands import printable
 from training.architectures.describe import Description, count_weights
 from training.data.class_folders import first_told
 from training.data.dataset import Findings, Source
-from training.data.scenes import SceneSource
+from training.data.scenes import Scene, SceneSource
 from training.errors import RunError
 from training.run.checkpoint import EpochFigures
 
@@ -203,16 +204,20 @@ def _segmentation_tables(evaluation: SegmentationEvaluation) -> list[Table]:
     ]
     if test.instance_f1 is not None:
         rows.insert(1, ("F1 of objects at IoU 0.5", "", f"{test.instance_f1:.2%}"))
-    title = f"{evaluation.objects:,} objects in {evaluation.images:,} test pictures"
+    title = f"{evaluation.images:,} test pictures"
+    headings: Row = ("class", "IoU", "F1 of borders", "pictures")
+    if test.instance_f1 is not None:
+        title = f"{evaluation.objects:,} objects in {title}"
+        headings = ("class", "IoU", "F1 of borders", "F1 of objects", "objects")
     by_class = make_table(
         "By class",
-        ("class", "IoU", "F1 of borders", "F1 of objects", "objects"),
+        headings,
         [
             (
                 row.label,
                 f"{row.iou:.1%}",
                 f"{row.boundary_f1:.1%}",
-                "-" if row.instance_f1 is None else f"{row.instance_f1:.1%}",
+                *([] if row.instance_f1 is None else [f"{row.instance_f1:.1%}"]),
                 f"{row.objects:,}",
             )
             for row in evaluation.per_class
@@ -249,16 +254,32 @@ def _detection_tables(evaluation: DetectionEvaluation) -> list[Table]:
     return [overall, by_class, confusions]
 
 
-def scene_tables(source: SceneSource) -> list[Table]:
-    """Return tables of the number of pictures and objects by split, and of what is left out."""
+def scene_tables(source: SceneSource, held_out: Sequence[Scene] = ()) -> list[Table]:
+    """Return tables of the number of pictures and objects by split, and of what is left out.
+
+    Args:
+        source: of the pictures.
+        held_out: those of its training pictures that a recipe holds out.
+    """
     findings = source.findings
-    splits = list(findings.pictures)
+    held = Counter(label for scene in held_out for label in scene.objects.labels.tolist())
+    held_by_label = [held[label] for label in range(len(source.classes))]
+    train = np.array(findings.objects["train"]) - held_by_label
+    columns: dict[str, tuple[int, Sequence[int]]] = {
+        "train": (findings.pictures["train"] - len(held_out), train.tolist())
+    }
+    if held_out:
+        columns["held out"] = len(held_out), held_by_label
+    for name in ("val", "test"):
+        if findings.pictures[name]:
+            columns[name] = findings.pictures[name], findings.objects[name]
     rows = [
-        (name, *(f"{findings.objects[split][label]:,}" for split in splits))
+        (name, *(f"{counts[label]:,}" for _, counts in columns.values()))
         for label, name in enumerate(source.classes)
     ]
-    rows.append(("pictures", *(f"{findings.pictures[split]:,}" for split in splits)))
-    tables = [make_table("Objects by class", ("class", *splits), rows)]
+    rows.append(("all pictures", *(f"{pictures:,}" for pictures, _ in columns.values())))
+    title = "Objects by class" if source.instances else "Pictures by class"
+    tables = [make_table(title, ("class", *columns), rows)]
     if findings.left_out:
         told = [(line,) for line in first_told(findings.left_out)]
         tables.append(make_table("Left out", ("what and reason",), told))

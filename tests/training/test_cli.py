@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -9,9 +10,11 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 from app.artifact.directory import Artifact
 from app.artifact.files import EVALUATION
+from tests.support.scene_folders import write_scene_folder
 from training.cli import main
 from training.run.checkpoint import Checkpoint, EpochFigures, newest, open_run
 from training.run.progress import watch
@@ -91,6 +94,97 @@ def test_strict_takes_a_folder_of_which_nothing_is_left_out(image_folder: Path) 
     output = _run("data", "--data-dir", image_folder, "--strict")
     assert "240 training images" in output
     assert ["airplane", "24", "8", "-"] in [line.split() for line in output.splitlines()]
+
+
+def _annotated(place: Path, **splits: int) -> Path:
+    write_scene_folder(place, **{"train": 6, "val": 0, "test": 2} | splits)
+    if not splits.get("val"):
+        (place / "val.json").unlink()
+    return place
+
+
+TINY = ("--height", "64", "--width", "96", "--epochs", "1")
+
+
+def test_a_detectors_training_tells_what_it_holds_out_and_what_it_scores(tmp_path: Path) -> None:
+    folder = _annotated(tmp_path / "set")
+    output = _run(
+        "train", "yolo", "--data-dir", folder, "--out", tmp_path / "run", *TINY, "--holdout", "0.34"
+    )
+    rows = [line.split() for line in output.splitlines()]
+    assert ["class", "train", "held", "out", "test"] in rows
+    assert ["all", "pictures", "4", "2", "2"] in rows
+    counts = [[int(cell) for cell in row[1:]] for row in rows if row[:1] in (["red"], ["blue"])]
+    assert [sum(column) for column in zip(*counts, strict=True)] == [8, 4, 4]
+    [epoch] = [line for line in output.splitlines() if line.startswith("epoch 1/1")]
+    assert re.search(r"loss [0-9.]+  held out mAP at IoU 0\.5 [0-9.]+%  [0-9]+ images/s", epoch)
+    *stages, exported = _run("export", tmp_path / "run", "--store", tmp_path / "s").splitlines()
+    assert stages == [
+        "measuring on the held-out and the test pictures",
+        "writing the graphs",
+        "checking the graphs on the test pictures",
+    ]
+    assert exported.startswith(f"exported: {tmp_path}/s/yolo/1 (mAP ")
+    output = _run("data", "--data-dir", folder)
+    assert ["class", "train", "test"] in [line.split() for line in output.splitlines()]
+
+
+def test_classes_of_masks_are_counted_by_picture(tmp_path: Path) -> None:
+    for number in range(3):
+        for name, mode in (("images", "RGB"), ("labels", "P")):
+            path = tmp_path / name / f"{number}.png"
+            path.parent.mkdir(exist_ok=True)
+            Image.new(mode, (32, 32), 1 if mode == "P" else number).save(path)
+    output = _run("data", "--data-dir", tmp_path)
+    assert "Pictures by class" in output
+    assert "Objects" not in output
+
+
+def test_each_of_several_faults_of_a_folder_is_a_line(tmp_path: Path) -> None:
+    folder = _annotated(tmp_path / "set")
+    (folder / "train.json").write_text("{}")
+    result = CliRunner().invoke(main, ["data", "--data-dir", str(folder)])
+    assert result.exit_code == 1
+    assert result.stderr.splitlines() == [
+        f"Error: {folder}: cannot be trained on:",
+        *(f"  train.json: has no {name}" for name in ("images", "annotations", "categories")),
+    ]
+
+
+def test_a_set_of_which_an_object_has_no_mask_teaches_no_masks_and_says_why(
+    tmp_path: Path,
+) -> None:
+    folder = _annotated(tmp_path / "set")
+    tree = json.loads((folder / "train.json").read_text())
+    del tree["annotations"][2]["segmentation"]
+    (folder / "train.json").write_text(json.dumps(tree))
+    line = _fail("train", "unet", "--data-dir", folder, "--out", tmp_path / "run", *TINY)
+    assert line == (
+        f"Error: {folder}: is annotated for detection; unet learns segmentation, but 1 of 16 "
+        "objects has a box and no mask: annotation 3 of images/train-1.png"
+    )
+
+
+def test_a_size_that_does_not_fit_is_refused_before_pictures_are_read(tmp_path: Path) -> None:
+    options = ("--data-dir", tmp_path / "nowhere", "--height", "100")
+    assert _fail("train", "yolo", *options) == "Error: height is 100; yolo takes multiples of 16"
+
+
+def test_strict_counts_annotations_too(tmp_path: Path) -> None:
+    folder = _annotated(tmp_path / "set")
+    tree = json.loads((folder / "train.json").read_text())
+    for annotation in tree["annotations"][:2]:
+        annotation["image_id"] = 77
+    (folder / "train.json").write_text(json.dumps(tree))
+    assert _fail("data", "--data-dir", folder, "--strict") == (
+        f"Error: {folder}: 2 pictures, masks or annotations are left out, and --strict allows none"
+    )
+
+
+def test_only_a_network_with_skips_can_be_without_them() -> None:
+    result = CliRunner().invoke(main, ["train", "yolo", "--no-skips"])
+    assert result.exit_code == 2
+    assert result.stderr.splitlines()[-1] == "Error: --no-skips is for unet"
 
 
 @pytest.mark.slow
@@ -301,9 +395,8 @@ def test_names_that_cannot_be_printed_are_escaped_in_every_table(
     assert f"→ {tmp_path}/run\\n\\xff\n" in output
     assert f"done: {tmp_path}/run\\n\\xff/epoch-00001\n" in output
     assert r"a|b\n\x1b[31mc" in _run("evaluate", run)
-    assert _run("export", run, "--store", tmp_path / "\x1b").startswith(
-        rf"exported: {tmp_path}/\x1b/fc/1"
-    )
+    output = _run("export", run, "--store", tmp_path / "\x1b")
+    assert rf"exported: {tmp_path}/\x1b/fc/1" in output
     out = tmp_path / "\x1b[2J"
     output = _run("compare", "--store", tmp_path / "\x1b", "--data-dir", folder, "--out", out)
     assert rf"written: {tmp_path}/\x1b[2J" in output
@@ -368,7 +461,14 @@ def test_an_export_says_what_few_held_out_images_mean(
     run, store = tmp_path / "run", tmp_path / "store"
     options = ("--epochs", "1", "--holdout", holdout, "--out", run)
     _run("train", "fc", "--data-dir", image_folder, *options)
-    exported, *lines = _run("export", run, "--store", store).splitlines()
+    measuring, writing, checking, exported, *lines = _run(
+        "export", run, "--store", store
+    ).splitlines()
+    assert (measuring, writing, checking) == (
+        "measuring on the held-out and the test images",
+        "writing the graphs",
+        "checking the graphs on the test images",
+    )
     assert exported.startswith(f"exported: {store}/fc/1 (")
     assert lines == said
 

@@ -20,7 +20,15 @@ from app.commands import printable
 from app.errors import ImageError
 from app.images import RgbImage, rle
 from app.images.decode import Measured, decode_whole, measure
-from training.data.class_folders import MAX_BYTES, MAX_PIXELS, LeftOut, first_told, said, unreadable
+from training.data.class_folders import (
+    MAX_BYTES,
+    MAX_PIXELS,
+    LeftOut,
+    first_told,
+    folded,
+    said,
+    unreadable,
+)
 from training.errors import DataError
 
 Task = Literal["detection", "segmentation"]
@@ -134,6 +142,7 @@ class SceneSource:
         tasks: those that its annotations can teach.
         instances: whether an object is one thing; otherwise it is all that a picture has of a
             class.
+        why_not: why the other task cannot be learned, or an empty string.
         classes: names by label.
         sha256: over names and contents of all files that were read, in order.
         train: pictures to train on.
@@ -147,6 +156,7 @@ class SceneSource:
     place: Path
     tasks: tuple[Task, ...]
     instances: bool
+    why_not: str
     classes: tuple[str, ...]
     sha256: str
     train: tuple[Scene, ...]
@@ -197,6 +207,7 @@ class Gathering:
         faults: reasons for which the set cannot be trained on.
         notes: what was changed or decided.
         left_out: what is not learned from.
+        without_test: in a set that names none to test with, what to do about that.
     """
 
     place: Path
@@ -204,6 +215,7 @@ class Gathering:
     faults: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     left_out: list[LeftOut] = field(default_factory=list)
+    without_test: str = ""
     _read: list[tuple[Path, bytes]] = field(default_factory=list)
 
     def leave_out(self, path: Path, reason: str, class_name: str = "") -> None:
@@ -283,6 +295,7 @@ class Gathering:
         tasks: tuple[Task, ...],
         *,
         instances: bool = True,
+        why_not: str = "",
         name: str | None = None,
         ids: Mapping[str, int | str] | None = None,
     ) -> SceneSource:
@@ -292,20 +305,20 @@ class Gathering:
             classes: names by label. Those without any object are dropped, and a note tells.
             tasks: those that the annotations can teach. Without segmentation, masks are dropped.
             instances: whether an object is one thing.
+            why_not: why the other task cannot be learned.
             name: of the set; by default its folder's.
             ids: of the classes, by name.
 
         Raises:
             DataError: there are faults, or nothing to train on or to test with. Names every fault,
-                or the first `MOST_TOLD`.
+                or the first `MOST_TOLD`. What was left out is named where it is the cause.
         """
         self._test_with_val()
         kept = self._keep_used(classes)
         if "segmentation" not in tasks:
             self._change(lambda objects: replace(objects, masks=None))
-        if faults := self.faults or self._lacks(kept):
-            told = "; ".join(first_told([*map(printable, faults), *self.left_out]))
-            raise DataError(f"{printable(self.place)}: cannot be trained on: {told}")
+        if faults := [*map(printable, self.faults)] or self._lacks(kept):
+            raise DataError(f"{printable(self.place)}: cannot be trained on", first_told(faults))
         scenes = {split: tuple(found.scene for found in self.scenes[split]) for split in SPLITS}
         counts = {split: _counts(scenes[split], len(kept)) for split in SPLITS}
         self._note_gaps(kept, counts)
@@ -314,6 +327,7 @@ class Gathering:
             place=self.place,
             tasks=tasks,
             instances=instances,
+            why_not=why_not,
             classes=kept,
             sha256=self._sha256(),
             **scenes,
@@ -333,14 +347,20 @@ class Gathering:
             self.notes.append(f"{count:,} {one if count == 1 else many}")
 
     def _lacks(self, classes: Sequence[str]) -> list[str]:
-        """Return what is missing, if nothing is wrong with the files themselves."""
-        faults = [f"no picture {_PURPOSES[name]}" for name in _PURPOSES if not self.scenes[name]]
-        return [*faults, *([] if classes else ["no object in any picture"])]
+        """Return what is missing, after what was left out and could be the cause."""
+        lacks = [f"no picture {_PURPOSES[name]}" for name in _PURPOSES if not self.scenes[name]]
+        lacks += [] if classes else ["no object in any picture"]
+        if self.without_test and lacks == [f"no picture {_PURPOSES['test']}"]:
+            return [f"{lacks[0]}: {printable(self.without_test)}"]
+        return [*folded(self.left_out), *lacks] if lacks else []
 
     def _test_with_val(self) -> None:
         if self.scenes["val"] and not self.scenes["test"]:
             self.scenes["test"], self.scenes["val"] = self.scenes["val"], []
-            self.notes.append("there is no test split; val is tested with, and not to choose with")
+            self.notes.append(
+                "there is no test split: val is tested with, and a part of train is held out in "
+                "its place"
+            )
 
     def _keep_used(self, classes: Sequence[str]) -> tuple[str, ...]:
         """Drop the classes without objects, and return the others."""

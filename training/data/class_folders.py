@@ -7,7 +7,9 @@ fault, and all faults are raised together. Nothing here knows of torch.
 import hashlib
 import mimetypes
 import os
+import re
 import stat
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -134,6 +136,24 @@ def first_told(told: Sequence[object], most: int = MOST_TOLD) -> list[str]:
     return [*map(str, told[:most]), *more]
 
 
+def folded(left_out: Sequence[LeftOut], *, by_class: bool = False) -> list[str]:
+    """Return a line for each reason, the most frequent first, with the first file that has it.
+
+    Args:
+        left_out: files. Reasons that differ in numbers alone are one.
+        by_class: whether those of two classes differ.
+    """
+    kinds = [
+        (item.class_name if by_class else "", re.sub(r"[0-9]+", "0", item.reason))
+        for item in left_out
+    ]
+    first = dict(zip(reversed(kinds), reversed(left_out), strict=True))
+    return [
+        f"{first[kind]}{f' (and {count - 1:,} more like it)' if count > 1 else ''}"
+        for kind, count in Counter(kinds).most_common()
+    ]
+
+
 class _Reader:
     """Collects the faults of a data set and the files that it leaves out."""
 
@@ -158,8 +178,8 @@ class _Reader:
         if not splits:
             self._check_enough(classes, pictures[0])
         if self._faults:
-            told = "; ".join(first_told([*self._faults, *self._left_out]))
-            raise DataError(f"{printable(self._place)}: cannot be trained on: {told}")
+            told = first_told([*self._faults, *folded(self._left_out, by_class=True)])
+            raise DataError(f"{printable(self._place)}: cannot be trained on", told)
         return ClassFolders(
             tuple(classes), pictures, self._digest.hexdigest(), tuple(self._left_out)
         )

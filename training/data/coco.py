@@ -172,6 +172,24 @@ class _Drawn:
     masks: list[bytes | None] = field(default_factory=list)
 
 
+@dataclass
+class _Some:
+    """Counts annotations, and keeps the name of the first."""
+
+    count: int = 0
+    first: str = ""
+
+    def add(self, called: str) -> None:
+        """Count an annotation."""
+        self.count += 1
+        self.first = self.first or called
+
+    @property
+    def named(self) -> str:
+        """The first, as it stands at the end of a sentence."""
+        return f"{': ' if self.count == 1 else '; the first is '}{self.first}"
+
+
 class _Unusable(Exception):
     """An annotation, or a picture, cannot be learned from; the message says why."""
 
@@ -184,6 +202,7 @@ class _Reader:
         self._gathering = Gathering(place)
         self._count: Counter[str] = Counter()
         self._named: set[Path] = set()
+        self._clipped, self._unmasked = _Some(), _Some()
 
     def read(self, layouts: Sequence[Layout]) -> SceneSource:
         documents = []
@@ -203,24 +222,42 @@ class _Reader:
         self._leave_out_unnamed({layout.annotations for layout in layouts})
         self._tell()
         ids = {name: key for one in documents for key, name in one.names.items()}
-        return self._gathering.source(tuple(labels), self._tasks(), ids=ids)
-
-    def _tasks(self) -> tuple[Task, ...]:
-        if self._count["masks"] and self._count["masks"] == self._count["objects"]:
-            return ("detection", "segmentation")
-        if self._count["masks"]:
-            self._gathering.notes.append(
-                f"{self._count['objects'] - self._count['masks']:,} of {self._count['objects']:,} "
-                "objects have a box and no mask, so that only boxes can be learned"
+        if {layout.split for layout in layouts} == {"train"}:
+            only = self._gathering.relative(layouts[0].annotations)
+            self._gathering.without_test = (
+                f"there is only {only}, of train; named annotations.json, with its pictures in "
+                "images, it is split"
             )
-        return ("detection",)
+        why_not = self._why_no_masks()
+        tasks: tuple[Task, ...] = ("detection",) if why_not else ("detection", "segmentation")
+        return self._gathering.source(tuple(labels), tasks, why_not=why_not, ids=ids)
+
+    def _why_no_masks(self) -> str:
+        """Return why only boxes can be learned, or an empty string."""
+        objects, masks = self._count["objects"], self._count["masks"]
+        if objects == masks > 0:
+            return ""
+        if not masks:
+            return "no object has a mask"
+        have = "has" if objects - masks == 1 else "have"
+        why_not = (
+            f"{objects - masks:,} of {objects:,} objects {have} a box and no mask"
+            f"{self._unmasked.named}"
+        )
+        self._gathering.notes.append(f"only boxes can be learned: {why_not}")
+        return why_not
 
     def _tell(self) -> None:
         note = self._gathering.note
         note(
-            self._count["clipped"],
-            "box reaches beyond its picture and is clipped",
-            "boxes reach beyond their pictures and are clipped",
+            self._clipped.count,
+            f"box reaches beyond its picture and is clipped{self._clipped.named}",
+            f"boxes reach beyond their pictures and are clipped{self._clipped.named}",
+        )
+        note(
+            self._count["crowds"],
+            "region is a crowd (iscrowd), which is neither learned nor counted",
+            "regions are crowds (iscrowd), which are neither learned nor counted",
         )
         note(
             self._count["turned"],
@@ -341,9 +378,10 @@ class _Reader:
         drawn = _Drawn()
         for index, annotation in annotations:
             name = ""
+            called = f"{_called(index, annotation)} of {self._gathering.relative(picture.path)}"
             try:
                 name = document.name_of(annotation.get("category_id"))
-                self._draw(drawn, frame, annotation, name)
+                self._draw(drawn, frame, annotation, name, called)
             except _Unusable as exc:
                 told = f"{_called(index, annotation)}: {exc}"
                 self._gathering.leave_out(picture.path, told, name)
@@ -358,7 +396,12 @@ class _Reader:
         )
 
     def _draw(
-        self, drawn: _Drawn, frame: "_Frame", annotation: Mapping[str, Any], name: str
+        self,
+        drawn: _Drawn,
+        frame: "_Frame",
+        annotation: Mapping[str, Any],
+        name: str,
+        called: str,
     ) -> None:
         box, mask = _box(annotation.get("bbox")), frame.mask(annotation.get("segmentation"))
         crowd = annotation.get("iscrowd") or 0
@@ -370,7 +413,11 @@ class _Reader:
             left, top, width, height = rle.bounds(mask, frame.height, frame.width) or (0, 0, 0, 0)
             box = _Box(left, top, width, height)
         clipped = frame.clip(box)
-        self._count["clipped"] += clipped.differs(box)
+        if clipped.differs(box):
+            self._clipped.add(called)
+        if mask is None:
+            self._unmasked.add(called)
+        self._count["crowds"] += crowd
         drawn.boxes.append(frame.turn_box(clipped))
         drawn.masks.append(None if mask is None else frame.turn_mask(mask))
         drawn.names.append(name)

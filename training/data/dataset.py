@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from app.commands import printable
-from training.data import cifar10
+from training.data import cifar10, scenes
 from training.data.class_folders import (
     ClassFolders,
     LeftOut,
@@ -41,7 +41,8 @@ MOST_LISTED = 10
 _SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation"}
 _NEEDED = (
     "needed are two or more folders of pictures, one for each class; or train and test with such "
-    f"folders; or {cifar10.BINARY.folder}"
+    f"folders; or {cifar10.BINARY.folder}; or, for yolo and unet, annotated pictures: COCO JSON, "
+    "or a mask for each"
 )
 LEAST_DEVIATION = 1 / 255
 """The deviation of a constant channel, which becomes zeros instead of a division by zero."""
@@ -136,7 +137,7 @@ def find(data_dir: Path | None, *, download: bool = True) -> Source:
     try:
         if (data_dir or variable) and not place.is_dir():
             raise DataError(f"{shown}: {'is not a folder' if place.exists() else 'no such folder'}")
-        if (found := _open(place)) is not None:
+        if (found := _open_unless_annotated(place, shown)) is not None:
             return found
         if content := _other_content(place):
             raise DataError(f"{shown}: holds {content}; {_NEEDED}")
@@ -252,6 +253,24 @@ def _other_content(place: Path) -> str:
     if folders:
         return _listed(folders)
     return "pictures in no folder" if holds_pictures(place) else ""
+
+
+def _open_unless_annotated(place: Path, shown: str) -> Source | None:
+    """As `_open`.
+
+    Raises:
+        DataError: there are annotations instead of classes; or as `_open`.
+    """
+    told, sure = scenes.annotations_in(place) if place.is_dir() else ("", False)
+    try:
+        found = None if sure else _open(place)
+    except DataError:
+        if not told:
+            raise
+        found = None
+    if found is None and told:
+        raise DataError(f"{shown}: {told}")
+    return found
 
 
 def _open(place: Path) -> Source | None:

@@ -2,6 +2,8 @@
 
 A palette PNG has the index of a class in each pixel: 0 is the background, 255 counts for nothing.
 A grey PNG has the number of an object in each pixel, 0 for the background; all are of one class.
+Where all grey masks have one and the same number, 255 as a rule, and most have parts that do not
+touch, the number is that of a class.
 """
 
 import hashlib
@@ -16,8 +18,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from PIL.PngImagePlugin import PngImageFile
+from skimage.measure import label as label_parts
 
 from app.artifact.manifest import composed
+from app.commands import printable
 from app.images import rle
 from app.images.limits import megapixels
 from training.data.annotated import (
@@ -28,7 +32,7 @@ from training.data.annotated import (
     SceneSource,
     objects_of,
 )
-from training.data.class_folders import MAX_PIXELS, is_of_system, unreadable
+from training.data.class_folders import MAX_PIXELS, first_told, is_of_system, unreadable
 
 IMAGES = "images"
 LABELS = ("labels", "masks", "annotations")
@@ -40,6 +44,12 @@ MAX_TEXT_BYTES = 1 << 26
 
 IGNORED = 255
 """The index of pixels that count for nothing."""
+
+BACKGROUNDS = {"background", "bg", "hintergrund"}
+"""Names of the first line of a list that names the background too, without case and underscores."""
+
+MOST_NAMED = 3
+"""How many masks of the rarer kind an error names."""
 
 _ONE_CLASS = "object"
 _GREY = {"1", "L", "I", "I;16", "I;16B"}
@@ -111,13 +121,60 @@ class _Labels:
     are_classes: bool
 
 
+@dataclass
+class _Silhouettes:
+    """Whether grey masks show where objects are, and not which pixel is of which.
+
+    Attributes:
+        masks: number of those that are not empty.
+        in_parts: number of those of which parts do not touch.
+        value: the one number of all of them; None once there are two.
+    """
+
+    masks: int = 0
+    in_parts: int = 0
+    value: int | None = 0
+
+    def add(self, numbers: NDArray[np.integer[Any]]) -> None:
+        """Look at a mask that is not empty."""
+        highest = int(numbers.max())
+        if self.value is None or np.any((numbers != 0) & (numbers != highest)):
+            self.value = None
+            return
+        self.value = highest if self.value in {0, highest} else None
+        self.masks += 1
+        self.in_parts += int(label_parts(numbers != 0, connectivity=2, return_num=True)[1]) > 1
+
+    @property
+    def are_classes(self) -> bool:
+        """Whether the number can only be meant as that of a class."""
+        return self.value is not None and 2 * self.in_parts > self.masks
+
+    @property
+    def note(self) -> str:
+        """What a user should know before training, or an empty string."""
+        if self.value is None or not self.in_parts:
+            return ""
+        told = (
+            f"every grey mask has one number, {self.value}, and {self.in_parts:,} of "
+            f"{self.masks:,} have parts that do not touch: "
+        )
+        if self.are_classes:
+            return told + (
+                "it is taken for a class, and objects are not told apart; number the objects 1, 2, "
+                "3… for that"
+            )
+        return told + "all parts in a picture are one object; number the objects 1, 2, 3… if not"
+
+
 class _Reader:
     """Reads the pairs of each folder, then names their classes and splits them."""
 
     def __init__(self, place: Path) -> None:
         self._place = place
         self._gathering = Gathering(place)
-        self._kinds: Counter[bool] = Counter()
+        self._kinds: dict[bool, list[Path]] = {}
+        self._silhouettes = _Silhouettes()
         self._highest = 0
         self._names: list[str] | None = None
 
@@ -127,18 +184,37 @@ class _Reader:
         for layout in layouts:
             found.setdefault(layout.split, []).extend(self._pairs(layout))
         if len(self._kinds) > 1:
-            self._gathering.faults.append(
-                f"{self._kinds[True]:,} masks are palette images, one class a number, and "
-                f"{self._kinds[False]:,} are grey, one object a number; one kind is needed"
-            )
-        are_classes = self._kinds[True] > 0
-        classes = self._classes(are_classes=are_classes)
+            self._gathering.faults.append(self._both_kinds())
+        if False in self._kinds and (note := self._silhouettes.note):
+            self._gathering.notes.append(note)
+        classes = self._classes()
         if not self._gathering.faults:
             self._split(found, len(classes))
+        if {layout.split for layout in layouts} == {"train"}:
+            self._gathering.without_test = (
+                f"{layouts[0].images.parent.name} is the only split; with {IMAGES} and "
+                f"{layouts[0].labels.name} in the folder itself, they are split"
+            )
+        are_classes = True in self._kinds or self._silhouettes.are_classes
         return self._gathering.source(
             classes,
             ("segmentation",) if are_classes else ("detection", "segmentation"),
             instances=not are_classes,
+            why_not="its masks are of classes, in which objects are not told apart"
+            if are_classes
+            else "",
+        )
+
+    def _both_kinds(self) -> str:
+        rare = min(self._kinds, key=lambda kind: len(self._kinds[kind]))
+        named = ", ".join(
+            first_told([self._gathering.relative(path) for path in self._kinds[rare]], MOST_NAMED)
+        )
+        said = {True: "palette, one class a number", False: "grey, one object a number"}
+        others = len(self._kinds[not rare])
+        return (
+            f"{named}: {said[rare]}, but {others:,} other{' is' if others == 1 else 's are'} "
+            f"{said[not rare]}; one kind is needed"
         )
 
     def _split(self, found: Mapping[str, list[Found]], classes: int) -> None:
@@ -156,6 +232,10 @@ class _Reader:
         self._gathering.faults.extend(
             f"{self._gathering.relative(path)}: {fault}" for fault in _fill_splits(names, content)
         )
+        if "test" not in names.values():
+            self._gathering.without_test = (
+                f"{SPLITS_FILE} names none; without this file, a part is tested with"
+            )
         used = set()
         for found in pairs:
             file = found.scene.file
@@ -208,7 +288,9 @@ class _Reader:
             self._gathering.leave_out(label, told)
             return None
         if labels.numbers.any():  # an empty mask may be of either kind
-            self._kinds[labels.are_classes] += 1
+            self._kinds.setdefault(labels.are_classes, []).append(label)
+            if not labels.are_classes:
+                self._silhouettes.add(labels.numbers)
         if labels.are_classes and (fault := self._beyond(labels.numbers)):
             self._gathering.leave_out(label, fault)
             return None
@@ -218,7 +300,7 @@ class _Reader:
         """Return what is wrong with the classes of a mask, or an empty string."""
         highest = int(numbers.max(where=numbers != IGNORED, initial=0))
         if self._names is not None and highest > len(self._names):
-            return f"has the class {highest}, but {CLASSES_FILE} has {len(self._names)} names"
+            return f"has the class {highest}, but {CLASSES_FILE} has {_names(self._names)}"
         self._highest = max(self._highest, highest)
         return ""
 
@@ -241,16 +323,37 @@ class _Reader:
             if count > 1
         )
 
-    def _classes(self, *, are_classes: bool) -> tuple[str, ...]:
-        names = self._names
-        if are_classes:
+    def _classes(self) -> tuple[str, ...]:
+        is_palette = True in self._kinds
+        names = self._without_background(self._highest if is_palette else 1)
+        if is_palette:
             return tuple(names or (f"class {index + 1}" for index in range(self._highest)))
         if names is not None and len(names) != 1:
             self._gathering.faults.append(
-                f"{CLASSES_FILE}: has {len(names)} names; grey masks tell objects apart, and all "
-                "are of one class"
+                f"{CLASSES_FILE}: has {_names(names)}; all objects of grey masks are of one class"
             )
         return tuple(names or (_ONE_CLASS,))[:1]
+
+    def _without_background(self, classes: int) -> list[str] | None:
+        """Return the names of the classes; the list may name the background first."""
+        names = self._names
+        if not names or names[0].strip("_").casefold() not in BACKGROUNDS:
+            return names
+        if len(names) > classes:
+            self._gathering.notes.append(
+                f"{CLASSES_FILE}: its first line, {printable(names[0])}, names the background, "
+                "which is no class"
+            )
+            return names[1:]
+        self._gathering.notes.append(
+            f"{CLASSES_FILE}: its first line, {printable(names[0])}, is class 1; the background, "
+            "0, has no name there"
+        )
+        return names
+
+
+def _names(names: Sequence[str]) -> str:
+    return f"{len(names)} name{'' if len(names) == 1 else 's'}"
 
 
 def _found(place: Path, picture: Picture, labels: _Labels, content: bytes) -> Found:
@@ -280,7 +383,7 @@ def _by_stem(folder: Path) -> dict[str, list[Path]]:
 def _unpaired(layout: Layout, path: Path, images: list[Path], labels: list[Path]) -> str:
     """Return why a file is no part of a pair."""
     if path in images and not labels:
-        return f"has no mask {layout.labels.name}/{path.stem}.png"
+        return f"has no PNG of this name in {layout.labels.name}"
     if path in labels and not images:
         return f"has no picture of this name in {layout.images.name}"
     alike = images if len(images) > 1 else labels

@@ -5,6 +5,7 @@ the golden images and on the whole test split. Their answers are compared with t
 Training and measuring happen elsewhere.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version as installed_version
@@ -99,8 +100,17 @@ class Export:
     int8: bool = False
 
 
-def export(what: Export, store: Path) -> Artifact:
+def tell_nobody(_: str) -> None:
+    """Take a stage of an export, and print nothing."""
+
+
+def export(what: Export, store: Path, tell: Callable[[str], None] = tell_nobody) -> Artifact:
     """Write the artifact `<store>/<name>/<version>`.
+
+    Args:
+        what: its parts.
+        store: the folder of the artifacts.
+        tell: is called with each stage when it begins.
 
     Raises:
         ExportError: the version exists or cannot be written, the name or version is not allowed,
@@ -112,15 +122,18 @@ def export(what: Export, store: Path) -> Artifact:
     place = store / what.name / what.version
     heldout = load_heldout(what.checkpoint, what.source)
     try:
+        tell("writing the graphs")
         served = _served(what, heldout)
         with durable.new_directory(place) as folder:
             answered = answer_test(served.predict, what.source)
             _write_files(what, served, answered, folder)
             manifest = _manifest(what, served, folder)
             artifact = rewritten(Artifact(folder, manifest))
+            tell("checking the graphs on the test images")
             served_test = _prove(artifact, served, answered, what.source)
             artifact = _with_confidence(artifact, heldout, served_test, "float32")
             if what.int8:
+                tell("adding the int8 graph")
                 artifact, served_test = add_int8(artifact, what.checkpoint, what.source)
                 artifact = _with_confidence(artifact, heldout, served_test, "int8")
     except (OSError, ValueError, RuntimeError, ConvscopeError) as exc:

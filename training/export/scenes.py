@@ -5,7 +5,7 @@ backends give the network's answers with both graphs, for the golden pictures an
 that they are measured by, for all test pictures.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,6 +43,7 @@ from training.export.export import (
     check_exportable,
     common_record,
     input_spec,
+    tell_nobody,
 )
 from training.export.graphs import onnx_graph, torchscript_graph
 from training.export.inside import biases_and_classifier
@@ -89,8 +90,10 @@ class SceneExport:
         return recipe.height, recipe.width
 
 
-def export_scenes(what: SceneExport, store: Path) -> Artifact:
-    """Write the artifact `<store>/<name>/<version>`.
+def export_scenes(
+    what: SceneExport, store: Path, tell: Callable[[str], None] = tell_nobody
+) -> Artifact:
+    """Write the artifact `<store>/<name>/<version>`; `tell` as for `export.export`.
 
     Raises:
         ExportError: the version exists or cannot be written, the name or version is not allowed,
@@ -101,11 +104,14 @@ def export_scenes(what: SceneExport, store: Path) -> Artifact:
     check_exportable(what.checkpoint, what.source, store, what.name, what.version, int8=what.int8)
     place = store / what.name / what.version
     try:
+        tell("writing the graphs")
         with durable.new_directory(place) as folder:
             _write_files(what, folder)
             artifact = rewritten(Artifact(folder, _manifest(what, folder)))
+            tell("checking the graphs on the test pictures")
             _prove(artifact, what)
             if what.int8:
+                tell("adding the int8 graph")
                 _add_int8(artifact, what)
     except (OSError, ValueError, RuntimeError, ConvscopeError) as exc:
         raise ExportError(f"{place}: not exported: {exc}") from exc

@@ -50,8 +50,10 @@ class SilentReporter:
 class LineReporter:
     """Prints a line for each finished epoch."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, score: str = "") -> None:
+        """Take the console, and the name of the score of held-out pictures with a space."""
         self._console = console
+        self._score = score
         self._epochs = 0
 
     def told(self, line: str) -> None:
@@ -67,21 +69,22 @@ class LineReporter:
 
     def epoch_ended(self, figures: EpochFigures) -> None:
         """Print the epoch's figures."""
-        heldout = _percent(figures.heldout_accuracy)
         self.told(
             f"epoch {figures.epoch:>{len(str(self._epochs))}}/{self._epochs}  "
-            f"loss {figures.loss:.4f}  train {_percent(figures.train_accuracy)}  "
-            f"held out {heldout}  {figures.images_per_second:,.0f} images/s  "
-            f"{figures.seconds:.1f} s"
+            f"loss {figures.loss:.4f}  {_train(figures.train_accuracy)}"
+            f"held out {self._score}{_percent(figures.heldout_accuracy)}  "
+            f"{figures.images_per_second:,.0f} images/s  {figures.seconds:.1f} s"
         )
 
 
 class BarReporter:
     """Shows a bar for the whole run, and above it a line for each finished epoch."""
 
-    def __init__(self, progress: Progress) -> None:
+    def __init__(self, progress: Progress, score: str = "") -> None:
+        """Take the bar, and the name of the score as `LineReporter` does."""
         self._progress = progress
-        self._lines = LineReporter(progress.console)
+        self._score = score
+        self._lines = LineReporter(progress.console, score)
         self._task = progress.add_task(
             "", total=None, epoch="", loss="", train="", heldout="", rate=""
         )
@@ -113,7 +116,7 @@ class BarReporter:
             self._task,
             completed=self._before + images,
             loss=f"loss {loss:.3f}",
-            train=f"train {_percent(accuracy)}",
+            train=_train(accuracy),
             rate=f"{rate:,.0f} images/s",
         )
 
@@ -121,27 +124,38 @@ class BarReporter:
         """Print the epoch's figures above the bar."""
         self._lines.epoch_ended(figures)
         heldout = _percent(figures.heldout_accuracy)
-        self._progress.update(self._task, heldout=f"held out {heldout}  ")
+        self._progress.update(self._task, heldout=f"held out {self._score}{heldout}  ")
 
 
 @contextmanager
-def watch(console: Console) -> Iterator[Reporter]:
-    """Give a reporter that suits the console, for one run."""
+def watch(console: Console, score: str = "") -> Iterator[Reporter]:
+    """Give a reporter that suits the console, for one run.
+
+    Args:
+        console: a terminal or not.
+        score: the name of the score of held-out pictures, with a space after it; without one, it
+            is that of the training images.
+    """
     if not console.is_terminal:
-        yield LineReporter(console)
+        yield LineReporter(console, score)
         return
     columns = (
         TextColumn("{task.fields[epoch]}"),
         BarColumn(bar_width=None),
         TaskProgressColumn(),
         TextColumn(
-            "{task.fields[loss]}  {task.fields[train]}  {task.fields[heldout]}{task.fields[rate]}"
+            "{task.fields[loss]}  {task.fields[train]}{task.fields[heldout]}{task.fields[rate]}"
         ),
         TimeRemainingColumn(),
         TextColumn("left"),
     )
     with Progress(*columns, console=console, expand=True) as progress:
-        yield BarReporter(progress)
+        yield BarReporter(progress, score)
+
+
+def _train(accuracy: float | None) -> str:
+    """Return the column of the accuracy on training images; detectors have none."""
+    return "" if accuracy is None else f"train {accuracy:.2%}  "
 
 
 def _percent(part: float | None) -> str:

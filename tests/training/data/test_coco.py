@@ -93,7 +93,10 @@ def test_boxes_are_read_with_their_classes(make: Make, tmp_path: Path) -> None:
     assert source.findings.pictures == {"train": 1, "val": 0, "test": 1}
     assert source.findings.objects == {"train": (1, 1), "val": (0, 0), "test": (1, 0)}
     assert source.findings.left_out == ()
-    assert source.findings.notes == ("dog has no object to test with",)
+    assert source.findings.notes == (
+        "1 region is a crowd (iscrowd), which is neither learned nor counted",
+        "dog has no object to test with",
+    )
     with pytest.raises(ValueError, match=r"^images/1\.png: has boxes alone$"):
         scene.masks()
 
@@ -300,10 +303,9 @@ def test_boxes_alone_are_learned_where_some_objects_have_no_mask(
     source = find_scenes(tmp_path)
     assert source.tasks == ("detection",)
     assert all(scene.objects.masks is None for scene in (*source.train, *source.test))
-    assert (
-        "2 of 4 objects have a box and no mask, so that only boxes can be learned"
-        in source.findings.notes
-    )
+    told = "2 of 4 objects have a box and no mask; the first is annotation 1 of images/1.png"
+    assert source.why_not == told
+    assert f"only boxes can be learned: {told}" in source.findings.notes
 
 
 def test_a_box_partly_outside_is_clipped_and_counted(make: Make) -> None:
@@ -317,7 +319,10 @@ def test_a_box_partly_outside_is_clipped_and_counted(make: Make) -> None:
         [35, 25, 5, 5],
         [30, 20, 10, 10],
     ]
-    assert "2 boxes reach beyond their pictures and are clipped" in source.findings.notes
+    assert (
+        "2 boxes reach beyond their pictures and are clipped; the first is annotation 2 of "
+        "images/1.png"
+    ) in source.findings.notes
 
 
 @pytest.mark.parametrize(
@@ -586,8 +591,50 @@ def test_a_file_of_annotations_that_is_too_large_is_not_read(
 def test_a_set_without_usable_pictures_is_refused(make: Make, tmp_path: Path) -> None:
     make()
     (tmp_path / "images" / "1.png").unlink()
-    with pytest.raises(DataError, match=r": no picture to train on; train/1\.png: no such file"):
+    told = r": train/1\.png: no such file; with it 1 annotation; no picture to train on$"
+    with pytest.raises(DataError, match=told):
         find_scenes(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("path", "images"),
+    [("train.json", "images"), ("annotations/instances_train2017.json", "train2017")],
+)
+def test_a_set_without_test_pictures_is_told_how_it_is_split(
+    path: str, images: str, tmp_path: Path
+) -> None:
+    for number in (1, 2, 3):
+        picture(tmp_path / images / f"{number}.png", number)
+    (tmp_path / images / "notes.png").write_text("no picture")  # which is not the cause
+    entries = [image(number) for number in (1, 2, 3)]
+    write(tmp_path / path, document(entries, [annotation(n, n) for n in (1, 2, 3)]))
+    with pytest.raises(DataError) as caught:
+        find_scenes(tmp_path)
+    assert str(caught.value) == (
+        f"{tmp_path}: cannot be trained on: no picture to test with: there is only {path}, of "
+        "train; named annotations.json, with its pictures in images, it is split"
+    )
+    (tmp_path / path).rename(tmp_path / "annotations.json")
+    if images != "images":
+        (tmp_path / images).rename(tmp_path / "images")
+    assert find_scenes(tmp_path).findings.pictures == {"train": 2, "val": 0, "test": 1}
+
+
+def test_the_same_fault_of_many_files_is_one_of_the_causes(tmp_path: Path) -> None:
+    entries = [image(number) for number in range(30)]
+    write(tmp_path / "train.json", document(entries, [annotation(n, n) for n in range(30)]))
+    write(tmp_path / "test.json", document([image(99)], [annotation(1, 7)]))
+    with pytest.raises(DataError) as caught:
+        find_scenes(tmp_path)
+    assert caught.value.lines == [
+        f"{tmp_path}: cannot be trained on:",
+        "  train/0.png: no such file; with it 1 annotation (and 29 more like it)",
+        "  test.json: annotation 1: there is no image with id 7",
+        "  test/99.png: no such file",
+        "  no picture to train on",
+        "  no picture to test with",
+        "  no object in any picture",
+    ]
 
 
 def test_two_files_of_one_split_are_refused(tmp_path: Path) -> None:

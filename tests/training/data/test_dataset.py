@@ -116,6 +116,73 @@ def test_a_named_place_without_a_data_set_is_not_passed_over(
         dataset.find(Path("my-imges"))
 
 
+def _write(place: Path, *files: str) -> None:
+    """Write pictures and other files, whose content nobody reads."""
+    for file in files:
+        (place / file).parent.mkdir(parents=True, exist_ok=True)
+        (place / file).write_bytes(b"")
+
+
+COCO = "is annotated for boxes or masks \\({}\\): yolo learns boxes, unet masks"
+YOLO = "{}: YOLO's text format is not read; COCO JSON is"
+VOC = "{}: Pascal VOC's XML is not read; COCO JSON is"
+
+
+@pytest.mark.usefixtures("elsewhere")
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        (("train.json", "test.json", "images/1.png"), COCO.format("train.json")),
+        (("annotations.json", "images/1.png"), COCO.format("annotations.json")),
+        (
+            ("train.json", "val.json", "train/1.png", "val/2.png"),
+            COCO.format("train.json"),
+        ),
+        (
+            ("annotations/instances_train2017.json", "train2017/1.png", "val2017/2.png"),
+            COCO.format("annotations/instances_train2017.json"),
+        ),
+        (
+            (
+                "train/_annotations.coco.json",
+                "train/images/1.png",
+                "test/_annotations.coco.json",
+                "test/images/2.png",
+            ),
+            COCO.format("train/_annotations.coco.json"),
+        ),
+        (
+            ("images/1.png", "masks/1.png"),
+            r"has masks of its pictures \(masks\): unet learns them",
+        ),
+        (("images/1.png", "labels/1.txt"), YOLO.format(r"labels/\*\.txt")),
+        (("images/train/1.png", "labels/train/1.txt"), YOLO.format(r"labels/train/\*\.txt")),
+        (
+            ("train/images/1.png", "train/labels/1.txt", "test/images/2.png", "test/labels/2.txt"),
+            YOLO.format(r"t\w+/labels/\*\.txt"),
+        ),
+        (
+            ("JPEGImages/1.png", "Annotations/1.xml", "SegmentationClass/1.png"),
+            VOC.format(r"Annotations/\*\.xml"),
+        ),
+        (
+            ("cat/notes.txt",),
+            "holds a folder cat; needed are .* or, for yolo and unet, annotated pictures: COCO",
+        ),
+    ],
+)
+def test_annotated_pictures_are_not_taken_for_classes(files: tuple[str, ...], said: str) -> None:
+    _write(Path("my-set"), *files)
+    with pytest.raises(DataError, match=f"^my-set: {said}"):
+        dataset.find(Path("my-set"))
+
+
+def test_a_json_beside_class_folders_is_in_nobodys_way(image_folder: Path, elsewhere: Path) -> None:
+    folder = shutil.copytree(image_folder, elsewhere / "pictures")
+    _write(folder, "train.json", "test.json", "annotations.json")
+    assert len(dataset.find(folder).classes) == 10
+
+
 @pytest.mark.parametrize(
     ("make", "said"),
     [

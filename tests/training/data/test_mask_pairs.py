@@ -135,7 +135,9 @@ def test_objects_may_have_one_name(tmp_path: Path) -> None:
     (tmp_path / "classes.txt").write_text("nucleus\n")
     assert find_scenes(tmp_path).classes == ("nucleus",)
     (tmp_path / "classes.txt").write_text("nucleus\nother\n")
-    with pytest.raises(DataError, match=r"classes\.txt: has 2 names; grey masks tell objects"):
+    with pytest.raises(
+        DataError, match=r"classes\.txt: has 2 names; all objects of grey masks are"
+    ):
         find_scenes(tmp_path)
 
 
@@ -153,8 +155,108 @@ def test_a_list_of_classes_that_cannot_be_used_is_refused(tmp_path: Path) -> Non
 def test_masks_of_both_kinds_are_refused(tmp_path: Path) -> None:
     pairs(tmp_path)
     mask(tmp_path / "labels" / "1.png", two_objects(np.uint8), palette=True)
-    with pytest.raises(DataError, match=r"1 masks are palette images, .* and 2 are grey"):
+    mask(tmp_path / "labels" / "lonely.png", two_objects())
+    with pytest.raises(DataError) as caught:
         find_scenes(tmp_path)
+    assert str(caught.value) == (
+        f"{tmp_path}: cannot be trained on: labels/1.png: palette, one class a number, but 2 "
+        "others are grey, one object a number; one kind is needed"
+    )
+
+
+def silhouettes(place: Path, value: int, in_parts: int) -> Path:
+    """Four grey masks of one number, of which some have two parts that do not touch."""
+    for number in range(4):
+        labels = np.zeros((HEIGHT, WIDTH), np.uint8)
+        labels[2:5, 3:10] = value
+        labels[5:8, 10:12] = value  # touches at a corner
+        labels[12:18, 20:22] = value if number < in_parts else 0
+        picture(place / "images" / f"{number}.png", number)
+        mask(place / "labels" / f"{number}.png", labels)
+    return place
+
+
+@pytest.mark.parametrize("kind", ["255", "1", "mode 1"])
+def test_one_number_in_all_grey_masks_is_that_of_a_class(kind: str, tmp_path: Path) -> None:
+    silhouettes(tmp_path, 1 if kind == "1" else 255, in_parts=3)
+    if kind == "mode 1":
+        for path in (tmp_path / "labels").iterdir():
+            Image.open(path).convert("1").save(path)
+    source = find_scenes(tmp_path)
+    assert source.tasks == ("segmentation",)
+    assert not source.instances
+    assert source.why_not == "its masks are of classes, in which objects are not told apart"
+    assert set(map(tuple, classes_in(source).values())) == {("object",)}
+    [note] = source.findings.notes
+    assert note.startswith(
+        f"every grey mask has one number, {255 if kind == '255' else 1}, and 3 of 4 have parts "
+        "that do not touch: it is taken for a class, and objects are not told apart; number"
+    )
+
+
+@pytest.mark.parametrize("in_parts", [0, 1])
+def test_pictures_of_single_objects_stay_so(in_parts: int, tmp_path: Path) -> None:
+    source = find_scenes(silhouettes(tmp_path, 255, in_parts))
+    assert source.tasks == ("detection", "segmentation")
+    assert source.instances
+    told = [note for note in source.findings.notes if "all parts in a picture are one" in note]
+    assert len(told) == in_parts
+
+
+def test_one_mask_of_numbered_objects_is_enough(tmp_path: Path) -> None:
+    silhouettes(tmp_path, 255, in_parts=4)
+    mask(tmp_path / "labels" / "3.png", two_objects(np.uint8))
+    source = find_scenes(tmp_path)
+    assert source.instances
+    assert source.findings.notes == ()
+
+
+@pytest.mark.parametrize("first", ["background", "__background__", "_Background_", "Hintergrund"])
+def test_a_background_in_the_list_of_classes_is_no_class(first: str, tmp_path: Path) -> None:
+    labels = np.zeros((HEIGHT, WIDTH), np.uint8)
+    labels[:4], labels[8:12] = 1, 2
+    indexed(tmp_path, labels, labels.copy())
+    (tmp_path / "classes.txt").write_text(f"{first}\nroad\nsky\n")
+    source = find_scenes(tmp_path)
+    assert source.classes == ("road", "sky")
+    assert source.findings.notes == (
+        f"classes.txt: its first line, {first}, names the background, which is no class",
+    )
+    (tmp_path / "classes.txt").write_text(f"{first}\nroad\n")
+    source = find_scenes(tmp_path)
+    assert source.classes == (first, "road")
+    assert "is class 1; the background, 0, has no name there" in source.findings.notes[0]
+
+
+def test_the_background_may_stand_before_the_name_of_numbered_objects(tmp_path: Path) -> None:
+    pairs(tmp_path)
+    (tmp_path / "classes.txt").write_text("background\nnucleus\n")
+    assert find_scenes(tmp_path).classes == ("nucleus",)
+
+
+def test_masks_with_a_class_too_many_are_one_cause(tmp_path: Path) -> None:
+    indexed(tmp_path, *(np.full((HEIGHT, WIDTH), 2, np.uint8) for _ in range(17)))
+    (tmp_path / "classes.txt").write_text("road\n")
+    with pytest.raises(DataError) as caught:
+        find_scenes(tmp_path)
+    assert caught.value.lines[1:] == [
+        "  labels/0.png: has the class 2, but classes.txt has 1 name (and 16 more like it)",
+        "  no picture to train on",
+        "  no picture to test with",
+        "  no object in any picture",
+    ]
+
+
+def test_pairs_without_test_pictures_are_told_how_they_are_split(tmp_path: Path) -> None:
+    pairs(tmp_path / "train")
+    with pytest.raises(DataError, match=r"no picture to test with: train is the only split; with"):
+        find_scenes(tmp_path)
+    split_by(tmp_path / "train", {"train": ["0", "1", "2"]})
+    with pytest.raises(DataError, match=r"no picture to test with: splits\.json names none"):
+        find_scenes(tmp_path / "train")
+    split_by(tmp_path / "train", {"train": ["0", "1", "2"], "test": ["gone"]})
+    with pytest.raises(DataError, match=r"there is no picture 'gone' with a mask; no picture to t"):
+        find_scenes(tmp_path / "train")
 
 
 def test_splits_are_those_of_the_file(tmp_path: Path) -> None:
@@ -171,7 +273,7 @@ def test_splits_are_those_of_the_file(tmp_path: Path) -> None:
     assert left_out(source) == {
         "images/4.jpg": "is in no split of splits.json",
         "images/5.jpg": "is in no split of splits.json",
-        "images/broken.jpg": "has no mask labels/broken.png",
+        "images/broken.jpg": "has no PNG of this name in labels",
         "splits.json": "there is no picture '9' with a mask",
     }
 
@@ -256,7 +358,7 @@ def test_what_does_not_pair_or_read_is_left_out(tmp_path: Path) -> None:
         "labels/small.png": "is 30x19 pixels, but its picture is 30x20",
         "labels/colour.png": "is of the kind RGB; a palette or grey is needed",
         "labels/turned.png": "is 30x20 pixels, but its picture is 20x30",
-        "images/alone.png": "has no mask labels/alone.png",
+        "images/alone.png": "has no PNG of this name in labels",
         "images/twice.png": "twice.jpg and twice.png have the same name",
         "images/twice.jpg": "twice.jpg and twice.png have the same name",
         "labels/twice.png": "twice.jpg and twice.png have the same name",
