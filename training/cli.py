@@ -37,7 +37,7 @@ from training.run.distributed import is_first_process
 from training.run.hardware import DeviceName, choose_device, use_allowed_processors
 from training.run.progress import watch
 from training.run.scene_lessons import check_scene_recipe, split
-from training.run.sources import Source, find_source
+from training.run.sources import Source, check_lessons, find_source
 from training.run.train import train as run_training
 
 Command = Callable[..., Any]
@@ -181,11 +181,7 @@ def train(
     if task != "classification":
         check_scene_recipe(recipe, task, 1)  # before all pictures are read
     source = find_source(recipe.architecture, data_dir)
-    if isinstance(source, SceneSource) and task not in source.tasks:
-        raise DataError(
-            f"{source}: is annotated for {' and '.join(source.tasks)}; {recipe.architecture} "
-            f"learns {task}, but {source.why_not}"
-        )
+    check_lessons(recipe, source)
     console.quiet = not is_first_process()
     _say(f"{name} on {source} → {run}")
     _tell_findings(source, strict=strict, recipe=recipe)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from app.artifact.manifest import Task
 from training.architectures import find_architecture
 from training.data import dataset
 from training.data.cifar_scenes import scenes_of
@@ -44,10 +45,14 @@ def check_lessons(recipe: Recipe, source: Source) -> None:
         DataError: the data set has other annotations than the network learns from.
     """
     task = find_architecture(recipe.architecture).task
-    tasks = source.tasks if isinstance(source, SceneSource) else ("classification",)
+    tasks: tuple[Task, ...] = ("classification",)
+    why_not = ""
+    if isinstance(source, SceneSource):
+        tasks, why_not = source.tasks, source.why_not and f", but {source.why_not}"
     if task not in tasks:
         raise DataError(
-            f"{source}: is annotated for {' and '.join(tasks)}; {recipe.architecture} learns {task}"
+            f"{source}: is annotated for {' and '.join(tasks)}; {recipe.architecture} learns "
+            f"{task}{why_not}"
         )
     is_scenes = isinstance(source, SceneSource)
     useless = CLASSIFIER_FIELDS if is_scenes else SCENE_FIELDS
