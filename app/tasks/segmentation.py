@@ -359,26 +359,34 @@ def _enlarged(
         placement: of the picture.
     """
     foreground = _foreground(probabilities)
-    one_class = len(probabilities) == 2
-    most_probable = foreground > 0.5 if one_class else probabilities.argmax(axis=0)
-    labels = [label for label in np.unique(most_probable).tolist() if label]
+    labels = _labels_in(probabilities)
+    is_empty = not labels and (objects is None or not objects.numbers.any())
     classes = _canvas(placement.seen, np.uint8)
     numbers = None
     if objects is not None:
         # Between the centres of two pixels, an object may reach into the outer one.
         outside = foreground < objects.least_probability
         numbers = placement.nearest(_grown(objects.numbers, outside))
-    for first, after in _strips(placement) if labels or objects is not None else ():
+    for first, after in () if is_empty else _strips(placement):
         smooth = placement.smooth(foreground, first, after)
         if objects is not None and numbers is not None:
             numbers[:, first:after] *= smooth >= objects.least_probability
         strip, highest = classes[:, first:after], 1 - smooth
         for label in labels:
-            values = smooth if one_class else placement.smooth(probabilities[label], first, after)
+            only = len(probabilities) == 2
+            values = smooth if only else placement.smooth(probabilities[label], first, after)
             strip[values > highest] = label
             highest = np.maximum(highest, values)
     whole = None if numbers is None else _whole(numbers, placement)
     return _whole(classes, placement), whole
+
+
+def _labels_in(probabilities: Probabilities) -> list[int]:
+    """Return the classes, counted from 1, that are the most probable of a pixel."""
+    if len(probabilities) == 2:
+        return [1] if (probabilities[1] > probabilities[0]).any() else []
+    counts = np.bincount(probabilities.argmax(axis=0).ravel())
+    return [label for label in np.flatnonzero(counts).tolist() if label]
 
 
 def _grown(numbers: NDArray[np.uint16], outside: NDArray[np.bool_]) -> NDArray[np.uint16]:
