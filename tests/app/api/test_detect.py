@@ -219,7 +219,7 @@ async def test_confusion_matrix_has_a_background(client: httpx.AsyncClient) -> N
     text = (await client.get("/confusion-matrix?model=finder&format=csv")).text
     assert text.splitlines()[-1] == "background,5,4,0"
     picture = await client.get("/confusion-matrix?model=finder&format=png")
-    assert read_png(picture.content).ndim == 3
+    assert min(read_png(picture.content).shape[:2]) > 100
     shares = (await client.get("/confusion-matrix?model=finder&normalize=true")).json()
     assert shares["normalized"][0] == [0.9, 0.025, 0.075]
 

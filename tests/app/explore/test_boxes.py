@@ -56,25 +56,47 @@ def test_labels_do_not_hide_each_other(count: int) -> None:
 
 
 def test_many_objects_in_one_place_are_all_drawn() -> None:
-    boxes = [Box((300, 200, 20 + index, 20 + index), index % 3, 0.5) for index in range(60)]
+    sides = range(20, 260, 4)
+    boxes = [Box((300, 200, side, side), 0, 0.5) for side in sides]
     drawn = read_png(draw_boxes(grey(), boxes, CLASSES))
-    assert (drawn[200 + 10, 300] != 128).any()
+    for side in sides:
+        edge = drawn[200 : 200 + side, 300 + side - 2 : 300 + side + 1]
+        assert (edge == colour_of(0)).all(axis=2).any(axis=1).mean() > 0.2, (
+            side
+        )  # labels hide a part
 
 
 @pytest.mark.parametrize(
-    "bbox", [(-5, -5, 10, 10), (635, 475, 50, 50), (3, 3, 0, 0), (0, 0, 640, 480)]
+    ("bbox", "row", "column"),
+    [
+        ((-5, 200, 10, 100), 250, 4),
+        ((600, 200, 90, 100), 250, 600),
+        ((100, 300, 80, 400), 440, 100),
+        ((0, 0, 640, 480), 240, 0),
+    ],
 )
 def test_box_at_the_border_is_drawn_as_far_as_it_goes(
-    bbox: tuple[float, float, float, float],
+    bbox: tuple[float, float, float, float], row: int, column: int
 ) -> None:
     drawn = read_png(draw_boxes(grey(), [Box(bbox, 0, 0.5)], CLASSES))
-    assert (drawn != 128).any()
+    near = drawn[row, max(column - 1, 0) : column + 2]
+    assert (near == colour_of(0)).all(axis=1).any()
+
+
+def test_box_without_an_area_is_drawn() -> None:
+    without = read_png(draw_boxes(grey(), [], CLASSES))
+    assert (read_png(draw_boxes(grey(), [Box((300, 300, 0, 0), 0, 0.5)], CLASSES)) != without).any()
 
 
 def test_names_in_other_letters_are_drawn() -> None:
     names = ("Zelle", "白血球", "🩸")
     boxes = [Box((100 * index + 10, 100, 80, 80), index, 0.5) for index in range(3)]
-    assert read_png(draw_boxes(grey(), boxes, names)).shape == (480, 640, 3)
+    drawn = read_png(draw_boxes(grey(), boxes, names))
+    assert drawn.shape == (480, 640, 3)
+    labels = [drawn[70:100, 100 * index : 100 * index + 95] for index in range(3)]
+    for index, label in enumerate(labels):
+        ink = (label == ink_on(colour_of(index))).all(axis=2)
+        assert ink.sum() > 20, names[index]
 
 
 def test_picture_too_small_for_a_label_is_drawn_without_it() -> None:
