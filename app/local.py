@@ -290,7 +290,7 @@ class Classes(Answers[Prediction]):
         head = json.dumps({"model": self._manifest.name, "version": self._manifest.version})
         yield f'{head[:-1]}, "predictions": ['
         yield from _in_list(
-            json.dumps({"filename": row.filename, "error": row.error})
+            json.dumps({"filename": row.filename, "error": row.error}, ensure_ascii=False)
             if isinstance(row, Failure)
             else row.model_dump_json(exclude_none=True)
             for row in rows
@@ -530,7 +530,7 @@ def _as_coco(
     """Yield the lines of COCO's list of results, in the order of the rows."""
     yield "["
     yield from _in_list(
-        json.dumps({"image_id": number, "file_name": row.filename, **result})
+        json.dumps({"image_id": number, "file_name": row.filename, **result}, ensure_ascii=False)
         for number, row in enumerate(rows, 1)
         for result in ([{"error": row.error}] if isinstance(row, Failure) else results(row))
     )

@@ -112,7 +112,7 @@ def test_csv_has_a_row_for_pictures_without_objects_and_files_that_are_none(
 
 
 def test_json_is_a_list_of_results_as_coco_has_them(pictures: Path) -> None:
-    last = scene(pictures / "z.png")
+    last = scene(pictures / "z größe.png")
     result = run("predict", pictures, "--json", "--threshold", "0.9")
     assert result.exit_code == 1
     first, failure, second = json.loads(result.stdout)
@@ -127,6 +127,7 @@ def test_json_is_a_list_of_results_as_coco_has_them(pictures: Path) -> None:
     assert (failure["image_id"], failure["file_name"]) == (3, f"{pictures}/notes.txt")
     assert failure["error"].startswith("not an image")
     assert (second["image_id"], second["file_name"]) == (4, str(last))
+    assert str(last) in result.stdout  # as it is, not escaped
 
 
 def test_json_of_no_objects_is_an_empty_list(pictures: Path) -> None:
