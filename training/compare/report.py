@@ -4,7 +4,7 @@
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -32,6 +32,7 @@ _COST = {
     "parameters",
     "MACs",
     "file MB",
+    "MB, all files",
     "ms float32",
     "ms int8",
     "images/s float32",
@@ -47,7 +48,10 @@ def comparison_tables(comparison: Comparison) -> list[Table]:
     models = comparison.models
     grids = _classifier_grids(comparison) if models else {}
     if comparison.objects:
-        grids["Boxes and masks"] = _objects_grid(comparison.objects)
+        grid = _objects_grid(comparison.objects)
+        grids["Boxes and masks"] = _without(grid, _COST)
+        kept = {*grid[0][1:]} - _COST
+        grids["Boxes and masks: size and speed, one thread"] = _without(grid, kept)
     return [make_table(title, grid[0], grid[1:]) for title, grid in grids.items()]
 
 
@@ -99,6 +103,12 @@ def _objects_grid(models: Sequence[ObjectFigures]) -> Grid:
         for model in models
     ]
     return rows
+
+
+def _without(grid: Grid, headings: Collection[str]) -> Grid:
+    """Return a grid without the columns of these headings."""
+    kept = [place for place, heading in enumerate(grid[0]) if heading not in headings]
+    return [tuple(row[place] for place in kept) for row in grid]
 
 
 def _told(scores: Mapping[str, float]) -> str:

@@ -1,3 +1,4 @@
+import io
 import json
 import shutil
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 from matplotlib.lines import Line2D
 from PIL import Image
+from rich.console import Console
 
 from app.artifact.directory import Artifact, read_artifact
 from app.artifact.files import MANIFEST
@@ -344,8 +346,12 @@ def test_detectors_and_segmenters_have_a_table_of_their_own(tmp_path: Path) -> N
     assert "mAP 60.0%" in text
     content = json.loads((tmp_path / "out" / report.COMPARISON_JSON).read_text())
     assert [row["model"] for row in content["objects"]] == ["cells/1", "finder/1"]
-    [table] = report.comparison_tables(comparison)
-    assert table.row_count == 2
+    for table in report.comparison_tables(comparison):
+        assert table.row_count == 2
+        shown = io.StringIO()
+        Console(width=120, file=shown).print(table)
+        lines = [line for line in shown.getvalue().splitlines() if line.strip()]
+        assert len(lines) == 5, lines  # a title, headings, a rule, and no cell of two lines
 
 
 def test_a_store_of_several_tasks_has_the_tables_of_each(store: Path, tmp_path: Path) -> None:
@@ -356,4 +362,4 @@ def test_a_store_of_several_tasks_has_the_tables_of_each(store: Path, tmp_path: 
     assert [model.model for model in comparison.objects] == ["finder/1"]
     titles = [str(table.title) for table in report.comparison_tables(comparison)]
     assert titles[0] == "Accuracy and training"
-    assert titles[-1] == "Boxes and masks"
+    assert titles[-2:] == ["Boxes and masks", "Boxes and masks: size and speed, one thread"]
