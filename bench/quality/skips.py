@@ -86,7 +86,7 @@ def drawn(scene: Scene, networks: Sequence[EvaluatedSegmenter]) -> list[Image.Im
     maps = [np.zeros_like(truth), truth]
     for network in networks:
         image, placement = decode_placed(content, (SIDE, SIDE), MAX_PIXELS, resize=RESIZE)
-        outputs = network.served.predict(image[None])
+        outputs = network.served.predict(np.stack([image]))
         maps.append(segment(outputs, network.instances, placement).regions[0].astype(np.int32))
     part = slice(0, PART_SIDE), slice(0, PART_SIDE)
     tiles = [draw_masks(picture[part], each[part], [0] * int(each.max())) for each in maps]
