@@ -110,6 +110,21 @@ async def test_answers_of_the_service_evaluate_to_the_manifests_map(
     assert evaluation.stats[:2].tolist() == pytest.approx([found.map, found.map50], abs=1e-6)
 
 
+def test_first_yolo_is_trained_and_exported_like_todays(
+    scenes: SceneSource, tmp_path: Path
+) -> None:
+    """The export compares both graphs with the network, box by box and by their mAP."""
+    recipe = find_recipe("yolo-v1").replace(
+        architecture="yolo-v1-4", epochs=3, batch_size=4, height=64, width=96, averaged=0.9
+    )
+    last = train(recipe, scenes, tmp_path / "run", SilentReporter(), device="cpu")
+    assert last.state.history[-1].loss < last.state.history[0].loss
+    what = SceneExport(last, evaluate_scenes(last, scenes), scenes, "first", "1")
+    manifest = export_scenes(what, tmp_path / "store").detector
+    assert manifest.architecture == "yolo-v1-4"
+    assert manifest.layers[-1].shape == (4 * 4 * (2 * 5 + 2),)
+
+
 def test_run_that_was_interrupted_goes_on_as_if_it_were_not(
     scenes: SceneSource, tmp_path: Path
 ) -> None:
