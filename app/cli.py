@@ -27,7 +27,6 @@ from app.errors import ConvscopeError
 from app.local import (
     ANSWERS,
     COVERAGE,
-    MOST_DETECTIONS,
     FileReader,
     Options,
     as_csv,
@@ -38,6 +37,7 @@ from app.local import (
 from app.machine import can_fork, usable_cpus
 from app.server.run_directory import reachable, run_directory
 from app.settings import Settings, read_settings
+from app.tasks.detection import DEFAULT_DETECTIONS
 from app.tasks.segmentation import DEFAULT_INSTANCES
 from app.telemetry import logs
 
@@ -129,8 +129,8 @@ def _check_number(_context: object, _option: object, value: float | None) -> flo
     type=click.FloatRange(0, 1),
     callback=_check_number,
     help="The least score of an object. Default: a detector's own, 0 for a segmenter. For "
-    "detectors, and segmenters that tell objects apart. A detector gives at most "
-    f"the {MOST_DETECTIONS} best objects of a picture, a segmenter the {DEFAULT_INSTANCES} best.",
+    "detectors, and segmenters that tell objects apart. A detector gives at most the "
+    f"{DEFAULT_DETECTIONS} best objects of a picture, a segmenter the {DEFAULT_INSTANCES} best.",
 )
 @click.option(
     "--draw",

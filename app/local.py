@@ -22,13 +22,10 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 
-from app.api.queries import DetectQuery
 from app.api.schemas import (
-    Detection,
     Instance,
     PictureDetections,
     PictureSegments,
-    PictureSize,
     Prediction,
     Predictions,
     Region,
@@ -53,9 +50,6 @@ STANDARD_INPUT = "-"
 
 COVERAGE = 0.9
 """Of the sets that are printed by default, as on the page."""
-
-MOST_DETECTIONS: int = DetectQuery.model_fields["max_detections"].default
-"""Of a picture, as `POST /detect` has it."""
 
 UNFAMILIAR = "unlike anything it was trained on: probability and set promise nothing here"
 """The page has the same words."""
@@ -330,11 +324,9 @@ class Objects(Answers[FileDetections]):
         brief: bool = False,  # noqa: ARG002 - of all tasks
     ) -> None:
         """Check the options."""
-        self._manifest = artifact.detector
+        self._classes = artifact.manifest.classes
         self._settings = settings
-        self._interpreter = detection.Interpreter(
-            artifact, score_threshold=options.threshold, max_detections=MOST_DETECTIONS
-        )
+        self._interpreter = detection.Interpreter(artifact, score_threshold=options.threshold)
         self._folder = options.draw
         self.keeps_bytes = self._folder is not None
 
@@ -345,30 +337,17 @@ class Objects(Answers[FileDetections]):
         return [self._row(*each) for each in zip(pictures, found, strict=True)]
 
     def _row(self, picture: Picture, found: detection.Found) -> FileDetections:
-        width, height = picture.placement.picture
-        objects = zip(
-            found.boxes.tolist(), found.labels.tolist(), found.scores.tolist(), strict=True
+        row = FileDetections.model_validate(
+            self._interpreter.describe(found, picture.placement, picture.filename, picture.warning)
         )
-        return FileDetections(
-            image=PictureSize(width=width, height=height),
-            detections=[
-                Detection(
-                    bbox=box,
-                    category=self._manifest.classes[label],
-                    category_id=self._manifest.category_ids[label],
-                    score=score,
-                )
-                for box, label, score in objects
-            ],
-            filename=picture.filename,
-            warning=picture.warning,
-            drawing=None if self._folder is None else self._draw(self._folder, picture, found),
-        )
+        if self._folder is not None:
+            row.drawing = self._draw(self._folder, picture, found)
+        return row
 
     def _draw(self, folder: Path, picture: Picture, found: detection.Found) -> str:
         whole = _shown(picture, self._settings)
-        size, classes = picture.placement.picture, self._manifest.classes
-        drawing = draw_found(whole, size, found.boxes, found.labels, found.scores, classes)
+        size = picture.placement.picture
+        drawing = draw_found(whole, size, found.boxes, found.labels, found.scores, self._classes)
         return as_unicode(_write_new(folder, picture.filename, drawing))
 
     def text(self, row: FileDetections) -> str:

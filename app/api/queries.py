@@ -8,6 +8,7 @@ from app.artifact.manifest import SetMethod, composed
 from app.explore.confusion_matrix import Normalization
 from app.explore.saliency import SaliencyMethod
 from app.tasks.classification import DEFAULT_SETS
+from app.tasks.detection import DEFAULT_DETECTIONS, MAX_DETECTIONS
 from app.tasks.segmentation import DEFAULT_INSTANCES, MAX_INSTANCES
 
 VERSION_HELP = "The model's version; the highest, or for the default model its own, unless given."
@@ -175,7 +176,10 @@ class DetectQuery(ModelQuery):
         "one; at most the model's own threshold, which holds unless given.",
     )
     max_detections: int = Field(
-        100, ge=1, le=1000, description="The most objects in one picture, the best first."
+        DEFAULT_DETECTIONS,
+        ge=1,
+        le=MAX_DETECTIONS,
+        description="The most objects in one picture, the best first.",
     )
     format: Literal["json", "png"] | None = Field(
         None, description="Overrides Accept; `png` is the picture with boxes drawn."

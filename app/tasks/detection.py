@@ -16,6 +16,9 @@ from app.artifact.tensors import BOXES, LABELS, SCORES, Outputs, overlaps
 from app.errors import InvalidParameter
 from app.images.placement import Placement
 
+DEFAULT_DETECTIONS, MAX_DETECTIONS = 100, 1000
+"""The most objects in an answer for one picture."""
+
 
 @dataclass(frozen=True, slots=True)
 class Found:
@@ -45,7 +48,7 @@ class Interpreter:
         *,
         score_threshold: float | None = None,
         iou_threshold: float | None = None,
-        max_detections: int = 100,
+        max_detections: int | None = None,
     ) -> None:
         """Check the parameters.
 
@@ -54,7 +57,7 @@ class Interpreter:
             score_threshold: the least score of an object; the model's own unless given.
             iou_threshold: the most that two objects of a class overlap; the model's own unless
                 given.
-            max_detections: the most objects in a picture.
+            max_detections: the most objects in a picture; `DEFAULT_DETECTIONS` unless given.
 
         Raises:
             InvalidParameter: the graph has already dropped what `iou_threshold` would keep.
@@ -69,7 +72,7 @@ class Interpreter:
         self._manifest = manifest
         self._least = manifest.score_threshold if score_threshold is None else score_threshold
         self._overlap = iou_threshold
-        self._most = max_detections
+        self._most = DEFAULT_DETECTIONS if max_detections is None else max_detections
 
     def find(self, outputs: Outputs, placements: Sequence[Placement]) -> list[Found]:
         """Return the objects in each of N pictures.
@@ -111,16 +114,24 @@ class Interpreter:
         """
         manifest = self._manifest
         pictures = [
-            self._picture(*each)
+            self.describe(*each)
             for each in zip(found, placements, filenames, warnings, strict=True)
         ]
         head = {"model": manifest.name, "version": manifest.version}
         several = {"pictures": pictures}
         return orjson.dumps(head | (pictures[0] if len(pictures) == 1 else several))
 
-    def _picture(
+    def describe(
         self, found: Found, placement: Placement, filename: str | None, warning: str | None
     ) -> dict[str, object]:
+        """Return one picture's part of the answer, as in `app.api.schemas.PictureDetections`.
+
+        Args:
+            found: the objects in it.
+            placement: of the picture in the graph's input.
+            filename: of the picture.
+            warning: of the picture.
+        """
         width, height = placement.picture
         ids, names = self._manifest.category_ids, self._manifest.classes
         rows = zip(found.boxes.tolist(), found.labels.tolist(), found.scores.tolist(), strict=True)

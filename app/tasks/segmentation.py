@@ -360,6 +360,7 @@ def _enlarged(
     """
     foreground = _foreground(probabilities)
     labels = _labels_in(probabilities)
+    one_class = len(probabilities) == 2
     is_empty = not labels and (objects is None or not objects.numbers.any())
     classes = _canvas(placement.seen, np.uint8)
     numbers = None
@@ -373,8 +374,7 @@ def _enlarged(
             numbers[:, first:after] *= smooth >= objects.least_probability
         strip, highest = classes[:, first:after], 1 - smooth
         for label in labels:
-            only = len(probabilities) == 2
-            values = smooth if only else placement.smooth(probabilities[label], first, after)
+            values = smooth if one_class else placement.smooth(probabilities[label], first, after)
             strip[values > highest] = label
             highest = np.maximum(highest, values)
     whole = None if numbers is None else _whole(numbers, placement)

@@ -233,7 +233,8 @@ const withoutNothing = (parameters) =>
 const NO_IMAGE = {};
 
 // The picture (its bytes as sent, its name, a URL to show it from, and whether the browser may show
-// another one than the service reads) and the state of the request that fetches it. Until it is there, the one before stands for it, unless that was of another task.
+// another one than the service reads) and the state of the request that fetches it. Until it is
+// there, the one before stands for it, unless that was of another task.
 function useImage(file, task, sample) {
   const source = file ?? sampleFile(task, sample);
   const fetched = useAsked(

@@ -14,12 +14,13 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from app import cli, local
+from app import cli
 from app.api.queries import DetectQuery
 from app.artifact.store import read_store
 from app.cli import main
 from app.explore.palette import COLOURS
 from app.settings import read_settings
+from app.tasks import detection
 from app.tasks.segmentation import DEFAULT_INSTANCES
 from tests.support.artifacts import write_artifact
 from tests.support.detectors import HEIGHT, WIDTH, write_detector
@@ -157,7 +158,7 @@ def test_as_many_objects_are_told_as_the_service_answers(
     said = " ".join(run("predict", "--help").stdout.split())
     assert f"at most the {most} best objects of a picture" in said
     assert f"a segmenter the {DEFAULT_INSTANCES} best" in said
-    monkeypatch.setattr(local, "MOST_DETECTIONS", 2)
+    monkeypatch.setattr(detection, "DEFAULT_DETECTIONS", 2)
     rows = rows_of(run("predict", scene(tmp_path / "a.png"), "--csv"))
     assert [row["category"] for row in rows] == ["cell", "cell"]
 
