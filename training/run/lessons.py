@@ -4,7 +4,7 @@ The loop knows a task only by these. `image_lessons` has those of classifiers, `
 of detectors and segmenters.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
@@ -57,17 +57,16 @@ class Batch:
 class Lesson(Protocol):
     """What a network's outputs should be."""
 
-    @property
-    def has_right_answers(self) -> bool:
-        """Whether an answer for an image is either right or wrong."""
-        ...
-
     def losses(self, outputs: Any, targets: Any, label_smoothing: float) -> Tensor:
         """Return each image's loss, `[N]`."""
         ...
 
-    def count_correct(self, outputs: Any, targets: Any) -> Tensor:
-        """Return how many images are answered correctly, `[]`."""
+    @property
+    def count_correct(self) -> Callable[[Any, Any], Tensor] | None:
+        """Counts the images whose outputs agree with their targets, `[]`.
+
+        None if an answer for an image is not either right or wrong.
+        """
         ...
 
 

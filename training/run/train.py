@@ -185,6 +185,7 @@ def _train_epochs(run: Run, state: RunState, run_dir: Path, reporter: Reporter) 
 def _train_epoch(run: Run, number: int, reporter: Reporter) -> EpochFigures:
     """Look at every image once and learn from it, or from the hard ones; measure the held-out."""
     recipe, workers, lessons = run.recipe, run.workers, run.lessons
+    has_right_answers = lessons.lesson.count_correct is not None
     run.learner.network.train()
     started = time.perf_counter()
     epoch = Epoch(number, recipe.seed)
@@ -213,9 +214,7 @@ def _train_epoch(run: Run, number: int, reporter: Reporter) -> EpochFigures:
             mean_loss, accuracy = _means(totals)
             if not math.isfinite(mean_loss):
                 raise Diverged(f"the mean loss is {mean_loss} in epoch {number}, step {step}")
-            reporter.progressed(
-                seen, mean_loss, accuracy if lessons.lesson.has_right_answers else None
-            )
+            reporter.progressed(seen, mean_loss, accuracy if has_right_answers else None)
     mean_loss, accuracy = _means(workers.sum(totals))
     if run.start_weights is not None and number == recipe.epochs:
         _average_with_start(run, run.start_weights, epoch)
@@ -223,7 +222,7 @@ def _train_epoch(run: Run, number: int, reporter: Reporter) -> EpochFigures:
     return EpochFigures(
         epoch=number,
         loss=mean_loss,
-        train_accuracy=accuracy if lessons.lesson.has_right_answers else None,
+        train_accuracy=accuracy if has_right_answers else None,
         heldout_accuracy=lessons.measure(run.learner.result, number) if workers.is_first else None,
         images_per_second=seen / seconds,
         seconds=seconds,
@@ -264,7 +263,8 @@ def learn(
         loss = losses.sum() / len(batch)
         (loss * weight).backward()
         total += loss.detach()
-        correct += lesson.count_correct(outputs, part.targets)
+        if lesson.count_correct is not None:
+            correct += lesson.count_correct(outputs, part.targets)
     learner.optimizer.step()
     return total, correct
 

@@ -116,7 +116,8 @@ class Lesson:
         bins: of a distance's distribution.
     """
 
-    has_right_answers = False
+    count_correct = None
+    """No picture is right or wrong as a whole."""
 
     def __init__(self, strides: Sequence[int], bins: int) -> None:
         self._strides, self._bins = strides, bins
@@ -128,11 +129,6 @@ class Lesson:
     def losses(self, maps: Sequence[Tensor], truth: Truth, label_smoothing: float) -> Tensor:  # noqa: ARG002
         """Return each picture's loss, `[N]`. Targets are soft already."""
         return losses(self.candidates(maps), truth)
-
-    def count_correct(self, outputs: object, targets: object) -> Tensor:
-        """Return 0: no picture is right or wrong as a whole."""
-        del outputs, targets
-        return torch.zeros((), dtype=torch.int64)
 
 
 def best(

@@ -28,7 +28,8 @@ class Lesson:
         boxes: of a cell.
     """
 
-    has_right_answers = False
+    count_correct = None
+    """No picture is right or wrong as a whole."""
 
     def __init__(self, size: tuple[int, int], boxes: int) -> None:
         self._size, self._boxes = size, boxes
@@ -68,11 +69,6 @@ class Lesson:
         confident = EMPTY_WEIGHT * empty[picture, row, column, chosen]
         loss = EMPTY_WEIGHT * empty.flatten(1).sum(1)
         return loss.index_add(0, picture, PLACE_WEIGHT * place + confidence + label - confident)
-
-    def count_correct(self, outputs: object, targets: object) -> Tensor:
-        """Return 0: no picture is right or wrong as a whole."""
-        del outputs, targets
-        return torch.zeros((), dtype=torch.int64)
 
     def _split(self, grid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return places `[N,S,S,B,4]`, confidences `[N,S,S,B]` and classes `[N,S,S,C]`."""
