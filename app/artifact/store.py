@@ -73,7 +73,8 @@ class Store:
         """
         default = self.default.manifest
         if not name and task is not None and task not in self.defaults:
-            raise UnknownModel(f"no model here is for {task}; there are: {', '.join(self._models)}")
+            there = {f"{each.manifest.name} ({each.manifest.task})": None for each in self}
+            raise UnknownModel(f"no model here is for {task}; there are: {', '.join(there)}")
         if task is not None and task in self.defaults:
             default = self.defaults[task].manifest
         name = name or default.name

@@ -192,7 +192,10 @@ async def test_store_without_detectors_says_so(connect: Connect) -> None:
     async with connect() as client:
         response = await client.post("/detect", content=b"never read")
     assert response.status_code == 404
-    assert "no model here is for detection" in response.json()["detail"]
+    said = (
+        "no model here is for detection; there are: colour (classification), flat (classification)"
+    )
+    assert response.json()["detail"] == said
 
 
 async def test_store_of_detectors_alone_is_served(connect: Connect, tmp_path: Path) -> None:
