@@ -188,7 +188,8 @@ class Recipe(BaseModel):
     start: str = Field(
         default="",
         description="Folder of a run or model of the same architecture, whose weights the run "
-        "begins with. Its last layer is left out if it has other classes. Empty: none.",
+        "begins with. Its last layer is left out if it has other classes. A detector or segmenter "
+        "begins with a run of its backbone too, such as yolo-backbone. Empty: none.",
     )
     start_part: float = Field(
         default=0.0,
@@ -584,6 +585,8 @@ RECIPES: dict[str, Recipe] = {
         dropout=0.1,
     ),
     "unet": UNET,
+    "yolo-backbone": NORMALIZED.replace(architecture="yolo-backbone", epochs=15),
+    "unet-backbone": NORMALIZED.replace(architecture="unet-backbone", epochs=10),
 }
 
 

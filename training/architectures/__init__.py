@@ -19,9 +19,9 @@ from training.architectures.fc import FullyConnected
 from training.architectures.resnet import plain20, resnet18, resnet20
 from training.architectures.simple_cnn import SimpleCNN
 from training.architectures.speednet import SpeedNet
-from training.architectures.unet import UNet
+from training.architectures.unet import UNet, UNetBackbone
 from training.architectures.vgg import VGG16
-from training.architectures.yolo import Yolo
+from training.architectures.yolo import Yolo, YoloBackbone
 from training.architectures.yolo_v1 import YoloV1
 from training.errors import RecipeError
 
@@ -36,12 +36,14 @@ class Architecture:
         image_size: height and width in pixels of the images that it takes.
         classes: the number of classes of the data set that it is known for.
         task: what it learns.
+        backbone: the name of a classifier with some of its layers, with which it can begin.
     """
 
     build: Callable[[int, float], nn.Module]
     image_size: tuple[int, int] = (32, 32)
     classes: int = 10
     task: Task = "classification"
+    backbone: str = ""
 
 
 @runtime_checkable
@@ -78,12 +80,16 @@ ARCHITECTURES: dict[str, Architecture] = {
     "resnet20": Architecture(resnet20),
     "plain20": Architecture(plain20),
     "efficientnet-b0": Architecture(EfficientNetB0),
-    "yolo": Architecture(Yolo, (288, 384), 3, "detection"),
+    "yolo": Architecture(Yolo, (288, 384), 3, "detection", "yolo-backbone"),
+    "yolo-backbone": Architecture(YoloBackbone),
     "yolo-v1": Architecture(YoloV1, (288, 384), 3, "detection"),
     "yolo-v1-4": Architecture(partial(YoloV1, cells=4), (288, 384), 3, "detection"),
     "yolo-v1-14": Architecture(partial(YoloV1, cells=14), (288, 384), 3, "detection"),
-    "unet": Architecture(UNet, (256, 256), 3, "segmentation"),
-    "unet-no-skips": Architecture(partial(UNet, skips=False), (256, 256), 3, "segmentation"),
+    "unet": Architecture(UNet, (256, 256), 3, "segmentation", "unet-backbone"),
+    "unet-backbone": Architecture(UNetBackbone),
+    "unet-no-skips": Architecture(
+        partial(UNet, skips=False), (256, 256), 3, "segmentation", "unet-backbone"
+    ),
     "alexnet-imagenet": Architecture(imagenet.alexnet, (224, 224), 1000),
     "vgg16-imagenet": Architecture(imagenet.vgg16, (224, 224), 1000),
     "resnet50-imagenet": Architecture(imagenet.resnet50, (224, 224), 1000),

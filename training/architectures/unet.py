@@ -42,22 +42,10 @@ class UNet(nn.Module):
         skips: bool = True,
     ) -> None:
         super().__init__()
-        channels = [min(width * 2**level, most) for level in range(4)]
+        channels = widths(width, most)
         self.skips = skips
         self.standardize = Standardize()
-        self.stem = nn.Sequential(
-            OrderedDict(
-                conv=nn.Conv2d(4, channels[0], 4, 2, 1, bias=False),
-                norm=nn.BatchNorm2d(channels[0]),
-                relu=nn.ReLU(inplace=True),
-            )
-        )
-        self.down = nn.ModuleList(
-            block(inputs, outputs_)
-            for inputs, outputs_ in zip([channels[0], *channels[:-2]], channels[:-1], strict=True)
-        )
-        self.pools = nn.ModuleList(nn.MaxPool2d(2) for _ in channels[:-1])
-        self.bottom = block(channels[-2], channels[-1])
+        self.stem, self.down, self.pools, self.bottom = encoder(channels)
         self.dropout = nn.Dropout2d(dropout)
         self.up = nn.ModuleList(
             nn.ConvTranspose2d(below, here, 2, 2)
@@ -86,6 +74,41 @@ class UNet(nn.Module):
         return logits
 
 
+class UNetBackbone(nn.Module):
+    """The way down as a classifier: a start for segmenters, whose layers have the same names.
+
+    Float `[N,3,H,W]` to logits `[N,classes]`.
+
+    Args:
+        classes: the number of classes.
+        dropout: before the last layer.
+        width: as the segmenter's.
+        most: likewise.
+    """
+
+    def __init__(
+        self, classes: int, dropout: float = 0.0, *, width: int = 32, most: int = 160
+    ) -> None:
+        super().__init__()
+        channels = widths(width, most)
+        self.standardize = Standardize()
+        self.stem, self.down, self.pools, self.bottom = encoder(channels)
+        self.classifier = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Dropout(dropout),
+            nn.Linear(channels[-1], classes),
+        )
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return the logits."""
+        features = self.stem(self.standardize(image))
+        for down, pool in zip(self.down, self.pools, strict=True):
+            features = pool(down(features))
+        logits: Tensor = self.classifier(self.bottom(features))
+        return logits
+
+
 class Standardize(nn.Module):
     """Float `[N,3,H,W]` to `[N,4,H,W]`, each picture with a mean of 0 and a deviation of 1.
 
@@ -106,6 +129,30 @@ def _standard(values: Tensor) -> Tensor:
     centred = values - values.mean((1, 2, 3), keepdim=True)
     deviation = centred.square().mean((1, 2, 3), keepdim=True).sqrt()
     return centred / (deviation + LEAST_DEVIATION)
+
+
+def widths(width: int, most: int) -> list[int]:
+    """Return the channels of each of the four resolutions."""
+    return [min(width * 2**level, most) for level in range(4)]
+
+
+def encoder(
+    channels: list[int],
+) -> tuple[nn.Sequential, nn.ModuleList, nn.ModuleList, nn.Sequential]:
+    """Return the stem, the blocks of three resolutions, their pools, and the deepest block."""
+    stem = nn.Sequential(
+        OrderedDict(
+            conv=nn.Conv2d(4, channels[0], 4, 2, 1, bias=False),
+            norm=nn.BatchNorm2d(channels[0]),
+            relu=nn.ReLU(inplace=True),
+        )
+    )
+    down = nn.ModuleList(
+        block(inputs, outputs)
+        for inputs, outputs in zip([channels[0], *channels[:-2]], channels[:-1], strict=True)
+    )
+    pools = nn.ModuleList(nn.MaxPool2d(2) for _ in channels[:-1])
+    return stem, down, pools, block(channels[-2], channels[-1])
 
 
 def block(inputs: int, outputs: int) -> nn.Sequential:

@@ -37,12 +37,7 @@ class Yolo(nn.Module):
 
     def __init__(self, classes: int, dropout: float = 0.0, *, width: int = 32) -> None:
         super().__init__()
-        self.stem = nn.Sequential(
-            conv(3, width // 2, stride=2), conv(width // 2, width, stride=2), Residual(width)
-        )
-        self.stage8 = stage(width, 2 * width, 2)
-        self.stage16 = stage(2 * width, 3 * width, 2)
-        self.stage32 = stage(3 * width, 3 * width, 1)
+        self.stem, self.stage8, self.stage16, self.stage32 = backbone(width)
         self.down = conv(3 * width, 2 * width, kernel=1)
         self.merge16 = conv(5 * width, 2 * width)
         self.merge8 = conv(4 * width, 2 * width)
@@ -57,6 +52,34 @@ class Yolo(nn.Module):
         middle = self.merge16(torch.cat((middle, enlarged(coarse, middle)), 1))
         fine = self.merge8(torch.cat((fine, enlarged(middle, fine)), 1))
         return self.head8(fine), self.head16(middle)
+
+
+class YoloBackbone(nn.Module):
+    """The same layers down to cells of 32 pixels, as a classifier: a start for detectors.
+
+    Float `[N,3,H,W]` to logits `[N,classes]`. The layers have the detector's names.
+
+    Args:
+        classes: the number of classes.
+        dropout: before the last layer.
+        width: as the detector's.
+    """
+
+    def __init__(self, classes: int, dropout: float = 0.0, *, width: int = 32) -> None:
+        super().__init__()
+        self.stem, self.stage8, self.stage16, self.stage32 = backbone(width)
+        self.classifier = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Dropout(dropout),
+            nn.Linear(3 * width, classes),
+        )
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return the logits."""
+        features = self.stage32(self.stage16(self.stage8(self.stem(image))))
+        logits: Tensor = self.classifier(features)
+        return logits
 
 
 class Head(nn.Module):
@@ -89,6 +112,19 @@ class Residual(nn.Module):
         """Add to the features."""
         added: Tensor = features + self.second(self.first(features))
         return added
+
+
+def backbone(width: int) -> tuple[nn.Sequential, nn.Sequential, nn.Sequential, nn.Sequential]:
+    """Return the layers down to cells of 4, of 8, of 16 and of 32 pixels."""
+    stem = nn.Sequential(
+        conv(3, width // 2, stride=2), conv(width // 2, width, stride=2), Residual(width)
+    )
+    return (
+        stem,
+        stage(width, 2 * width, 2),
+        stage(2 * width, 3 * width, 2),
+        stage(3 * width, 3 * width, 1),
+    )
 
 
 def enlarged(features: Tensor, other: Tensor) -> Tensor:

@@ -39,7 +39,7 @@ SIDES = (20, 56)
 MOST_COVERED = 40
 """Percent of an object's own area that later ones may cover."""
 
-SCENES = {"train": 4000, "val": 400, "test": 1000}
+SCENES = {"train": 8000, "val": 400, "test": 1000}
 """How many are made of a data set."""
 
 HELD_OUT = 0.1

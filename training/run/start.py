@@ -15,40 +15,61 @@ def check_start(recipe: Recipe, trained: Trained, classes: tuple[str, ...]) -> N
     """Raise unless a run of the recipe can begin with a network.
 
     Raises:
-        RecipeError: it is of another architecture, or has other classes and would be averaged.
+        RecipeError: it is neither of the same architecture nor of its backbone's, or starts anew in
+            a part and would be averaged.
     """
-    if trained.architecture != recipe.architecture:
-        raise RecipeError(
-            f"it is a {trained.architecture}; architecture is {recipe.architecture!r}"
-        )
-    if trained.classes != classes and recipe.start_part > 0:
+    backbone = find_architecture(recipe.architecture).backbone
+    if trained.architecture not in (recipe.architecture, backbone):
+        fitting = f"{recipe.architecture!r}" + (f" or {backbone!r}" if backbone else "")
+        raise RecipeError(f"it is a {trained.architecture}; it must be a {fitting}")
+    if recipe.start_part == 0:
+        return
+    if trained.architecture == backbone:
+        raise RecipeError(f"it is a {backbone} alone; start_part is {recipe.start_part}")
+    if trained.classes != classes:
         raise RecipeError(f"it has other classes; start_part is {recipe.start_part}")
 
 
 def begin_with(
-    trained: Trained, network: nn.Module, images: Tensor, classes: tuple[str, ...]
-) -> str | None:
+    trained: Trained,
+    network: nn.Module,
+    images: Tensor,
+    architecture: str,
+    classes: tuple[str, ...],
+) -> str:
     """Give a newly built network the weights of a trained one.
 
     Args:
-        trained: of the same architecture.
-        network: its weights are replaced, but for the last layer if the classes are others.
+        trained: of the same architecture, or of its backbone.
+        network: its weights are replaced, but for layers that the trained one has not, and for the
+            last layer if the classes are others.
         images: as `load_trained` takes them.
+        architecture: of the network.
         classes: of the images that the run learns from.
 
     Returns:
-        The name of the last layer if that keeps its own weights.
+        The names of the layers that keep their own weights; empty if all are replaced.
 
     Raises:
         RunError: the network has other weights than the trained one.
     """
-    if trained.classes == classes:
-        load_trained(network, trained.weights, images)
-        return None
-    last = _weights_of_outputs(trained.architecture)
-    own = {name: weight for name, weight in network.state_dict().items() if name in last}
-    load_trained(network, trained.weights | own, images)
-    return ", ".join(dict.fromkeys(name.rpartition(".")[0] for name in last))
+    own = network.state_dict()
+    learned = {_layer(name) for name in trained.weights}
+    anew = {name for name in own if _layer(name) not in learned}
+    names = [layer for layer in dict.fromkeys(map(_layer, own)) if layer not in learned]
+    if trained.architecture == architecture and trained.classes != classes:
+        last = _weights_of_outputs(architecture)
+        anew.update(last)
+        names += dict.fromkeys(name.rpartition(".")[0] for name in last)
+    kept = {_layer(name) for name in own}
+    weights = {name: each for name, each in trained.weights.items() if _layer(name) in kept}
+    load_trained(network, weights | {name: own[name] for name in anew}, images)
+    return ", ".join(names)
+
+
+def _layer(name: str) -> str:
+    """Return the name of the network's part that a weight belongs to."""
+    return name.partition(".")[0]
 
 
 def _weights_of_outputs(architecture: str) -> list[str]:

@@ -401,12 +401,13 @@ def _begin(run: Run, start: Trained, source: Source, reporter: Reporter) -> None
     """Give the network the weights that the recipe starts from."""
     images = run.lessons.some_images()
     with _named("start", run.recipe.start):
-        new_layer = begin_with(start, run.learner.network, images, source.classes)
-    if new_layer is not None:
-        reporter.told(
-            f"{printable(run.recipe.start)} has other classes than {source.name}: the last layer, "
-            f"{new_layer}, starts anew"
+        anew = begin_with(
+            start, run.learner.network, images, run.recipe.architecture, source.classes
         )
+    if anew:
+        other = start.architecture != run.recipe.architecture
+        why = f"is a {start.architecture}" if other else f"has other classes than {source.name}"
+        reporter.told(f"{printable(run.recipe.start)} {why}: {anew} starts anew")
 
 
 def _average_with_start(run: Run, start: dict[str, Tensor], epoch: Epoch) -> None:

@@ -19,9 +19,9 @@ from training.architectures.rounding import rounded
 from training.data import dataset
 from training.data.augmentation import Augmentation, Epoch, epoch_batches
 from training.errors import RecipeError
-from training.recipes import Recipe
+from training.recipes import RECIPES, Recipe
 from training.run.checkpoint import NETWORK, Checkpoint
-from training.run.start import average_with_start, begin_with
+from training.run.start import average_with_start, begin_with, check_start
 from training.run.trained import load_trained, read_trained
 
 
@@ -33,7 +33,7 @@ def _started(recipe: Recipe, source: dataset.Source) -> tuple[nn.Module, dataset
     torch.manual_seed(1)
     network = find_architecture(recipe.architecture).build(len(source.classes), 0.0)
     trained = read_trained(Path(recipe.start))
-    begin_with(trained, network, _normalized(learned), source.classes)
+    begin_with(trained, network, _normalized(learned), recipe.architecture, source.classes)
     return network, learned
 
 
@@ -116,6 +116,48 @@ def test_the_last_layer_is_new_where_the_classes_are(
             assert torch.equal(ours[name], theirs[name]), name
 
 
+@pytest.mark.parametrize(
+    ("architecture", "anew"),
+    [
+        ("yolo", {"down", "merge16", "merge8", "head8", "head16"}),
+        ("unet", {"up", "merge", "head"}),
+        ("unet-no-skips", {"up", "merge", "head"}),
+    ],
+)
+def test_a_detector_or_segmenter_begins_with_the_features_of_its_backbone(
+    architecture: str, anew: set[str], source: dataset.Source, tmp_path: Path
+) -> None:
+    backbone = find_architecture(architecture).backbone
+    recipe = TINY.replace(architecture=backbone, epochs=1)
+    run = train_quietly(recipe, source, tmp_path / "backbone")
+    torch.manual_seed(1)
+    network = find_architecture(architecture).build(3, 0.0)
+    before = copy.deepcopy(network.state_dict())
+    images = torch.randn(4, 3, 64, 64)
+    trained = read_trained(run.path.parent)
+    named = begin_with(trained, network, images, architecture, ("a", "b", "c"))
+    assert set(named.split(", ")) == anew
+    learned = run.read(NETWORK)
+    for name, tensor in network.state_dict().items():
+        expected = before if name.partition(".")[0] in anew else learned
+        assert torch.equal(tensor, expected[name]), name
+
+
+def test_a_detector_does_not_begin_with_a_classifier_that_is_not_its_backbone(
+    exported: Artifact,
+) -> None:
+    trained = read_trained(exported.path)
+    recipe = RECIPES["yolo"].replace(start=str(exported.path))
+    said = "it is a simple-cnn; it must be a 'yolo' or 'yolo-backbone'"
+    with pytest.raises(RecipeError, match=f"^{said}$"):
+        check_start(recipe, trained, trained.classes)
+    alone = replace(trained, architecture="yolo-backbone")
+    check_start(recipe, alone, trained.classes)
+    averaged = recipe.replace(averaged=0.0, start_part=0.5)
+    with pytest.raises(RecipeError, match=r"^it is a yolo-backbone alone; start_part is 0\.5$"):
+        check_start(averaged, alone, trained.classes)
+
+
 def test_a_run_that_has_lost_its_weights_is_named(
     trained: Checkpoint, source: dataset.Source, tmp_path: Path
 ) -> None:
@@ -132,7 +174,7 @@ def test_a_run_that_has_lost_its_weights_is_named(
     [
         ("missing", "manifest.json: no such file"),
         ("damaged", f"{TORCHSCRIPT_GRAPH}: sha256 is"),
-        ("architecture", "it is a simple-cnn; architecture is 'fc'"),
+        ("architecture", "it is a simple-cnn; it must be a 'fc'"),
         ("holdout", "holdout 0.2 and split_seed 0 would hold out; it held out 0.1 by split_seed 0"),
         ("split_seed", "holdout 0.1 and split_seed 1 would hold out; it held out 0.1"),
         ("classes", "it has other classes; start_part is 0.5"),
