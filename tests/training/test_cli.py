@@ -277,7 +277,7 @@ def test_a_run_says_that_its_last_layer_starts_anew(
     options = ("--epochs", "1", "--precision", "float32", "--start", store / "tiny" / "1")
     places = ("--data-dir", folder, "--out", tmp_path / "run")
     output = _run("train", "simple-cnn", *places, *options)
-    line = "red/tiny/1 has other classes than pictures: fc2 starts anew\n"
+    line = "red/tiny/1 has other classes than pictures; new layers: fc2\n"
     assert f"{tmp_path}/\\x1b[31m{line}" in output[: output.index("epoch 1/1")]
 
 

@@ -407,7 +407,7 @@ def _begin(run: Run, start: Trained, source: Source, reporter: Reporter) -> None
     if anew:
         other = start.architecture != run.recipe.architecture
         why = f"is a {start.architecture}" if other else f"has other classes than {source.name}"
-        reporter.told(f"{printable(run.recipe.start)} {why}: {anew} starts anew")
+        reporter.told(f"{printable(run.recipe.start)} {why}; new layers: {anew}")
 
 
 def _average_with_start(run: Run, start: dict[str, Tensor], epoch: Epoch) -> None:
