@@ -587,6 +587,27 @@ RECIPES: dict[str, Recipe] = {
     "unet": UNET,
     "yolo-backbone": NORMALIZED.replace(architecture="yolo-backbone", epochs=15),
     "unet-backbone": NORMALIZED.replace(architecture="unet-backbone", epochs=10),
+    "yolo-scenes": YOLO.replace(
+        start="runs/yolo-backbone-seed0",
+        epochs=8,
+        batch_size=16,
+        height=128,
+        width=128,
+        turn=False,
+        smallest=0.8,
+        largest=1.2,
+        mosaic=0.0,
+    ),
+    "unet-scenes": UNET.replace(
+        start="runs/unet-backbone-seed0",
+        epochs=2,
+        learning_rate=3e-3,
+        height=128,
+        width=128,
+        turn=False,
+        smallest=0.8,
+        largest=1.2,
+    ),
 }
 
 
