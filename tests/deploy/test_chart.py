@@ -118,6 +118,7 @@ def test_unknown_field_of_any_manifest_is_found(kind: str) -> None:
         ("models.from=claim", "/models/claim': minLength"),
         ("models.from=volumeImage", "/models/volumeImage': minLength"),
         ("models.from=initContainer", "/models/initContainer/image': minLength"),
+        ("autoscaling.minReplicas=11", "maxReplicas is 10; it must be at least"),
         ("autoscaling.by=keda", "/autoscaling/prometheus': '' does not match"),
     ],
 )
