@@ -14,16 +14,18 @@ import pytest
 
 from app.settings import PREFIX, Settings
 from bench.harness.processes import free_port
+from tests.deploy.chart import HELM, pod_of, podman_arguments, render
 
 REPOSITORY = Path(__file__).parents[1]
 IMAGE = "localhost/convscope-test:local"
 PROBE = '["python","/probe/container_probe.py"]'
+PROBE_VOLUME = f"--volume={REPOSITORY / 'tests' / 'support'}:/probe:ro"
 RUN_ARGUMENTS = [
     "--read-only",
     "--tmpfs=/tmp",
     "--cap-drop=ALL",
     "--security-opt=no-new-privileges",
-    f"--volume={REPOSITORY / 'tests' / 'support'}:/probe:ro",
+    PROBE_VOLUME,
 ]
 
 
@@ -101,6 +103,22 @@ def check_by_script(script: str) -> None:
     passed = set(re.findall(r"^ok +(\S+)", run.stdout, re.MULTILINE))
     assert {"build", "run-http", "run-not-root", "run-health", "run-stop"} <= passed
     assert {"compose-up", "compose-ask", "compose-down"} <= passed
+    if HELM:
+        check_pod_by_script(script, settings)
+
+
+def check_pod_by_script(script: str, settings: dict[str, str]) -> None:
+    """Let the script run the image once more, as the chart's pod."""
+    pod = podman_arguments(pod_of(render(settings__models="simple-cnn")))
+    arguments = [*pod, PROBE_VOLUME, f"--health-cmd={PROBE}"]
+    run = subprocess.run(
+        [script, "run"],
+        env={**os.environ, **settings, "RUN_ARGS": " ".join(arguments)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout
 
 
 def check_by_docker() -> None:

@@ -10,6 +10,7 @@ ROOT = Path(__file__).parents[1]
 DOCUMENTS = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
     *sorted((ROOT / "docs").rglob("*.md")),
+    ROOT / "deploy" / "helm" / "convscope" / "README.md",
 ]
 
 document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
