@@ -21,7 +21,7 @@ help:
 	@echo 'make test     run the tests (some of them: ARGS=tests/app/api)'
 	@echo 'make test-fast    only those that take moments (2 minutes)'
 	@echo 'make test-lowest  those of the service, with the lowest versions that pyproject.toml allows'
-	@echo 'make lint     check formatting, lint, types and the direction of imports'
+	@echo 'make lint     check formatting, lint, types, the direction of imports and the workflow'
 	@echo 'make bench    measure serving against other servers (a short look: ARGS=--quick); needs wrk and a C compiler'
 	@echo 'make bench-training  measure training: speed against the tutorial'"'"'s loop, accuracy (hours; one seed: ARGS="--seeds 0"; goes on when stopped)'
 	@echo 'make soak     ten minutes of mixed and hostile requests, every answer checked (a short form: ARGS="--minutes 1")'
@@ -46,6 +46,7 @@ lint: $(VENV)/.develop
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
+	$(VENV)/bin/zizmor --offline --quiet .github
 
 bench: $(VENV)/.develop
 	$(VENV)/bin/python -m bench.serving $(ARGS)

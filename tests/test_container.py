@@ -4,7 +4,9 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import time
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,6 +41,32 @@ def test_dockerfile_copies_exactly_what_is_sent_to_the_build() -> None:
     }
     assert copied == sent
     assert [source for source in copied if not (REPOSITORY / source).exists()] == []
+
+
+def test_models_of_the_image_are_the_newest_of_their_names() -> None:
+    dockerfile = (REPOSITORY / "Dockerfile").read_text()
+    copied = re.findall(r"^COPY (models_store/\S+)/(\d+) \1/\2$", dockerfile, re.MULTILINE)
+    assert copied
+    for model, version in copied:
+        newest = max(int(path.name) for path in (REPOSITORY / model).iterdir())
+        assert int(version) == newest, model
+
+
+@pytest.mark.slow
+def test_dependencies_have_wheels_for_arm64(tmp_path: Path) -> None:
+    # The extra has none: mahotas is compiled there, as the Dockerfile says.
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    resolve = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed"]
+    target = [f"--target={tmp_path}", "--only-binary=:all:", "--python-version=3.11"]
+    platforms = ["--platform=manylinux_2_28_aarch64", "--platform=manylinux2014_aarch64"]
+    run = subprocess.run(
+        [*resolve, *target, *platforms, *project["dependencies"]],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    assert "onnxruntime" in run.stdout.splitlines()[-1]
 
 
 def test_variables_set_for_the_container_are_settings() -> None:

@@ -39,3 +39,10 @@ def test_prometheus_is_told_the_rules_beside_its_configuration() -> None:
     configuration = ROOT / "deploy" / "prometheus" / "prometheus.yml"
     [rules] = re.findall(r"^rule_files: \[(.+)\]$", configuration.read_text(), re.MULTILINE)
     assert configuration.with_name(rules).exists()
+
+
+@pytest.mark.skipif(shutil.which("actionlint") is None, reason="there is no actionlint")
+def test_actionlint_finds_nothing_wrong_with_the_workflow() -> None:
+    workflow = str(ROOT / ".github" / "workflows" / "image.yaml")
+    done = subprocess.run(["actionlint", workflow], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")

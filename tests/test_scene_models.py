@@ -3,10 +3,16 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from skimage.measure import label
+from skimage.segmentation import watershed
 
 from app.artifact.directory import Artifact, read_artifact
+from app.artifact.golden import read_golden
+from app.artifact.tensors import DEPTH, PROBABILITIES
 from app.inference.backends import open_backend
+from app.tasks.segmentation import number_objects
 from training.data.scenes import find_scenes
 from training.evaluate_scenes import find_boxes, tally_masks
 from training.recipes import Recipe, find_recipe
@@ -75,3 +81,22 @@ def test_masks_of_the_real_pictures_have_the_manifests_overlap(
     tally = tally_masks(predict, scenes, (256, 256), artifact.segmenter.instances, 1)
     assert overlaps(tally.pixels)[1] == pytest.approx(artifact.segmenter.test.iou, abs=2e-3)
     assert tally.f1 == pytest.approx(artifact.segmenter.test.instance_f1, abs=5e-3)
+
+
+def test_objects_are_those_of_a_watershed_of_the_whole_image() -> None:
+    artifact = read_artifact(STORE / "unet-nuclei" / "1")
+    rule = artifact.segmenter.instances
+    assert rule is not None
+    rule = rule.model_copy(update={"least_area": 1})
+    _, answers = read_golden(artifact)
+    for probabilities, depth in zip(
+        answers.arrays[PROBABILITIES], answers.arrays[DEPTH], strict=True
+    ):
+        inside = 1 - probabilities[0] >= rule.least_probability
+        seeds = label(inside & (depth > rule.seed_depth), connectivity=1)
+        flooded = watershed(-depth, seeds, connectivity=1, mask=inside)
+        without = inside & (flooded == 0)
+        flooded[without] = seeds.max() + label(without, connectivity=1)[without]
+        found = number_objects(probabilities, depth, rule)
+        assert found.max() > 1
+        np.testing.assert_array_equal(found, flooded)

@@ -27,6 +27,7 @@ def main() -> None:
         ready = client.get("/health/ready")
         assert ready.status_code == 200, ready.text
         check_prediction(client)
+        check_scenes(client)
 
 
 def check_user() -> None:
@@ -65,6 +66,23 @@ def check_prediction(client: httpx.Client) -> None:
         prediction["probabilities"], key=prediction["probabilities"].__getitem__
     )
     print(prediction)
+
+
+def check_scenes(client: httpx.Client) -> None:
+    """Boxes and masks are found too: what they need has not been left out of the image."""
+    # Dark discs on a bright ground, two of which touch: cells, to both models.
+    rows, columns = np.mgrid[:256, :256]
+    discs = [(70, 70), (70, 104), (180, 160)]
+    is_cell = np.any([np.hypot(rows - y, columns - x) < 18 for y, x in discs], axis=0)
+    png = io.BytesIO()
+    Image.fromarray(np.where(is_cell, 60, 230).astype(np.uint8)).save(png, format="PNG")
+    found = {}
+    for path, objects in (("/detect", "detections"), ("/segment", "instances")):
+        answer = client.post(path, content=png.getvalue(), headers={"Content-Type": "image/png"})
+        assert answer.status_code == 200, answer.text
+        found[path] = len(answer.json()[objects])
+    assert found["/segment"] > 1, found
+    print(found)
 
 
 if __name__ == "__main__":

@@ -461,10 +461,10 @@ async def test_objects_are_counted_by_class(client: httpx.AsyncClient) -> None:
     assert found["grounds", "cell"] == "1.0"
 
 
-def test_store_that_needs_scikit_image_names_the_extra(
+def test_store_that_needs_mahotas_names_the_extra(
     make_settings: MakeSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "skimage", None)
+    monkeypatch.setitem(sys.modules, "mahotas", None)
     write_segmenter(tmp_path, "grounds", depth=False)
     settings = make_settings(store=tmp_path, default_model=None)
     open_application(settings)
