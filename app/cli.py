@@ -242,7 +242,8 @@ def score(sources: Sequence[str], out: Path, model: str | None, engine: str) -> 
     without = f", {found.failures:,} of them without an answer" if found.failures else ""
     if sys.stderr.isatty():
         click.echo(err=True)
-    click.echo(f"{printable(out)}: {found.pictures:,} pictures{without}")
+    pictures = "picture" if found.pictures == 1 else "pictures"
+    click.echo(f"{printable(out)}: {found.pictures:,} {pictures}{without}")
     if found.failures:
         raise SystemExit(1)
 
