@@ -1,6 +1,7 @@
 """Scoring on a cluster of Ray's: a head without processors and two nodes, all on this machine."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,25 +16,41 @@ from tests.support.artifacts import CLASSES, write_artifact
 
 ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'convscope[ray]'")
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # Ray leaves sockets open
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(600),  # a busy machine takes minutes to start the cluster
+    pytest.mark.filterwarnings("ignore"),  # Ray leaves sockets open
+]
 
 STORE: Any = {"object_store_memory": 100 << 20}
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Any]:
+def _patiently(start: Callable[..., Any], **options: Any) -> Any:
+    """Start a node; Ray gives it 30 seconds, which are too few on a busy machine."""
+    for _ in range(3):
+        with suppress(Exception):
+            return start(**options, **STORE)
+    return start(**options, **STORE)
+
+
+def _head(**options: Any) -> Any:
     from ray.cluster_utils import Cluster
 
-    found = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **STORE})
+    return Cluster(initialize_head=True, head_node_args=options)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    found = _patiently(_head, num_cpus=0, include_dashboard=False)
     try:
         for _ in range(2):
-            found.add_node(num_cpus=1, **STORE)
+            _patiently(found.add_node, num_cpus=1)
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("RAY_ADDRESS", found.address)
             yield found
     finally:
         ray.shutdown()
-        found.shutdown()  # type: ignore[no-untyped-call]
+        found.shutdown()
 
 
 def test_a_run_that_was_stopped_and_loses_a_node_has_one_row_a_picture(
