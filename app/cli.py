@@ -1,4 +1,4 @@
-"""The commands `convscope serve`, `predict` and `models`."""
+"""The commands `convscope serve`, `predict`, `score` and `models`."""
 
 import io
 import json
@@ -7,7 +7,8 @@ import math
 import os
 import socket
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,7 @@ from app.api.queries import VERSION_HELP
 from app.api.schemas import ModelVersion
 from app.artifact.directory import Artifact
 from app.artifact.store import Store, read_store
-from app.commands import OneLineErrors
+from app.commands import OneLineErrors, printable
 from app.errors import ConvscopeError
 from app.local import (
     ANSWERS,
@@ -197,6 +198,78 @@ def predict(
             click.echo(line)
     if reader.failures:
         raise SystemExit(1)
+
+
+@main.command(epilog=EXIT_STATUS)
+@click.argument("sources", nargs=-1, required=True)
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="The Parquet file of the results. It must not be there yet.",
+)
+@click.option("--model", help="The model, as name or name/version. Default: the default model.")
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="The processors of this machine, or a Ray cluster.",
+)
+def score(sources: Sequence[str], out: Path, model: str | None, engine: str) -> None:
+    """Ask a model about all pictures of SOURCES, and write a Parquet file with a row for each.
+
+    SOURCES are folders, images, ZIP, tar and Parquet files, patterns, and URIs such as
+    s3://bucket/folder. A picture that cannot be read is a row with the reason. A run that was
+    stopped goes on when the same command is given again.
+    """
+    settings = read_settings()
+    artifact = _read_store(settings).find(*_name_and_version(model, None))
+    try:
+        from app.scoring.run import Job, on_this_machine, run
+        from app.scoring.sources import absolute
+
+        if engine == "ray":
+            from app.scoring.on_ray import on_ray
+    except ModuleNotFoundError as exc:
+        extra = "ray" if engine == "ray" else "score"
+        raise click.ClickException(
+            f"{exc.name} is not installed: pip install 'convscope[{extra}]'"
+        ) from exc
+    job = Job(artifact.path.absolute(), settings)
+    engine_of = on_ray if engine == "ray" else on_this_machine
+    found = run([absolute(word) for word in sources], out, job, engine_of, _reporter())
+    without = f", {found.failures:,} of them without an answer" if found.failures else ""
+    if sys.stderr.isatty():
+        click.echo(err=True)
+    pictures = "picture" if found.pictures == 1 else "pictures"
+    click.echo(f"{printable(out)}: {found.pictures:,} {pictures}{without}")
+    if found.failures:
+        raise SystemExit(1)
+
+
+def _reporter() -> Callable[[int, int | None], None]:
+    """Return a function that prints progress: on a terminal in place, else a line a minute."""
+    on_terminal = sys.stderr.isatty()
+    started = time.monotonic()
+    told = first = None
+
+    def report(pictures: int, total: int | None) -> None:
+        nonlocal told, first
+        now = time.monotonic()
+        first = pictures if first is None else first
+        is_end = pictures == total
+        if told is not None and now - told < (0.2 if on_terminal else 60) and not is_end:
+            return
+        told = now
+        of_all = "" if total is None else f" of {total:,}"
+        rate = (pictures - first) / max(now - started, 1e-9)
+        begin = ERASE_LINE if on_terminal else ""
+        click.echo(
+            f"{begin}{pictures:,}{of_all} pictures, {rate:,.0f}/s", err=True, nl=not on_terminal
+        )
+
+    return report
 
 
 def _check_options(store: Store, artifact: Artifact, options: Options) -> None:

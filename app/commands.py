@@ -39,6 +39,8 @@ class OneLineErrors(click.Group):
 
 def as_unicode(name: str) -> str:
     r"""Return a file's name as text that JSON can hold: bytes that are not UTF-8 become `\xff`."""
+    if name.isascii():
+        return name
     return "".join(_escape(letter) if "\ud800" <= letter <= "\udfff" else letter for letter in name)
 
 

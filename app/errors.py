@@ -30,6 +30,7 @@
     ├── WrongTask                 the model that the request names does something else
     ├── InvalidParameter          a query parameter holds a value that is not allowed
     ├── NotAcceptable             the client accepts none of the available formats
+    ├── ScoringError              a scoring run cannot begin, go on or end
     ├── NotReady                  the process cannot serve all its models at the moment
     └── PredictionError           the model could not answer
         ├── QueueFull
@@ -159,6 +160,10 @@ class InvalidParameter(ConvscopeError):
 
 class NotAcceptable(ConvscopeError):
     """The client accepts none of the available media types."""
+
+
+class ScoringError(ConvscopeError):
+    """A scoring run cannot begin, go on or end: of its input, its results or its helpers."""
 
 
 class NotReady(ConvscopeError):

@@ -55,6 +55,7 @@ STATUSES: Mapping[type[ConvscopeError], tuple[int, str]] = {
     errors.WrongTask: (409, "Another task"),
     errors.InvalidParameter: (422, "Invalid parameter"),
     errors.NotAcceptable: (406, "Not acceptable"),
+    errors.ScoringError: (500, "Scoring failed"),
     errors.NotReady: (503, "Not ready"),
     errors.PredictionError: (500, "Prediction failed"),
     errors.QueueFull: (503, "Too busy"),

@@ -1,0 +1,1 @@
+"""Answers for very many pictures, as one Parquet file: `convscope score`."""
