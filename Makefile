@@ -14,12 +14,13 @@ PIP := $(VENV)/bin/python -m pip install --disable-pip-version-check
 LOWEST := build/lowest
 SIDE_BY_SIDE := --numprocesses=auto --dist=loadfile --no-loadscope-reorder
 
-.PHONY: help install serve test test-fast test-lowest lint bench bench-training soak
+.PHONY: help install serve test test-cluster test-fast test-lowest lint bench bench-training soak
 
 help:
 	@echo 'make serve    serve the models in models_store on http://127.0.0.1:$(PORT) (another port: PORT=8080)'
 	@echo 'make test     run the tests (some of them: ARGS=tests/app/api)'
 	@echo 'make test-fast    only those that take moments (2 minutes)'
+	@echo 'make test-cluster those that start a Ray cluster (10 minutes on a slow machine)'
 	@echo 'make test-lowest  those of the service, with the lowest versions that pyproject.toml allows'
 	@echo 'make lint     check formatting, lint, types, the direction of imports and the workflow'
 	@echo 'make bench    measure serving against other servers (a short look: ARGS=--quick); needs wrk and a C compiler'
@@ -33,13 +34,16 @@ serve: $(VENV)/.serve
 	$(VENV)/bin/convscope serve --host 127.0.0.1 --port $(PORT)
 
 test: $(VENV)/.develop
-	$(VENV)/bin/python -m pytest $(SIDE_BY_SIDE) $(ARGS)
+	$(VENV)/bin/python -m pytest $(SIDE_BY_SIDE) -m 'not cluster' $(ARGS)
+
+test-cluster: $(VENV)/.develop
+	$(VENV)/bin/python -m pytest -m cluster $(ARGS)
 
 test-fast: $(VENV)/.develop
-	$(VENV)/bin/python -m pytest $(SIDE_BY_SIDE) -m 'not slow' $(ARGS)
+	$(VENV)/bin/python -m pytest $(SIDE_BY_SIDE) -m 'not slow and not cluster' $(ARGS)
 
 test-lowest: $(LOWEST)/.installed
-	$(LOWEST)/bin/python -m pytest $(SIDE_BY_SIDE) -m 'not slow' tests/app $(ARGS)
+	$(LOWEST)/bin/python -m pytest $(SIDE_BY_SIDE) -m 'not slow and not cluster' tests/app $(ARGS)
 
 lint: $(VENV)/.develop
 	$(VENV)/bin/ruff format --check .

@@ -24,7 +24,7 @@ from app.api.schemas import ModelVersion
 from app.artifact.directory import Artifact
 from app.artifact.store import Store, read_store
 from app.commands import OneLineErrors, printable
-from app.errors import ConvscopeError
+from app.errors import ConvscopeError, SettingsError
 from app.local import (
     ANSWERS,
     COVERAGE,
@@ -74,12 +74,19 @@ def main() -> None:
     help="Number of worker processes. Default: one for each available processor.",
 )
 @click.option(
+    "--engine",
+    default="processes",
+    show_default=True,
+    type=click.Choice(["processes", "ray"]),
+    help="What runs the workers: this command, or Ray Serve on this machine.",
+)
+@click.option(
     "--root-path",
     help="Path prefix at which a proxy publishes the service.  [default: $CONVSCOPE_ROOT_PATH]",
 )
-def serve(host: str, port: int, workers: int | None, root_path: str | None) -> None:
+def serve(host: str, port: int, workers: int | None, engine: str, root_path: str | None) -> None:
     """Serve the models over HTTP."""
-    if workers and workers > 1 and not can_fork():
+    if engine == "processes" and workers and workers > 1 and not can_fork():
         raise click.UsageError(f"--workers {workers}: this platform cannot fork; it has one worker")
     settings = read_settings(root_path=root_path)
     logs.configure(settings.log_format, settings.log_level)
@@ -87,6 +94,9 @@ def serve(host: str, port: int, workers: int | None, root_path: str | None) -> N
     # All workers serve one default model, and the log tells of its choice once.
     default = settings.default_model or store.default.manifest.name
     settings = settings.model_copy(update={"default_model": default})
+    if engine == "ray":
+        _serve_with_ray(host, port, workers or usable_cpus(), store, settings)
+        return
     with closing(_listen(host, port)) as listener, run_directory(listener.getsockname()[:2]):
         import app.inference.backends.onnx_cpu  # noqa: F401 - before the workers fork
         from app.main import open_application
@@ -103,6 +113,15 @@ def serve(host: str, port: int, workers: int | None, root_path: str | None) -> N
             from app.server.worker import serve_alone
 
             serve_alone(settings, listener, opener, greet)
+
+
+def _serve_with_ray(host: str, port: int, replicas: int, store: Store, settings: Settings) -> None:
+    _listen(host, port).close()  # an address in use is an error before Ray starts
+    try:
+        from app.engines.ray import serve_locally
+    except ImportError as exc:
+        raise SettingsError(f"--engine ray: {exc}; pip install 'convscope[ray]'") from exc
+    serve_locally(settings, host, port, replicas, lambda: _greet(host, port, store, settings))
 
 
 def _check_number(_context: object, _option: object, value: float | None) -> float | None:

@@ -40,6 +40,7 @@ from app.problems import Problem
 from app.settings import Settings, read_settings
 from app.tasks.segmentation import check_library
 from app.telemetry import logs
+from app.telemetry.exposition import Exposition
 from app.telemetry.metrics import Metrics
 from app.telemetry.requests import ClientAddress, Headers
 
@@ -122,6 +123,7 @@ def create_app(
     store: Store | None = None,
     backends: Mapping[str, Backend] | None = None,
     metrics: Metrics | None = None,
+    exposition: Exposition | None = None,
 ) -> Application:
     """Build the application; models are loaded and proven when it starts.
 
@@ -130,17 +132,19 @@ def create_app(
         store: the models; read from `settings.store` unless given.
         backends: one for each model by its `ref`, already proven; opened at the start unless given.
         metrics: where to count; new ones unless given.
+        exposition: renders the metrics; of all processes on this machine unless given.
     """
     if settings is None:
         settings = _settings_or_exit()
     logs.configure(settings.log_format, settings.log_level)
     metrics = metrics or Metrics()
+    exposition = exposition or Exposition(metrics)
 
     @asynccontextmanager
     async def lifespan(framework: FastAPI) -> AsyncIterator[None]:
         served = store or read_store(settings.store, settings.models, settings.default_model)
         proven = backends or _open_backends(served, settings)
-        async with run_service(settings, served, proven, metrics) as service:
+        async with run_service(settings, served, proven, metrics, exposition) as service:
             framework.state.service = service
             framework.state.fast_paths = FastPaths(service, cors, prefix)
             yield

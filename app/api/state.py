@@ -173,7 +173,11 @@ def _timed(function: Callable[[], T]) -> tuple[float, T]:
 
 @asynccontextmanager
 async def run_service(
-    settings: Settings, store: Store, backends: Mapping[str, Backend], metrics: Metrics
+    settings: Settings,
+    store: Store,
+    backends: Mapping[str, Backend],
+    metrics: Metrics,
+    exposition: Exposition,
 ) -> AsyncIterator[Service]:
     """Start a queue before each backend; at the end, finish and count the waiting work."""
     for artifact in store:
@@ -214,7 +218,7 @@ async def run_service(
                 settings=settings,
                 store=store,
                 metrics=metrics,
-                exposition=Exposition(metrics),
+                exposition=exposition,
                 batchers=batchers,
                 model_metrics=model_metrics,
                 explain_gates={

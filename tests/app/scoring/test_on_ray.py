@@ -17,7 +17,7 @@ from tests.support.artifacts import CLASSES, write_artifact
 ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'convscope[ray]'")
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.cluster,
     pytest.mark.timeout(600),  # a busy machine takes minutes to start the cluster
     pytest.mark.filterwarnings("ignore"),  # Ray leaves sockets open
 ]

@@ -1,0 +1,1 @@
+"""Engines that run the service on more than one machine. Each is an extra."""

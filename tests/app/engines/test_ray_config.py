@@ -1,0 +1,42 @@
+"""`deploy/ray/serve.yaml` is what Ray Serve reads, and names what there is."""
+
+from importlib.util import find_spec
+
+import pytest
+
+from app.settings import Settings, check_names
+from bench import ROOT
+
+yaml = pytest.importorskip("yaml", reason="PyYAML comes with Ray")
+
+CONFIG = yaml.safe_load((ROOT / "deploy" / "ray" / "serve.yaml").read_text())
+[APPLICATION] = CONFIG["applications"]
+
+needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="the extra ray is not installed")
+
+
+def test_variables_are_settings() -> None:
+    check_names(APPLICATION["runtime_env"]["env_vars"])
+
+
+def test_ray_does_not_end_what_the_service_would_end_itself() -> None:
+    longest = Settings.model_fields["max_request_timeout_seconds"].default
+    assert CONFIG["http_options"]["request_timeout_s"] == 2 * longest
+    assert (
+        CONFIG["http_options"]["keep_alive_timeout_s"]
+        == Settings.model_fields["keep_alive_seconds"].default
+    )
+
+
+@needs_ray
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # Ray's own
+def test_ray_reads_the_configuration_and_finds_the_deployment() -> None:
+    from ray.serve.schema import ServeDeploySchema
+
+    from app.engines import ray as engine
+
+    read = ServeDeploySchema.model_validate(CONFIG)
+    [application] = read.applications
+    assert application.import_path == f"{engine.__name__}:{engine.build.__name__}"
+    assert [given.name for given in application.deployments] == [engine.deployment().name]
