@@ -1,0 +1,1 @@
+"""What many machines would do, from what one does: `python -m bench.scaling`."""
