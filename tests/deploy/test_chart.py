@@ -91,7 +91,9 @@ def test_values_choose_the_resources(values: Path) -> None:
 
 
 @needs_helm
-@pytest.mark.parametrize("kind", [*KINDS["init-container-keda-monitoring"], "InferenceService"])
+@pytest.mark.parametrize(
+    "kind", [*sorted(KINDS["init-container-keda-monitoring"]), "InferenceService"]
+)
 def test_unknown_field_of_any_manifest_is_found(kind: str) -> None:
     [values] = [path for path in VALUES if path.stem == "init-container-keda-monitoring"]
     kserve = "true" if kind == "InferenceService" else "false"
