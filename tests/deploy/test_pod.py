@@ -113,17 +113,18 @@ def command(container: Manifest, port: int) -> list[str]:
 
 
 def mounts(pod: Manifest, container: Manifest) -> list[str]:
-    """Return the mounts of the image's files and of the pod's volumes."""
+    """Return the mounts of the pod's volumes, and of the image's files, which may lie below one."""
     volumes = {volume["name"]: volume for volume in pod["volumes"]}
-    found = [f"{ROOT / 'models_store'}:/models"]
+    found = []
+    for mount in container["volumeMounts"]:
+        assert volumes[mount["name"]]["emptyDir"]["medium"] == "Memory"
+        found.append(f"tmpfs:{mount['mountPath']}")
+    found.append(f"{ROOT / 'models_store'}:/models")
     present = [Path("/usr")]
     for folder in (ROOT, Path(sys.prefix), Path(sys.base_prefix)):
         if not any(folder.is_relative_to(path) for path in present):
             present.append(folder)
             found.append(f"{folder}:{folder}")
-    for mount in container["volumeMounts"]:
-        assert volumes[mount["name"]]["emptyDir"]["medium"] == "Memory"
-        found.append(f"tmpfs:{mount['mountPath']}")
     return found
 
 
