@@ -137,7 +137,7 @@ def check_by_script(script: str) -> None:
 
 def check_pod_by_script(script: str, settings: dict[str, str]) -> None:
     """Let the script run the image once more, as the chart's pod."""
-    pod = podman_arguments(pod_of(render(settings__models="simple-cnn")))
+    pod = podman_arguments(pod_of(render()))
     arguments = [*pod, PROBE_VOLUME, f"--health-cmd={PROBE}"]
     run = subprocess.run(
         [script, "run"],

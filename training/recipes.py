@@ -607,6 +607,7 @@ RECIPES: dict[str, Recipe] = {
         turn=False,
         smallest=0.8,
         largest=1.2,
+        holdout=0.1,
     ),
 }
 
