@@ -184,7 +184,6 @@ class Clients:
 @needs_helm
 @needs_isolation
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_pod_is_replaced_under_load_without_a_failed_request(
     tmp_path: Path, picture: Picture
 ) -> None:
