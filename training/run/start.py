@@ -53,18 +53,19 @@ def begin_with(
     Raises:
         RunError: the network has other weights than the trained one.
     """
-    own = network.state_dict()
-    learned = {_layer(name) for name in trained.weights}
-    anew = {name for name in own if _layer(name) not in learned}
-    names = [layer for layer in dict.fromkeys(map(_layer, own)) if layer not in learned]
-    if trained.architecture == architecture and trained.classes != classes:
-        last = _weights_of_outputs(architecture)
-        anew.update(last)
-        names += dict.fromkeys(name.rpartition(".")[0] for name in last)
-    kept = {_layer(name) for name in own}
-    weights = {name: each for name, each in trained.weights.items() if _layer(name) in kept}
+    own, weights = network.state_dict(), trained.weights
+    anew: list[str] = []
+    layers: dict[str, None] = {}
+    if trained.architecture != architecture:  # it is the backbone
+        learned, kept = ({_layer(name) for name in each} for each in (weights, own))
+        anew = [name for name in own if _layer(name) not in learned]
+        layers = dict.fromkeys(map(_layer, anew))
+        weights = {name: each for name, each in weights.items() if _layer(name) in kept}
+    elif trained.classes != classes:
+        anew = _weights_of_outputs(architecture)
+        layers = dict.fromkeys(name.rpartition(".")[0] for name in anew)
     load_trained(network, weights | {name: own[name] for name in anew}, images)
-    return ", ".join(names)
+    return ", ".join(layers)
 
 
 def _layer(name: str) -> str:
