@@ -151,8 +151,9 @@ def open_loop(
     connections: int = 32,
     max_connections: int = 1024,
     timeout: float = 10,
+    seed: int = 0,
 ) -> OpenLoopResult:
-    """Send requests at a constant rate that does not depend on the server.
+    """Send requests at a rate that does not depend on the server.
 
     Args:
         address: address of the server.
@@ -162,11 +163,12 @@ def open_loop(
         connections: connections opened before the first request.
         max_connections: most connections; further requests wait for a free one.
         timeout: seconds after which a request that was due is given up.
+        seed: of the times at which requests are due, a Poisson process; 0 for equal distances.
 
     Raises:
         LoadFailed: the generator could not be compiled, or failed.
     """
-    numbers = (rate, seconds, connections, max_connections, timeout)
+    numbers = (rate, seconds, connections, max_connections, timeout, seed)
     with _files(requests) as paths:
         command = [str(build_open_loop()), address[0], str(address[1])]
         command += [f"{number:.9g}" for number in numbers]
@@ -197,7 +199,7 @@ def build_open_loop() -> Path:
     BUILD.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=BUILD) as place:
         made = Path(place) / "openloop"
-        _run([compiler, "-O2", "-o", str(made), str(source)], 120)
+        _run([compiler, "-O2", "-o", str(made), str(source), "-lm"], 120)
         made.rename(program)
     return program
 

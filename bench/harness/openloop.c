@@ -1,8 +1,9 @@
-/* An open-loop HTTP/1.1 load generator: it sends requests at a constant rate.
+/* An open-loop HTTP/1.1 load generator: it sends requests at a rate that the server cannot slow down.
  *
- *   openloop HOST PORT RATE SECONDS CONNECTIONS MAX_CONNECTIONS TIMEOUT FILE...
+ *   openloop HOST PORT RATE SECONDS CONNECTIONS MAX_CONNECTIONS TIMEOUT SEED FILE...
  *
- * Request i is due at start + i / RATE. Its latency starts at that time, not when a connection is
+ * Request i is due at start + i / RATE if SEED is 0; else at random, as requests of many independent
+ * users are (a Poisson process). Its latency starts at that time, not when a connection is
  * free, so a stall counts for every request that it delays (no coordinated omission). CONNECTIONS are
  * opened before the first request. If no connection is free, requests wait in order, and one more
  * connection is opened for each, up to MAX_CONNECTIONS. A request without a complete answer TIMEOUT
@@ -18,6 +19,7 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <math.h>
 #include <netdb.h>
 #include <netinet/tcp.h>
 #include <signal.h>
@@ -324,6 +326,21 @@ static void report(double rate, double seconds, int64_t start, int64_t unsent, i
     printf("}}\n");
 }
 
+/* When each request is due, in nanoseconds after the start. */
+static int64_t *schedule(int64_t total, double rate, double seconds, long seed) {
+    int64_t *due = malloc((size_t)(total ? total : 1) * sizeof *due);
+    if (!due) die("malloc");
+    srand48(seed);
+    double at = 0; /* sums of exponential distances, scaled below so that all fit */
+    for (int64_t i = 0; i < total; i++)
+        due[i] = (int64_t)((seed ? (at += -log1p(-drand48())) : (double)i) / rate * 1e9);
+    if (!seed) return due;
+    at += -log1p(-drand48());
+    double scale = seconds * rate / at;
+    for (int64_t i = 0; i < total; i++) due[i] = (int64_t)((double)due[i] * scale);
+    return due;
+}
+
 static void read_requests(char **paths) {
     requests = calloc((size_t)request_count, sizeof *requests);
     for (int i = 0; i < request_count; i++) {
@@ -346,8 +363,8 @@ static void open_first(int wanted) {
 }
 
 int main(int argc, char **argv) {
-    if (argc < 9) {
-        fprintf(stderr, "usage: %s HOST PORT RATE SECONDS CONNECTIONS MAX_CONNECTIONS TIMEOUT FILE...\n",
+    if (argc < 10) {
+        fprintf(stderr, "usage: %s HOST PORT RATE SECONDS CONNECTIONS MAX_CONNECTIONS TIMEOUT SEED FILE...\n",
                 argv[0]);
         return 2;
     }
@@ -365,8 +382,8 @@ int main(int argc, char **argv) {
         fprintf(stderr, "%s:%s: %s\n", argv[1], argv[2], gai_strerror(error));
         return 2;
     }
-    request_count = argc - 8;
-    read_requests(argv + 8);
+    request_count = argc - 9;
+    read_requests(argv + 9);
     connections = calloc((size_t)limit, sizeof *connections);
     idle = calloc((size_t)limit, sizeof *idle);
     epoll_fd = epoll_create1(EPOLL_CLOEXEC);
@@ -376,13 +393,14 @@ int main(int argc, char **argv) {
     open_first(first);
 
     int64_t total = (int64_t)(rate * seconds + 0.5), next = 0, swept = 0;
+    int64_t *offsets = schedule(total, rate, seconds, atol(argv[8]));
     int64_t start = now_ns();
     int most = opened;
     schedule_end = start + (int64_t)(seconds * 1e9);
     while (!stopped) {
         int64_t now = now_ns(), due = 0;
         for (; next < total; next++) {
-            due = start + (int64_t)((double)next * 1e9 / rate);
+            due = start + offsets[next];
             if (due > now) break;
             Connection *c = NULL;
             if (now - due > timeout) /* given up while it waited for a connection */

@@ -1,26 +1,26 @@
 """Compare the simulation with one worker, then ask it about many: `python -m bench.scaling`.
 
-The service has one worker on one processor, the load generators are on the other. Prints tables
-and writes `bench/results/scaling.json`.
+The service has one worker on one processor, the load generators are on the other. Writes
+`bench/results/scaling.json`, and the tables and the plot of `docs/scaling.md`.
 """
 
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from itertools import pairwise
 from typing import Any
 
-import click
-
-from bench import BUILD, RESULTS, ROOT
+from bench import BUILD, ROOT
 from bench.harness.load import Latency, build_open_loop, closed_loop, open_loop
 from bench.harness.payloads import payloads
 from bench.harness.processes import ServerProcess, free_port
-from bench.harness.report import table
+from bench.harness.report import publish
 from bench.harness.requests import Address, Request, ask
-from bench.harness.results import commit, machine, now, write
+from bench.scaling.autoscaling import Policy, simulate_doubling
+from bench.scaling.report import asked_table, compared_table, plot_scaling, sizes_table
 from bench.scaling.simulation import (
     Balancer,
     ServiceTimes,
@@ -31,13 +31,14 @@ from bench.scaling.simulation import (
     simulate,
 )
 from bench.serving.servers import SERVERS
+from training.run.hardware import name_processor
 
 MODELS = ("simple-cnn/3", "fast/4", "resnet18/2")
-BATCHES = (1, 2, 4, 8, 16, 32)
+BATCHES = (1, 2, 4, 8, 16)
 SHARES = (0.25, 0.5, 0.75)
 """Rates, as parts of a worker's highest."""
 
-SECONDS = 6.0
+SECONDS = 5.0
 _SERVICE, _CLIENT = 0, 1
 _PARTS = (0.0, 0.5, 0.9, 0.99, 0.999, 1.0)
 
@@ -58,30 +59,63 @@ CORE_HOUR = 0.04
 
 ASKED_REQUESTS = 200_000
 
+SCALED = "fast/4"
+MINUTES = 4
+START_SECONDS = 10
+"""Of a replica, and the traffic that doubles each minute while it is started."""
+
+DOCUMENT = ROOT / "docs" / "scaling.md"
+
 
 def main() -> None:
     """Measure, compare, ask, write."""
     os.sched_setaffinity(0, {_CLIENT})
     build_open_loop()
-    compared, asked, sizes = [], [], []
+    services, compared, asked, sizes = {}, [], [], []
     for model in MODELS:
         with _served(model) as address:
-            service = _service_times(address)
+            services[model] = service = _service_times(address)
             compared += [_compare(model, address, service, share) for share in SHARES]
             sizes.append(_size(model, address, service))
         asked += [_ask(model, service, crew, balancer) for crew in CREWS for balancer in BALANCERS]
+    scaled = services[SCALED]
+    courses = {
+        title: simulate_doubling(scaled, policy, first=0.4 * scaled.highest_rate, minutes=MINUTES)
+        for title, policy in _policies().items()
+    }
+    plot_scaling(courses, scaled.highest_rate, DOCUMENT.parent / "images" / "autoscaling.png")
+    figures = {
+        "service_times": {model: asdict(service) for model, service in services.items()},
+        "compared": compared,
+        "asked": asked,
+        "sizes": sizes,
+        "courses": {
+            title: [asdict(second) for second in course] for title, course in courses.items()
+        },
+    }
     content = "\n\n".join(
         [
-            f"One core of {machine()['processor']}; PNG of 32×32 pixels.",
-            _compared_table(compared),
-            _asked_table(asked),
-            _sizes_table(sizes),
+            f"One worker on one core of {name_processor()}, PNG of 32×32 pixels.",
+            compared_table(compared),
+            asked_table(asked),
+            sizes_table(sizes, ASKED_RATES),
         ]
     )
-    figures = {"compared": compared, "asked": asked, "sizes": sizes}
-    about = {"machine": machine(), "commit": commit(), "date": now()}
-    write(RESULTS / "scaling.json", about | figures)
-    click.echo(content)
+    publish("scaling", figures, content, DOCUMENT)
+
+
+def _policies() -> dict[str, Policy]:
+    """Return the policy of `deploy/ray/serve.yaml`, and Ray's own."""
+    import yaml
+
+    config = yaml.safe_load((ROOT / "deploy" / "ray" / "serve.yaml").read_text())
+    ours = config["applications"][0]["deployments"][0]["autoscaling_config"]
+    names = ("target_ongoing_requests", "look_back_period_s", "upscale_delay_s")
+    target, look_back, delay = (ours[name] for name in names)
+    return {
+        "deploy/ray/serve.yaml": Policy(target, look_back, delay, 1, START_SECONDS),
+        "Ray's defaults": Policy(2, 30, 30, 10, START_SECONDS),
+    }
 
 
 @contextmanager
@@ -106,18 +140,22 @@ def _requests(address: Address) -> list[bytes]:
 
 
 def _service_times(address: Address) -> ServiceTimes:
-    """Measure a worker by closed loops of ever more connections, until it refuses some."""
-    requests, batches, seconds = _requests(address), [], []
-    closed_loop(address, requests, BATCHES[0], 2)  # warm
+    """Measure a worker by closed loops and by requests one at a time.
+
+    In a closed loop of 2n connections two batches of n take turns: the requests of one arrive while
+    the other is computed. So the worker is never idle, and a batch of n takes n over the rate.
+    """
+    requests, seconds = _requests(address), []
+    closed_loop(address, requests, 2, 2)  # warm
     for size in BATCHES:
-        found = closed_loop(address, requests, size, SECONDS)
+        found = closed_loop(address, requests, 2 * size, SECONDS)
         if found.errors:
-            break
-        batches.append(size)
+            raise RuntimeError(f"{found.errors} requests of {2 * size} connections have no answer")
         seconds.append(size / found.requests_per_second)
-    alone = open_loop(address, requests, 0.1 / seconds[0], 2 * SECONDS, connections=1).latency[200]
-    factors = _factors(alone)
-    return ServiceTimes(tuple(batches), tuple(seconds), _PARTS, factors)
+    rate = 0.1 / seconds[0]
+    alone = open_loop(address, requests, rate, 2 * SECONDS, connections=1).latency[200]
+    outside = max(0.0, alone.p50 / 1000 - seconds[0])
+    return ServiceTimes(BATCHES, tuple(seconds), _PARTS, _factors(alone), outside)
 
 
 def _factors(alone: Latency) -> tuple[float, ...]:
@@ -132,10 +170,10 @@ def _factors(alone: Latency) -> tuple[float, ...]:
 def _compare(model: str, address: Address, service: ServiceTimes, share: float) -> dict[str, Any]:
     """Measure one worker at a rate, and simulate it."""
     rate = share * service.highest_rate
-    found = open_loop(address, _requests(address), rate, 2 * SECONDS)
+    found = open_loop(address, _requests(address), rate, 4 * SECONDS, seed=1)
     if found.errors:
         raise RuntimeError(f"{found.errors} requests of {model} have no answer at {rate:.0f}/s")
-    simulated = simulate(service, 1, rate, 10 * SECONDS, balancer=at_random, regular=True)
+    simulated = simulate(service, 1, rate, 10 * SECONDS, balancer=at_random)
     latency = found.latency[200]
     return {
         "model": model,
@@ -172,56 +210,9 @@ def _size(model: str, address: Address, service: ServiceTimes) -> dict[str, Any]
         "rate_of_a_core": round(service.highest_rate, 1),
         "bytes_of_a_request": round(sent),
         "bytes_of_an_answer": len(answer),
+        "dollars_a_million": CORE_HOUR / 3600 * 1e6 / (ASKED_SHARE * service.highest_rate),
         "cores": [math.ceil(rate / (ASKED_SHARE * service.highest_rate)) for rate in ASKED_RATES],
     }
-
-
-def _compared_table(rows: Sequence[dict[str, Any]]) -> str:
-    columns = ["model", "requests/s", "p50, ms", "simulated", "p99, ms", "simulated", "ratio"]
-    cells = [
-        [
-            row["model"],
-            f"{row['rate']:,.0f}",
-            f"{row['p50_ms']:.1f}",
-            f"{row['simulated_p50_ms']:.1f}",
-            f"{row['p99_ms']:.1f}",
-            f"{row['simulated_p99_ms']:.1f}",
-            f"{row['simulated_p99_ms'] / row['p99_ms']:.2f}",
-        ]
-        for row in rows
-    ]
-    return table(columns, cells)
-
-
-def _asked_table(rows: Sequence[dict[str, Any]]) -> str:
-    columns = ["model", "workers", "requests/s", *(f"p99 {name}, ms" for name in BALANCERS)]
-    found = {(row["model"], row["workers"]): row for row in rows}
-    p99 = {(row["model"], row["workers"], row["balancer"]): row["p99_ms"] for row in rows}
-    cells = [
-        [
-            model,
-            f"{workers:,}",
-            f"{row['rate']:,.0f}",
-            *(f"{p99[model, workers, name]:.1f}" for name in BALANCERS),
-        ]
-        for (model, workers), row in found.items()
-    ]
-    return table(columns, cells)
-
-
-def _sizes_table(rows: Sequence[dict[str, Any]]) -> str:
-    columns = ["model", "requests/s of a core", "$ a million requests"]
-    columns += [f"cores for {rate:,}/s" for rate in ASKED_RATES]
-    cells = [
-        [
-            row["model"],
-            f"{row['rate_of_a_core']:,.0f}",
-            f"{CORE_HOUR / 3600 * 1e6 / (ASKED_SHARE * row['rate_of_a_core']):.3f}",
-            *(f"{cores:,}" for cores in row["cores"]),
-        ]
-        for row in rows
-    ]
-    return table(columns, cells)
 
 
 if __name__ == "__main__":

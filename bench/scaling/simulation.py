@@ -1,8 +1,8 @@
 """A discrete-event model of workers behind a load balancer, with measured service times.
 
 A worker is a server of batches: it takes all that waits, up to a limit, and answers it together
-(Bailey 1954, "On queueing processes with bulk service"). How long it takes for n requests is
-measured by a closed loop of n connections; how that varies, by requests one at a time.
+(Bailey 1954, "On queueing processes with bulk service"). Requests arrive at random, as those of
+many independent users do (a Poisson process).
 """
 
 import random
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import simpy
 
 _Random = random.Random
-_Process = Generator[simpy.Event, None, None]
+Process = Generator[simpy.Event, None, None]
 Balancer = Callable[[Sequence["Worker"], _Random], "Worker"]
 
 
@@ -27,12 +27,14 @@ class ServiceTimes:
         seconds: for a batch of each of these sizes, on average.
         parts: of a service time's distribution, ascending from 0 to 1.
         factors: of the average at each of these parts.
+        outside: seconds of a request during which its worker can do other things.
     """
 
     batches: tuple[int, ...]
     seconds: tuple[float, ...]
     parts: tuple[float, ...]
     factors: tuple[float, ...]
+    outside: float = 0.0
 
     @property
     def highest_rate(self) -> float:
@@ -67,7 +69,7 @@ class Worker:
         if not self._wake.triggered:
             self._wake.succeed()
 
-    def _work(self) -> _Process:
+    def _work(self) -> Process:
         while True:
             if not self._queue:
                 self._wake = self._environment.event()
@@ -76,7 +78,8 @@ class Worker:
             batch = [self._queue.popleft() for _ in range(size)]
             yield self._environment.timeout(self._service.draw(size, self._random))
             self.waiting -= size
-            self.latencies += [self._environment.now - arrived for arrived in batch]
+            answered = self._environment.now + self._service.outside
+            self.latencies += [answered - arrived for arrived in batch]
 
 
 def in_turn() -> Balancer:
@@ -109,7 +112,6 @@ def simulate(
     seconds: float,
     *,
     balancer: Balancer,
-    regular: bool = False,
     seed: int = 0,
 ) -> list[float]:
     """Return the latency of each request, in seconds, ascending.
@@ -120,16 +122,15 @@ def simulate(
         rate: requests a second, of all together.
         seconds: how long requests arrive.
         balancer: chooses the worker of a request.
-        regular: requests come at equal distances instead of at random (Poisson).
         seed: decides everything that is random.
     """
     environment, generator = simpy.Environment(), random.Random(seed)  # noqa: S311 - no secret
     crew = [Worker(environment, service, generator) for _ in range(workers)]
 
-    def arrivals() -> _Process:
+    def arrivals() -> Process:
         while environment.now < seconds:
             balancer(crew, generator).take()
-            yield environment.timeout(1 / rate if regular else generator.expovariate(rate))
+            yield environment.timeout(generator.expovariate(rate))
 
     environment.process(arrivals())
     environment.run(until=2 * seconds)

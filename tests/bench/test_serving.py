@@ -126,6 +126,23 @@ def test_open_loop_charges_a_stall_to_every_request_that_was_due_in_it() -> None
 
 
 @needs_cc
+def test_open_loop_sends_at_random_but_as_often() -> None:
+    arrivals: list[float] = []
+
+    def note(_: int) -> bytes:
+        arrivals.append(time.monotonic())
+        return OK
+
+    with tiny_server(note) as address:
+        found = open_loop(address, [GET], 200, 1, connections=8, seed=3)
+
+    assert found.statuses == {200: 200}
+    distances = np.diff(arrivals)
+    # The deviation of an exponential distribution is its mean; of equal distances it would be 0.
+    assert distances.std() > 0.6 / 200
+
+
+@needs_cc
 def test_open_loop_tells_refusals_and_their_latencies_from_good_answers() -> None:
     with tiny_server(lambda number: BUSY if number % 4 == 0 else CHUNKED) as address:
         found = open_loop(address, [GET], 200, 0.5, connections=2)
