@@ -146,7 +146,10 @@ class Interpreter:
             return [""] * len(images)
         names = _quoted(self._manifest.classes)
         sets = prediction_sets(outputs.probabilities, images, self._method, self._threshold)
-        members = [",".join(names[index] for index in np.flatnonzero(row)) for row in sets]
+        members = [
+            ",".join([name for name, inside in zip(names, row, strict=True) if inside])
+            for row in sets.tolist()
+        ]
         return [f',"prediction_set":[{inside}]' for inside in members]
 
     def _scores(self, outputs: Outputs) -> Sequence[str]:
