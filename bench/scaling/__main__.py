@@ -20,7 +20,13 @@ from bench.harness.processes import ServerProcess, free_port
 from bench.harness.report import publish
 from bench.harness.requests import Address, Request, ask
 from bench.scaling.autoscaling import Policy, simulate_doubling
-from bench.scaling.report import asked_table, compared_table, plot_scaling, sizes_table
+from bench.scaling.report import (
+    asked_table,
+    bottlenecks_table,
+    compared_table,
+    plot_scaling,
+    sizes_table,
+)
 from bench.scaling.simulation import (
     Balancer,
     ServiceTimes,
@@ -56,6 +62,12 @@ ASKED_SHARE = 0.7
 ASKED_RATES = (1_000, 100_000, 1_000_000)
 CORE_HOUR = 0.04
 """US dollars, assumed."""
+
+CORES_OF_A_MACHINE = 32
+BALANCED_BY_A_CORE = 2_040_000 / 64
+"""Requests a second of HAProxy 2.3 on a machine of 64 cores, as its makers measured in 2021."""
+
+SCRAPE_SECONDS = 15
 
 ASKED_REQUESTS = 200_000
 
@@ -98,7 +110,9 @@ def main() -> None:
             f"One worker on one core of {name_processor()}, PNG of 32×32 pixels.",
             compared_table(compared),
             asked_table(asked),
-            sizes_table(sizes, ASKED_RATES),
+            sizes_table(sizes),
+            "What else `" + MODELS[0] + "` takes:",
+            bottlenecks_table(sizes[0], BALANCED_BY_A_CORE, SCRAPE_SECONDS),
         ]
     )
     publish("scaling", figures, content, DOCUMENT)
@@ -205,13 +219,18 @@ def _size(model: str, address: Address, service: ServiceTimes) -> dict[str, Any]
     file = payloads()["png"].requests[0][0]
     _, answer = ask(address, Request("/predict", file, "image/png"))
     sent = sum(map(len, requests)) / len(requests)
+    _, metrics = ask(address, Request("/metrics"))
+    cores = [math.ceil(rate / (ASKED_SHARE * service.highest_rate)) for rate in ASKED_RATES]
     return {
         "model": model,
         "rate_of_a_core": round(service.highest_rate, 1),
         "bytes_of_a_request": round(sent),
         "bytes_of_an_answer": len(answer),
         "dollars_a_million": CORE_HOUR / 3600 * 1e6 / (ASKED_SHARE * service.highest_rate),
-        "cores": [math.ceil(rate / (ASKED_SHARE * service.highest_rate)) for rate in ASKED_RATES],
+        "series_of_a_machine": sum(not line.startswith(b"#") for line in metrics.splitlines()),
+        "rates": ASKED_RATES,
+        "cores": cores,
+        "machines": [math.ceil(number / CORES_OF_A_MACHINE) for number in cores],
     }
 
 

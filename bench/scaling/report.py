@@ -1,5 +1,6 @@
 """Tables and the plot of `bench.scaling`."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,10 +48,10 @@ def asked_table(rows: Sequence[Row]) -> str:
     )
 
 
-def sizes_table(rows: Sequence[Row], rates: Sequence[int]) -> str:
-    """Return what so many requests a second take."""
+def sizes_table(rows: Sequence[Row]) -> str:
+    """Return the cores that so many requests a second take, and what a million requests cost."""
     columns = ["model", "requests/s of a core", "$ a million requests"]
-    columns += [f"cores for {rate:,}/s" for rate in rates]
+    columns += [f"cores for {rate:,}/s" for rate in rows[0]["rates"]]
     cells = [
         [
             row["model"],
@@ -61,6 +62,30 @@ def sizes_table(rows: Sequence[Row], rates: Sequence[int]) -> str:
         for row in rows
     ]
     return table(columns, cells)
+
+
+def bottlenecks_table(row: Row, balanced_by_a_core: float, scrape_seconds: float) -> str:
+    """Return what stands before and beside the workers of one model.
+
+    Args:
+        row: of the model's sizes.
+        balanced_by_a_core: requests a second that a core of a load balancer forwards.
+        scrape_seconds: between two looks at a machine's metrics.
+    """
+    moved = 8 * (row["bytes_of_a_request"] + row["bytes_of_an_answer"])
+    lines = {
+        "machines": [f"{machines:,}" for machines in row["machines"]],
+        "network, Gbit/s": [f"{rate * moved / 1e9:.2f}" for rate in row["rates"]],
+        "cores of load balancers": [
+            f"{math.ceil(rate / balanced_by_a_core):,}" for rate in row["rates"]
+        ],
+        "metrics, samples/s": [
+            f"{machines * row['series_of_a_machine'] / scrape_seconds:,.0f}"
+            for machines in row["machines"]
+        ],
+    }
+    columns = ["", *(f"{rate:,}/s" for rate in row["rates"])]
+    return table(columns, [[name, *cells] for name, cells in lines.items()])
 
 
 def plot_scaling(
