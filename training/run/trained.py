@@ -122,10 +122,7 @@ def load_trained(network: nn.Module, weights: dict[str, Tensor], images: Tensor)
         kept = (f"{norm_name}.{part}" for part in _NORMALIZATION)
         weights |= {part: own[part] for part in kept if part in own}
         hooks.append(norm.register_forward_pre_hook(partial(_unfold, scale, bias)))
-    try:
-        network.load_state_dict(weights)
-    except RuntimeError as exc:
-        raise RunError(" ".join(str(exc).split())) from exc
+    checkpoint.load_weights(network, weights)
     network.eval()
     if hooks:
         network(images[:_MEASURED])
