@@ -133,6 +133,21 @@ class SceneFindings:
 
 
 @dataclass(frozen=True)
+class HeldOut:
+    """The part of a data set's training images that a run does not learn from.
+
+    Attributes:
+        sha256: of the data set.
+        holdout: the part, 0 to below 1.
+        split_seed: decided which images these are.
+    """
+
+    sha256: str
+    holdout: float
+    split_seed: int
+
+
+@dataclass(frozen=True)
 class SceneSource:
     """A set of annotated pictures that was found and verified.
 
@@ -150,6 +165,7 @@ class SceneSource:
         test: pictures that only `training.evaluate` may look at.
         findings: what was found and what was left out.
         category_ids: of the classes in the set's COCO file; otherwise from 1.
+        made_of: the images in pictures to choose with, if they are made of another data set's.
     """
 
     name: str
@@ -164,6 +180,7 @@ class SceneSource:
     test: tuple[Scene, ...]
     findings: SceneFindings
     category_ids: tuple[int, ...]
+    made_of: HeldOut | None = None
 
     def __str__(self) -> str:
         return printable(self.place)
@@ -330,7 +347,9 @@ class Gathering:
             why_not=why_not,
             classes=kept,
             sha256=self._sha256(),
-            **scenes,
+            train=scenes["train"],
+            val=scenes["val"],
+            test=scenes["test"],
             category_ids=_whole_ids(kept, ids or {}),
             findings=SceneFindings(
                 pictures={split: len(scenes[split]) for split in SPLITS},
