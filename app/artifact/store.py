@@ -68,6 +68,10 @@ class Store:
         for versions in self._models.values():
             yield from versions.values()
 
+    def for_task(self, task: Task) -> list[Artifact]:
+        """Return the artifacts of a task by name and ascending version."""
+        return [artifact for artifact in self if artifact.manifest.task == task]
+
     def find(
         self, name: str | None = None, version: str | None = None, task: Task | None = None
     ) -> Artifact:

@@ -97,17 +97,6 @@ class Scene:
         """
         return decode_whole(self.load(), max(self.height, self.width), MAX_PIXELS)
 
-    def masks(self) -> NDArray[np.bool_]:
-        """Return the masks of the objects, bool `[n,height,width]`.
-
-        Raises:
-            ValueError: there are only boxes.
-        """
-        if self.objects.masks is None:
-            raise ValueError(f"{printable(self.file)}: has boxes alone")
-        decoded = [rle.decode(mask, self.height, self.width) for mask in self.objects.masks]
-        return np.array(decoded, np.bool_).reshape(-1, self.height, self.width)
-
     def ignored_pixels(self) -> NDArray[np.bool_] | None:
         """Return the pixels that count for nothing, bool `[height,width]`, if there are any."""
         return None if self.ignored is None else rle.decode(self.ignored, self.height, self.width)
