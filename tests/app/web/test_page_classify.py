@@ -401,7 +401,7 @@ def test_picture_that_stands_for_the_next_one_can_be_shown_again(open_page: Open
     with open_page("?sample=ship&view=network") as page:
         seen = page.get_by_role("region", name="The picture and what the network sees")
         expect(seen.get_by_role("img", name="ship")).to_be_visible()
-        page.route("**/frog.png", lambda route: None)  # it is on its way for ever
+        page.route("**/frog.png", lambda _: None)  # it is on its way for ever
         page.get_by_role("button", name="frog", exact=True).click()
         expect(seen).to_contain_text("Fetching the picture")
         page.get_by_role("link", name="Filters").click()
