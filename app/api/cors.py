@@ -56,14 +56,15 @@ class Cors(CORSMiddleware):
         return response
 
     def lines(self, headers: requests.Headers) -> bytes:
-        """Return the headers, each with its line end, of an answer to a request with `headers`."""
-        given = next((value for name, value in headers if name == b"origin"), b"")
-        origin = given.decode("latin-1")
-        if not origin:
-            return b""
-        ours = MutableHeaders(self.simple_headers)
-        if not self.allow_all_origins:
-            if not self.is_allowed_origin(origin):
-                return b""
+        """Return the headers, each with its line end, of an answer to a request with `headers`.
+
+        They are those that `CORSMiddleware.send` adds.
+        """
+        given = next((value for name, value in headers if name == b"origin"), None)
+        ours = MutableHeaders(self.simple_headers if given is not None else {})
+        origin = "" if given is None else given.decode("latin-1")
+        if not self.allow_all_origins and self.is_allowed_origin(origin):
             self.allow_explicit_origin(ours, origin)
+        else:
+            ours["Vary"] = "Origin"  # caches keep an answer apart from one to an allowed origin
         return b"".join(name + b": " + value + b"\r\n" for name, value in ours.raw)

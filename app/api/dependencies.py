@@ -51,9 +51,9 @@ def artifact_of(request: Request, query: ModelQuery, task: Task | None = None) -
 def check_task(store: Store, artifact: Artifact, task: Task | None) -> None:
     """Raise WrongTask if a model has another task than that of a resource; name what fits."""
     found = artifact.manifest.task
-    if task in {None, found}:
+    if task is None or task == found:
         return
-    names = sorted({other.manifest.name for other in store if other.manifest.task == task})
+    names = sorted({other.manifest.name for other in store.for_task(task)})
     raise WrongTask(
         f"{artifact.ref} is for {found}: POST {ROUTES[found]} serves it. For {task} there are: "
         f"{', '.join(names) or 'none'}"

@@ -48,6 +48,16 @@ def choose(request: Request, offers: Mapping[str, str], wanted: str | None) -> s
     return best
 
 
+def one_in_png(wanted: str | None) -> tuple[int, str]:
+    """Return how many pictures a PNG shows, and the reason why the answer to a request is one.
+
+    Args:
+        wanted: the `format` parameter.
+    """
+    asking = "Accept" if wanted is None else f"format={wanted}"
+    return 1, f"{asking} asks for {PNG}, which shows one"
+
+
 def qualities(accept: str) -> dict[str, float]:
     """Return the quality, 0 to 1, of each value in an Accept or Accept-Encoding header."""
     ranges: dict[str, float] = {}

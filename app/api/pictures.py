@@ -91,7 +91,7 @@ class Answered:
 
 @asynccontextmanager
 async def answered_pictures(
-    request: Request, artifact: Artifact, *, most: int | None = None
+    request: Request, artifact: Artifact, *, most: tuple[int, str] | None = None
 ) -> AsyncIterator[Answered]:
     """Read and decode the images of a request, and ask the model about them.
 
@@ -100,7 +100,7 @@ async def answered_pictures(
     Args:
         request: with the images.
         artifact: the model.
-        most: the most images, if that is fewer than the service's limit.
+        most: a limit of images, where it may be lower than the service's, and its reason.
 
     Raises:
         UploadError: the body is wrong, or holds too many images.
@@ -109,8 +109,8 @@ async def answered_pictures(
     """
     service = service_of(request)
     limits = service.upload_limits
-    if most is not None:
-        limits = replace(limits, max_images=min(most, limits.max_images))
+    if most is not None and most[0] <= limits.max_images:
+        limits = replace(limits, max_images=most[0], reason=most[1])
     batcher = service.batchers[artifact.ref]
     async with _read(request, artifact, limits, batcher.check_wait) as posted:
         answer = await batcher.submit(posted.images, posted.deadline)

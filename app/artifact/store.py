@@ -21,12 +21,13 @@ _log = logging.getLogger(__name__)
 class Store:
     """The served artifacts, by name and version."""
 
-    def __init__(self, artifacts: Sequence[Artifact], default: str) -> None:
+    def __init__(self, artifacts: Sequence[Artifact], default: str | None) -> None:
         """Order the artifacts.
 
         Args:
             artifacts: the ones to serve.
-            default: the model for requests that name none, as `name` or `name/version`.
+            default: the model for requests that name none, as `name` or `name/version`; it is
+                chosen, as in `read_store`, unless it is named.
 
         Raises:
             ArtifactError: the default is not among them.
@@ -36,11 +37,19 @@ class Store:
         for artifact in ordered:
             manifest = artifact.manifest
             self._models.setdefault(manifest.name, {})[manifest.version] = artifact
+        self._named: Artifact | None = None
+        if not default:
+            return
         try:
             name, _, version = default.partition("/")
-            self.default = _pick(self._models, name, version)
+            self._named = _pick(self._models, name, version)
         except UnknownModel as exc:
             raise ArtifactError(f"CONVSCOPE_DEFAULT_MODEL={default}: {exc}") from exc
+
+    @cached_property
+    def default(self) -> Artifact:
+        """The model for requests that name none. If it is chosen, the log tells of it here."""
+        return self._named or _pick(self._models, _choose_default(list(self._models)), None)
 
     @cached_property
     def defaults(self) -> Mapping[Task, Artifact]:
@@ -59,6 +68,10 @@ class Store:
         for versions in self._models.values():
             yield from versions.values()
 
+    def for_task(self, task: Task) -> list[Artifact]:
+        """Return the artifacts of a task by name and ascending version."""
+        return [artifact for artifact in self if artifact.manifest.task == task]
+
     def find(
         self, name: str | None = None, version: str | None = None, task: Task | None = None
     ) -> Artifact:
@@ -71,15 +84,17 @@ class Store:
         Raises:
             UnknownModel: names the wanted model and the ones that exist.
         """
-        default = self.default.manifest
-        if not name and task is not None and task not in self.defaults:
-            there = {f"{each.manifest.name} ({each.manifest.task})": None for each in self}
-            raise UnknownModel(f"no model here is for {task}; there are: {', '.join(there)}")
-        if task is not None and task in self.defaults:
-            default = self.defaults[task].manifest
-        name = name or default.name
-        if not version and name == default.name:
-            version = default.version
+        if not name:
+            default = self.default if task is None else self.defaults.get(task)
+            if default is None:
+                there = {f"{each.manifest.name} ({each.manifest.task})": None for each in self}
+                raise UnknownModel(f"no model here is for {task}; there are: {', '.join(there)}")
+            if not version:
+                return default
+            name = default.manifest.name
+        named = self._named
+        if not version and named is not None and named.manifest.name == name:
+            return named
         return _pick(self._models, name, version)
 
     def versions(self, name: str) -> list[Artifact]:
@@ -95,8 +110,8 @@ class Store:
 def read_store(path: Path, models: Sequence[str], default: str | None) -> Store:
     """Read the manifests of a store.
 
-    Without a named default, it is `PREFERRED_MODEL`, or else the first model by name. The log tells
-    of a choice between several.
+    Without a named default, it is `PREFERRED_MODEL`, or else the first model by name. When it is
+    first asked for, the log tells of a choice between several.
 
     Args:
         path: the directory that holds `<name>/<version>/`.
@@ -117,11 +132,11 @@ def read_store(path: Path, models: Sequence[str], default: str | None) -> Store:
     if models:
         places = [place for place in places if any(_means(wanted, place) for wanted in models)]
     artifacts = [read_artifact(place) for place in places]
-    return Store(artifacts, default or _choose_default(artifacts))
+    return Store(artifacts, default)
 
 
-def _choose_default(artifacts: Sequence[Artifact]) -> str:
-    names = sorted({artifact.manifest.name for artifact in artifacts})
+def _choose_default(names: Sequence[str]) -> str:
+    """Return the default of models whose names are in order."""
     if PREFERRED_MODEL in names:
         return PREFERRED_MODEL
     if len(names) > 1:

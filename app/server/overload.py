@@ -23,8 +23,6 @@ _NOT_PLAIN = re.compile(
     rb"|content-length(?!: ?\d{1,9}\r))",
     re.IGNORECASE,
 )
-# The headers that `Cors.lines` and `Application.published` read: one more there is one more here.
-_READ = re.compile(rb"\r\n(origin|x-forwarded-prefix):([^\r]*)", re.IGNORECASE)
 _PLACEHOLDER = "0" * 32  # of a request id
 
 
@@ -45,10 +43,11 @@ def is_plain_post(data: bytes) -> bool:
     return not _NOT_PLAIN.search(data, 0, end + 2)
 
 
-def headers_read(data: bytes) -> list[tuple[bytes, bytes]]:
-    """Return the headers of a plain POST that its refusal depends on; names are in lower case."""
-    end = data.find(b"\r\n\r\n", 0, MAX_HEAD_BYTES)
-    return [(name.lower(), value.lstrip(b" \t")) for name, value in _READ.findall(data, 0, end + 2)]
+def headers_of(data: bytes) -> list[tuple[bytes, bytes]]:
+    """Return the headers of a plain POST; names are in lower case."""
+    _, *lines = data[: data.find(b"\r\n\r\n", 0, MAX_HEAD_BYTES)].split(b"\r\n")
+    headers = (line.partition(b":") for line in lines)
+    return [(name.lower(), value.strip(b" \t")) for name, _, value in headers]
 
 
 def split_length(head: bytes) -> tuple[bytes, bytes] | None:

@@ -26,7 +26,7 @@ from app.server.overload import (
     MAX_HEAD_BYTES,
     framing_too_large,
     head_too_large,
-    headers_read,
+    headers_of,
     is_plain_post,
     refusal,
     shed_answer,
@@ -325,7 +325,7 @@ class HttpProtocol(asyncio.Protocol):
         error = self._connections.refusal or self._app.refusal(target)
         if error is None or not is_plain_post(data):
             return False
-        self._target, self._headers, self._repeatable = target, headers_read(data), None
+        self._target, self._headers, self._repeatable = target, headers_of(data), None
         self._answer_shed(error, keep=not self._connections.closing)
         return True
 

@@ -28,7 +28,7 @@ async function ask(path, parameters, options = {}) {
 const OCTETS = "application/octet-stream";
 
 const json = async (answer) => (await answer).json();
-const picture = async (answer) => URL.createObjectURL(await (await answer).blob());
+const picture = async (answer) => (await answer).blob();
 
 export function splitKey(key) {
   const [model, version] = key.split("/");

@@ -3,7 +3,7 @@
 import { html } from "./vendor/htm-preact-3.1.1.js";
 import * as api from "./api.js";
 import { Choice, Progress, keyOf, measured, percent, useSeen } from "./parts.js";
-import { oneOf, useAsked } from "./state.js";
+import { oneOf, useAsked, useUrl } from "./state.js";
 
 // An explanation by regions costs 25 predictions. A model with more multiply-accumulates than this
 // explains itself on request only.
@@ -69,6 +69,7 @@ function Card({ model, image, coverage, announced, why, onWhy }) {
         : undefined,
     [key, image, explained, seen],
   );
+  const overlay = useUrl(heat.answer);
   const state = prediction ? !predicted && "old" : !answer.error && "waiting";
   return html`
     <article ref=${place} class=${`card ${state || ""}`} aria-label=${key}>
@@ -115,10 +116,10 @@ function Card({ model, image, coverage, announced, why, onWhy }) {
         </button>
       `}
       <${Progress} state=${heat} what="Asking about one part after the other" />
-      ${heat.answer &&
+      ${overlay &&
       html`
         <figure>
-          <img class="overlay" src=${heat.answer} alt=${`What speaks for ${explained} in the picture`} />
+          <img class="overlay" src=${overlay} alt=${`What speaks for ${explained} in the picture`} />
           <figcaption>
             Orange: seen alone, this part looks like “${explained}”, or “${explained}” gets less
             likely when it is covered. Purple: the opposite.

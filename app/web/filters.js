@@ -3,7 +3,7 @@
 import { html } from "./vendor/htm-preact-3.1.1.js";
 import * as api from "./api.js";
 import { Choice, Progress, number, useInSight } from "./parts.js";
-import { NOTHING_CHOSEN, useAsked, wholeBelow } from "./state.js";
+import { NOTHING_CHOSEN, useAsked, useUrl, wholeBelow } from "./state.js";
 
 const A_PAGE = 64;
 const TILE = 48;
@@ -27,6 +27,7 @@ function Layer({ layers, modelKey, shown, show }) {
     () => (signal) => api.filtersPicture(modelKey, layer.name, size.scale, size.across, signal),
     [modelKey, layer.name],
   );
+  const picture = useUrl(drawn.answer);
   return html`
     <section aria-label="Filters">
       <div class="bar">
@@ -71,7 +72,7 @@ function Layer({ layers, modelKey, shown, show }) {
                   aria-pressed=${chosen === index}
                   onClick=${() => show({ layer: layer.name, filter: index })}
                 >
-                  <span class="tile" style=${cutOut(drawn.answer, size, index)}></span>
+                  <span class="tile" style=${cutOut(picture, size, index)}></span>
                 </button>
               </li>
             `,
@@ -145,7 +146,8 @@ function Filter({ modelKey, layer, index }) {
       kept ? (signal) => api.responsesPicture(modelKey, layer.name, index, signal) : undefined,
     [kept, modelKey, layer.name, index],
   );
-  const place = useInSight([index, Boolean(drawn.answer)]);
+  const patches = useUrl(drawn.answer);
+  const place = useInSight([index, Boolean(patches)]);
   return html`
     <aside ref=${place} class="detail" aria-label=${`Filter ${index} of ${layer.name}`}>
       <h2>Filter ${index} of ${layer.name}</h2>
@@ -161,12 +163,12 @@ function Filter({ modelKey, layer, index }) {
         </p>
         <${Progress} state=${drawn} what="Drawing" />
         ${!kept && html`<p>No patches are stored for this filter: a large layer stores those of its first filters.</p>`}
-        ${drawn.answer &&
+        ${patches &&
         html`
               <figure>
                 <img
                   class="pixels"
-                  src=${drawn.answer}
+                  src=${patches}
                   alt="The nine parts of test images to which it responds most"
                 />
                 <figcaption>

@@ -5,7 +5,7 @@ import * as api from "./api.js";
 import { Classify } from "./classify.js";
 import { Choice, Progress, keyOf, measured } from "./parts.js";
 import { Picture, firstSample, isReadOtherwise, sampleFile, samplesOf, useGiven } from "./picture.js";
-import { NOTHING_CHOSEN, oneOf, useAddress, useAsked } from "./state.js";
+import { NOTHING_CHOSEN, oneOf, useAddress, useAsked, useUrl } from "./state.js";
 
 // A task has its view if a model of it is served. `open`: how many models are at first.
 const TASKS = [
@@ -232,15 +232,15 @@ const withoutNothing = (parameters) =>
 
 const NO_IMAGE = {};
 
-// The picture (its bytes as sent, its name, a URL to show it from, and whether the browser may show
-// another one than the service reads) and the state of the request that fetches it. Until it is
-// there, the one before stands for it, unless that was of another task.
+// The picture (its bytes as sent, its name, and whether the browser may show another one than the
+// service reads) and the state of the request that fetches it. Until it is there, the one before
+// stands for it, unless that was of another task.
 function useImage(file, task, sample) {
   const source = file ?? sampleFile(task, sample);
   const fetched = useAsked(
     () => async (signal) => {
       const given = file ?? { data: await api.readSample(source, signal), name: sample };
-      return { ...given, task, url: URL.createObjectURL(given.data) };
+      return { ...given, task };
     },
     [source],
   );
@@ -250,24 +250,25 @@ function useImage(file, task, sample) {
 
 function Seen({ image, fetched, seen }) {
   const [broken, fail] = useState();
+  const [url, pixels] = [useUrl(image.data), useUrl(seen.answer)];
   return html`
     <section class="seen" aria-label="The picture and what the network sees">
       <${Progress} state=${fetched} what="Fetching the picture" />
-      ${image.url &&
+      ${url &&
       html`
         <figure>
           ${!seen.error &&
           (broken === image
             ? html`<p>The browser cannot show this file.</p>`
-            : html`<img src=${image.url} alt=${image.name} onError=${() => fail(image)} />`)}
+            : html`<img src=${url} alt=${image.name} onError=${() => fail(image)} />`)}
           <figcaption>${image.name}</figcaption>
         </figure>
       `}
       <${Progress} state=${seen} what="Reading the picture" />
-      ${seen.answer &&
+      ${pixels &&
       html`
         <figure>
-          <img class="pixels" src=${seen.answer} alt="The picture in the network's pixels" />
+          <img class="pixels" src=${pixels} alt="The picture in the network's pixels" />
           <figcaption>what the network sees</figcaption>
         </figure>
       `}

@@ -4,7 +4,7 @@ import { html, useEffect, useRef, useState } from "./vendor/htm-preact-3.1.1.js"
 import * as api from "./api.js";
 import { classColour, inkOn } from "./colours.js";
 import { Progress, keyOf, percent } from "./parts.js";
-import { useAsked } from "./state.js";
+import { useAsked, useUrl } from "./state.js";
 
 const css = (colour) => `rgb(${colour})`;
 
@@ -28,11 +28,11 @@ export function usePointed(answer) {
 const FITS = { crop: "contain", letterbox: "cover", stretch: "fill" };
 
 async function seenBy(key, image, signal) {
-  const [manifest, url] = await Promise.all([
+  const [manifest, data] = await Promise.all([
     api.readManifest(key, signal),
     api.seen(key, image, 1, signal),
   ]);
-  return { url, fit: FITS[manifest.resize.policy] };
+  return { data, fit: FITS[manifest.resize.policy] };
 }
 
 // The picture with `over` on it: the file that was sent, or what the network sees where the browser
@@ -45,16 +45,17 @@ export function Scene({ model, picture, size, name, over, named, place }) {
     () => (isOwn ? undefined : (signal) => seenBy(keyOf(model), picture.data, signal)),
     [picture, isOwn],
   );
-  const shown = isOwn ? { url: picture.url } : seen.answer;
+  const shown = isOwn ? { data: picture.data } : seen.answer;
+  const url = useUrl(shown?.data);
   const check = ({ target: { naturalWidth: width, naturalHeight: height } }) =>
     (width === size.width && height === size.height) || reject(picture);
   return html`
     <figure class="scene" style=${{ "--ratio": size.width / size.height }}>
-      ${shown &&
+      ${url &&
       html`
         <div class="frame">
           <img
-            src=${shown.url}
+            src=${url}
             alt=${name}
             style=${{ objectFit: shown.fit }}
             onLoad=${isOwn ? check : undefined}
@@ -67,7 +68,7 @@ export function Scene({ model, picture, size, name, over, named, place }) {
       <figcaption>
         ${picture.name}, ${size.width} × ${size.height} pixels${!isOwn &&
         `. The browser cannot show this file as the service reads it${
-          shown ? "; this is what the network sees" : ""
+          url ? "; this is what the network sees" : ""
         }.`}
       </figcaption>
     </figure>

@@ -1,6 +1,6 @@
 // The state of the page lives in its address, so that a link reproduces a view.
 
-import { useCallback, useEffect, useState } from "./vendor/htm-preact-3.1.1.js";
+import { useCallback, useEffect, useMemo, useState } from "./vendor/htm-preact-3.1.1.js";
 
 const read = () => Object.fromEntries(new URLSearchParams(location.search));
 
@@ -58,15 +58,11 @@ export function useAsked(question, dependencies) {
     }
     const stop = new AbortController();
     setState({ asked, before, waiting: true });
-    const answered = answering(stop.signal);
-    answered.then(
+    answering(stop.signal).then(
       (answer) => !stop.signal.aborted && setState({ asked, answer }),
       (error) => !stop.signal.aborted && setState({ asked, error }),
     );
-    return () => {
-      stop.abort();
-      answered.then(forget, () => undefined);
-    };
+    return () => stop.abort();
   }, asked);
   return current ? state : { before };
 }
@@ -74,11 +70,16 @@ export function useAsked(question, dependencies) {
 // Repeat every request that failed.
 export const askAgain = () => dispatchEvent(new Event(AGAIN));
 
-// A blob URL holds its bytes until it is revoked.
-const forget = (answer) => {
-  const address = answer?.url ?? answer;
-  if (typeof address === "string") URL.revokeObjectURL(address);
-};
+// A blob URL holds its bytes until it is revoked. No event says when the browser has read the last
+// image that had it, so that is done some time after it was shown.
+const UNTIL_READ = 60_000;
+
+// A URL of a Blob, good for as long as the component shows it.
+export function useUrl(blob) {
+  const url = useMemo(() => blob && URL.createObjectURL(blob), [blob]);
+  useEffect(() => url && (() => setTimeout(() => URL.revokeObjectURL(url), UNTIL_READ)), [url]);
+  return url;
+}
 
 // Parse "row,column", such as "3,5"; undefined outside a map of this height and width.
 export function placeIn([height, width], text) {

@@ -35,7 +35,7 @@ def main() -> None:
     """Measure, print the table and write the results."""
     settings = read_settings()
     store = read_store(settings.store, settings.models, settings.default_model)
-    classifiers = [item for item in store if item.manifest.task == "classification"]
+    classifiers = store.for_task("classification")
     models = [measure(item, item.classifier.int8) for item in classifiers if item.classifier.int8]
     result = {"machine": machine(), "rounds": ROUNDS, "threads": 1, "models": models}
     write(RESULTS / "precision.json", result)

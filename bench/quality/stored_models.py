@@ -35,7 +35,7 @@ def measure_store(
     kept = known.get("models", {})
     found: dict[str, Any] = {**conditions, "models": {}}
     store = read_store(settings.store, settings.models, settings.default_model)
-    for artifact in (item for item in store if item.manifest.task == "classification"):
+    for artifact in store.for_task("classification"):
         found["models"][artifact.ref] = kept.get(artifact.ref) or measure(artifact)
         write(path, known | {**conditions, "models": kept | found["models"]})
         click.echo(f"{artifact.ref} is done")

@@ -56,11 +56,8 @@ def _models() -> tuple[_Model, list[_Model]]:
     settings = read_settings()
     store = read_store(settings.store, settings.models, settings.default_model)
     backends = open_backends(store, settings.backend, settings.threads)
-    models = {
-        item.ref: _Model(item, backends[item.ref])
-        for item in store
-        if item.manifest.task == "classification"
-    }
+    classifiers = store.for_task("classification")
+    models = {item.ref: _Model(item, backends[item.ref]) for item in classifiers}
     return models[store.default.ref], list(models.values())
 
 

@@ -53,6 +53,20 @@ def test_predict_prints_a_line_for_each_image(images: Sequence[Path]) -> None:
     assert second.startswith(f"{images[1]}: blue 99.8%")
 
 
+@pytest.mark.parametrize(("arguments", "lines"), [((), 1), (("--model", "colour"), 0)])
+def test_predict_tells_of_a_default_that_was_chosen_only_if_it_is_asked(
+    images: Sequence[Path],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    arguments: Sequence[str],
+    lines: int,
+) -> None:
+    monkeypatch.setenv("CONVSCOPE_DEFAULT_MODEL", "")
+    assert run("predict", *images, *arguments).exit_code == 0
+    told = [text for text in caplog.messages if text.startswith("colour is the default model, ")]
+    assert len(told) == lines
+
+
 @pytest.fixture
 def _sure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A model with sets: up to 98%, they hold every class with a probability of 0.1 and more."""

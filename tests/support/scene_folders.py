@@ -5,14 +5,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from app.images import rle
 from tests.support.pictures import as_file, stored, turned
+from training.data.annotated import Scene
 
 COLOURS = {"red": (220, 40, 40), "blue": (40, 60, 220)}
 IDS = {"red": 4, "blue": 9}
 SHAPES = ((60, 80), (48, 96), (80, 60))
 ORIENTATIONS = (1, 6, 3, 8)
+
+
+def masks_of(scene: Scene) -> NDArray[np.bool_]:
+    """Return the masks of a scene's objects, bool `[n,height,width]`."""
+    assert scene.objects.masks is not None
+    return np.array([rle.decode(mask, scene.height, scene.width) for mask in scene.objects.masks])
 
 
 def write_scene_folder(place: Path, train: int = 12, val: int = 4, test: int = 8) -> None:

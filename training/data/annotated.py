@@ -97,17 +97,6 @@ class Scene:
         """
         return decode_whole(self.load(), max(self.height, self.width), MAX_PIXELS)
 
-    def masks(self) -> NDArray[np.bool_]:
-        """Return the masks of the objects, bool `[n,height,width]`.
-
-        Raises:
-            ValueError: there are only boxes.
-        """
-        if self.objects.masks is None:
-            raise ValueError(f"{printable(self.file)}: has boxes alone")
-        decoded = [rle.decode(mask, self.height, self.width) for mask in self.objects.masks]
-        return np.array(decoded, np.bool_).reshape(-1, self.height, self.width)
-
     def ignored_pixels(self) -> NDArray[np.bool_] | None:
         """Return the pixels that count for nothing, bool `[height,width]`, if there are any."""
         return None if self.ignored is None else rle.decode(self.ignored, self.height, self.width)
@@ -133,6 +122,21 @@ class SceneFindings:
 
 
 @dataclass(frozen=True)
+class HeldOut:
+    """The part of a data set's training images that a run does not learn from.
+
+    Attributes:
+        sha256: of the data set.
+        holdout: the part, 0 to below 1.
+        split_seed: decided which images these are.
+    """
+
+    sha256: str
+    holdout: float
+    split_seed: int
+
+
+@dataclass(frozen=True)
 class SceneSource:
     """A set of annotated pictures that was found and verified.
 
@@ -150,6 +154,7 @@ class SceneSource:
         test: pictures that only `training.evaluate` may look at.
         findings: what was found and what was left out.
         category_ids: of the classes in the set's COCO file; otherwise from 1.
+        made_of: the images in pictures to choose with, if they are made of another data set's.
     """
 
     name: str
@@ -164,6 +169,7 @@ class SceneSource:
     test: tuple[Scene, ...]
     findings: SceneFindings
     category_ids: tuple[int, ...]
+    made_of: HeldOut | None = None
 
     def __str__(self) -> str:
         return printable(self.place)
@@ -330,7 +336,9 @@ class Gathering:
             why_not=why_not,
             classes=kept,
             sha256=self._sha256(),
-            **scenes,
+            train=scenes["train"],
+            val=scenes["val"],
+            test=scenes["test"],
             category_ids=_whole_ids(kept, ids or {}),
             findings=SceneFindings(
                 pictures={split: len(scenes[split]) for split in SPLITS},

@@ -22,6 +22,7 @@ from training.data.annotated import (
     SPLITS,
     Found,
     Gathering,
+    HeldOut,
     Objects,
     Scene,
     SceneSource,
@@ -94,11 +95,12 @@ def scenes_of(source: Source) -> SceneSource:
         DataError: its images cannot be read or split.
     """
     images, test = source.load_train(), source.load_test()
-    chosen, held = split_distinct(images, HELD_OUT, 0)
+    made_of = HeldOut(source.sha256, HELD_OUT, 0)
+    chosen, held = split_distinct(images, made_of.holdout, made_of.split_seed)
     parts = {"train": images[chosen], "val": images[held], "test": test}
     arrays = {name: (part.images.numpy(), part.labels.numpy()) for name, part in parts.items()}
     made = scene_source(source.place, source.classes, arrays, SCENES, 0)
-    return replace(made, name=f"{source.name.removesuffix('-10')}-scenes")
+    return replace(made, name=f"{source.name.removesuffix('-10')}-scenes", made_of=made_of)
 
 
 def scene_source(

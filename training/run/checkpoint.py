@@ -233,11 +233,23 @@ class Checkpoint:
                     values[name] = torch.empty_like(parameter).copy_(value)
 
 
-def _load(network: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
+def load_weights(network: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Load weights by the network's names for them.
+
+    Raises:
+        RunError: the network has other weights. Names them, in one line.
+    """
     try:
         network.load_state_dict(weights)
     except RuntimeError as exc:
-        raise RunError(f"{path}: {' '.join(str(exc).split())}") from exc
+        raise RunError(" ".join(str(exc).split())) from exc
+
+
+def _load(network: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
+    try:
+        load_weights(network, weights)
+    except RunError as exc:
+        raise RunError(f"{path}: {exc}") from exc
 
 
 def save(run: Path, state: RunState, learner: Learner, proxy: Learner | None = None) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from app.artifact.directory import read_artifact
 from app.errors import ConvscopeError
 from app.inference.backends.torchscript import load_graph
+from training.data.annotated import HeldOut
 from training.data.dataset import Source
 from training.data.scenes import SceneSource
 from training.errors import RecipeError, RunError
@@ -74,12 +75,15 @@ class Trained:
         Raises:
             RecipeError: it has learned from some of them.
         """
-        other_seed = recipe.holdout > 0 and recipe.split_seed != self.split_seed
-        if self.data_sha256 == source.sha256 and (recipe.holdout > self.holdout or other_seed):
+        made_of = source.made_of if isinstance(source, SceneSource) else None
+        kept = made_of or HeldOut(source.sha256, recipe.holdout, recipe.split_seed)
+        other_seed = kept.holdout > 0 and kept.split_seed != self.split_seed
+        if self.data_sha256 == kept.sha256 and (kept.holdout > self.holdout or other_seed):
+            scenes = " for scenes to choose with" if made_of else ""
             raise RecipeError(
-                f"it has learned from images that holdout {recipe.holdout} and split_seed "
-                f"{recipe.split_seed} would hold out; it held out {self.holdout} by split_seed "
-                f"{self.split_seed}"
+                f"it has learned from images that holdout {kept.holdout} and split_seed "
+                f"{kept.split_seed} would hold out{scenes}; it held out {self.holdout} by "
+                f"split_seed {self.split_seed}"
             )
 
 
@@ -122,10 +126,7 @@ def load_trained(network: nn.Module, weights: dict[str, Tensor], images: Tensor)
         kept = (f"{norm_name}.{part}" for part in _NORMALIZATION)
         weights |= {part: own[part] for part in kept if part in own}
         hooks.append(norm.register_forward_pre_hook(partial(_unfold, scale, bias)))
-    try:
-        network.load_state_dict(weights)
-    except RuntimeError as exc:
-        raise RunError(" ".join(str(exc).split())) from exc
+    checkpoint.load_weights(network, weights)
     network.eval()
     if hooks:
         network(images[:_MEASURED])

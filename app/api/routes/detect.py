@@ -8,7 +8,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Query, Request, Response
 
 from app.api.dependencies import artifact_of, refuse_repeated, service_of
-from app.api.negotiation import JSON, PNG, choose
+from app.api.negotiation import JSON, PNG, choose, one_in_png
 from app.api.openapi import document_body, document_problems
 from app.api.pictures import answered_pictures
 from app.api.queries import DetectQuery
@@ -53,7 +53,7 @@ async def detect(request: Request, query: Annotated[DetectQuery, Query()]) -> Re
         iou_threshold=query.iou_threshold,
         max_detections=query.max_detections,
     )
-    most = 1 if media_type == PNG else None
+    most = one_in_png(query.format) if media_type == PNG else None
     async with answered_pictures(request, artifact, most=most) as answered:
         placements = answered.placements
         found = interpreter.find(answered.answer.outputs, placements)

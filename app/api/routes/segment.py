@@ -12,7 +12,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Query, Request, Response
 
 from app.api.dependencies import artifact_of, refuse_repeated, service_of
-from app.api.negotiation import JSON, PNG, choose
+from app.api.negotiation import JSON, PNG, choose, one_in_png
 from app.api.openapi import document_body, document_problems
 from app.api.pictures import Answered, answered_pictures
 from app.api.queries import SegmentQuery
@@ -61,7 +61,7 @@ async def segment(request: Request, query: Annotated[SegmentQuery, Query()]) -> 
     is_map = media_type == PNG and query.format != "overlay"
     if is_map:
         _refuse_objects(query)
-    most = 1 if media_type == PNG else _most_images(artifact)
+    most = one_in_png(query.format) if media_type == PNG else _most_images(artifact)
     async with answered_pictures(request, artifact, most=most) as answered:
         started = time.perf_counter()
         content: bytes
@@ -95,11 +95,12 @@ def _refuse_objects(query: SegmentQuery) -> None:
             )
 
 
-def _most_images(artifact: Artifact) -> int:
-    """Return how many images have maps of `MAX_OUTPUT_BYTES`; at least one."""
+def _most_images(artifact: Artifact) -> tuple[int, str]:
+    """Return how many images have maps of `MAX_OUTPUT_BYTES`, and the reason; at least one."""
     height, width = artifact.manifest.image_size
     maps = len(artifact.manifest.classes) + 2
-    return max(MAX_OUTPUT_BYTES // (4 * maps * height * width), 1)
+    most = max(MAX_OUTPUT_BYTES // (4 * maps * height * width), 1)
+    return most, f"each has {maps} maps of {width}x{height} in memory"
 
 
 def _described(interpreter: Interpreter, answered: Answered, index: int) -> Described:

@@ -109,7 +109,7 @@ async def read_form(chunks: Pieces, boundary: bytes, limits: UploadLimits) -> li
                 f"part {len(files)} is named {quoted(name)}; every part must be named 'file'"
             )
         if len(files) == limits.max_images:
-            raise too_many(f"more than {limits.max_images}", limits.max_images)
+            raise too_many(f"more than {limits.max_images}", limits)
         encoding = fields.get("Content-Transfer-Encoding")
         in_base64 = encoding is not None and _is_base64(encoding, f"part {len(files)}")
         data, mark = await body.read_until(delimiter)

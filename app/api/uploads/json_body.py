@@ -28,7 +28,7 @@ def read_json(body: bytes, limits: UploadLimits) -> list[Upload]:
     """
     images = _parse_json(body)
     if len(images) > limits.max_images:
-        raise too_many(str(len(images)), limits.max_images)
+        raise too_many(str(len(images)), limits)
     files = [Upload(_decode_image(item, f"images[{index}]")) for index, item in enumerate(images)]
     if body.count(b'"') != 2 * (1 + len(images)) and _keys_in(body) > 1:
         raise MalformedUpload("JSON key 'images' stands more than once")

@@ -26,12 +26,20 @@ class Upload:
 
 @dataclass(frozen=True)
 class UploadLimits:
-    """Limits of one request. The server limits the time that a body may take."""
+    """Limits of one request. The server limits the time that a body may take.
+
+    Attributes:
+        max_body_bytes: of all files together, as they are sent.
+        max_images: number of files.
+        reason: says in an error why there may not be more files, after "because".
+    """
 
     max_body_bytes: int
     max_images: int
+    reason: str = ""
 
 
-def too_many(found: str, limit: int) -> TooManyImages:
+def too_many(found: str, limits: UploadLimits) -> TooManyImages:
     """Return the error of a request that holds more files than it may."""
-    return TooManyImages(f"request has {found} images; the limit is {limit}")
+    reason = limits.reason and f", because {limits.reason}"
+    return TooManyImages(f"request has {found} images; the limit is {limits.max_images}{reason}")

@@ -115,19 +115,20 @@ async def test_preflight_that_asks_for_more_is_refused_with_a_problem(
         assert ALLOWED not in answer.headers
 
 
-async def test_fast_path_answers_with_the_same_headers(connect: Connect, picture: Picture) -> None:
-    async with connect(cors_origins=PAGE) as client, sockets(client) as (port, _):
-        for origin in (PAGE, OTHER):
-            headers = PNG | {"Origin": origin}
-            routed = await client.post("/predict", content=picture("red"), headers=headers)
-            request = message("POST /predict", picture("red"), f"Origin: {origin}")
-            answer = await ask(port, request)
-            assert answer.status == 200
-            assert answer.headers.get(ALLOWED) == routed.headers.get(ALLOWED)
-            assert (ALLOWED in answer.headers) is (origin == PAGE)
-        same = await ask(port, message("POST /predict", picture("red"), f"Origin: {PAGE}"))
-        routed = await client.post("/predict", content=picture("red"), headers={"Origin": PAGE})
-        assert cors_headers(same.headers) == cors_headers(routed.headers)
+@pytest.mark.parametrize("origins", [PAGE, "*"])
+@pytest.mark.parametrize("origin", [PAGE, OTHER, "", None])
+async def test_fast_path_answers_with_the_same_headers(
+    connect: Connect, picture: Picture, origins: str, origin: str | None
+) -> None:
+    asked = {} if origin is None else {"Origin": origin}
+    async with connect(cors_origins=origins) as client, sockets(client) as (port, _):
+        routed = await client.post("/predict", content=picture("red"), headers=PNG | asked)
+        lines = [f"{name}: {value}" for name, value in asked.items()]
+        answer = await ask(port, message("POST /predict", picture("red"), *lines))
+        assert answer.status == routed.status_code == 200
+        assert "server-timing" in answer.headers
+        assert cors_headers(answer.headers) == cors_headers(routed.headers)
+        assert answer.headers["vary"] == routed.headers["vary"] == "Origin"
 
 
 @pytest.mark.parametrize("origins", [PAGE, "*"])
@@ -150,6 +151,7 @@ async def test_refusals_of_a_full_worker_can_be_read(
             answer = await read_answer(reader)
             assert answer.status == 503
             found.append(answer.headers.get(ALLOWED))
+            assert answer.headers["vary"] == "Origin"
         writer.close()
         backend.release.set()
         assert (await first).status == 200

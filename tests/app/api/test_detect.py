@@ -147,12 +147,21 @@ async def test_png_has_boxes_where_the_objects_are(client: httpx.AsyncClient) ->
     assert abs(int(rows.max()) - 320) < 25
 
 
-async def test_png_shows_one_picture(client: httpx.AsyncClient) -> None:
+@pytest.mark.parametrize(
+    ("accept", "path", "asking"),
+    [("image/png", "/detect", "Accept"), ("*/*", "/detect?format=png", "format=png")],
+)
+async def test_png_shows_one_picture(
+    client: httpx.AsyncClient, accept: str, path: str, asking: str
+) -> None:
     picture = as_png(with_rectangle(48, 64, (5, 5, 20, 20)))
     files = [("file", ("a.png", picture)), ("file", ("b.png", picture))]
-    response = await client.post("/detect?format=png", files=files)
+    response = await client.post(path, files=files, headers={"Accept": accept})
     assert response.status_code == 413
-    assert response.json()["detail"] == "request has more than 1 images; the limit is 1"
+    assert response.json()["detail"] == (
+        f"request has more than 1 images; the limit is 1, because {asking} asks for image/png, "
+        "which shows one"
+    )
 
 
 async def test_classifier_does_not_detect_and_a_detector_does_not_classify(

@@ -14,6 +14,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from app.api.routes import segment as segment_route
 from app.artifact.directory import read_artifact
 from app.errors import ArtifactError, SettingsError
 from app.images import rle
@@ -278,6 +279,22 @@ async def test_png_shows_one_picture(client: httpx.AsyncClient) -> None:
     for kind in ("png", "overlay"):
         response = await client.post(f"/segment?format={kind}", files=files)
         assert response.status_code == 413
+        words = f"; the limit is 1, because format={kind} asks for image/png, which shows one"
+        assert response.json()["detail"].endswith(words)
+
+
+async def test_memory_of_maps_limits_the_number_of_pictures(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(segment_route, "MAX_OUTPUT_BYTES", 2 * 4 * 4 * HEIGHT * WIDTH)
+    files = [("file", as_png(painted(HEIGHT, WIDTH)))] * 3
+    assert (await client.post("/segment", files=files[:2])).status_code == 200
+    response = await client.post("/segment", files=files)
+    assert response.status_code == 413
+    assert response.json()["detail"] == (
+        "request has more than 2 images; the limit is 2, because each has 4 maps of "
+        f"{WIDTH}x{HEIGHT} in memory"
+    )
 
 
 async def test_model_of_another_task_is_refused_with_those_that_fit(

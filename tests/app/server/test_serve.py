@@ -190,6 +190,7 @@ def test_requests_in_flight_are_finished_after_sigterm(
     changes = {
         "CONVSCOPE_MAX_BATCH": "4",
         "CONVSCOPE_REQUEST_TIMEOUT_SECONDS": "60",
+        "CONVSCOPE_MAX_WAIT_MS": "60000",  # some come after the first batch has shown its speed
         "PROMETHEUS_MULTIPROC_DIR": str(metrics),
     }
     with started(command, store_path, tmp_path / "log", **changes) as server:

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import binary_dilation
 
 from app.images import rle
+from tests.support.scene_folders import masks_of
 from training.data.cifar_scenes import (
     MOST_COVERED,
     MOST_OBJECTS,
@@ -28,7 +29,7 @@ def images(first: int = 0) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     return pixels, np.arange(20) % 2
 
 
-def masks_of(counts: tuple[bytes, ...] | None) -> NDArray[np.bool_]:
+def decoded(counts: tuple[bytes, ...] | None) -> NDArray[np.bool_]:
     assert counts is not None
     return np.array([rle.decode(mask, SIDE, SIDE) for mask in counts])
 
@@ -39,7 +40,7 @@ def test_boxes_and_masks_are_exactly_those_of_what_is_seen() -> None:
     pixels = np.zeros((25, 32, 32, 3), np.uint8)
     pixels[..., 0], pixels[..., 2] = 255, levels[:, None, None]
     for scene, objects in make_scenes(pixels, np.arange(25), 60, seed=1):
-        masks = masks_of(objects.masks)
+        masks = decoded(objects.masks)
         assert (masks.sum(0) <= 1).all()
         for mask, box, label in zip(masks, objects.boxes, objects.labels, strict=True):
             assert (scene[mask] == (255, 0, levels[label])).all()
@@ -63,7 +64,7 @@ def test_a_scene_has_one_to_six_objects_of_some_sizes_and_shapes() -> None:
     assert SIDES[0] <= sides.min()
     assert sides.max() <= SIDES[1]
     filled = np.concatenate(
-        [masks_of(one.masks).sum((1, 2)) / one.boxes[:, 2:].prod(1) for one in alone]
+        [decoded(one.masks).sum((1, 2)) / one.boxes[:, 2:].prod(1) for one in alone]
     )
     assert (filled == 1).any()
     assert ((filled > 0.74) & (filled < 0.83)).any()
@@ -79,7 +80,7 @@ def test_a_scene_has_one_to_six_objects_of_some_sizes_and_shapes() -> None:
 def test_an_object_is_covered_by_at_most_its_part() -> None:
     seen = []
     for _, objects in make_scenes(*images(), 200, seed=3):
-        areas = masks_of(objects.masks).sum((1, 2))
+        areas = decoded(objects.masks).sum((1, 2))
         seen.extend(areas / objects.boxes[:, 2:].max(1) ** 2)
     # An ellipse has at least pi / 4 * 0.6 of its square; what is seen of it, this part of that.
     assert min(seen) >= np.pi / 4 * 0.59 * (1 - MOST_COVERED / 100)
@@ -90,7 +91,7 @@ def test_objects_can_be_told_from_what_is_round_them() -> None:
     grey = np.full((4, 32, 32, 3), 128, np.uint8)
     differences = []
     for scene, objects in make_scenes(grey, np.zeros(4, np.int64), 100, seed=0):
-        masks = masks_of(objects.masks)
+        masks = decoded(objects.masks)
         for mask in masks:
             ring = binary_dilation(mask, iterations=3) & ~masks.any(0)
             if ring.any():
@@ -101,7 +102,7 @@ def test_objects_can_be_told_from_what_is_round_them() -> None:
 def test_backgrounds_are_not_flat() -> None:
     slopes = []
     for scene, objects in make_scenes(*images(), 40, seed=5):
-        free = np.array(~masks_of(objects.masks).any(0))
+        free = np.array(~decoded(objects.masks).any(0))
         assert scene[free].std(0).min() > 5
         halves = [scene[:, half][free[:, half]].mean(0) for half in (slice(0, 40), slice(88, None))]
         slopes.append(np.abs(halves[0] - halves[1]).max())
@@ -141,7 +142,7 @@ def test_scenes_of_a_set_are_decoded_to_the_pixels_that_were_made(tmp_path: Path
     made = make_scenes(*splits["test"], 3, seed=4 * 3 + 2)
     for scene, (pixels, objects) in zip(source.test, made, strict=True):
         assert np.array_equal(scene.pixels(), pixels)
-        assert np.array_equal(scene.masks(), masks_of(objects.masks))
+        assert np.array_equal(masks_of(scene), decoded(objects.masks))
         assert (scene.height, scene.width) == (SIDE, SIDE)
     assert [str(scene.file) for scene in source.val] == ["val/00000.png", "val/00001.png"]
 

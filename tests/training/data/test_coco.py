@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw
 
 from app.images import rle
 from tests.support.pictures import turned
+from tests.support.scene_folders import masks_of
 from training.data.scenes import SceneSource, find_scenes
 from training.errors import DataError
 
@@ -97,8 +98,6 @@ def test_boxes_are_read_with_their_classes(make: Make, tmp_path: Path) -> None:
         "1 region is a crowd (iscrowd), which is neither learned nor counted",
         "dog has no object to test with",
     )
-    with pytest.raises(ValueError, match=r"^images/1\.png: has boxes alone$"):
-        scene.masks()
 
 
 def every_layout() -> dict[str, dict[str, tuple[str, str]]]:
@@ -263,7 +262,7 @@ def test_polygons_and_run_lengths_become_masks(tmp_path: Path) -> None:
     source = find_scenes(tmp_path)
     assert source.tasks == ("detection", "segmentation")
     assert left_out(source) == {}
-    masks = source.train[0].masks()
+    masks = masks_of(source.train[0])
     assert masks.shape == (len(forms), HEIGHT, WIDTH)
     assert (masks == expected).all()
     assert source.train[0].objects.boxes.tolist() == [[10, 5, 20, 10]] * len(forms)
@@ -287,7 +286,7 @@ def test_polygons_are_drawn_as_the_tools_of_coco_draw_them(make: Make, tmp_path:
         tmp_path / "test.json", document([image(2)], [annotation(3, 2, segmentation=polygons[1:])])
     )
     expected = reference.decode(reference.merge(reference.frPyObjects(polygons, HEIGHT, WIDTH)))
-    (mask,) = find_scenes(tmp_path).train[0].masks()
+    (mask,) = masks_of(find_scenes(tmp_path).train[0])
     assert np.array_equal(mask, expected.astype(np.bool_))
     assert mask[15, 30]
     assert not mask[15, 20]  # the middle of a star is crossed twice
@@ -509,7 +508,7 @@ def test_annotations_of_the_stored_picture_are_turned_with_it(
         assert scene.objects.boxes.tolist() == [box]
         assert any("taken to be of the upright picture" in note for note in source.findings.notes)
         return
-    assert np.array_equal(scene.masks()[0], red)
+    assert np.array_equal(masks_of(scene)[0], red)
     rows, columns = red.nonzero()
     left, top = columns.min(), rows.min()
     size = [columns.max() - left + 1, rows.max() - top + 1]

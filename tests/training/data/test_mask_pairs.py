@@ -10,6 +10,7 @@ from PIL import Image
 
 from app.images import rle
 from tests.support.pictures import turned
+from tests.support.scene_folders import masks_of
 from training.data.scenes import SceneSource, find_scenes
 from training.errors import DataError
 
@@ -83,7 +84,7 @@ def test_each_value_of_a_grey_mask_is_an_object(dtype: Any, folder: str, tmp_pat
         assert not scene.objects.crowd.any()
         labels = two_objects(dtype)
         expected = [labels == 7, labels > 7]
-        assert np.array_equal(scene.masks(), expected)
+        assert np.array_equal(masks_of(scene), expected)
         assert scene.ignored is None
         assert scene.pixels().shape == (HEIGHT, WIDTH, 3)
 
@@ -99,7 +100,7 @@ def test_each_value_of_a_palette_mask_is_a_class(tmp_path: Path) -> None:
     assert source.classes == ("class 1", "class 2")
     scene = next(one for one in (*source.train, *source.test) if one.file.name == "0.png")
     assert scene.objects.labels.tolist() == [0, 1]
-    assert np.array_equal(scene.masks(), [labels == 1, labels == 2])
+    assert np.array_equal(masks_of(scene), [labels == 1, labels == 2])
     assert scene.ignored is not None
     assert np.array_equal(rle.decode(scene.ignored, HEIGHT, WIDTH), labels == 255)
     assert [note for note in source.findings.notes if "no object to test" not in note] == [

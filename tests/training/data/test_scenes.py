@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.scene_folders import masks_of
 from training.data.scenes import find_scenes
 from training.errors import DataError
 
@@ -27,7 +28,7 @@ def test_nuclei_are_found_whole(real_scenes: Callable[[str], Path]) -> None:
     assert source.findings.objects == {"train": (6755,), "val": (0,), "test": (1144,)}
     assert source.findings.left_out == ()
     scene = source.train[0]
-    assert scene.masks().shape == (len(scene.objects), 256, 256)
+    assert masks_of(scene).shape == (len(scene.objects), 256, 256)
 
 
 def test_a_folder_without_annotated_pictures_is_told_what_is_needed(tmp_path: Path) -> None:

@@ -3,7 +3,9 @@
 import json
 import os
 import subprocess
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +18,8 @@ from tests.training.run.test_distributed import IMPORTABLE, TORCHRUN
 from training.cli import main
 from training.data import cifar_scenes
 from training.data.augmentation import Epoch
+from training.data.cifar_scenes import scenes_of
+from training.data.dataset import Source
 from training.data.scenes import SceneSource, find_scenes
 from training.errors import DataError, RecipeError
 from training.recipes import find_recipe
@@ -30,6 +34,7 @@ from training.tasks.segmentation import IGNORED
 CPU = torch.device("cpu")
 YOLO = find_recipe("yolo").replace(epochs=1, batch_size=4, height=32, width=48)
 UNET = find_recipe("unet").replace(epochs=1, batch_size=4, height=32, width=48)
+_SEEN = "holdout 0.1 and split_seed 0 would hold out for scenes to choose with"
 
 
 @pytest.fixture
@@ -159,6 +164,29 @@ def test_run_begins_with_a_network_of_other_classes(
     layer = {"yolo": "head8.box.1.weight", "unet": "merge.0.conv1.weight"}[name]
     first, second = (read("network.safetensors")[layer] for read in (before, after))
     assert torch.allclose(first, second * (first.norm() / second.norm()), atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, nullcontext()),
+        ({"holdout": 0.05}, pytest.raises(RecipeError, match=f"{_SEEN}; it held out 0.05")),
+        ({"split_seed": 1}, pytest.raises(RecipeError, match=f"{_SEEN}; .* by split_seed 1")),
+    ],
+)
+def test_scenes_to_choose_with_are_made_of_images_that_the_backbone_has_not_seen(
+    source: Source,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, Any],
+    said: AbstractContextManager[object],
+) -> None:
+    monkeypatch.setattr(cifar_scenes, "SCENES", {"train": 2, "val": 2, "test": 2})
+    backbone = find_recipe("yolo-backbone").replace(epochs=1, **changes)
+    train(backbone, source, tmp_path / "backbone", SilentReporter(), device="cpu")
+    recipe = YOLO.replace(start=str(tmp_path / "backbone"))
+    with said:
+        train(recipe, scenes_of(source), tmp_path / "run", SilentReporter(), device="cpu")
 
 
 @pytest.mark.slow
