@@ -242,6 +242,7 @@ def serve_locally(
             raise ConvscopeError(f"Ray Serve could not start the replicas: {exc}") from exc
         on_ready()
         stop.wait()
+        serve.delete(NAME)  # replicas answer what they hold; a shutdown alone cuts it off
         serve.shutdown()  # type: ignore[no-untyped-call]
     finally:
         ray.shutdown()
