@@ -4,14 +4,12 @@ The model sleeps 0.1 s for each image, so that a replica has the same throughput
 A cluster starts in half a minute on two slow processors, and a replica in 5 s; `-rP` shows times.
 """
 
-import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
-from types import ModuleType, TracebackType
-from typing import Any, Self
+from types import ModuleType
+from typing import Any
 
 import psutil
 import pytest
@@ -21,7 +19,8 @@ from bench.harness.processes import free_port
 from bench.serving.ray import node_variables
 from tests.conftest import Picture
 from tests.support.artifacts import write_artifact
-from tests.support.servers import HOST, client, wait_until
+from tests.support.load import Load
+from tests.support.servers import HOST, wait_until
 from tests.support.sleeping_app import IMAGE_SECONDS, open_sleeping
 
 pytestmark = [
@@ -123,54 +122,12 @@ def stopped(node: Any) -> Iterator[None]:
             process.resume()
 
 
-class Load:
-    """Clients that ask without a pause, during the block.
-
-    Attributes:
-        answers: beginning and end of each request, status, and the version that answered.
-    """
-
-    def __init__(self, port: int, image: bytes, clients: int) -> None:
-        self._url, self._image = f"http://{HOST}:{port}/predict", image
-        self._stop = threading.Event()
-        self.answers: list[tuple[float, float, int, str]] = []
-        self._threads = [threading.Thread(target=self._ask) for _ in range(clients)]
-
-    def __enter__(self) -> Self:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(
-        self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None
-    ) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
-
-    def _ask(self) -> None:
-        with client() as session:
-            while not self._stop.is_set():
-                begun = time.monotonic()
-                response = session.post(self._url, content=self._image)
-                version = response.json()["version"] if response.status_code == 200 else ""
-                self.answers.append((begun, time.monotonic(), response.status_code, version))
-
-    def statuses(self) -> Counter[int]:
-        return Counter(status for *_, status, _ in self.answers)
-
-    def rate(self, seconds: float) -> float:
-        """Answers a second in the last seconds."""
-        since = time.monotonic() - seconds
-        return sum(1 for _, end, status, _ in self.answers if end > since) / seconds
-
-
 StartLoad = Callable[[int], Load]
 
 
 @pytest.fixture
 def load(rays: RayCluster, picture: Picture) -> StartLoad:
-    return lambda clients: Load(rays.port, picture("red"), clients)
+    return lambda clients: Load(f"http://{HOST}:{rays.port}", picture("red"), clients)
 
 
 def test_new_version_is_rolled_out_under_load(rays: RayCluster, load: StartLoad) -> None:
