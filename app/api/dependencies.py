@@ -81,3 +81,8 @@ def refuse_repeated(request: Request) -> None:
         if name in seen:
             raise InvalidParameter(f"query parameter {name[:64]!r} stands more than once")
         seen.add(name)
+
+
+async def parameters_once(request: Request) -> None:
+    """As `refuse_repeated`, for routes: FastAPI calls what is no coroutine in a thread."""
+    refuse_repeated(request)

@@ -24,15 +24,15 @@ from prometheus_client.registry import Collector
 from ray import serve
 from ray.serve.config import HTTPOptions
 from ray.serve.schema import LoggingConfig
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp
 
+from app.engines.asgi import AsgiApplication
 from app.errors import BackendFailed, ConvscopeError
 from app.main import Application, create_app
 from app.server.worker import open_in_process
 from app.settings import PREFIX, Settings, read_settings
 from app.telemetry.exposition import Exposition
 from app.telemetry.metrics import Metrics
-from app.telemetry.requests import REQUEST_ID
 
 NAME = "convscope"
 """Of the application."""
@@ -81,7 +81,7 @@ class Replica:
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """Return the ASGI application; Ray runs its lifespan, which proves the models."""
-        return _WithoutRequestId(self._application)
+        return AsgiApplication(self._application, self._settings.body_timeout_seconds)
 
     async def check_health(self) -> None:
         """Have Ray replace this replica if a model hangs, as the supervisor replaces a worker.
@@ -187,22 +187,6 @@ class _Labelled(Collector):
         return merged.values()
 
 
-class _WithoutRequestId:
-    """The application without its `x-request-id`: Ray's server adds the same one."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def forward(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = [header for header in message["headers"] if header[0] != REQUEST_ID]
-                message = {**message, "headers": headers}
-            await send(message)
-
-        await self._app(scope, receive, forward)
-
-
 def serve_locally(
     settings: Settings, host: str, port: int, replicas: int, on_ready: Callable[[], None]
 ) -> None:
@@ -226,6 +210,8 @@ def serve_locally(
     }
     os.environ["RAY_DEDUP_LOGS"] = "0"
     os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 starves replicas on a busy machine
+    # A proxy that is not ready after Ray's 5 s is killed, again and again on a slow machine.
+    os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
     try:
         ray.init(
             address="local",
@@ -256,6 +242,7 @@ def serve_locally(
             raise ConvscopeError(f"Ray Serve could not start the replicas: {exc}") from exc
         on_ready()
         stop.wait()
+        serve.delete(NAME)  # replicas answer what they hold; a shutdown alone cuts it off
         serve.shutdown()  # type: ignore[no-untyped-call]
     finally:
         ray.shutdown()

@@ -6,7 +6,7 @@ import numpy as np
 from fastapi import APIRouter, Depends, Query, Request, Response
 from numpy.typing import NDArray
 
-from app.api.dependencies import artifact_of, refuse_repeated, service_of
+from app.api.dependencies import artifact_of, parameters_once, service_of
 from app.api.negotiation import JSON, PNG, as_json, choose
 from app.api.openapi import document_body, document_problems
 from app.api.pictures import one_picture
@@ -20,7 +20,7 @@ from app.explore.layers import Inside, find_layer
 from app.explore.pictures import choose_grid, choose_scale, enlarged, tile_grid
 from app.images import RgbImage
 
-router = APIRouter(tags=["what is inside"], dependencies=[Depends(refuse_repeated)])
+router = APIRouter(tags=["what is inside"], dependencies=[Depends(parameters_once)])
 
 MAX_JSON_VALUES = 1 << 18
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import numpy as np
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 
-from app.api.dependencies import artifact_of, class_id_of, refuse_repeated, service_of
+from app.api.dependencies import artifact_of, class_id_of, parameters_once, service_of
 from app.api.negotiation import CSV, JSON, PNG, choose, respond_unless_known
 from app.api.openapi import document_problems
 from app.api.queries import ClassName, ConfusionCellQuery, ConfusionMatrixQuery
@@ -30,7 +30,7 @@ from app.errors import UnknownClass
 from app.explore.confusion_matrix import Counted, contact_sheet, draw_matrix, normalized
 from app.explore.pictures import data_url
 
-router = APIRouter(tags=["what is inside"], dependencies=[Depends(refuse_repeated)])
+router = APIRouter(tags=["what is inside"], dependencies=[Depends(parameters_once)])
 
 _OFFERS = {"json": JSON, "png": PNG, "csv": CSV}
 _CELL_OFFERS = {"json": JSON, "png": PNG}

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 
-from app.api.dependencies import artifact_of, refuse_repeated, service_of
+from app.api.dependencies import artifact_of, parameters_once, service_of
 from app.api.negotiation import JSON, PNG, choose, one_in_png
 from app.api.openapi import document_body, document_problems
 from app.api.pictures import answered_pictures
@@ -21,7 +21,7 @@ from app.images.decode import decode_whole
 from app.images.placement import Placement
 from app.tasks.detection import Found, Interpreter
 
-router = APIRouter(tags=["detect"], dependencies=[Depends(refuse_repeated)])
+router = APIRouter(tags=["detect"], dependencies=[Depends(parameters_once)])
 
 _OFFERS = {"json": JSON, "png": PNG}
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 
-from app.api.dependencies import artifact_of, refuse_repeated, service_of
+from app.api.dependencies import artifact_of, parameters_once, service_of
 from app.api.negotiation import JSON, PNG, choose, respond_unless_known
 from app.api.openapi import document_problems
 from app.api.queries import EvaluationQuery
@@ -20,7 +20,7 @@ from app.errors import UnknownModel, WrongTask
 from app.explore.bars import draw_bars
 from app.explore.curves import Line, draw_curves
 
-router = APIRouter(tags=["what is inside"], dependencies=[Depends(refuse_repeated)])
+router = APIRouter(tags=["what is inside"], dependencies=[Depends(parameters_once)])
 
 _OFFERS = {"json": JSON, "png": PNG}
 

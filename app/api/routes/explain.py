@@ -6,7 +6,7 @@ from typing import Annotated
 import numpy as np
 from fastapi import APIRouter, Depends, Query, Request, Response
 
-from app.api.dependencies import artifact_of, class_id_of, refuse_repeated, service_of
+from app.api.dependencies import artifact_of, class_id_of, parameters_once, service_of
 from app.api.negotiation import JSON, PNG, as_json, choose
 from app.api.openapi import document_body, document_problems
 from app.api.pictures import Picture, one_picture
@@ -26,7 +26,7 @@ from app.images.placement import place
 # prediction does not wait long behind it.
 TURN_MACS = 2_000_000_000
 
-router = APIRouter(tags=["what is inside"], dependencies=[Depends(refuse_repeated)])
+router = APIRouter(tags=["what is inside"], dependencies=[Depends(parameters_once)])
 
 OVERLAY_SIDE = 1024
 LEAST_OVERLAY_SIDE = 256

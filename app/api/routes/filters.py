@@ -11,7 +11,7 @@ import numpy as np
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from numpy.typing import NDArray
 
-from app.api.dependencies import artifact_of, refuse_repeated, service_of
+from app.api.dependencies import artifact_of, parameters_once, service_of
 from app.api.negotiation import JSON, PNG, as_json, choose, respond_unless_known
 from app.api.openapi import document_problems
 from app.api.queries import FilterQuery, FiltersQuery
@@ -24,7 +24,7 @@ from app.explore.filters import filter_tiles, strongest_tiles
 from app.explore.layers import biases_of
 from app.explore.pictures import choose_grid, choose_scale, enlarged, tile_grid
 
-router = APIRouter(tags=["what is inside"], dependencies=[Depends(refuse_repeated)])
+router = APIRouter(tags=["what is inside"], dependencies=[Depends(parameters_once)])
 
 MAX_JSON_WEIGHTS = 1 << 20
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 
-from app.api.dependencies import artifact_of, refuse_repeated, service_of
+from app.api.dependencies import artifact_of, parameters_once, service_of
 from app.api.openapi import document_body, document_problems
 from app.api.pictures import answered_pictures
 from app.api.queries import PredictQuery
@@ -18,7 +18,7 @@ from app.tasks.classification import Interpreter
 
 PATH = "/predict"
 
-router = APIRouter(tags=["classify"], dependencies=[Depends(refuse_repeated)])
+router = APIRouter(tags=["classify"], dependencies=[Depends(parameters_once)])
 
 
 @router.post(

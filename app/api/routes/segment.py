@@ -11,7 +11,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 
-from app.api.dependencies import artifact_of, refuse_repeated, service_of
+from app.api.dependencies import artifact_of, parameters_once, service_of
 from app.api.negotiation import JSON, PNG, choose, one_in_png
 from app.api.openapi import document_body, document_problems
 from app.api.pictures import Answered, answered_pictures
@@ -25,7 +25,7 @@ from app.explore.pictures import DRAWN_SIDE
 from app.images.decode import decode_whole, warning_of
 from app.tasks.segmentation import Described, Interpreter
 
-router = APIRouter(tags=["segment"], dependencies=[Depends(refuse_repeated)])
+router = APIRouter(tags=["segment"], dependencies=[Depends(parameters_once)])
 
 MAX_OUTPUT_BYTES = 256 << 20
 """Of a request: the maps of all its images are in memory until the last mask is made."""

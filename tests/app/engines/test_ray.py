@@ -1,11 +1,13 @@
 """`convscope serve --engine ray` answers as `convscope serve` does.
 
-Needs the extra `ray`. Two servers start once for all tests: a minute on two slow processors.
+Needs the extra `ray`. Three servers start once for all tests: a minute on two slow processors.
 """
 
 import base64
 import json
 import re
+import signal
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -15,9 +17,10 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from bench.harness.requests import end_of_form, form_type, part
+from bench.harness.requests import end_of_form, form_type, message, part
+from bench.serving.ray import node_variables
 from tests.conftest import Picture
-from tests.support.servers import CONVSCOPE, Server, client, failed, get, post, started
+from tests.support.servers import CONVSCOPE, Server, client, failed, get, started
 
 pytestmark = [
     pytest.mark.cluster,
@@ -58,6 +61,14 @@ def rays(inside_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     log = tmp_path_factory.mktemp("ray") / "log"
     command = [*CONVSCOPE, "serve", "--engine", "ray", "--workers", "1"]
     with started(command, inside_store, log, **LIMITS) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def haproxy(inside_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    log = tmp_path_factory.mktemp("haproxy") / "log"
+    command = [*CONVSCOPE, "serve", "--engine", "ray", "--workers", "1"]
+    with started(command, inside_store, log, **LIMITS, **node_variables()) as server:
         yield server
 
 
@@ -122,14 +133,16 @@ def answer(server: Server, case: Case) -> tuple[int, list[tuple[str, str]], byte
     return response.status_code, kept, body
 
 
-def test_answers_are_those_of_our_own_server(own: Server, rays: Server, picture: Picture) -> None:
+def test_answers_are_those_of_our_own_server(
+    own: Server, rays: Server, haproxy: Server, picture: Picture
+) -> None:
     given = cases(picture)
     ours = {name: answer(own, case) for name, case in given.items()}
-    theirs = {name: answer(rays, case) for name, case in given.items()}
-    for name in given:
-        assert (name, theirs[name]) == (name, ours[name])
     assert {status for status, *_ in ours.values()} >= {200, 400, 404, 405, 413, 415, 422}
-    assert counted(rays) == counted(own)
+    for server in (rays, haproxy):
+        for name, case in given.items():
+            assert (name, answer(server, case)) == (name, ours[name])
+        assert counted(server) == counted(own)
 
 
 def counted(server: Server) -> dict[tuple[str, ...], float]:
@@ -175,14 +188,21 @@ def test_address_in_use_is_one_line(rays: Server, inside_store: Path) -> None:
     assert f"cannot listen on 127.0.0.1:{rays.port}" in done.stderr
 
 
-def test_sigterm_ends_ray_and_answers_what_was_sent(
-    inside_store: Path, tmp_path: Path, picture: Picture
+@pytest.mark.parametrize("engine", ["rays", "haproxy"])
+def test_sigterm_ends_ray_and_answers_what_was_begun(
+    engine: str, request: pytest.FixtureRequest, picture: Picture
 ) -> None:
-    command = [*CONVSCOPE, "serve", "--engine", "ray", "--workers", "1"]
-    with started(command, inside_store, tmp_path / "log", **LIMITS) as server:
-        assert post(f"{server.url}/predict", content=picture("red")).status_code == 200
-        processes = server.process.children()
-        assert server.stop() == 0
-        assert processes
+    server: Server = request.getfixturevalue(engine)
+    image = picture("red")
+    whole = message("POST /predict", image, "Content-Type: image/png", "Connection: close")
+    with server.connect() as connection:
+        connection.sendall(whole[:-10])
+        time.sleep(0.5)
+        server.process.send_signal(signal.SIGTERM)
+        time.sleep(1)
+        connection.sendall(whole[-10:])
+        answered = connection.makefile("rb").read()
+    assert answered.startswith(b"HTTP/1.1 200 ")
+    assert server.process.wait() == 0
     with pytest.raises(httpx.ConnectError):
         get(server.url)

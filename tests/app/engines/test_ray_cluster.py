@@ -1,24 +1,26 @@
 """Replicas on a cluster: a head without processors and two nodes, all on this machine.
 
 The model sleeps 0.1 s for each image, so that a replica has the same throughput on a busy machine.
-A cluster starts in half a minute on two slow processors, and a replica in 10 s.
+A cluster starts in half a minute on two slow processors, and a replica in 5 s; `-rP` shows times.
 """
 
-import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
-from types import ModuleType, TracebackType
-from typing import Any, Self
+from types import ModuleType
+from typing import Any
 
+import psutil
 import pytest
 
 from bench import ROOT
 from bench.harness.processes import free_port
+from bench.serving.ray import node_variables
 from tests.conftest import Picture
 from tests.support.artifacts import write_artifact
-from tests.support.servers import HOST, client, wait_until
+from tests.support.load import Load
+from tests.support.servers import HOST, wait_until
 from tests.support.sleeping_app import IMAGE_SECONDS, open_sleeping
 
 pytestmark = [
@@ -28,18 +30,21 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # Ray's own
 ]
 
+PARTITION_SECONDS = 15
+
+NOTICED_SECONDS = 4
+"""After which HAProxy sends nothing to a replica that does not answer."""
+
 START_SECONDS = 120
 """Of a replica, on a busy machine."""
 
 VARIABLES = {
+    **node_variables(),
     "CONVSCOPE_DEFAULT_MODEL": "colour/1",
     "CONVSCOPE_INFERENCE": "thread",
     "CONVSCOPE_MAX_WAIT_MS": "5000",
     "PYTHONPATH": str(ROOT),
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_worker_niceness": "0",
-    "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
-    "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
+    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
 }
 
 
@@ -60,7 +65,7 @@ class RayCluster:
         )
         self.nodes = [self.cluster.add_node(num_cpus=2) for _ in range(2)]
         ray.init(address=self.cluster.address, logging_level=40, log_to_driver=False)
-        # The proxy is on the head, which is not killed.
+        # HAProxy is on the head, which is not killed.
         options = HTTPOptions(host=HOST, port=port, request_timeout_s=60)
         ray.serve.start(proxy_location="HeadOnly", http_options=options, logging_config=QUIET)
 
@@ -103,46 +108,18 @@ def rays(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
         cluster.stop()
 
 
-class Load:
-    """Clients that ask without a pause, during the block.
-
-    Attributes:
-        answers: beginning and end of each request, status, and the version that answered.
-    """
-
-    def __init__(self, port: int, image: bytes, clients: int) -> None:
-        self._url, self._image = f"http://{HOST}:{port}/predict", image
-        self._stop = threading.Event()
-        self.answers: list[tuple[float, float, int, str]] = []
-        self._threads = [threading.Thread(target=self._ask) for _ in range(clients)]
-
-    def __enter__(self) -> Self:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(
-        self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None
-    ) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
-
-    def _ask(self) -> None:
-        with client() as session:
-            while not self._stop.is_set():
-                begun = time.monotonic()
-                response = session.post(self._url, content=self._image)
-                version = response.json()["version"] if response.status_code == 200 else ""
-                self.answers.append((begun, time.monotonic(), response.status_code, version))
-
-    def statuses(self) -> Counter[int]:
-        return Counter(status for *_, status, _ in self.answers)
-
-    def rate(self, seconds: float) -> float:
-        """Answers a second in the last seconds."""
-        since = time.monotonic() - seconds
-        return sum(1 for _, end, status, _ in self.answers if end > since) / seconds
+@contextmanager
+def stopped(node: Any) -> Iterator[None]:
+    """Stop all processes of a node meanwhile, as if no packet reached them."""
+    raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
+    processes = [raylet, *raylet.children(recursive=True)]
+    for process in processes:
+        process.suspend()
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.resume()
 
 
 StartLoad = Callable[[int], Load]
@@ -150,7 +127,7 @@ StartLoad = Callable[[int], Load]
 
 @pytest.fixture
 def load(rays: RayCluster, picture: Picture) -> StartLoad:
-    return lambda clients: Load(rays.port, picture("red"), clients)
+    return lambda clients: Load(f"http://{HOST}:{rays.port}", picture("red"), clients)
 
 
 def test_new_version_is_rolled_out_under_load(rays: RayCluster, load: StartLoad) -> None:
@@ -165,11 +142,30 @@ def test_new_version_is_rolled_out_under_load(rays: RayCluster, load: StartLoad)
     assert (versions[0], versions[-1]) == ("1", "2")
 
 
-def test_scaling_down_loses_nothing(rays: RayCluster, load: StartLoad) -> None:
-    rays.deploy(2, num_replicas=2)
+def test_partition_leaves_the_other_side_serving(rays: RayCluster, load: StartLoad) -> None:
+    rays.deploy(2, num_replicas=2, max_replicas_per_node=1)
+    wait_until(lambda: rays.only_runs(2), START_SECONDS)
     with load(6) as asked:
         time.sleep(1)
-        rays.deploy(2, num_replicas=1)
+        cut = time.monotonic()
+        with stopped(rays.nodes[-1]):
+            time.sleep(PARTITION_SECONDS)
+        healed = time.monotonic()
+        time.sleep(3)
+    late = [one for one in asked.answers if one[0] > cut + NOTICED_SECONDS]
+    assert {status for *_, status, _ in late} == {200}
+    meanwhile = [end for _, end, *_ in late if end < healed]
+    assert len(meanwhile) > 0.8 * (PARTITION_SECONDS - NOTICED_SECONDS) / IMAGE_SECONDS
+    assert rays.only_runs(2)
+    with load(6) as asked:
+        time.sleep(3)
+        assert asked.rate(2) > 1.5 / IMAGE_SECONDS  # both answer
+
+
+def test_scaling_down_loses_nothing(rays: RayCluster, load: StartLoad) -> None:
+    with load(6) as asked:
+        time.sleep(1)
+        rays.deploy(2, num_replicas=1, max_replicas_per_node=1)
         wait_until(lambda: rays.only_runs(1))
         time.sleep(1)
     assert set(asked.statuses()) == {200}
@@ -191,7 +187,9 @@ def test_replicas_are_added_when_requests_wait(rays: RayCluster, load: StartLoad
         assert rays.only_runs(1)
     assert before == pytest.approx(1 / IMAGE_SECONDS, rel=0.2)
     with load(6) as asked:
+        doubled = time.monotonic()
         wait_until(lambda: rays.only_runs(2), START_SECONDS)
+        print(f"a second replica after {time.monotonic() - doubled:.1f} s")
         time.sleep(6)
         after = asked.rate(5)
     assert set(asked.statuses()) == {200}
@@ -200,12 +198,14 @@ def test_replicas_are_added_when_requests_wait(rays: RayCluster, load: StartLoad
 
 def test_killed_node_takes_only_the_requests_inside_it(rays: RayCluster, load: StartLoad) -> None:
     rays.deploy(2, num_replicas=2)
+    wait_until(lambda: rays.only_runs(2), START_SECONDS)
     with load(4) as asked:
         time.sleep(1)
         killed = time.monotonic()
         rays.cluster.remove_node(rays.nodes.pop(), allow_graceful=False)
         wait_until(lambda: rays.replicas().get("RUNNING") != 2)
         wait_until(lambda: rays.only_runs(2), START_SECONDS)
+        print(f"whole again {time.monotonic() - killed:.1f} s after a node was killed")
         time.sleep(1)
     failed = [begun for begun, _, status, _ in asked.answers if status != 200]
     assert len(failed) <= 4
