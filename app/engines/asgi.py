@@ -85,12 +85,14 @@ class _Body:
         self._whole = False
 
     async def at_once(self) -> bytes | None:
-        """Return all of the body if it is there in a moment."""
+        """Return all of the body if it is there in a moment, and the client too."""
         try:
             async with asyncio.timeout(_AT_ONCE_SECONDS):
                 while not self._whole:
                     self._ahead.append(await self._next())
         except TimeoutError:
+            return None
+        if self._ahead[-1]["type"] == "http.disconnect":
             return None
         return b"".join(message.get("body", b"") for message in self._ahead)
 

@@ -81,31 +81,49 @@ async def test_body_in_pieces_is_answered(connect: Connect, picture: Picture) ->
     assert response.json()["predictions"][0]["label"] == "red"
 
 
-async def test_body_that_does_not_arrive_in_time_is_refused(connect: Connect) -> None:
+SCOPE = {
+    "type": "http",
+    "method": "POST",
+    "path": "/predict",
+    "raw_path": b"/predict",
+    "query_string": b"",
+    "headers": [(b"content-type", b"image/png"), (b"content-length", b"100")],
+    "client": None,
+}
+
+
+async def answer_to(client: httpx.AsyncClient, *messages: Message) -> list[Message]:
+    """Return what is sent to a client that sends these messages, and then nothing."""
     sent: list[Message] = []
+    waiting = iter(messages)
 
     async def receive() -> Message:
+        for message in waiting:
+            return message
         return await asyncio.Future()
 
     async def send(message: Message) -> None:
         sent.append(message)
 
-    headers = [
-        (b"content-type", b"image/png"),
-        (b"content-length", b"100"),
-    ]
-    scope = {
-        "type": "http",
-        "method": "POST",
-        "path": "/predict",
-        "raw_path": b"/predict",
-        "query_string": b"",
-        "headers": headers,
-        "client": None,
-    }
+    async with asyncio.timeout(10):
+        await AsgiApplication(application_of(client), 0.3)(dict(SCOPE), receive, send)
+    return sent
+
+
+async def test_body_of_a_client_that_leaves_is_not_taken_for_whole(
+    connect: Connect, picture: Picture
+) -> None:
+    part = {"type": "http.request", "body": picture("red"), "more_body": True}
     async with connect() as client:
-        async with asyncio.timeout(10):
-            await AsgiApplication(application_of(client), 0.3)(scope, receive, send)
+        await answer_to(client, part, {"type": "http.disconnect"})
+        lines = (await client.get("/metrics")).text
+    assert f'route="/predict",status="{CLIENT_GONE}"' in lines
+    assert 'route="/predict",status="200"' not in lines
+
+
+async def test_body_that_does_not_arrive_in_time_is_refused(connect: Connect) -> None:
+    async with connect() as client:
+        sent = await answer_to(client)
     assert sent[0]["status"] == 408
     assert b"body did not arrive within the limit of 0.3 seconds" in sent[1]["body"]
 
