@@ -17,13 +17,14 @@ from pathlib import Path
 
 import httpx
 import pytest
-import yaml
 
 from bench import ROOT
 from bench.serving.ray import node_variables
 from tests.conftest import Picture
 from tests.support.load import Load
 from tests.support.servers import get, wait_until
+
+yaml = pytest.importorskip("yaml", reason="PyYAML comes with Ray")
 
 IP = shutil.which("ip")
 BIN = Path(sys.executable).parent
