@@ -110,6 +110,7 @@ class Namespaces:
                         os.kill(int(pid), number)
             time.sleep(3)
         for node in NODES:
+            ip("link", "del", self.name(node))  # a process that still ends holds its namespace
             ip("netns", "del", self.name(node))
         ip("link", "del", BRIDGE)
 
