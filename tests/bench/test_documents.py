@@ -11,6 +11,7 @@ from bench.quality.ood_scores import score_table
 from bench.quality.photographs import photograph_table
 from bench.serving import report
 from bench.serving.explain import explanation_table
+from bench.serving.ray import ray_table
 from bench.serving.results import Run
 from bench.serving.scenes import scenes_table
 from bench.training.exercise import ExerciseResults, exercise_table
@@ -44,6 +45,11 @@ def test_performance_shows_the_rates_of_boxes_and_masks() -> None:
     found = _results("scenes")
     table = scenes_table(found["rows"], found["machine"]["processor"])
     assert _document("performance.md", "scenes") == table
+
+
+def test_scaling_shows_what_a_request_costs_behind_ray() -> None:
+    found = _results("ray")
+    assert _document("scaling.md", "ray") == ray_table(found, found["machine"]["processor"])
 
 
 def test_confidence_shows_the_scores_of_foreign_images() -> None:

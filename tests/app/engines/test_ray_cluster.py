@@ -4,6 +4,7 @@ The model sleeps 0.1 s for each image, so that a replica has the same throughput
 A cluster starts in half a minute on two slow processors, and a replica in 5 s; `-rP` shows times.
 """
 
+import secrets
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -102,6 +103,7 @@ def rays(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {**VARIABLES, "CONVSCOPE_STORE": str(store)}.items():
             patch.setenv(name, value)
+        patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
         patch.delenv("PROMETHEUS_MULTIPROC_DIR", raising=False)
         cluster = RayCluster(free_port())
         yield cluster

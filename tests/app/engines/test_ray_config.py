@@ -1,11 +1,13 @@
-"""`deploy/ray/serve.yaml` is what Ray Serve reads, and names what there is."""
+"""`deploy/ray` has what Ray reads, and names what there is."""
 
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
 from app.settings import Settings, check_names
 from bench import ROOT
+from bench.serving.ray import node_variables
 
 yaml = pytest.importorskip("yaml", reason="PyYAML comes with Ray")
 
@@ -26,6 +28,22 @@ def test_ray_does_not_end_what_the_service_would_end_itself() -> None:
         CONFIG["http_options"]["keep_alive_timeout_s"]
         == Settings.model_fields["keep_alive_seconds"].default
     )
+
+
+def test_variables_of_nodes_are_documented() -> None:
+    text = (ROOT / "docs" / "scaling.md").read_text()
+    assert [name for name in node_variables() if f"`{name}`" not in text] == []
+
+
+@needs_ray
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # Ray's own
+def test_ray_serve_reads_the_variables_of_nodes() -> None:
+    from ray import serve
+
+    source = (Path(serve.__file__).parent / "_private" / "constants.py").read_text()
+    names = [name for name in node_variables() if name.startswith("RAY_SERVE_")]
+    assert [name for name in names if f'"{name}"' not in source] == []
 
 
 @needs_ray

@@ -17,13 +17,14 @@ from pathlib import Path
 
 import httpx
 import pytest
-import yaml
 
 from bench import ROOT
 from bench.serving.ray import node_variables
 from tests.conftest import Picture
 from tests.support.load import Load
 from tests.support.servers import get, wait_until
+
+yaml = pytest.importorskip("yaml", reason="PyYAML comes with Ray")
 
 IP = shutil.which("ip")
 BIN = Path(sys.executable).parent
@@ -109,6 +110,7 @@ class Namespaces:
                         os.kill(int(pid), number)
             time.sleep(3)
         for node in NODES:
+            ip("link", "del", self.name(node))  # a process that still ends holds its namespace
             ip("netns", "del", self.name(node))
         ip("link", "del", BRIDGE)
 
