@@ -176,10 +176,9 @@ def _service_times(address: Address) -> ServiceTimes:
         if found.errors:  # so many may not wait for a slow model
             break
         seconds.append(size / found.requests_per_second)
-    rate = 0.1 / seconds[0]
-    alone = open_loop(address, requests, rate, 2 * SECONDS, connections=1).latency[200]
+    alone = closed_loop(address, requests, 1, 2 * SECONDS).latency
     outside = max(0.0, alone.p50 / 1000 - seconds[0])
-    return ServiceTimes(BATCHES[: len(seconds)], tuple(seconds), _PARTS, _factors(alone), outside)
+    return ServiceTimes(BATCHES[: len(seconds)], tuple(seconds), _PARTS, _delays(alone), outside)
 
 
 def _highest_rate(address: Address) -> float:
@@ -193,13 +192,13 @@ def _highest_rate(address: Address) -> float:
     return max(rates)
 
 
-def _factors(alone: Latency) -> tuple[float, ...]:
-    """Return how latencies of requests one at a time vary about their mean."""
+def _delays(alone: Latency) -> tuple[float, ...]:
+    """Return the seconds by which latencies of requests one at a time differ from their mean."""
     values = (alone.p50, alone.p50, alone.p90, alone.p99, alone.p999, alone.max)
     widths = [after - before for before, after in pairwise(_PARTS)]
     middles = [(low + high) / 2 for low, high in pairwise(values)]
     mean = sum(width * middle for width, middle in zip(widths, middles, strict=True))
-    return tuple(value / mean for value in values)
+    return tuple((value - mean) / 1000 for value in values)
 
 
 def _compare(model: str, address: Address, service: ServiceTimes, share: float) -> dict[str, Any]:

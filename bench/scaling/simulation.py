@@ -25,15 +25,15 @@ class ServiceTimes:
     Attributes:
         batches: sizes, ascending from 1, the last of them the most that a worker takes at once.
         seconds: for a batch of each of these sizes, on average.
-        parts: of a service time's distribution, ascending from 0 to 1.
-        factors: of the average at each of these parts.
+        parts: of all batches, ascending from 0 to 1.
+        delays: seconds that a batch takes beyond the average, at each of these parts.
         outside: seconds of a request during which its worker can do other things.
     """
 
     batches: tuple[int, ...]
     seconds: tuple[float, ...]
     parts: tuple[float, ...]
-    factors: tuple[float, ...]
+    delays: tuple[float, ...]
     outside: float = 0.0
 
     @property
@@ -44,7 +44,7 @@ class ServiceTimes:
     def draw(self, batch: int, generator: _Random) -> float:
         """Return the seconds that a batch takes this time."""
         average = _between(batch, self.batches, self.seconds)
-        return average * _between(generator.random(), self.parts, self.factors)
+        return max(average + _between(generator.random(), self.parts, self.delays), 0.0)
 
 
 class Worker:

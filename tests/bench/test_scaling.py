@@ -16,11 +16,11 @@ from bench.scaling.simulation import (
     simulate,
 )
 
-STEADY = ServiceTimes((1, 2), (0.01, 0.01), (0.0, 1.0), (1.0, 1.0))
+STEADY = ServiceTimes((1, 2), (0.01, 0.01), (0.0, 1.0), (0.0, 0.0))
 
 
 def _one_by_one(seconds: float) -> ServiceTimes:
-    return ServiceTimes((1,), (seconds,), (0.0, 1.0), (1.0, 1.0))
+    return ServiceTimes((1,), (seconds,), (0.0, 1.0), (0.0, 0.0))
 
 
 @pytest.mark.parametrize("load", [0.3, 0.7])
