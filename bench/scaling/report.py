@@ -11,7 +11,29 @@ from bench.scaling.autoscaling import Second
 Row = Mapping[str, Any]
 
 
-def compared_table(rows: Sequence[Row]) -> str:
+BALANCED_BY_A_CORE = 2_040_000 / 64
+"""Requests a second of HAProxy 2.3 on a machine of 64 cores, as its makers measured in 2021."""
+
+SCRAPE_SECONDS = 15
+"""Between two looks at a machine's metrics."""
+
+
+def scaling_tables(found: Mapping[str, Any], processor: str) -> str:
+    """Return all tables of `docs/scaling.md` as Markdown."""
+    first = found["sizes"][0]
+    return "\n\n".join(
+        [
+            f"One worker on one core of {processor}, PNG of 32×32 pixels.",
+            _compared_table(found["compared"]),
+            _asked_table(found["asked"]),
+            _sizes_table(found["sizes"]),
+            f"What else `{first['model']}` takes:",
+            _bottlenecks_table(first),
+        ]
+    )
+
+
+def _compared_table(rows: Sequence[Row]) -> str:
     """Return latencies measured and simulated, of one worker."""
     columns = ["model", "requests/s", "p50, ms", "simulated", "p99, ms", "simulated", "ratio"]
     cells = [
@@ -29,7 +51,7 @@ def compared_table(rows: Sequence[Row]) -> str:
     return table(columns, cells)
 
 
-def asked_table(rows: Sequence[Row]) -> str:
+def _asked_table(rows: Sequence[Row]) -> str:
     """Return simulated latencies, a line for each number of workers, a column for each balancer."""
     balancers = list(dict.fromkeys(row["balancer"] for row in rows))
     p99 = {(row["model"], row["workers"], row["balancer"]): row["p99_ms"] for row in rows}
@@ -48,7 +70,7 @@ def asked_table(rows: Sequence[Row]) -> str:
     )
 
 
-def sizes_table(rows: Sequence[Row]) -> str:
+def _sizes_table(rows: Sequence[Row]) -> str:
     """Return the cores that so many requests a second take, and what a million requests cost."""
     columns = ["model", "requests/s of a core", "$ a million requests"]
     columns += [f"cores for {rate:,}/s" for rate in rows[0]["rates"]]
@@ -64,23 +86,17 @@ def sizes_table(rows: Sequence[Row]) -> str:
     return table(columns, cells)
 
 
-def bottlenecks_table(row: Row, balanced_by_a_core: float, scrape_seconds: float) -> str:
-    """Return what stands before and beside the workers of one model.
-
-    Args:
-        row: of the model's sizes.
-        balanced_by_a_core: requests a second that a core of a load balancer forwards.
-        scrape_seconds: between two looks at a machine's metrics.
-    """
+def _bottlenecks_table(row: Row) -> str:
+    """Return what stands before and beside the workers of one model."""
     moved = 8 * (row["bytes_of_a_request"] + row["bytes_of_an_answer"])
     lines = {
         "machines": [f"{machines:,}" for machines in row["machines"]],
         "network, Gbit/s": [f"{rate * moved / 1e9:.2f}" for rate in row["rates"]],
         "cores of load balancers": [
-            f"{math.ceil(rate / balanced_by_a_core):,}" for rate in row["rates"]
+            f"{math.ceil(rate / BALANCED_BY_A_CORE):,}" for rate in row["rates"]
         ],
         "metrics, samples/s": [
-            f"{machines * row['series_of_a_machine'] / scrape_seconds:,.0f}"
+            f"{machines * row['series_of_a_machine'] / SCRAPE_SECONDS:,.0f}"
             for machines in row["machines"]
         ],
     }

@@ -9,6 +9,7 @@ from bench.quality.degradations import degradation_table
 from bench.quality.explanations import explanation_table as explanation_figures
 from bench.quality.ood_scores import score_table
 from bench.quality.photographs import photograph_table
+from bench.scaling.report import scaling_tables
 from bench.serving import report
 from bench.serving.explain import explanation_table
 from bench.serving.ray import ray_table
@@ -50,6 +51,13 @@ def test_performance_shows_the_rates_of_boxes_and_masks() -> None:
 def test_scaling_shows_what_a_request_costs_behind_ray() -> None:
     found = _results("ray")
     assert _document("scaling.md", "ray") == ray_table(found, found["machine"]["processor"])
+
+
+def test_scaling_shows_what_was_simulated_and_measured() -> None:
+    found = _results("scaling")
+    assert _document("scaling.md", "scaling") == scaling_tables(
+        found, found["machine"]["processor"]
+    )
 
 
 def test_confidence_shows_the_scores_of_foreign_images() -> None:
